@@ -1,0 +1,421 @@
+"""A weight update ΔW held as its factors.
+
+Every update here is one of two structures:
+
+* :class:`BlockProduct`: block (i, j) of ΔW is ``B_i · diag(Σ_ij) · A_j`` (BoRA, eq. 4). LoRA is the case of
+  one block, so it costs nothing extra.
+* :class:`DirectSum`: ΔW is block-diagonal (MELoRA), each block an update of its own.
+
+Both keep one small contract: ``facts``, ``cores()`` (small matrices with the singular values of ΔW),
+``expanded()`` (B', Σ', A' of eq. 6) and ``to_dense()``. The scaling α/r is folded into Σ when the update is
+built, so that nobody can forget it.
+
+Equations are those of BoRA, arXiv 2508.06953.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Activation = Literal["exp-norm", "no-exp", "no-norm", "identity"]
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+
+# Spacing of the floating-point numbers next to 1, by the name that PyTorch and NumPy share.
+EPSILON = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+    "float8_e4m3fn": 2.0**-3,
+    "float8_e5m2": 2.0**-2,
+}
+
+
+class FactorError(ValueError):
+    """A factor that cannot be used. ``factor`` is its name: ``"A"``, ``"B"`` or ``"sigma"``."""
+
+    def __init__(self, factor: str, message: str):
+        super().__init__(f"{factor} {message}")
+        self.factor = factor
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about an update without computing anything.
+
+    Attributes
+    ----------
+    method : ``"lora"``, ``"melora"``, ``"bora"`` …
+    out_features, in_features : m and n of ΔW ∈ R^{m×n}.
+    r : rank of one factor pair; the largest one where MELoRA's minis differ.
+    blocks : number of blocks b (MELoRA: number of minis).
+    scaling : factor in front of the product; NaN where MELoRA's minis differ.
+    parameters : trained numbers, σ included.
+    macs_per_token : multiply-adds per token beyond the frozen layer's m·n. The paper's "FLOPs" (§3.4) count one
+        per multiply-add; in the usual convention a multiply-add is two FLOPs.
+    rank_bound : least upper bound on rank(ΔW) that the sizes alone give; min(m, n, br) for BoRA (eq. 7).
+    dtype : the coarsest dtype in which a factor was stored (the computation is in float64).
+    """
+
+    method: str
+    out_features: int
+    in_features: int
+    r: int
+    blocks: int
+    scaling: float
+    parameters: int
+    macs_per_token: int
+    rank_bound: int
+    dtype: str
+
+
+class Expanded(NamedTuple):
+    """ΔW = B' Σ' A' (eq. 6), dense float64 matrices; Σ' carries the scaling."""
+
+    B: Array  # (m, Σr), block-diagonal
+    sigma: Array  # (Σr, Σr)
+    A: Array  # (Σr, n), block-diagonal
+
+
+class Update(Protocol):
+    """What the rest of the package asks of a weight update."""
+
+    @property
+    def facts(self) -> Facts: ...
+
+    def cores(self) -> list[Array]:
+        """Stacks (k, p, q) in float64 whose singular values, united, are the non-zero ones of ΔW."""
+        ...
+
+    def expanded(self) -> Expanded: ...
+
+    def slots(self) -> list[Array]:
+        """The S_k, scaling included: square matrices with rank(Σ') = Σ_k rank(S_k)."""
+        ...
+
+    def factor_cores(self) -> tuple[list[Array], list[Array]]:
+        """Stacks with the non-zero singular values of B' and of A'."""
+        ...
+
+    def to_dense(self) -> Array:
+        """ΔW as an (m, n) float64 matrix. For tests, pictures and small layers."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class BlockProduct:
+    """ΔW_ij = B_i · diag(sigma[i, j]) · A_j, with i the output block and j the input block (eq. 4)."""
+
+    facts: Facts
+    B: Array  # (b, m/b, r), as stored
+    sigma: Array  # (b, b, r) float64, activated, scaling folded in
+    A: Array  # (b, r, n/b), as stored
+
+    def cores(self) -> list[Array]:
+        """One core C with C_ij = R_i Σ_ij L_jᵀ, where B_i = Q_i R_i and A_jᵀ = P_j L_j.
+
+        blkdiag(Q_i) and blkdiag(P_j) have orthonormal columns, so σ(C) = σ(ΔW) exactly. C has at most
+        min(m, br) × min(n, br) entries. Cost: O((m + n) r²) for the QR steps, O(b² r³) for the products.
+        """
+        R = np.stack([_triangle(block) for block in self.B])  # (b, p, r), p = min(m/b, r)
+        L = np.stack([_triangle(block.T) for block in self.A])  # (b, q, r), q = min(n/b, r)
+        blocks = (R[:, None] * self.sigma[:, :, None, :]) @ L.transpose(0, 2, 1)[None]  # (b, b, p, q)
+        b, _, p, q = blocks.shape
+        return [blocks.transpose(0, 2, 1, 3).reshape(1, b * p, b * q)]
+
+    def expanded(self) -> Expanded:
+        b, _, r = self.sigma.shape
+        middle = np.zeros((b, r, b, r))
+        slot = np.arange(r)
+        middle[:, slot, :, slot] = self.sigma.transpose(2, 0, 1)
+        return Expanded(_block_diagonal(self.B), middle.reshape(b * r, b * r), _block_diagonal(self.A))
+
+    def slots(self) -> list[Array]:
+        return list(self.sigma.transpose(2, 0, 1))
+
+    def factor_cores(self) -> tuple[list[Array], list[Array]]:
+        return (
+            [np.stack([_triangle(block) for block in self.B])],
+            [np.stack([_triangle(block.T) for block in self.A])],
+        )
+
+    def to_dense(self) -> Array:
+        B, A = self.B.astype(np.float64), self.A.astype(np.float64)
+        blocks = np.einsum("ipk,ijk,jkq->ipjq", B, self.sigma, A, optimize=True)
+        return blocks.reshape(self.facts.out_features, self.facts.in_features)
+
+
+@dataclass(frozen=True, eq=False)
+class DirectSum:
+    """ΔW = blkdiag(part_1, …, part_N): the spectrum is the union of the parts' spectra (MELoRA)."""
+
+    facts: Facts
+    parts: tuple[BlockProduct, ...]
+
+    def cores(self) -> list[Array]:
+        return [core for part in self.parts for core in part.cores()]
+
+    def expanded(self) -> Expanded:
+        B, sigma, A = zip(*(part.expanded() for part in self.parts), strict=True)
+        return Expanded(_block_diagonal(B), _block_diagonal(sigma), _block_diagonal(A))
+
+    def slots(self) -> list[Array]:
+        return [slot for part in self.parts for slot in part.slots()]
+
+    def factor_cores(self) -> tuple[list[Array], list[Array]]:
+        left, right = zip(*(part.factor_cores() for part in self.parts), strict=True)
+        return [core for part in left for core in part], [core for part in right for core in part]
+
+    def to_dense(self) -> Array:
+        return _block_diagonal([part.to_dense() for part in self.parts])
+
+
+def lora(
+    B: Any, A: Any, *, scaling: float = 1.0, method: str = "lora", dtype: str | None = None
+) -> BlockProduct:
+    """ΔW = scaling · B A.
+
+    Parameters
+    ----------
+    B : (m, r) array or tensor, PEFT's ``lora_B.weight``.
+    A : (r, n) array or tensor, PEFT's ``lora_A.weight``.
+    scaling : α/r, or α/√r for rsLoRA. There is no default α: a caller who has one must divide it.
+    method : the name under which the update appears in tables.
+    dtype : the stored dtype, where the arrays no longer show it (bfloat16 read into float32).
+
+    Raises
+    ------
+    FactorError
+        Wrong shape, or NaN or Inf in a factor.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> delta = lora(np.ones((4, 1)), np.ones((1, 3)), scaling=2.0)
+    >>> delta.to_dense()[0]
+    array([2., 2., 2.])
+    >>> delta.facts.parameters
+    7
+    """
+    left, right, pair_dtype = _pair(B, A, dtype)
+    m, r = left.shape
+    n = right.shape[1]
+    size = (m + n) * r
+    facts = Facts(method, m, n, r, 1, float(scaling), size, size, min(m, n, r), pair_dtype)
+    return BlockProduct(facts, left[None], np.full((1, 1, r), float(scaling)), right[None])
+
+
+def melora(
+    B: Sequence[Any], A: Sequence[Any], *, scaling: float | Sequence[float] = 1.0, dtype: str | None = None
+) -> DirectSum:
+    """ΔW = blkdiag(s_1 B_1 A_1, …, s_N B_N A_N), the mini-LoRAs of MELoRA (arXiv 2402.17263).
+
+    Parameters
+    ----------
+    B : N arrays (m_i, r_i).
+    A : N arrays (r_i, n_i). The ranks r_i may differ.
+    scaling : one factor, or one per mini.
+    dtype : as for :func:`lora`.
+
+    Raises
+    ------
+    FactorError
+        As for :func:`lora`; the message names the mini.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> delta = melora([np.ones((2, 1)), np.ones((2, 2))], [np.ones((1, 3)), np.ones((2, 3))])
+    >>> delta.facts.out_features, delta.facts.in_features, delta.facts.rank_bound
+    (4, 6, 3)
+    """
+    if len(B) != len(A) or not B:
+        raise FactorError("B", f"has {len(B)} minis and A has {len(A)}; expected the same number, at least one")
+    scales = [float(scaling)] * len(B) if isinstance(scaling, int | float) else [float(s) for s in scaling]
+    if len(scales) != len(B):
+        raise FactorError("scaling", f"has {len(scales)} values for {len(B)} minis")
+    parts = []
+    for i, (left, right, scale) in enumerate(zip(B, A, scales, strict=True)):
+        try:
+            parts.append(lora(left, right, scaling=scale, method="melora", dtype=dtype))
+        except FactorError as error:
+            raise FactorError(error.factor, f"{error.message} (mini {i})") from None
+    each = [part.facts for part in parts]
+    facts = Facts(
+        method="melora",
+        out_features=sum(f.out_features for f in each),
+        in_features=sum(f.in_features for f in each),
+        r=max(f.r for f in each),
+        blocks=len(each),
+        scaling=scales[0] if len(set(scales)) == 1 else float("nan"),
+        parameters=sum(f.parameters for f in each),
+        macs_per_token=sum(f.macs_per_token for f in each),
+        rank_bound=sum(f.rank_bound for f in each),
+        dtype=_coarsest(f.dtype for f in each),
+    )
+    return DirectSum(facts, tuple(parts))
+
+
+def bora(
+    B: Any,
+    A: Any,
+    sigma: Any,
+    *,
+    scaling: float = 1.0,
+    activation: str = "exp-norm",
+    method: str = "bora",
+    dtype: str | None = None,
+) -> BlockProduct:
+    """ΔW_ij = scaling · B_i Σ_ij A_j, BoRA (arXiv 2508.06953, eq. 4 and 5).
+
+    Parameters
+    ----------
+    B : (m, r) array or tensor; its b row blocks are the B_i.
+    A : (r, n) array or tensor; its b column blocks are the A_j.
+    sigma : (b, b, r) raw σ as trained; first index the output block i, second the input block j.
+    activation : how Σ comes from σ, see :func:`activate`. A checkpoint stores the raw σ.
+    method, dtype : as for :func:`lora`.
+
+    Raises
+    ------
+    FactorError
+        Wrong shape, b not dividing m and n (the message lists the b that would), NaN or Inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> delta = bora(np.ones((4, 1)), np.ones((1, 6)), np.zeros((2, 2, 1)))  # σ = 0 is plain LoRA
+    >>> bool((delta.to_dense() == 1).all()), delta.facts.rank_bound, delta.facts.parameters
+    (True, 2, 14)
+    """
+    left, right, pair_dtype = _pair(B, A, dtype)
+    raw, sigma_dtype = _factor("sigma", sigma, 3, dtype)
+    m, r = left.shape
+    n = right.shape[1]
+    b = raw.shape[0]
+    if raw.shape != (b, b, r):
+        raise FactorError("sigma", f"has shape {raw.shape}; expected (b, b, r) with r = {r} from B {left.shape}")
+    check_blocks(b, m, n)
+    diagonals = activate(raw, activation) * float(scaling)
+    parameters = (m + n + b * b) * r
+    stored = _coarsest((pair_dtype, sigma_dtype))
+    facts = Facts(method, m, n, r, b, float(scaling), parameters, parameters, min(m, n, b * r), stored)
+    return BlockProduct(
+        facts,
+        left.reshape(b, m // b, r),
+        diagonals,
+        right.reshape(r, b, n // b).transpose(1, 0, 2),
+    )
+
+
+def activate(sigma: Array, activation: str = "exp-norm") -> Array:
+    """Σ from the raw σ of shape (b, b, r), in float64.
+
+    ``"exp-norm"`` is eq. 5, Exp(σ / Mav(σ)) with Mav(σ) = ‖σ‖₁ / (b²r) over the whole tensor. Its ablations (§4.3):
+    ``"no-exp"`` is σ / Mav(σ), ``"no-norm"`` is Exp(σ). ``"identity"`` takes σ as Σ itself, for files that store Σ
+    and for LoRA and MELoRA written as BoRA.
+
+    σ = 0 has Mav(σ) = 0; σ / Mav(σ) is 0 there, which makes Σ = I under eq. 5: plain LoRA.
+    """
+    if activation not in ACTIVATIONS:
+        raise FactorError("activation", f"{activation!r} is unknown; expected one of {', '.join(ACTIVATIONS)}")
+    values = np.asarray(sigma, dtype=np.float64)
+    if activation in ("exp-norm", "no-exp"):
+        mean = np.abs(values).mean()
+        values = values / mean if mean > 0 else values
+    if activation in ("exp-norm", "no-norm"):
+        if values.size and values.max() > 709.0:  # exp(710) is Inf in float64
+            raise FactorError("sigma", f"overflows under activation {activation!r}: exp({values.max():.4g})")
+        values = np.exp(values)
+    return values
+
+
+def check_blocks(b: int, m: int, n: int) -> None:
+    """Raise :class:`FactorError`, with the b that would fit, unless b divides both m and n."""
+    if b < 1 or m % b or n % b:
+        good = [str(k) for k in range(1, min(m, n) + 1) if m % k == 0 and n % k == 0]
+        raise FactorError("blocks", f"b = {b} does not divide m = {m} and n = {n}; b may be {', '.join(good)}")
+
+
+def _pair(B: Any, A: Any, dtype: str | None) -> tuple[Array, Array, str]:
+    left, left_dtype = _factor("B", B, 2, dtype)
+    right, right_dtype = _factor("A", A, 2, dtype)
+    if left.shape[1] != right.shape[0]:
+        raise FactorError("B", f"has shape {left.shape} and A has {right.shape}; expected (m, r) and (r, n)")
+    if left.shape[1] > max(left.shape[0], right.shape[1]):
+        # With m = n, swapped factors would multiply without complaint and give an r×r "update".
+        raise FactorError(
+            "B",
+            f"has shape {left.shape} and A has {right.shape}: r is above both m and n; "
+            "expected (m, r) and (r, n), so they may be swapped",
+        )
+    return left, right, _coarsest((left_dtype, right_dtype))
+
+
+def _factor(name: str, value: Any, ndim: int, stored: str | None) -> tuple[Array, str]:
+    """The factor as a finite floating-point array, and the name of the dtype it was stored in."""
+    if hasattr(value, "detach"):  # a torch tensor, without importing torch
+        value = value.detach().cpu()
+        dtype = str(value.dtype).removeprefix("torch.")
+        array = value.numpy() if dtype in ("float16", "float32", "float64") else value.double().numpy()
+    else:
+        array = np.asarray(value)
+        if array.dtype.kind in "biu":
+            array = array.astype(np.float64)
+        dtype = array.dtype.name
+    if array.ndim != ndim or 0 in array.shape:
+        raise FactorError(name, f"has shape {array.shape}; expected {ndim} dimensions, none of them empty")
+    if array.dtype.kind != "f":
+        raise FactorError(name, f"has dtype {array.dtype}; expected floating point")
+    if not is_finite(array):
+        where = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
+        raise FactorError(name, f"holds NaN or Inf (first at index {where})")
+    return array, stored or dtype
+
+
+def is_finite(array: Array) -> bool:
+    """Whether every entry is finite. One BLAS pass; the slow test only where the squares overflow."""
+    flat = array.ravel(order="K")
+    if flat.dtype == np.float16:  # no BLAS for it, and its squares overflow at 256
+        return bool(np.isfinite(flat).all())
+    with np.errstate(over="ignore", invalid="ignore"):
+        quick = float(np.dot(flat, flat))
+    return bool(np.isfinite(quick)) or bool(np.isfinite(flat).all())
+
+
+def _coarsest(dtypes: Any) -> str:
+    return max(dtypes, key=lambda name: EPSILON.get(name, 0.0))
+
+
+def _triangle(X: Array) -> Array:
+    """R of X = QR in float64: X (p, r) → (min(p, r), r).
+
+    scipy's ``dgeqrf`` and not ``numpy.linalg.qr``: it works in place on Fortran order and releases the GIL, which
+    made it 3× faster on one thread for 14336 × 16 and lets two threads be twice as fast.
+    """
+    from scipy.linalg import lapack  # here: `import bora_analysis` stays cheap
+
+    p, r = X.shape
+    work = np.array(X, dtype=np.float64, order="F")
+    factored, _, _, info = lapack.dgeqrf(work, overwrite_a=1, lwork=max(32 * r, 1))
+    if info:
+        raise RuntimeError(f"LAPACK dgeqrf: argument {-info} is illegal for a {p}×{r} matrix")
+    return np.triu(factored[: min(p, r)])
+
+
+def _block_diagonal(blocks: Any) -> Array:
+    rows = sum(block.shape[0] for block in blocks)
+    columns = sum(block.shape[1] for block in blocks)
+    out = np.zeros((rows, columns))
+    i = j = 0
+    for block in blocks:
+        out[i : i + block.shape[0], j : j + block.shape[1]] = block
+        i, j = i + block.shape[0], j + block.shape[1]
+    return out

@@ -1,0 +1,162 @@
+"""Every rank metric, each defined once.
+
+All functions take the singular values of one update: a 1-D array, non-negative, in any order, zeros allowed.
+A zero update has rank 0 in every metric. Metrics called "rank" are counts or effective counts of directions;
+their ordering is
+
+    stable_rank ≤ participation_ratio ≤ hill_number(order 1) ≤ number of non-zero σ,
+
+because the first three are the Hill numbers of order ∞, 2 and 1 of q = σ²/Σσ².
+
+The word "effective rank" means at least seven things in the literature. Here ``effective_rank`` is the count of
+σ > 0.005 of BoRA (arXiv 2508.06953 §4.5) and HiRA (ICLR 2025), and Roy & Vetterli's is ``entropy_rank``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .delta import EPSILON, Facts
+
+Array = NDArray[Any]
+
+#: The threshold of effective_rank in BoRA §4.5, which takes it from HiRA §6.1.
+THRESHOLD = 0.005
+
+
+def effective_rank(s: Array, threshold: float | Array = THRESHOLD) -> Any:
+    """Count of singular values above an absolute threshold (BoRA §4.5; HiRA, ICLR 2025, §6.1).
+
+    An array of thresholds gives the curve: one count per threshold.
+
+    >>> effective_rank(np.array([1.0, 0.01, 0.001]))
+    2
+    >>> effective_rank(np.array([1.0, 0.01, 0.001]), np.array([0.1, 0.0001])).tolist()
+    [1, 3]
+    """
+    limits = np.asarray(threshold, dtype=np.float64)
+    counts = s.size - np.searchsorted(np.sort(s), limits, side="right")
+    return int(counts) if limits.ndim == 0 else counts
+
+
+def energy(s: Array) -> float:
+    """Σσ² = ‖ΔW‖_F² (HiRA and BoRA plot it over the layers)."""
+    return float(np.sum(s * s))
+
+
+def frobenius_norm(s: Array) -> float:
+    """‖ΔW‖_F = √Σσ²."""
+    return float(np.linalg.norm(s))
+
+
+def spectral_norm(s: Array) -> float:
+    """‖ΔW‖₂ = σ₁."""
+    return float(s.max(initial=0.0))
+
+
+def nuclear_norm(s: Array) -> float:
+    """‖ΔW‖_* = Σσ."""
+    return float(np.sum(s))
+
+
+def hill_number(s: Array, order: float) -> float:
+    """Hill number of q = σ²/Σσ²: (Σ q^a)^(1/(1−a)); order 1 is exp(−Σ q ln q), order ∞ is 1/max q.
+
+    M. O. Hill, "Diversity and evenness", Ecology 54 (1973).
+
+    >>> round(hill_number(np.ones(4), 1.0), 12)
+    4.0
+    """
+    top = s.max(initial=0.0)
+    if top == 0:
+        return 0.0
+    q = np.square(s / top)  # scaled first: σ⁴ would underflow for tiny updates
+    q = q[q > 0] / q.sum()
+    if np.isinf(order):
+        return float(1.0 / q.max())
+    if order == 1:
+        return float(np.exp(-np.sum(q * np.log(q))))
+    return float(np.sum(q**order) ** (1.0 / (1.0 - order)))
+
+
+def stable_rank(s: Array) -> float:
+    """‖ΔW‖_F² / ‖ΔW‖₂² (Rudelson & Vershynin, J. ACM 2007)."""
+    return hill_number(s, np.inf)
+
+
+def participation_ratio(s: Array) -> float:
+    """(Σσ²)² / Σσ⁴, the inverse participation ratio of the energies."""
+    return hill_number(s, 2.0)
+
+
+def entropy_rank(s: Array) -> float:
+    """exp of the Shannon entropy of σ/Σσ, the "effective rank" of Roy & Vetterli (EUSIPCO 2007)."""
+    return hill_number(np.sqrt(s), 1.0)
+
+
+def numerical_rank(s: Array, tolerance: float) -> int:
+    """Count of σ above a rounding tolerance, see :func:`rounding_tolerance`."""
+    return int(np.count_nonzero(s > tolerance))
+
+
+def rounding_tolerance(s: Array, dtype: str) -> float:
+    """√K · ε · σ₁, with K values in the spectrum and ε the spacing of the dtype in which the factors are stored.
+
+    Rounding B and A entry by entry to a relative ε/2 moves every σ by at most ε/2·(‖B‖_F‖A‖₂ + ‖B‖₂‖A‖_F), about
+    √K·ε·σ₁ for balanced factors. numpy's max(m, n)·ε·σ₁ is meant for a dense stored ΔW; for bfloat16 factors of a
+    4096² layer it exceeds σ₁ and calls every update rank 0.
+    """
+    if dtype not in EPSILON:
+        raise ValueError(f"no rounding unit known for dtype {dtype!r}; known: {', '.join(EPSILON)}")
+    return float(np.sqrt(s.size) * EPSILON[dtype] * spectral_norm(s))
+
+
+def energy_rank(s: Array, share: float) -> int:
+    """Least k whose k largest singular values hold the given share of Σσ².
+
+    >>> energy_rank(np.array([3.0, 1.0]), 0.90), energy_rank(np.array([3.0, 1.0]), 0.95)
+    (1, 2)
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; expected 0 < share ≤ 1")
+    top = s.max(initial=0.0)
+    if top == 0:
+        return 0
+    held = np.cumsum(np.sort(np.square(s / top))[::-1])
+    # The sum of a fully held spectrum may round below its own total.
+    return int(np.searchsorted(held, share * held[-1] * (1 - 4 * EPSILON["float64"]))) + 1
+
+
+def condition(s: Array, tolerance: float) -> float:
+    """σ₁ / σ_k with k the numerical rank: the spread of the directions that are there. NaN for a zero update."""
+    kept = s[s > tolerance]
+    return float(kept.max() / kept.min()) if kept.size else float("nan")
+
+
+def rank_utilisation(s: Array, rank_bound: int, threshold: float = THRESHOLD) -> float:
+    """effective_rank / rank_bound: the share of the directions that the method allows and the update uses."""
+    return effective_rank(s, threshold) / rank_bound
+
+
+#: Column of the metrics table → its value for one update, in the order of the table.
+COLUMNS: dict[str, Callable[[Array, Facts, float], float]] = {
+    "effective_rank": lambda s, facts, threshold: effective_rank(s, threshold),
+    "energy": lambda s, facts, threshold: energy(s),
+    "frobenius_norm": lambda s, facts, threshold: frobenius_norm(s),
+    "spectral_norm": lambda s, facts, threshold: spectral_norm(s),
+    "nuclear_norm": lambda s, facts, threshold: nuclear_norm(s),
+    "stable_rank": lambda s, facts, threshold: stable_rank(s),
+    "entropy_rank": lambda s, facts, threshold: entropy_rank(s),
+    "participation_ratio": lambda s, facts, threshold: participation_ratio(s),
+    "numerical_rank": lambda s, facts, threshold: numerical_rank(s, rounding_tolerance(s, facts.dtype)),
+    "energy_rank_90": lambda s, facts, threshold: energy_rank(s, 0.90),
+    "energy_rank_95": lambda s, facts, threshold: energy_rank(s, 0.95),
+    "energy_rank_99": lambda s, facts, threshold: energy_rank(s, 0.99),
+    "condition": lambda s, facts, threshold: condition(s, rounding_tolerance(s, facts.dtype)),
+    "rank_bound": lambda s, facts, threshold: facts.rank_bound,
+    "rank_utilisation": lambda s, facts, threshold: rank_utilisation(s, facts.rank_bound, threshold),
+}
