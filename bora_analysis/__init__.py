@@ -1,1 +1,62 @@
-"""placeholder"""
+"""What rank does a low-rank adapter really use? Exact spectra of LoRA, MELoRA and BoRA (arXiv 2508.06953) adapters.
+
+The public names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapters import Adapter, AdapterError, Trajectory, read_adapter, write_adapter
+    from .delta import FactorError, Facts, Update, activate, bora, lora, melora
+    from .spectrum import FactorRanks, Spectrum, each_spectrum, factor_ranks, singular_values
+    from .synthetic import synthetic_adapter
+    from .table import Tables, analyse, layer_metrics, spectra, summary
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "adapters": ("Adapter", "AdapterError", "Trajectory", "read_adapter", "write_adapter"),
+    "delta": ("FactorError", "Facts", "Update", "activate", "bora", "lora", "melora"),
+    "spectrum": ("FactorRanks", "Spectrum", "each_spectrum", "factor_ranks", "singular_values"),
+    "synthetic": ("synthetic_adapter",),
+    "table": ("Tables", "analyse", "layer_metrics", "spectra", "summary"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "FactorError",
+    "FactorRanks",
+    "Facts",
+    "Spectrum",
+    "Tables",
+    "Trajectory",
+    "Update",
+    "__version__",
+    "activate",
+    "analyse",
+    "bora",
+    "each_spectrum",
+    "factor_ranks",
+    "layer_metrics",
+    "lora",
+    "melora",
+    "read_adapter",
+    "singular_values",
+    "spectra",
+    "summary",
+    "synthetic_adapter",
+    "write_adapter",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

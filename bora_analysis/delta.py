@@ -198,6 +198,7 @@ def lora(
     Examples
     --------
     >>> import numpy as np
+    >>> from bora_analysis import lora
     >>> delta = lora(np.ones((4, 1)), np.ones((1, 3)), scaling=2.0)
     >>> delta.to_dense()[0]
     array([2., 2., 2.])
@@ -232,6 +233,7 @@ def melora(
     Examples
     --------
     >>> import numpy as np
+    >>> from bora_analysis import melora
     >>> delta = melora([np.ones((2, 1)), np.ones((2, 2))], [np.ones((1, 3)), np.ones((2, 3))])
     >>> delta.facts.out_features, delta.facts.in_features, delta.facts.rank_bound
     (4, 6, 3)
@@ -291,6 +293,7 @@ def bora(
     Examples
     --------
     >>> import numpy as np
+    >>> from bora_analysis import bora
     >>> delta = bora(np.ones((4, 1)), np.ones((1, 6)), np.zeros((2, 2, 1)))  # σ = 0 is plain LoRA
     >>> bool((delta.to_dense() == 1).all()), delta.facts.rank_bound, delta.facts.parameters
     (True, 2, 14)

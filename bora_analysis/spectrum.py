@@ -1,0 +1,379 @@
+"""Singular values of one update or of many, through cores, never through ΔW.
+
+The factors are reduced to cores on the CPU (QR, float64). Cores of equal shape are batched and solved on the CPU or,
+where they are large and there is one, on a GPU. Modules run in parallel with one BLAS thread each: many small
+decompositions through a multi-threaded BLAS were measured 50× slower when another process used the same cores.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .delta import EPSILON, Array, Facts, Update
+from .metrics import numerical_rank, rounding_tolerance
+
+Solver = Literal["auto", "svd", "gram"]
+SOLVERS: tuple[str, ...] = get_args(Solver)
+
+#: From this core size on "auto" tries the Gram matrix: 2× faster than svdvals at 512, 3× at 2048 (one CPU thread).
+GRAM_FROM = 512
+#: From this core size on device "auto" uses a CUDA device, if there is one.
+GPU_FROM = 1024
+#: Cores of one shape are collected up to this size, or from this many modules, before they are solved together.
+BATCH_BYTES = 2 << 20
+BATCH_MODULES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Singular values of one update, with how they were found.
+
+    Attributes
+    ----------
+    values : (rank_bound,) float64, descending. ΔW's other min(m, n) − rank_bound singular values are exactly 0.
+    solver : ``"svd"``, ``"gram"``, or ``"svd (gesvd)"`` where the first driver did not converge.
+    device : where the cores were solved: ``"cpu"``, ``"cuda:0"``, or ``"cpu (cuda:0: reason)"`` after a fall-back.
+    dtype : the dtype in which the factors were stored. The computation is always in float64.
+    """
+
+    values: NDArray[np.float64]
+    solver: str
+    device: str
+    dtype: str
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        return self.values.size
+
+
+@dataclass(frozen=True)
+class FactorRanks:
+    """Numerical ranks of B', Σ', A' (eq. 6), side by side, and what they say about rank(ΔW).
+
+    ``bound`` is Proposition 1's min(m, n, br). ``upper`` = min of the three ranks always holds and is tighter.
+    ``lower`` = rank(B') + rank(Σ') + rank(A') − 2br (Sylvester, at least 0) always holds too.
+    """
+
+    B: int
+    sigma: int
+    A: int
+    bound: int
+    upper: int
+    lower: int
+
+    @property
+    def limiting(self) -> tuple[str, ...]:
+        """The factors whose rank is the smallest of the three."""
+        ranks = {"B'": self.B, "Σ'": self.sigma, "A'": self.A}
+        return tuple(name for name, rank in ranks.items() if rank == self.upper)
+
+
+def singular_values(update: Update, *, solver: str = "auto", device: str = "auto") -> Spectrum:
+    """Singular values of one update.
+
+    Parameters
+    ----------
+    update : from :func:`lora`, :func:`melora`, :func:`bora` or an adapter.
+    solver : ``"svd"`` is within 1e-12·‖B'‖‖Σ'‖‖A'‖ of the exact values. ``"gram"`` takes square roots of the
+        eigenvalues of C Cᵀ: faster for large cores, absolute error up to about 1e-8·σ₁ for the small values.
+        ``"auto"`` uses gram for cores from 512 on when its error bound stays below the rounding of the stored
+        factors, and svd otherwise.
+    device : ``"auto"`` (a GPU for cores from 1024 on, if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:k"``.
+
+    Raises
+    ------
+    ValueError
+        Unknown solver or device, or a CUDA device that torch does not see.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import lora, singular_values
+    >>> spectrum = singular_values(lora(np.eye(4)[:, :2] * [3.0, 2.0], np.eye(2, 5)))
+    >>> spectrum.values.tolist(), spectrum.dtype
+    ([3.0, 2.0], 'float64')
+    """
+    place = _resolve(solver, device)
+    facts = update.facts
+    with one_blas_thread():
+        cores = update.cores()
+    found = []
+    for core in cores:
+        if min(core.shape[1:]) < GRAM_FROM:
+            with one_blas_thread():
+                found.append(_solve(core, facts.dtype, solver, place))
+        else:
+            found.append(_solve(core, facts.dtype, solver, place))
+    return _union(found, facts)
+
+
+def each_spectrum(
+    updates: Mapping[str, Update], *, solver: str = "auto", device: str = "auto", workers: int | None = None
+) -> Iterator[tuple[str, Facts, Spectrum]]:
+    """Singular values of many updates, as they are finished (in no particular order).
+
+    Memory: a few modules' factors at a time, and at most a few batches of cores.
+
+    Parameters
+    ----------
+    updates : module → update; ``updates[module]`` is called in a worker thread, once.
+    solver, device : as for :func:`singular_values`.
+    workers : threads; default one per core that this process may use.
+    """
+    place = _resolve(solver, device)
+    workers = workers or available_cores()
+    names = iter(updates)
+    facts_of: dict[str, Facts] = {}
+    missing: dict[str, int] = {}  # cores of a module not yet solved
+    found: dict[str, list[_Solved]] = defaultdict(list)
+    groups: dict[tuple[int, int, str], list[tuple[str, Array]]] = defaultdict(list)
+    reducing: set[Future[tuple[str, Facts, list[Array]]]] = set()
+    solving: dict[Future[_Solved], list[tuple[str, int]]] = {}
+
+    def reduce(name: str) -> tuple[str, Facts, list[Array]]:
+        update = updates[name]
+        return name, update.facts, update.cores()
+
+    def submit(key: tuple[int, int, str], members: list[tuple[str, Array]]) -> None:
+        stack = np.concatenate([core for _, core in members])
+        owners = [(name, len(core)) for name, core in members]
+        solving[pool.submit(_solve, stack, key[2], solver, place)] = owners
+
+    with one_blas_thread(), ThreadPoolExecutor(workers, thread_name_prefix="spectrum") as pool:
+        try:
+            more = True
+            while more or reducing or solving or groups:
+                while more and len(reducing) < 2 * workers and len(solving) < 4 * workers:
+                    name = next(names, None)
+                    if name is None:
+                        more = False
+                    else:
+                        reducing.add(pool.submit(reduce, name))
+                if not more and not reducing:
+                    for key, members in groups.items():  # the last, unfilled batches: shared among the workers
+                        step = -(-len(members) // workers)
+                        for start in range(0, len(members), step):
+                            submit(key, members[start : start + step])
+                    groups.clear()
+                done, _ = wait([*reducing, *solving], return_when=FIRST_COMPLETED)
+                for future in done & reducing:
+                    reducing.discard(future)
+                    name, facts_of[name], cores = future.result()
+                    missing[name] = sum(len(core) for core in cores)
+                    for core in cores:
+                        key = (*core.shape[1:], facts_of[name].dtype)
+                        groups[key].append((name, core))
+                        waiting = groups[key]
+                        if len(waiting) >= BATCH_MODULES or sum(stack.nbytes for _, stack in waiting) >= BATCH_BYTES:
+                            submit(key, groups.pop(key))
+                for future in [future for future in done if future in solving]:
+                    owners, solved = solving.pop(future), future.result()
+                    start = 0
+                    for name, count in owners:
+                        found[name].append(_Solved(solved.values[start : start + count], solved.solver, solved.device))
+                        start += count
+                        missing[name] -= count
+                    for name in {name for name, _ in owners if not missing[name]}:
+                        facts = facts_of.pop(name)
+                        yield name, facts, _union(found.pop(name), facts)
+        finally:  # an error, or a caller that stops early: drop what has not begun
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def factor_ranks(update: Update) -> FactorRanks:
+    """Numerical ranks of B', Σ' and A': which of the three limits the rank of ΔW (eq. 6, Proposition 1).
+
+    rank(Σ') is found as Σ_k rank(S_k), r small b×b problems instead of one of size br. The tolerance is that of
+    :func:`bora_analysis.metrics.rounding_tolerance`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import bora, factor_ranks, lora
+    >>> rng = np.random.default_rng(0)
+    >>> B, A = rng.standard_normal((8, 2)), rng.standard_normal((2, 8))
+    >>> factor_ranks(lora(B, A)).sigma, factor_ranks(bora(B, A, rng.standard_normal((4, 4, 2)))).sigma
+    (2, 8)
+    """
+    left, right = update.factor_cores()
+    slots = update.slots()
+    with one_blas_thread():
+        ranks = [_rank(stacks, update.facts.dtype) for stacks in (left, [slot[None] for slot in slots], right)]
+    inner = sum(len(slot) for slot in slots)
+    return FactorRanks(*ranks, update.facts.rank_bound, min(ranks), max(0, sum(ranks) - 2 * inner))
+
+
+def available_cores() -> int:
+    """Processors that this process may use (not those of the machine)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    values: Array  # (k, min(p, q))
+    solver: str
+    device: str
+
+
+def _union(parts: list[_Solved], facts: Facts) -> Spectrum:
+    values = np.sort(np.concatenate([part.values.ravel() for part in parts]))[::-1]
+    # What was used for the largest cores speaks for the whole.
+    solver, device = max(((part.solver, part.device) for part in parts), key=lambda pair: (len(pair[1]), pair[0]))
+    return Spectrum(np.ascontiguousarray(values), solver, device, facts.dtype)
+
+
+def _rank(stacks: list[Array], dtype: str) -> int:
+    values = np.concatenate([np.linalg.svd(stack, compute_uv=False).ravel() for stack in stacks])
+    return numerical_rank(values, rounding_tolerance(values, dtype))
+
+
+def _resolve(solver: str, device: str) -> str:
+    """Check the two choices; give the device to use: ``auto``, ``cpu`` or ``cuda:k``."""
+    if solver not in SOLVERS:
+        raise ValueError(f"solver {solver!r} is unknown; expected one of {', '.join(SOLVERS)}")
+    if device in ("auto", "cpu"):
+        return device
+    if device.partition(":")[0] != "cuda" or (":" in device and not device.partition(":")[2].isdigit()):
+        raise ValueError(f"device {device!r} is unknown; expected auto, cpu, cuda or cuda:k")
+    import torch
+
+    index = int(device.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
+    return f"cuda:{index}"
+
+
+def _solve(stack: Array, dtype: str, solver: str, place: str) -> _Solved:
+    """Singular values of a stack (k, p, q) of cores."""
+    if place == "auto":
+        place = "cpu"
+        if min(stack.shape[1:]) >= GPU_FROM:
+            import torch
+
+            place = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if place == "cpu":
+        return _solve_cpu(stack, dtype, solver)
+    return solve_torch(stack, dtype, solver, place)
+
+
+def _wants_gram(stack: Array, solver: str) -> bool:
+    return solver == "gram" or (solver == "auto" and min(stack.shape[1:]) >= GRAM_FROM)
+
+
+def _gram_suffices(values: Array, dtype: str, solver: str) -> bool:
+    """Whether the error of the values from a Gram matrix stays below the rounding of the stored factors.
+
+    The eigenvalues λ = σ² are off by at most about p·ε·σ₁², so σ is off by p·ε·σ₁²/σ: harmless while that is below
+    ε_stored·σ₁. Always true for half-precision factors of any sensible condition, never for float64 ones.
+    """
+    if solver == "gram":
+        return True
+    top, least = values.max(axis=-1), values.min(axis=-1)
+    return bool(np.all(least * EPSILON.get(dtype, 0.0) >= values.shape[-1] * EPSILON["float64"] * top))
+
+
+def _solve_cpu(stack: Array, dtype: str, solver: str) -> _Solved:
+    if _wants_gram(stack, solver):
+        wide = stack if stack.shape[1] <= stack.shape[2] else stack.transpose(0, 2, 1)
+        values = np.sqrt(np.maximum(np.linalg.eigvalsh(wide @ wide.transpose(0, 2, 1)), 0.0))
+        if _gram_suffices(values, dtype, solver):
+            return _Solved(values, "gram", "cpu")
+    try:
+        return _Solved(np.linalg.svd(stack, compute_uv=False), "svd", "cpu")
+    except np.linalg.LinAlgError:  # LAPACK's gesdd did not converge: its older, sturdier sibling
+        from scipy.linalg import svd
+
+        values = np.stack([svd(core, compute_uv=False, lapack_driver="gesvd") for core in stack])
+        return _Solved(values, "svd (gesvd)", "cpu")
+
+
+def solve_torch(stack: Array, dtype: str, solver: str, device: str) -> _Solved:
+    """The same through torch on ``device``, float64.
+
+    Out of memory: smaller chunks, then the CPU. A solver that does not converge: the next driver, then the CPU.
+    The result says which.
+    """
+    import torch
+
+    def run(chunk: Array) -> tuple[Array, str]:
+        cores = torch.from_numpy(np.ascontiguousarray(chunk)).to(device)
+        if _wants_gram(chunk, solver):
+            wide = cores if cores.shape[1] <= cores.shape[2] else cores.mT
+            values = torch.linalg.eigvalsh(wide @ wide.mT).clamp_min(0.0).sqrt().cpu().numpy()
+            if _gram_suffices(values, dtype, solver):
+                return values, "gram"
+        try:
+            return torch.linalg.svdvals(cores).cpu().numpy(), "svd"
+        except torch.linalg.LinAlgError:
+            driver = "gesvd" if cores.is_cuda else None  # torch takes a driver on CUDA only
+            return torch.linalg.svdvals(cores, driver=driver).cpu().numpy(), "svd (gesvd)"
+
+    with _ONE_AT_A_TIME:
+        size = len(stack)
+        while True:
+            try:
+                parts = [run(stack[i : i + size]) for i in range(0, len(stack), size)]
+                used = max((name for _, name in parts), key=len)
+                return _Solved(np.concatenate([values for values, _ in parts]), used, device)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                if size > 1:
+                    size = -(-size // 2)
+                    continue
+                reason = "out of memory"
+            except torch.linalg.LinAlgError:
+                reason = "no convergence"
+            break
+    solved = _solve_cpu(stack, dtype, solver)
+    return _Solved(solved.values, solved.solver, f"cpu ({device}: {reason})")
+
+
+_ONE_AT_A_TIME = threading.Lock()  # the workers share one GPU: in turn, so that its memory holds one batch
+
+
+class _BlasLimit:
+    """The limit in force, and how many callers rely on it.
+
+    The limit is a setting of the whole process, so the last caller to leave, and not the first, must lift it. Where
+    that is another thread than the one that set it, threadpoolctl (≥ 3.7) may decline, and BLAS stays at one thread:
+    only a process with several threads in here at once, such as a server, can come to that, and one thread each is
+    what it wants.
+    """
+
+    lock = threading.Lock()
+    users = 0
+    limiter: Any = None
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """One BLAS thread in this process while the block runs; safe to nest and to enter from several threads."""
+    import scipy.linalg.lapack  # noqa: F401  its BLAS must be loaded to be limited
+    from threadpoolctl import threadpool_limits
+
+    with _BlasLimit.lock:
+        if _BlasLimit.users == 0:
+            _BlasLimit.limiter = threadpool_limits(1, user_api="blas")
+        _BlasLimit.users += 1
+    try:
+        yield
+    finally:
+        with _BlasLimit.lock:
+            _BlasLimit.users -= 1
+            if _BlasLimit.users == 0:
+                _BlasLimit.limiter.restore_original_limits()
+                _BlasLimit.limiter = None

@@ -1,0 +1,305 @@
+"""Adapters → two tidy frames. After this nobody sees a tensor.
+
+``spectra`` has one row per singular value, ``layer_metrics`` one row per module. Their columns are the product's
+interface: they do not change. `step` and `layer` are nullable integers (``<NA>`` for a lone adapter, and for a module
+outside the layers). Rows are ordered by adapter as given, step, and module in natural order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .adapters import Adapter, AdapterError, Trajectory, checkpoints
+from .delta import Facts
+from .metrics import COLUMNS, THRESHOLD
+from .spectrum import Spectrum, each_spectrum
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IDENTITY = ("adapter", "method", "step", "module", "layer", "projection")
+SPECTRA_COLUMNS = (*IDENTITY, "index", "singular_value")
+LAYER_COLUMNS = (
+    *IDENTITY,
+    "out_features",
+    "in_features",
+    "r",
+    "blocks",
+    "scaling",
+    "parameters",
+    "macs_per_token",
+    "threshold",
+    *COLUMNS,
+)
+
+# Last name of a module → projection, across model families. Names that mean different things in attention and in
+# the feed-forward part are decided by the path in `projection`.
+_PROJECTIONS = {
+    "q": "q q_proj query q_lin to_q wq query_proj",
+    "k": "k k_proj key k_lin to_k wk key_proj",
+    "v": "v v_proj value v_lin to_v wv value_proj",
+    "o": "o o_proj out_proj out_lin to_out",
+    "qkv": "qkv query_key_value c_attn qkv_proj wqkv w_pack",
+    "gate": "gate_proj w1 wi_0",
+    "up": "up_proj fc1 c_fc dense_h_to_4h w3 wi wi_1 lin1",
+    "down": "down_proj fc2 dense_4h_to_h w2 lin2",
+    "router": "gate router",  # `mlp.gate` of a mixture of experts is the router, not the gate projection
+}
+_BY_NAME = {name: projection for projection, names in _PROJECTIONS.items() for name in names.split()}
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|densereludense", re.IGNORECASE)
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Both frames of one analysis, and one line per checkpoint on how its numbers were found."""
+
+    spectra: pd.DataFrame
+    layer_metrics: pd.DataFrame
+    provenance: tuple[str, ...]
+
+
+def projection(module: str) -> str:
+    """Canonical projection of a module path: q, k, v, o, gate, up, down, qkv when fused; otherwise its last name.
+
+    >>> projection("model.layers.3.self_attn.q_proj"), projection("h.0.attn.c_attn"), projection("h.0.mlp.c_proj")
+    ('q', 'qkv', 'down')
+    >>> projection("encoder.layer.1.attention.output.dense"), projection("encoder.layer.1.output.dense")
+    ('o', 'down')
+    """
+    parts = [part for part in module.split(".") if not part.isdigit()] or [module]
+    name, parent = parts[-1].lower(), ".".join(parts[:-1])
+    if name in ("c_proj", "proj", "wo", "dense"):  # GPT-2, timm, T5 and BERT use one name in both parts of a layer
+        if _ATTENTION.search(parent):
+            return "o"
+        if name == "dense":
+            return {"intermediate": "up", "output": "down"}.get(parent.rpartition(".")[2], parts[-1])
+        return "down" if _FEED_FORWARD.search(parent) else parts[-1]
+    return _BY_NAME.get(name, parts[-1])
+
+
+def layer(module: str) -> int | None:
+    """Number of the layer: the first whole-number part of a module path. None where there is none.
+
+    >>> layer("model.layers.31.mlp.experts.5.w1"), layer("lm_head")
+    (31, None)
+    """
+    return next((int(part) for part in module.split(".") if part.isdigit()), None)
+
+
+def analyse(
+    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory],
+    *,
+    threshold: float = THRESHOLD,
+    modules: str | None = None,
+    solver: str = "auto",
+    device: str = "auto",
+    on_module: Callable[[], None] | None = None,
+) -> Tables:
+    """Both frames in one pass over the files.
+
+    Parameters
+    ----------
+    adapters : one or several; a trajectory gives rows for each of its steps.
+    threshold : of ``effective_rank`` and ``rank_utilisation``.
+    modules : regular expression; only modules in whose path it is found are analysed.
+    solver, device : see :func:`bora_analysis.singular_values`.
+    on_module : called after each module, for progress.
+
+    Raises
+    ------
+    ValueError
+        An invalid regular expression, a negative threshold, an unknown solver or device.
+    AdapterError
+        A module that cannot be used (NaN, Inf), with file and tensor; ``modules`` found in none.
+    """
+    import pandas as pd
+
+    if not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}; expected a number ≥ 0")
+    flat = _flatten(adapters)
+    spectra, metrics, provenance = [], [], []
+    for adapter in flat:
+        chosen = select(adapter, modules)
+        results: dict[str, tuple[Facts, Spectrum]] = {}
+        for module, facts, spectrum in each_spectrum(chosen, solver=solver, device=device):
+            results[module] = facts, spectrum
+            if on_module is not None:
+                on_module()
+        provenance.append(_provenance(adapter, [spectrum for _, spectrum in results.values()]))
+        for module in chosen:
+            facts, spectrum = results[module]
+            identity = (adapter.name, facts.method, adapter.step, module, layer(module), projection(module))
+            values = spectrum.values
+            spectra.append((identity, values))
+            metrics.append((
+                *identity, facts.out_features, facts.in_features, facts.r, facts.blocks, facts.scaling,
+                facts.parameters, facts.macs_per_token, threshold,
+                *(column(values, facts, threshold) for column in COLUMNS.values()),
+            ))  # fmt: skip
+    lengths = [len(values) for _, values in spectra]
+    columns = zip(*(identity for identity, _ in spectra), strict=True) if spectra else [()] * len(IDENTITY)
+    frame = pd.DataFrame(
+        {name: np.repeat(np.array(list(column), dtype=object), lengths) for name, column in zip(IDENTITY, columns)}  # noqa: B905
+    )
+    frame["index"] = np.concatenate([np.arange(1, length + 1) for length in lengths] or [np.zeros(0, dtype=int)])
+    frame["singular_value"] = np.concatenate([values for _, values in spectra] or [np.zeros(0)])
+    return Tables(
+        _typed(frame),
+        _typed(pd.DataFrame(metrics, columns=list(LAYER_COLUMNS))),
+        tuple(provenance),
+    )
+
+
+def spectra(
+    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory],
+    *,
+    modules: str | None = None,
+    solver: str = "auto",
+    device: str = "auto",
+) -> pd.DataFrame:
+    """One row per singular value: the columns of ``SPECTRA_COLUMNS``; index 1 is σ₁.
+
+    A module has exactly ``rank_bound`` rows; ΔW's other singular values are zero. Parameters as for :func:`analyse`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import Adapter, lora, spectra
+    >>> adapter = Adapter.from_updates("demo", {"layers.0.q_proj": lora(np.eye(3)[:, :2] * [2.0, 1.0], np.eye(2, 3))})
+    >>> spectra(adapter)[["projection", "index", "singular_value"]].values.tolist()
+    [['q', 1, 2.0], ['q', 2, 1.0]]
+    """
+    return analyse(adapters, modules=modules, solver=solver, device=device).spectra
+
+
+def layer_metrics(
+    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory],
+    *,
+    threshold: float = THRESHOLD,
+    modules: str | None = None,
+    solver: str = "auto",
+    device: str = "auto",
+) -> pd.DataFrame:
+    """One row per module: the columns of ``LAYER_COLUMNS``. Parameters as for :func:`analyse`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import Adapter, lora, layer_metrics
+    >>> adapter = Adapter.from_updates("demo", {"layers.0.q_proj": lora(np.eye(3)[:, :2] * [2.0, 1.0], np.eye(2, 3))})
+    >>> layer_metrics(adapter)[["effective_rank", "energy", "rank_bound"]].values.tolist()
+    [[2.0, 5.0, 2.0]]
+    """
+    return analyse(adapters, threshold=threshold, modules=modules, solver=solver, device=device).layer_metrics
+
+
+def join(tables: Sequence[Tables]) -> Tables:
+    """The rows of several analyses, in their order."""
+    import pandas as pd
+
+    return Tables(
+        pd.concat([part.spectra for part in tables], ignore_index=True),
+        pd.concat([part.layer_metrics for part in tables], ignore_index=True),
+        tuple(line for part in tables for line in part.provenance),
+    )
+
+
+def select(adapter: Adapter, modules: str | None) -> Adapter:
+    """The adapter with only the modules in whose path the regular expression is found; AdapterError if there are none."""
+    if modules is None:
+        return adapter
+    try:
+        pattern = re.compile(modules)
+    except re.error as error:
+        raise ValueError(f"modules {modules!r} is not a regular expression: {error}") from None
+    kept = {module: load for module, load in adapter.loaders.items() if pattern.search(module)}
+    if not kept:
+        known = sorted({projection(module) for module in adapter})
+        raise AdapterError(
+            f"{adapter.path or adapter.name}: {modules!r} is found in none of the {len(adapter)} modules "
+            f"(the first is {next(iter(adapter), 'none')}; projections: {', '.join(known)})"
+        )
+    return replace(adapter, loaders=kept)
+
+
+def summary(layers: pd.DataFrame) -> pd.DataFrame:
+    """Per adapter, step and projection, with a row ``all`` for the whole adapter: what `compare` prints.
+
+    Sums: modules, parameters, multiply-adds, energy. Means over modules: the ranks. ``equal_budget`` gives the same
+    letter to adapters whose parameters differ by at most 5 % of the smaller.
+    """
+    import pandas as pd
+
+    keys = ["adapter", "method", "step"]
+    whole = layers.assign(projection="all")
+    both = pd.concat([whole, layers], ignore_index=True)
+    order = {name: position for position, name in enumerate(["all", "q", "k", "v", "qkv", "o", "gate", "up", "down"])}
+    grouped = both.groupby([*keys, "projection"], sort=False, dropna=False)
+    frame = grouped.agg(
+        modules=("module", "size"),
+        parameters=("parameters", "sum"),
+        macs_per_token=("macs_per_token", "sum"),
+        rank_bound=("rank_bound", "mean"),
+        effective_rank=("effective_rank", "mean"),
+        rank_utilisation=("rank_utilisation", "mean"),
+        entropy_rank=("entropy_rank", "mean"),
+        stable_rank=("stable_rank", "mean"),
+        energy_rank_99=("energy_rank_99", "mean"),
+        energy=("energy", "sum"),
+    ).reset_index()
+    first = {key: position for position, key in enumerate(dict.fromkeys(zip(*(layers[k] for k in keys), strict=True)))}
+    frame["_adapter"] = [first[key] for key in zip(*(frame[k] for k in keys), strict=True)]
+    frame["_projection"] = [order.get(name, len(order)) for name in frame["projection"]]
+    frame = frame.sort_values(["_adapter", "_projection"], kind="stable", ignore_index=True)
+    budgets = frame.loc[frame["projection"] == "all"].drop_duplicates("adapter", keep="last")
+    letters = equal_budgets(dict(zip(budgets["adapter"], budgets["parameters"], strict=True)))
+    frame["equal_budget"] = [letters[name] for name in frame["adapter"]]
+    return frame.drop(columns=["_adapter", "_projection"])
+
+
+def equal_budgets(parameters: Mapping[str, int], tolerance: float = 0.05) -> dict[str, str]:
+    """A letter for every adapter that shares its budget with another, "" for the rest.
+
+    Sorted by size, an adapter joins the group while it is within ``tolerance`` of the group's smallest member.
+
+    >>> equal_budgets({"lora": 1000, "bora": 1030, "big": 4000})
+    {'lora': 'a', 'bora': 'a', 'big': ''}
+    """
+    groups: list[list[str]] = []
+    for name in sorted(parameters, key=lambda name: parameters[name]):
+        if groups and parameters[name] <= parameters[groups[-1][0]] * (1 + tolerance):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    letters = {}
+    for letter, group in zip("abcdefghijklmnopqrstuvwxyz", (g for g in groups if len(g) > 1), strict=False):
+        letters.update(dict.fromkeys(group, letter))
+    return {name: letters.get(name, "") for name in parameters}
+
+
+def _flatten(adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory]) -> list[Adapter]:
+    given: Sequence[Adapter | Trajectory]
+    given = [adapters] if isinstance(adapters, Adapter | Trajectory) else list(adapters)
+    return [checkpoint for item in given for checkpoint in checkpoints(item)]
+
+
+def _provenance(adapter: Adapter, found: list[Spectrum]) -> str:
+    def listed(values: Iterable[str]) -> str:
+        return ", ".join(sorted(set(values))) or "none"
+
+    where = adapter.name if adapter.step is None else f"{adapter.name} step {adapter.step}"
+    return (
+        f"{where}: {len(found)} modules, factors stored in {listed(s.dtype for s in found)}, "
+        f"singular values in float64 by {listed(s.solver for s in found)} on {listed(s.device for s in found)}"
+    )
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    texts = {name: "str" for name in ("adapter", "method", "module", "projection")}
+    return frame.astype({**texts, "step": "Int64", "layer": "Int64"})
