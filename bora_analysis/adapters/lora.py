@@ -1,0 +1,270 @@
+"""LoRA: a pair of factors per module, in PEFT's layout and loralib's.
+
+PEFT: ``base_model.model.<module>.lora_A.weight`` (r, n) and ``.lora_B.weight`` (m, r), with an adapter's name before
+``.weight`` in some files. loralib: the same without ``.weight``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import delta
+from ..delta import Update
+from .errors import AdapterError
+from .source import Loader, Source
+from .tensors import Array
+
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?P<name>[^.]+?))??(\.weight)?")
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)")
+# lora_* entries that do not enter ΔW: VeLoRA's gradient projection, MonteCLoRA's sampler, lora_bias.
+_HARMLESS = re.compile(r"\.lora_(velora_|monteclora_)|\.lora_(embedding_)?B(\.[^.]+)?\.bias$")
+# The order in which transformers' expert modules register their parameters; PEFT nests its wrappers in that order.
+_REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
+
+
+class Pair(NamedTuple):
+    A: str
+    B: str
+    embedding: bool
+
+
+@dataclass
+class Parts:
+    """The keys of a file, sorted by what they are."""
+
+    pairs: dict[str, dict[str, Pair]] = field(default_factory=dict)  # module → adapter name or mini → keys
+    sigmas: dict[str, str] = field(default_factory=dict)  # module → key of a 3-D tensor beside its pair
+    passed_over: list[str] = field(default_factory=list)
+
+
+def module_path(key: str) -> str:
+    """The key without what PEFT, torch.compile and FSDP put around a module's own path."""
+    key = _WRAPPERS.sub("", key).removeprefix(".")
+    return key.removeprefix("base_model.model.")
+
+
+def sort_keys(source: Source, keys: Iterable[str]) -> Parts:
+    """Find the pairs, and a σ beside them; refuse half a pair and a ``lora_`` entry that is not understood."""
+    halves: dict[tuple[str, str], dict[str, tuple[str, bool]]] = defaultdict(dict)
+    rest = []
+    for key in keys:
+        hit = _FACTOR.fullmatch(module_path(key))
+        if hit and not _HARMLESS.search(key):
+            sides = halves[hit["module"], hit["name"] or ""]
+            if hit["side"] in sides:
+                raise AdapterError(f"{source.path}: {key} and {sides[hit['side']][0]}: two factors for one module")
+            sides[hit["side"]] = (key, bool(hit["embedding"]))
+        else:
+            rest.append(key)
+    parts = Parts()
+    for (module, name), sides in halves.items():
+        for side, other in ("AB", "BA"):
+            if side not in sides:
+                key = sides[other][0]
+                raise AdapterError(f"{source.path}: {key} has no lora_{side} beside it; the file is incomplete")
+        parts.pairs.setdefault(module, {})[name] = Pair(sides["A"][0], sides["B"][0], sides["A"][1])
+    for key in rest:
+        module = next((m for m in _ancestors(module_path(key)) if m in parts.pairs), None)
+        shape = source.tensors.shape(key)
+        if module and len(shape) == 3 and _may_be_sigma(source, parts, module, key):
+            if module in parts.sigmas:
+                raise AdapterError(f"{source.path}: {key} and {parts.sigmas[module]}: two σ for one module")
+            parts.sigmas[module] = key
+        elif ".lora_" in f".{module_path(key)}" and not _HARMLESS.search(key):
+            raise AdapterError(
+                f"{source.path}: {key} {shape} is no part of LoRA as this reader knows it, so B·A may not be the update"
+            )
+        else:
+            parts.passed_over.append(key)
+    return parts
+
+
+def _may_be_sigma(source: Source, parts: Parts, module: str, key: str) -> bool:
+    if ".lora_" in key:
+        return not _HARMLESS.search(key)
+    b, also_b, r = source.tensors.shape(key)
+    ranks = {source.tensors.shape(pair.A)[:1] for pair in parts.pairs[module].values()}
+    return b == also_b and (r,) in ranks and ".base_layer." not in key
+
+
+def _ancestors(path: str) -> Iterable[str]:
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def method_name(source: Source) -> str:
+    """rsLoRA differs from LoRA by its scaling alone, but has a name of its own."""
+    return "rslora" if any(settings.get("use_rslora") for settings in source.all_settings) else "lora"
+
+
+def lora_loaders(source: Source, pairs: Mapping[str, Pair], method: str) -> tuple[dict[str, Loader], list[str]]:
+    """Module path → loader for LoRA pairs, and warnings. Shapes are checked here, from the file's header."""
+    loaders: dict[str, Loader] = {}
+    warnings: list[str] = []
+    stacks: dict[str, list[str]] = defaultdict(list)
+    # An expert's factor is a slice of a stack, so stacks are read through a cache: one for the file, or the caches
+    # would add up to the file.
+    read = lru_cache(maxsize=4)(source.tensors.read)
+    for module in pairs:
+        stacks[re.sub(r"(\.base_layer)+$", "", module)].append(module)
+    for module, levels in stacks.items():
+        names = _parameters(source, module)
+        if len(levels) == 1 and levels[0] == module and _is_plain(source, module, pairs[module], names):
+            shown, configured = _plain_names(module)
+            loaders[shown] = _one(source, configured, pairs[module], method)
+        else:
+            levels.sort(key=len, reverse=True)  # innermost first
+            made, warning = _experts(source, module, [pairs[level] for level in levels], names, method, read)
+            loaders.update(made)
+            warnings += [warning] if warning and warning not in warnings else []
+    return loaders, warnings
+
+
+def _plain_names(module: str) -> tuple[str, str]:
+    # PEFT wraps nn.MultiheadAttention and, inside it, out_proj, with the settings of the attention.
+    outer, wrapped, inner = module.partition(".base_layer.")
+    return (f"{outer}.{inner}", outer) if wrapped else (module, module)
+
+
+def check_pair(source: Source, module: str, pair: Pair, told: bool = True) -> tuple[int, int]:
+    """Check dtypes and shapes of a pair; return its r and the groups of its convolution (1 otherwise)."""
+    for key in (pair.A, pair.B):
+        source.check_factor(key)
+    A, B = source.tensors.shape(pair.A), source.tensors.shape(pair.B)
+    r, groups = A[0], 1
+    source.expect(len(A) >= 2, pair.A, "(r, n), or (r, channels, kernel…) for a convolution")
+    if len(A) > 2:
+        fits = len(B) == len(A) and set(B[2:]) == {1} and r % B[1] == 0
+        source.expect(fits, pair.B, f"(m, {r}, 1…): lora_A is a convolution of shape {A}")
+        groups = r // B[1]
+        source.expect(B[0] % groups == 0, pair.B, f"rows in {groups} equal groups")
+    else:
+        hint = ""
+        if len(B) == 2 and r % B[1] == 0 and r > B[1]:
+            hint = f"; loralib's MergedLinear with {r // B[1]} merged parts is not readable"
+        elif B[0] == r or A[1:] == B[1:]:
+            hint = "; they may be swapped or transposed"
+        source.expect(len(B) == 2 and B[1] == r, pair.B, f"(m, {r}) from lora_A {A}{hint}")
+    if told:
+        source.check_rank(module, pair.A, r)
+    if source.rank(module) is None and r > max(B[0], int(np.prod(A[1:]))):
+        source.expect(False, pair.B, f"r = {r} not above both m and n: the factors may be swapped")
+    return r, groups
+
+
+def _one(source: Source, module: str, pair: Pair, method: str) -> Loader:
+    r, groups = check_pair(source, module, pair)
+    scaling = source.scaling(module, r)
+    build = partial(_build, scaling=scaling, method=method, embedding=pair.embedding, groups=groups)
+    return source.loader({"B": pair.B, "A": pair.A}, build)
+
+
+def _build(
+    B: Array, A: Array, *, scaling: float, method: str, dtype: str, embedding: bool = False, groups: int = 1
+) -> Update:
+    """ΔW = scaling · B A with the kernel of a convolution in ΔW's columns.
+
+    An embedding's ΔW is (d, V) here; PEFT's is its transpose, with the same singular values. Its A is looked up, not
+    multiplied. In a grouped convolution of PEFT, A sees every channel and output group g sees rows g of A alone.
+    """
+    left, right = B.reshape(B.shape[0], -1), A.reshape(A.shape[0], -1)
+    (m, columns), (r, n) = left.shape, right.shape
+    if groups > 1:
+        full = np.zeros((groups, m // groups, groups, columns), dtype=left.dtype)
+        index = np.arange(groups)
+        full[index, :, index, :] = left.reshape(groups, m // groups, columns)
+        left = full.reshape(m, r)
+    update = delta.lora(left, right, scaling=scaling, method=method, dtype=dtype, any_rank=True)
+    facts = update.facts
+    if embedding:
+        facts = replace(facts, macs_per_token=m * r)
+    if groups > 1:
+        facts = replace(facts, parameters=m * columns + r * n, macs_per_token=m * columns + r * n)
+    return replace(update, facts=facts)
+
+
+# --- expert parameters (PEFT's target_parameters) --------------------------------------------------------------------
+
+
+def _parameters(source: Source, module: str) -> list[str]:
+    """Names of the parameters of a module that the configuration targets, by PEFT's rule."""
+    pairs = [(target.rpartition(".")[2], target) for target in _targets(source, module)]
+    return sorted({name for name, target in pairs if f".{module}.{name}".endswith(f".{target}")})
+
+
+def _targets(source: Source, module: str) -> list[str]:
+    targets = (source.settings(module) or {}).get("target_parameters") or []
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise AdapterError(f"{source.path}: target_parameters is {targets!r}; expected a list of names")
+    return targets
+
+
+def _is_plain(source: Source, module: str, pair: Pair, names: list[str]) -> bool:
+    if not names:
+        return True
+    # A target without a dot, such as "down_proj", fits every module; the rank tells.
+    exact = any("." in target and target.rpartition(".")[2] in names for target in _targets(source, module))
+    return not exact and source.tensors.shape(pair.A)[0] == source.rank(module)
+
+
+def _experts(
+    source: Source, module: str, levels: list[Pair], names: list[str], method: str, read: Callable[[str], Array]
+) -> tuple[dict[str, Loader], str]:
+    """Loaders for the experts of a module, one per parameter and expert.
+
+    PEFT wraps one parameter at a time, in the order in which the module registers them, so the innermost pair is the
+    first parameter's. The file does not say that order; it is known for one parameter and for transformers' modules.
+    """
+    warning = ""
+    if not names:
+        raise AdapterError(
+            f"{source.path}: {levels[0].A} belongs to a parameter of a module, and the configuration's "
+            f"target_parameters, which must say how many experts there are and what they are called, names none for it"
+        )
+    if len(levels) == len(names) and (len(names) == 1 or set(names) <= set(_REGISTERED)):
+        shown = sorted(names, key=lambda name: _REGISTERED.index(name) if name in _REGISTERED else 0)
+        configured = [[name] for name in shown]
+    else:
+        shown = [f"parameter_{k}" for k in range(len(levels))]
+        configured = [names] * len(levels)
+        warning = (
+            f"the file does not say which of {', '.join(names)} is which; they are called parameter_0 … in the order "
+            "in which the module registers them"
+        )
+    loaders: dict[str, Loader] = {}
+    for pair, name, candidates in zip(levels, shown, configured, strict=True):
+        told = {(source.rank(f"{module}.{c}"), _scaling(source, f"{module}.{c}")) for c in candidates}
+        if len(told) != 1:
+            raise AdapterError(
+                f"{source.path}: {pair.A}: r or α differs between {', '.join(candidates)}, and the file does not say "
+                "whose factors these are"
+            )
+        ((r, scaling),) = told
+        rows, _ = check_pair(source, module, pair, told=False)
+        if r is None or rows % r:
+            source.expect(False, pair.A, f"rows in experts of r = {r} each")
+        count = rows // (r or 1)
+        for e in range(count):
+            build = partial(_expert, expert=e, count=count, scaling=scaling, method=method)
+            path = f"{module}.{name}.{e}" if count > 1 else f"{module}.{name}"
+            loaders[path] = source.loader({"B": pair.B, "A": pair.A}, build, read=read if count > 1 else None)
+    return loaders, warning
+
+
+def _scaling(source: Source, parameter: str) -> float:
+    return source.scaling(parameter, source.rank(parameter) or 1)
+
+
+def _expert(B: Array, A: Array, *, expert: int, count: int, scaling: float, method: str, dtype: str) -> Update:
+    """B (m, r·E) holds the expert in its last index, A (E·r, n) in its first (PEFT's ``ParamWrapper``)."""
+    left = B.reshape(B.shape[0], -1, count)[:, :, expert]
+    right = A.reshape(count, -1, A.shape[1])[expert]
+    return delta.lora(left.copy(), right.copy(), scaling=scaling, method=method, dtype=dtype, any_rank=True)

@@ -1,0 +1,235 @@
+"""``read_adapter``: from a path, or a Hub id, to the adapters in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .adapter import Adapter, Trajectory, natural
+from .blocks import activation as activation_of
+from .blocks import bora_loader, melora_loader, minis_loader, sort_block_keys
+from .errors import AdapterError
+from .lora import lora_loaders, method_name, sort_keys
+from .refuse import init_warnings, refuse_unreadable
+from .source import Loader, Source
+from .tensors import Tensors, open_tensors
+
+CONFIG_NAME = "adapter_config.json"
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+# In this order: PEFT prefers safetensors where both lie in a folder.
+_WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+# What a trainer leaves beside the weights.
+_NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+
+
+def read_adapter(
+    path: str | Path, *, alpha: float | None = None, activation: str | None = None, name: str | None = None
+) -> Adapter | Trajectory:
+    """Read a LoRA, rsLoRA, MELoRA or BoRA adapter. Only names and shapes are read now, the factors when asked for.
+
+    Parameters
+    ----------
+    path : a PEFT folder, a weight file (an ``adapter_config.json`` beside it is used), a folder of ``checkpoint-N``
+        folders, or an ``org/name`` of the Hugging Face Hub that is no path here.
+    alpha : α of every module, in place of the file's. Needed where the file stores none: without it the scaling is
+        taken as 1, and a warning of the adapter says so.
+    activation : for BoRA, how Σ comes from the stored σ, see :func:`bora_analysis.delta.activate`; ``"identity"`` for
+        a file that stores Σ itself. By default the configuration's, else ``"exp-norm"``.
+    name : the adapter's name, by default taken from the path.
+
+    Returns
+    -------
+    Adapter or Trajectory
+        A :class:`Trajectory` for a folder of checkpoints.
+
+    Raises
+    ------
+    AdapterError
+        One line that names the file and the key, and says what was found and expected.
+    """
+    text, place = str(path), Path(path)
+    try:
+        exists = place.exists()
+    except (OSError, ValueError) as error:  # a name too long, or one with a null byte
+        raise AdapterError(f"{text}: is no path: {error}") from None
+    if not exists:
+        if _HUB_ID.fullmatch(text):
+            place, name = _download(text), name or text.partition("/")[2]
+        else:
+            raise AdapterError(f"{text}: no such file or folder")
+    options: dict[str, Any] = {"alpha": alpha, "activation": activation}
+    if place.is_file():
+        named_by_folder = place.stem == "adapter_model"
+        return _read_one(place, place.parent / CONFIG_NAME, name, named_by_folder, [], options)
+    runs = {folder: int(hit[1]) for folder in _folders(place) if (hit := _CHECKPOINT.fullmatch(folder.name))}
+    weights = _weights_in(place)
+    if weights:
+        beside = []
+        if runs:
+            example = min(runs, key=lambda folder: runs[folder])
+            beside = [f"{len(runs)} checkpoints lie beside this adapter; name one to read it, such as {example}"]
+        return _read_one(weights, place / CONFIG_NAME, name, True, beside, options)
+    if not runs:
+        raise AdapterError(_nothing_in(place))
+    title = name or _named(place).name
+    read = []
+    for folder in sorted(runs, key=lambda folder: runs[folder]):
+        found = _weights_in(folder)
+        if not found:
+            raise AdapterError(_nothing_in(folder))
+        read.append(_read_one(found, folder / CONFIG_NAME, title, True, [], options))
+    return Trajectory(title, tuple(read))
+
+
+def _read_one(
+    weights: Path, config_path: Path, name: str | None, by_folder: bool, warnings: list[str], options: dict[str, Any]
+) -> Adapter:
+    folder = _named(weights.parent)
+    hit = _CHECKPOINT.fullmatch(folder.name) if by_folder else None
+    title = name or (folder.parent.name if hit else folder.name if by_folder else weights.stem)
+    config = _read_config(config_path)
+    tensors = open_tensors(weights)
+    refuse_unreadable(weights, config, tensors.keys())
+    source = Source(tensors, config, **options, packed=_packed(tensors))
+    method, loaders, passed_over, notes = _dispatch(source)
+    if not loaders:
+        keys = tensors.keys()
+        example = f", such as {keys[0]}" if keys else ""
+        raise AdapterError(
+            f"{weights}: holds no adapter ({len(keys)} tensors{example}); expected keys such as "
+            "<module>.lora_A.weight or <module>.bora_A"
+        )
+    if source.alpha is None and any(source.settings(module) is None for module in loaders):
+        warnings = [*warnings, "α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
+    for settings in source.all_settings:
+        warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
+    ordered = {module: loaders[module] for module in sorted(loaders, key=natural)}
+    step = int(hit[1]) if hit else None
+    return Adapter(title, method, step, weights, ordered, (*passed_over, *tensors.unread), (*warnings, *notes))
+
+
+def _dispatch(source: Source) -> tuple[str, dict[str, Loader], list[str], list[str]]:
+    """The method, module → loader, the keys passed over, and warnings."""
+    keys = source.tensors.keys()
+    activation_of(source)  # a wrong name is an error, whatever is in the file
+    for method, make in (("bora", bora_loader), ("melora", melora_loader)):
+        found, rest = sort_block_keys(source, keys, method)
+        if found:
+            return method, {module: make(source, module, parts) for module, parts in found.items()}, rest, []
+    parts = sort_keys(source, keys)
+    names = sorted({name for pairs in parts.pairs.values() for name in pairs}, key=natural)
+    kind = str((source.config or {}).get("peft_type", "")).upper()
+    if names and all(name.isdecimal() for name in names) and (kind == "MELORA" or len(names) > 1):
+        loaders = {module: minis_loader(source, module, minis) for module, minis in parts.pairs.items()}
+        return "melora", loaders, parts.passed_over, []
+    if len(names) > 1:
+        shown = ", ".join(name or "(unnamed)" for name in names)
+        raise AdapterError(f"{source.path}: holds {len(names)} adapters: {shown}; save one at a time")
+    pairs = {module: next(iter(pairs.values())) for module, pairs in parts.pairs.items()}
+    method = method_name(source)
+    blocks = {
+        module: bora_loader(source, module, {"A": pairs[module].A, "B": pairs[module].B, "sigma": sigma})
+        for module, sigma in parts.sigmas.items()
+    }
+    plain = {module: pair for module, pair in pairs.items() if module not in blocks}
+    loaders, notes = lora_loaders(source, plain, method)
+    if blocks:
+        method = "bora"
+        if source.activation is None and "activation" not in (source.config or {}):
+            key = next(iter(parts.sigmas.values()))
+            notes.append(
+                f"{key} is taken as BoRA's raw σ (exp-norm); if it is Σ, set activation (--activation) identity"
+            )
+    if pairs and kind in ("BORA", "MELORA") and method != kind.lower():
+        raise AdapterError(f"{source.path}: peft_type is {kind} but the keys are those of {method}")
+    return method, loaders | blocks, parts.passed_over, notes
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{path}: cannot be read: {error}") from None
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise AdapterError(f"{path}: is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path}: holds a {type(config).__name__}; expected a dictionary of settings")
+    return config
+
+
+def _packed(tensors: Tensors) -> dict[str, Mapping[str, Any]]:
+    """The configurations that diffusers writes into the header: flat, each entry behind its model's prefix."""
+    try:
+        entries = json.loads(tensors.metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError as error:
+        raise AdapterError(f"{tensors.path}: lora_adapter_metadata in the header is no JSON: {error}") from None
+    packed: dict[str, dict[str, Any]] = {}
+    for entry, value in entries.items() if isinstance(entries, dict) else ():
+        prefix, _, setting = entry.rpartition(".")
+        packed.setdefault(prefix, {})[setting] = value
+    return {prefix: settings for prefix, settings in packed.items() if settings.get("lora_alpha") is not None}
+
+
+def _folders(place: Path) -> list[Path]:
+    try:
+        return sorted((entry for entry in place.iterdir() if entry.is_dir()), key=lambda entry: natural(entry.name))
+    except OSError as error:
+        raise AdapterError(f"{place}: cannot be opened: {error.strerror or error}") from None
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """The weight file of a folder: PEFT's, or the only one that could be."""
+    for name in _WEIGHT_NAMES:
+        if (folder / name).exists():
+            if (folder / name).is_file():
+                return folder / name
+            raise AdapterError(f"{folder / name}: is a folder; expected the weight file")
+    others = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.suffix in _SUFFIXES and entry.is_file() and not _NOT_WEIGHTS.fullmatch(entry.name)
+    )
+    if len(others) > 1:
+        raise AdapterError(f"{folder}: holds {len(others)} weight files; name one: {_some(others)}")
+    return folder / others[0] if others else None
+
+
+def _nothing_in(folder: Path) -> str:
+    if (folder / CONFIG_NAME).exists():
+        return f"{folder}: holds {CONFIG_NAME} but no weights; expected {' or '.join(_WEIGHT_NAMES[:2])}"
+    inside = [entry.name for entry in _folders(folder) if any((entry / name).exists() for name in _WEIGHT_NAMES)]
+    if inside:
+        return f"{folder}: holds no adapter itself; name one of its folders: {_some(inside)}"
+    return f"{folder}: holds no adapter; expected {CONFIG_NAME} and {' or '.join(_WEIGHT_NAMES[:2])}"
+
+
+def _named(folder: Path) -> Path:
+    """The folder by a path that ends in its name. Links stay: the Hub's cache links each file to a nameless one."""
+    folder = folder.absolute()
+    return folder.resolve() if ".." in folder.parts else folder
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download  # here: only Hub ids need it
+
+    patterns = [CONFIG_NAME, "adapter_model.*", f"checkpoint-*/{CONFIG_NAME}", "checkpoint-*/adapter_model.*"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except Exception as error:  # offline, unknown, private, disk full …: its errors share no base class
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise AdapterError(
+            f"{hub_id}: is no path here, and the Hugging Face Hub gave no such adapter: {reason}"
+        ) from None

@@ -1,0 +1,107 @@
+"""What cannot be read, refused by its name.
+
+ΔW of these methods is not a product of the stored factors, or needs the base model. An error is better than the
+spectrum of something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import AdapterError
+
+READABLE = ("LORA", "BORA", "MELORA")
+_READABLE_NAMES = "readable are LoRA, rsLoRA, MELoRA and BoRA"
+_DORA = "DoRA needs the base model's weights; not readable yet"
+
+# Pattern of a key → the method whose files have it. The first hit counts.
+_EVIDENCE = [
+    (r"\.lora_magnitude_vector|\.weight_m_wdecomp|\.dora_scale$", _DORA),
+    (r"\.hada_w[12]_[ab]|\.hada_t[12]", "LoHa"),
+    (r"\.lokr_w[12]|\.lokr_t2", "LoKr"),
+    (r"\.ia3_l", "IA³"),
+    (r"\.lora_E(\.|$)", "AdaLoRA"),
+    (r"\.lora_diag(\.|$)", "KaSA"),
+    (r"\.lora_route|\.lora_B\d+\.weight", "HydraLoRA"),
+    (r"\.loraA\.\d+\.", "MOELoRA"),
+    (r"\.lora_lambda\..*rms_norm", "TopLoRA"),
+    (r"\.lora_R$", "HiRA (its authors' code)"),
+    (r"pvera_(lambda|A|B)", "PVeRA"),
+    (r"vera_(lambda|A|B)", "VeRA"),
+    (r"unilora_theta_d", "Uni-LoRA"),
+    (r"vblora_", "VB-LoRA"),
+    (r"\.hira_", "HiRA"),
+    (r"\.boft_", "BOFT"),
+    (r"\.oft_(R|r|blocks)", "OFT"),
+    (r"\.miss_block", "MiSS"),
+    (r"\.bone_", "Bone"),
+    (r"fourierft_spectrum", "FourierFT"),
+    (r"waveft_spectrum", "WaveFT"),
+    (r"randlora_", "RandLoRA"),
+    (r"\.shira_", "SHiRA"),
+    (r"\.c3a_kernel", "C³A"),
+    (r"\.road_(theta|alpha)", "RoAd"),
+    (r"\.hra_u", "HRA"),
+    (r"\.delora_", "DeLoRA"),
+    (r"\.gralora_", "GraLoRA"),
+    (r"tinylora_", "TinyLoRA"),
+    (r"\.psoft_", "PSOFT"),
+    (r"\.glora_", "GLoRA"),
+    (r"\.deft_[PR]", "DEFT"),
+    (r"frod_", "FRoD"),
+    (r"osf_svd_params", "OSF"),
+    (r"\.peanut_", "PEANuT"),
+    (r"\.adamss_", "AdaMSS"),
+    (r"\.lily_", "Lily"),
+    (r"\.poly_lora_", "Poly"),
+    (r"\.beft_bias", "BEFT (biases only)"),
+    (r"prompt_embeddings|adaption_(prompt|gate)", "prompt tuning"),
+    (r"\.lora_proj_(down|up)", "SVDQuant's low-rank branch"),
+    (r"\.lora_(down|up)\.weight|_lora\.(down|up)\.weight", "the kohya/diffusers lora_down/lora_up layout"),
+    (r"\.lora_[ab]$", "MLX (lora_a and lora_b are transposed, and `scale` is not α)"),
+    (r"^w_[ab]_\d+$", "SAM-LoRA (numbered factors without module names)"),
+    (r"^\w+:\d+:(up|down)$", "cloneofsimo/lora (numbered factors without module names)"),
+]
+
+# Entry of adapter_config.json that is set → why B·A is then not the update.
+_FLAGS = {
+    "use_dora": _DORA,
+    "use_qalora": "QALoRA pools the input, so B·A is not its update; not readable yet",
+    "use_bdlora": "BD-LoRA stores its factors block-diagonally and compactly; not readable yet",
+    "arrow_config": "Arrow routes each token to other adapters, so there is no single update; not readable",
+    "kasa_config": "KaSA truncates the base model and adds a diagonal; not readable yet",
+    "r_ab": "HiRA (its authors' code) multiplies B·A with the base model's weights; not readable yet",
+}
+
+
+def refuse_unreadable(path: Path, config: Mapping[str, Any] | None, keys: Iterable[str]) -> None:
+    """Raise :class:`AdapterError` with the method's name unless the file may be LoRA, MELoRA or BoRA."""
+    found = next(((name, key) for key in keys for pattern, name in _EVIDENCE if re.search(pattern, key)), None)
+    kind = str((config or {}).get("peft_type") or READABLE[0]).upper()
+    if kind not in READABLE:
+        called = f" ({found[0]})" if found else ""
+        raise AdapterError(f"{path}: peft_type {kind}{called} is not readable; readable: {', '.join(READABLE)}")
+    for flag, reason in _FLAGS.items():
+        if (config or {}).get(flag):
+            raise AdapterError(f"{path}: adapter_config.json sets {flag}: {reason}")
+    if found:
+        name, key = found
+        verdict = name if name == _DORA else f"{name} is not readable; {_READABLE_NAMES}"
+        raise AdapterError(f"{path}: {verdict} (key {key})")
+
+
+def init_warnings(config: Mapping[str, Any]) -> list[str]:
+    """Where B·A is not what training added to the original model."""
+    warnings = []
+    init = str(config.get("init_lora_weights", True)).lower()
+    if init.startswith(("pissa", "olora", "corda", "lora_ga", "loftq")):
+        warnings.append(
+            f"init_lora_weights is {init!r}: the base model was changed at initialisation, so B·A is not the update of "
+            "the original model (but for loftq, PEFT's path_initial_model_for_weight_conversion writes one that is)"
+        )
+    if config.get("alora_invocation_tokens"):
+        warnings.append("aLoRA: the update acts only after the invocation tokens")
+    return warnings

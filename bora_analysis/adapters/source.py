@@ -1,0 +1,142 @@
+"""One adapter's weights and configuration, and the questions that every layout asks of them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..delta import EPSILON, FactorError, Update
+from .errors import AdapterError
+from .tensors import Array, Tensors
+
+Loader = Callable[[], Update]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights, configuration and what the caller said.
+
+    Attributes
+    ----------
+    config : content of adapter_config.json, or None.
+    alpha : the caller's α, in place of every α in the configuration.
+    packed : configurations that the weight file carries in its header, by key prefix (diffusers writes them).
+    """
+
+    tensors: Tensors
+    config: Mapping[str, Any] | None
+    alpha: float | None = None
+    activation: str | None = None
+    packed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Any:
+        return self.tensors.path
+
+    @property
+    def all_settings(self) -> list[Mapping[str, Any]]:
+        return [self.config] if self.config is not None else list(self.packed.values())
+
+    def settings(self, module: str) -> Mapping[str, Any] | None:
+        """The configuration that holds for a module, or None."""
+        if self.config is not None:
+            return self.config
+        return self.packed.get(module.split(".")[0], self.packed.get(""))
+
+    def rank(self, module: str) -> int | None:
+        """The configured r of a module; None where there is no configuration or no single number in it."""
+        settings = self.settings(module)
+        if settings is None:
+            return None
+        r = _lookup(self, settings, "rank_pattern", module, settings.get("r"))
+        if r is None or isinstance(r, list | tuple):
+            return None
+        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+            raise AdapterError(f"{self.path}: the configuration gives {module} r = {r!r}; expected a positive integer")
+        return r
+
+    def check_rank(self, module: str, key: str, r: int) -> None:
+        """Raise unless the tensors' r is the configured one; PEFT could not load the file otherwise."""
+        told = self.rank(module)
+        if told is not None and told != r:
+            raise AdapterError(
+                f"{self.path}: {key} has rank {r} (shape {self.tensors.shape(key)}) but the configuration says "
+                f"r = {told} for {module}; correct r or rank_pattern"
+            )
+
+    def scaling(self, module: str, r: int, mini: int | None = None) -> float:
+        """α/r, or α/√r for rsLoRA; 1 where there is no configuration (a warning of the adapter says so)."""
+        settings = self.settings(module)
+        alpha: Any = self.alpha
+        if alpha is None:
+            if settings is None:
+                return 1.0
+            alpha = _lookup(self, settings, "alpha_pattern", module, settings.get("lora_alpha"))
+            if isinstance(alpha, list | tuple) and mini is not None and mini < len(alpha):
+                alpha = alpha[mini]
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            found = "no lora_alpha" if alpha is None else f"lora_alpha = {alpha!r}"
+            raise AdapterError(
+                f"{self.path}: the configuration gives {module} {found}; expected a number; set it with alpha (--alpha)"
+            )
+        return alpha / (math.sqrt(r) if (settings or {}).get("use_rslora") else r)
+
+    def expect(self, condition: Any, key: str, expected: str) -> None:
+        """Raise :class:`AdapterError` with the key's shape unless the condition holds."""
+        if not condition:
+            raise AdapterError(f"{self.path}: {key} has shape {self.tensors.shape(key)}; expected {expected}")
+
+    def check_factor(self, key: str) -> None:
+        """Raise unless the tensor holds numbers of a floating-point type."""
+        self.expect(
+            0 not in self.tensors.shape(key), key, "no empty dimension (were sharded weights saved ungathered?)"
+        )
+        dtype = self.tensors.dtype(key)
+        if dtype not in EPSILON:
+            raise AdapterError(f"{self.path}: {key} has dtype {dtype}; expected one of {', '.join(EPSILON)}")
+
+    def loader(
+        self, keys: Mapping[str, str | Sequence[str]], build: Callable[..., Update], *, read: Any = None
+    ) -> Loader:
+        """A function that reads the factors, by name, and builds the update; its errors name file and key."""
+        flat = [key for value in keys.values() for key in ([value] if isinstance(value, str) else value)]
+        dtype = max((self.tensors.dtype(key) for key in flat), key=lambda name: EPSILON[name])
+        read = read or self.tensors.read
+
+        def load() -> Update:
+            factors: dict[str, Array | list[Array]] = {
+                name: read(value) if isinstance(value, str) else [read(key) for key in value]
+                for name, value in keys.items()
+            }
+            try:
+                return build(**factors, dtype=dtype)
+            except FactorError as error:
+                key = keys.get(error.factor, flat[0])
+                shown = key if isinstance(key, str) else f"{key[0]} …"
+                raise AdapterError(f"{self.path}: {shown}: {error}") from None
+
+        return load
+
+
+def _lookup(source: Source, settings: Mapping[str, Any], name: str, module: str, default: Any) -> Any:
+    patterns = settings.get(name) or {}
+    if not isinstance(patterns, Mapping):
+        raise AdapterError(f"{source.path}: {name} is {patterns!r}; expected a dictionary of patterns")
+    if source.config is None and module.split(".")[0] in source.packed:  # its patterns do not know the prefix
+        module = module.partition(".")[2]
+    return match_pattern(source, patterns, module, default)
+
+
+def match_pattern(source: Source, patterns: Mapping[str, Any], module: str, default: Any = None) -> Any:
+    """The value of the first pattern that fits, by PEFT's rule (``utils/other.py:get_pattern_key``)."""
+    for pattern, value in patterns.items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise AdapterError(f"{source.path}: pattern {pattern!r} is no regular expression: {error}") from None
+    # PEFT then looks for the module's own name, which a pattern with special characters may equal.
+    return patterns.get(module, default)

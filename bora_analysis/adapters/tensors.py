@@ -1,0 +1,223 @@
+"""Weight files, read one tensor at a time.
+
+:func:`open_tensors` reads names, shapes and dtypes only. ``read`` is safe to call from several threads.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from .errors import AdapterError
+
+Array = NDArray[Any]
+
+# safetensors' name → PyTorch's name and the NumPy type that has the same bytes.
+_SAFETENSORS_DTYPES = {
+    "F64": ("float64", "<f8"),
+    "F32": ("float32", "<f4"),
+    "F16": ("float16", "<f2"),
+    "BF16": ("bfloat16", "<u2"),
+    "F8_E4M3": ("float8_e4m3fn", "u1"),
+    "F8_E5M2": ("float8_e5m2", "u1"),
+    "I64": ("int64", "<i8"),
+    "I32": ("int32", "<i4"),
+    "I16": ("int16", "<i2"),
+    "I8": ("int8", "i1"),
+    "U64": ("uint64", "<u8"),
+    "U32": ("uint32", "<u4"),
+    "U16": ("uint16", "<u2"),
+    "U8": ("uint8", "u1"),
+    "BOOL": ("bool", "?"),
+}
+# A mapped file is mapped anew after this many bytes, or its pages would add up to the whole file in memory.
+_REMAP_BYTES = 64 * 2**20
+
+
+class Tensors(Protocol):
+    """A weight file that is open for reading."""
+
+    path: Path
+    metadata: dict[str, str]
+    unread: tuple[str, ...]  # entries that are no tensors
+
+    def keys(self) -> list[str]: ...
+
+    def shape(self, key: str) -> tuple[int, ...]: ...
+
+    def dtype(self, key: str) -> str:
+        """PyTorch's name, ``"bfloat16"`` …"""
+        ...
+
+    def read(self, key: str) -> Array:
+        """The tensor, a copy. bfloat16 and float8 become float32, exactly; other types stay as they are."""
+        ...
+
+
+def open_tensors(path: Path) -> Tensors:
+    """Open a ``.safetensors`` file or one that ``torch.save`` wrote, without reading tensor data."""
+    try:
+        with path.open("rb") as handle:
+            start = handle.read(64)
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be opened: {error.strerror or error}") from None
+    if not start:
+        raise AdapterError(f"{path}: is empty (0 bytes); fetch or save it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise AdapterError(f"{path}: is a git-lfs pointer, not the weights; run `git lfs pull`")
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path)
+    return TorchFile(path)
+
+
+class _Entry(NamedTuple):
+    dtype: str
+    stored: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class SafetensorsFile:
+    """A ``.safetensors`` file.
+
+    The library checks the file; the tensors are read here, because its NumPy side knows neither bfloat16 nor float8,
+    and because the pages of its memory map stay in the resident set: a 10 GB file would count as 10 GB.
+    """
+
+    unread: tuple[str, ...] = ()
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with safe_open(path, framework="np") as checked:
+                self.metadata: dict[str, str] = dict(checked.metadata() or {})
+            with path.open("rb") as handle:
+                length = int.from_bytes(handle.read(8), "little")
+                header = json.loads(handle.read(length))
+        except SafetensorError as error:
+            raise AdapterError(f"{path}: is no complete safetensors file ({error}); fetch or save it again") from None
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"{path}: cannot be read: {error}") from None
+        header.pop("__metadata__", None)
+        self._entries: dict[str, _Entry] = {}
+        for key, entry in header.items():
+            dtype, stored = _SAFETENSORS_DTYPES.get(entry["dtype"], (entry["dtype"].lower(), ""))
+            self._entries[key] = _Entry(dtype, stored, tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+
+    def keys(self) -> list[str]:
+        return list(self._entries)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._entries[key].shape
+
+    def dtype(self, key: str) -> str:
+        return self._entries[key].dtype
+
+    def read(self, key: str) -> Array:
+        dtype, stored, shape, offset = self._entries[key]
+        if not stored:
+            raise AdapterError(f"{self.path}: {key} has dtype {dtype}, which cannot be read")
+        count = int(np.prod(shape, dtype=np.int64))
+        try:  # a handle of its own per read: threads do not share a file position
+            values = np.fromfile(self.path, dtype=stored, count=count, offset=offset)
+        except OSError as error:
+            raise AdapterError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+        if values.size != count:
+            raise AdapterError(f"{self.path}: {key} ends early: the file has changed since it was opened")
+        return _widen(values, dtype).reshape(shape)
+
+
+class TorchFile:
+    """A file that ``torch.save`` wrote. Only tensors are unpickled, so a hostile file runs no code."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        self._lock = threading.Lock()
+        with warnings.catch_warnings():  # PyTorch warns of the pickle before it refuses it
+            warnings.simplefilter("ignore")
+            self._tensors, self.unread = self._load()
+        self._shapes = {key: tuple(value.shape) for key, value in self._tensors.items()}
+        self._dtypes = {key: str(value.dtype).removeprefix("torch.") for key, value in self._tensors.items()}
+        self._bytes_read = 0
+
+    def _load(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        import pickle
+
+        import torch  # here: it costs seconds, and safetensors files do without
+
+        try:  # mmap needs the zip format, torch.save's since PyTorch 1.6
+            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
+        except pickle.UnpicklingError:
+            # PyTorch's own message tells how to switch its protection off. This one does not.
+            raise AdapterError(
+                f"{self.path}: holds Python objects other than tensors, or is no PyTorch file; only tensors are read, "
+                "so save the state dict alone"
+            ) from None
+        except Exception as error:  # a damaged file fails anywhere inside the unpickler
+            reason = type(error).__name__
+            raise AdapterError(f"{self.path}: is no complete PyTorch file ({reason}); fetch or save it again") from None
+        for name in ("state_dict", "model"):
+            if isinstance(content, dict) and isinstance(content.get(name), dict):
+                content = content[name]
+        if isinstance(content, list):
+            raise AdapterError(
+                f"{self.path}: is a list of {len(content)} entries, the layout of cloneofsimo/lora, which names no "
+                "modules; not readable; expected a dictionary of named tensors"
+            )
+        if not isinstance(content, dict):
+            raise AdapterError(f"{self.path}: holds a {type(content).__name__}; expected a dictionary of named tensors")
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+        if not tensors:
+            raise AdapterError(f"{self.path}: holds no tensors; expected a dictionary of named tensors")
+        return tensors, tuple(str(key) for key in content if str(key) not in tensors)
+
+    def keys(self) -> list[str]:
+        return list(self._shapes)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._shapes[key]
+
+    def dtype(self, key: str) -> str:
+        return self._dtypes[key]
+
+    def read(self, key: str) -> Array:
+        with self._lock:
+            if self._bytes_read > _REMAP_BYTES:
+                self._tensors, _ = self._load()
+                self._bytes_read = 0
+            tensor = self._tensors[key].detach()
+            self._bytes_read += tensor.numel() * tensor.element_size()
+            if self.dtype(key) in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+                return tensor.float().numpy()
+            try:
+                return np.array(tensor.numpy())  # a copy, or the map would live as long as the array
+            except (TypeError, RuntimeError) as error:
+                raise AdapterError(f"{self.path}: {key} has dtype {self.dtype(key)}: {error}") from None
+
+
+def _widen(values: Array, dtype: str) -> Array:
+    if dtype == "bfloat16":  # the upper half of a float32
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "float8_e5m2":  # the upper half of a float16
+        return (values.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+    if dtype == "float8_e4m3fn":
+        return _e4m3fn()[values]
+    return values
+
+
+def _e4m3fn() -> Array:
+    """The 256 values: 1 sign bit, 4 exponent bits (bias 7), 3 mantissa bits, no infinity, NaN where all are set."""
+    code = np.arange(256)
+    exponent, mantissa = (code >> 3) & 15, code & 7
+    size = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
+    size[code & 127 == 127] = np.nan
+    return np.where(code & 128, -size, size).astype(np.float32)

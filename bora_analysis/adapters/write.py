@@ -1,0 +1,188 @@
+"""Adapters to PEFT's file layout: ``adapter_model.safetensors`` and ``adapter_config.json``."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+import numpy as np
+
+from .. import delta
+from ..atomic import replacing
+from ..delta import FactorError
+from .errors import AdapterError
+from .read import CONFIG_NAME
+from .tensors import Array
+
+_KEYS = {
+    "lora": {"A": "lora_A.weight", "B": "lora_B.weight"},
+    "rslora": {"A": "lora_A.weight", "B": "lora_B.weight"},
+    "melora": {"A": "melora_A", "B": "melora_B"},
+    "bora": {"A": "bora_A", "B": "bora_B", "sigma": "bora_sigma"},
+}
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def write_adapter(
+    folder: str | Path,
+    method: str,
+    modules: Mapping[str, Mapping[str, Any]],
+    *,
+    alpha: float,
+    activation: str = "exp-norm",
+    rslora: bool = False,
+    base_model: str | None = None,
+    dtype: str | None = None,
+    extra_config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write an adapter; :func:`read_adapter` reads it back, and PEFT too where the method is LoRA.
+
+    The modules are taken one at a time, so a mapping that makes them when asked needs memory for one.
+
+    Parameters
+    ----------
+    folder : where the two files go. Existing ones are replaced, once the new ones are complete.
+    method : ``"lora"``, ``"rslora"``, ``"melora"`` or ``"bora"``.
+    modules : module path → ``{"A": …, "B": …}``, for BoRA with ``"sigma"``, the raw σ. Shapes as for
+        :func:`bora_analysis.delta.lora` and :func:`~bora_analysis.delta.bora`; for MELoRA A is (N, r, n/N) and B
+        (N, m/N, r).
+    alpha : α. The scaling is α/r with each module's own r, or α/√r.
+    activation : for BoRA, how Σ comes from σ.
+    rslora : scale by α/√r; ``"rslora"`` implies it.
+    dtype : ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"`` (rounded to nearest even); by default that of
+        the arrays.
+    extra_config : more entries for ``adapter_config.json``.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    AdapterError
+        Factors that do not fit together or are not finite, an unknown method or dtype, arrays of several dtypes.
+    """
+    folder = Path(folder)
+    if method not in _KEYS:
+        raise AdapterError(f"{folder}: method {method!r} cannot be written; expected one of {', '.join(_KEYS)}")
+    with replacing(folder / CONFIG_NAME) as config_path, replacing(folder / "adapter_model.safetensors") as weights:
+        # Both are written in full before either gets its name, the weights first.
+        with TemporaryFile(dir=folder) as data:
+            header, ranks, counts = _write_data(data, folder, method, modules, activation, dtype)
+            data.seek(0)
+            with weights.open("wb") as out:
+                out.write(len(header).to_bytes(8, "little") + header)
+                shutil.copyfileobj(data, out, 2**24)
+        if not ranks:
+            raise AdapterError(f"{folder}: there are no modules to write")
+        r = Counter(ranks.values()).most_common(1)[0][0]
+        config = {
+            "peft_type": "LORA" if method == "rslora" else method.upper(),
+            "base_model_name_or_path": base_model,
+            "task_type": None,
+            "inference_mode": True,
+            "target_modules": list(ranks),
+            "r": r,
+            "lora_alpha": alpha if isinstance(alpha, int) else float(alpha),  # not a NumPy scalar
+            "use_rslora": rslora or method == "rslora",
+            "rank_pattern": {f"^{re.escape(module)}": own for module, own in ranks.items() if own != r},
+            "alpha_pattern": {},
+            "bias": "none",
+        }
+        if method in ("bora", "melora"):
+            name = "num_blocks" if method == "bora" else "num_minis"
+            config[name] = next(iter(counts)) if len(counts) == 1 else None
+        if method == "bora":
+            config["activation"] = activation
+        config |= extra_config or {}
+        config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return folder
+
+
+def _write_data(
+    data: IO[bytes],
+    folder: Path,
+    method: str,
+    modules: Mapping[str, Mapping[str, Any]],
+    activation: str,
+    dtype: str | None,
+) -> tuple[bytes, dict[str, int], set[int]]:
+    """Write the tensors one after another; return the header that describes them, each module's r, and the b or N."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    ranks: dict[str, int] = {}
+    counts: set[int] = set()
+    stored = dtype  # one type for the file, so that every tensor is aligned
+    for module, factors in modules.items():
+        arrays = {part: _as_array(value) for part, value in factors.items()}
+        try:
+            _check(method, arrays, activation)
+        except FactorError as error:
+            raise AdapterError(f"{folder}: {module}: {error}") from None
+        ranks[module] = arrays["A"].shape[-2]
+        counts.add(arrays["A" if method == "melora" else "sigma"].shape[0] if method in ("melora", "bora") else 1)
+        for part, suffix in _KEYS[method].items():
+            array = arrays[part]
+            stored = stored or array.dtype.name
+            if stored not in _DTYPES:
+                raise AdapterError(f"{folder}: dtype {stored} cannot be written; expected one of {', '.join(_DTYPES)}")
+            if not dtype and array.dtype.name != stored:
+                raise AdapterError(f"{folder}: {module}: {part} is {array.dtype}, others are {stored}; pass dtype=")
+            start = data.tell()
+            try:
+                data.write(_encode(array, stored))
+            except OverflowError as error:
+                raise AdapterError(f"{folder}: {module}: {part} {error}") from None
+            entries[f"base_model.model.{module}.{suffix}"] = {
+                "dtype": _DTYPES[stored],
+                "shape": list(array.shape),
+                "data_offsets": [start, data.tell()],
+            }
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    return header + b" " * (-len(header) % 8), ranks, counts  # the data begins at a multiple of 8
+
+
+def _as_array(value: Any) -> Array:
+    if hasattr(value, "detach"):  # a torch tensor, without importing torch
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    return np.asarray(value)
+
+
+def _check(method: str, arrays: Mapping[str, Array], activation: str) -> None:
+    """Build the update once: its constructor says what does not fit."""
+    missing = [part for part in _KEYS[method] if part not in arrays]
+    if missing or len(arrays) != len(_KEYS[method]):
+        raise FactorError("factors", f"are {', '.join(arrays)}; expected {', '.join(_KEYS[method])}")
+    if method == "bora":
+        delta.bora(arrays["B"], arrays["A"], arrays["sigma"], activation=activation)
+    elif method == "melora":
+        for part, array in arrays.items():
+            if array.ndim != 3:
+                raise FactorError(part, f"has shape {array.shape}; expected three dimensions, the minis first")
+        delta.melora(list(arrays["B"]), list(arrays["A"]))
+        if arrays["A"].shape[1] != arrays["B"].shape[2]:
+            raise FactorError("A", "and B differ in r")
+    else:
+        delta.lora(arrays["B"], arrays["A"])
+
+
+def _encode(array: Array, dtype: str) -> bytes:
+    with np.errstate(over="ignore"):
+        if dtype == "bfloat16":
+            bits = np.ascontiguousarray(array, dtype="<f4").view("<u4")
+            # To the nearest, ties to the even: add just under half, and the rest where the kept part is odd.
+            rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+            fits = bool((rounded & 0x7F80 != 0x7F80).all())
+        else:
+            rounded = np.ascontiguousarray(array, dtype=np.dtype(dtype).newbyteorder("<"))
+            fits = delta.is_finite(rounded)
+    if not fits:
+        raise OverflowError(f"holds values beyond the range of {dtype}")
+    return rounded.tobytes()
