@@ -94,5 +94,7 @@ def targets(shorthand: str, model: Architecture) -> tuple[str, ...]:
     unknown = [name for name in names if name not in model.projections]
     if unknown or not names:
         known = ", ".join(f"{letter.upper()} ({name})" for letter, name in LETTERS.items() if name in model.projections)
-        raise ValueError(f"target {shorthand!r} names what this model has not; letters: {known}, or all")
+        raise ValueError(
+            f"target {shorthand!r}: {', '.join(unknown) or 'nothing'} is not in this model; it has {known}, or all"
+        )
     return names

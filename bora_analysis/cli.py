@@ -186,9 +186,9 @@ def synth(
 @click.option("-o", "--output", metavar="FILE", help="Where to write: .pdf, .svg or .png.")
 @click.option("--metric", help="A column of the metrics table (heatmap, trajectory).")
 @click.option("--projection", help="q, k, v … (figure4, spectra).")
-@click.option("--venue", help="Text width: neurips, iclr, icml, icml2.")
-@reading(required=False)
+@click.option("--width", help="Text width of a venue: neurips, iclr, icml, icml2.")
 @click.argument("name", required=False)
+@reading(required=False)
 def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: str | None, **options: Any) -> None:
     """Draw figure NAME of the adapters, ready for a paper, the same bytes each time."""
     from .figures import FIGURES, draw, save
@@ -199,16 +199,13 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: str 
         return
     if name is None or not paths or output is None:
         raise click.UsageError("expected NAME PATH... -o FILE; `figure --list` names the figures")
-    wanted = {key: options.pop(key) for key in ("metric", "projection", "venue")}
-    with results(paths, **options) as tables, usage():
-        chosen = {key: value for key, value in wanted.items() if value is not None}
-        drawn = draw(
-            name,
-            spectra=tables.spectra,
-            layer_metrics=tables.layer_metrics,
-            threshold=options["threshold"],
-            **chosen,
-        )
+    wished = {key: value for key in ("metric", "projection", "width") if (value := options.pop(key)) is not None}
+    if name not in FIGURES:  # said before the analysis, which may take long
+        raise click.UsageError(f"unknown figure {name!r}; there are {', '.join(FIGURES)}")
+    if "threshold" in FIGURES[name].options:
+        wished["threshold"] = options["threshold"]
+    with results(paths, **options) as tables:
+        drawn = draw(name, spectra=tables.spectra, layer_metrics=tables.layer_metrics, **wished)
         click.echo(f"wrote {save(drawn, output)}", err=True)
 
 
@@ -267,11 +264,13 @@ def results(
                 except AdapterError as error:
                     failed = True
                     fail(error)
-    for adapter, part in zip(chosen, parts, strict=False):
-        for line in (*adapter.warnings, *part.provenance, *_passed_over(adapter)):
-            click.echo(f"note: {line}", err=True)
+    notes = [f"{adapter.name}: {line}" for adapter in chosen for line in (*adapter.warnings, *_passed_over(adapter))]
+    notes += [line for part in parts for line in part.provenance]
+    for line in dict.fromkeys(notes):  # the checkpoints of one run would say the same again and again
+        click.echo(f"note: {line}", err=True)
     if parts:
-        yield join(parts)
+        with usage():
+            yield join(parts)
     else:
         raise click.exceptions.Exit(1)
     if failed:
@@ -306,7 +305,7 @@ def _passed_over(adapter: Adapter) -> Iterator[str]:
     keys = adapter.passed_over
     if keys:
         shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-        yield f"{adapter.name}: {len(keys)} tensors are no part of a low-rank update and were passed over ({shown})"
+        yield f"{len(keys)} tensors are no part of a low-rank update and were passed over ({shown})"
 
 
 def fail(error: object) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -178,7 +179,7 @@ class DirectSum:
 
 
 def lora(
-    B: Any, A: Any, *, scaling: float = 1.0, method: str = "lora", dtype: str | None = None
+    B: Any, A: Any, *, scaling: float = 1.0, method: str = "lora", dtype: str | None = None, any_rank: bool = False
 ) -> BlockProduct:
     """ΔW = scaling · B A.
 
@@ -189,6 +190,7 @@ def lora(
     scaling : α/r, or α/√r for rsLoRA. There is no default α: a caller who has one must divide it.
     method : the name under which the update appears in tables.
     dtype : the stored dtype, where the arrays no longer show it (bfloat16 read into float32).
+    any_rank : accept r above both m and n, for a caller who knows B from A. Otherwise that is taken for a swap.
 
     Raises
     ------
@@ -205,7 +207,7 @@ def lora(
     >>> delta.facts.parameters
     7
     """
-    left, right, pair_dtype = _pair(B, A, dtype)
+    left, right, pair_dtype = _pair(B, A, dtype, any_rank)
     m, r = left.shape
     n = right.shape[1]
     size = (m + n) * r
@@ -347,12 +349,12 @@ def check_blocks(b: int, m: int, n: int) -> None:
         raise FactorError("blocks", f"b = {b} does not divide m = {m} and n = {n}; b may be {', '.join(good)}")
 
 
-def _pair(B: Any, A: Any, dtype: str | None) -> tuple[Array, Array, str]:
+def _pair(B: Any, A: Any, dtype: str | None, any_rank: bool = False) -> tuple[Array, Array, str]:
     left, left_dtype = _factor("B", B, 2, dtype)
     right, right_dtype = _factor("A", A, 2, dtype)
     if left.shape[1] != right.shape[0]:
         raise FactorError("B", f"has shape {left.shape} and A has {right.shape}; expected (m, r) and (r, n)")
-    if left.shape[1] > max(left.shape[0], right.shape[1]):
+    if not any_rank and left.shape[1] > max(left.shape[0], right.shape[1]):
         # With m = n, swapped factors would multiply without complaint and give an r×r "update".
         raise FactorError(
             "B",
@@ -403,14 +405,19 @@ def _triangle(X: Array) -> Array:
     scipy's ``dgeqrf`` and not ``numpy.linalg.qr``: it works in place on Fortran order and releases the GIL, which
     made it 3× faster on one thread for 14336 × 16 and lets two threads be twice as fast.
     """
-    from scipy.linalg import lapack  # here: `import bora_analysis` stays cheap
-
     p, r = X.shape
     work = np.array(X, dtype=np.float64, order="F")
-    factored, _, _, info = lapack.dgeqrf(work, overwrite_a=1, lwork=max(32 * r, 1))
+    factored, _, _, info = _geqrf()(work, overwrite_a=1, lwork=max(32 * r, 1))
     if info:
         raise RuntimeError(f"LAPACK dgeqrf: argument {-info} is illegal for a {p}×{r} matrix")
     return np.triu(factored[: min(p, r)])
+
+
+@cache
+def _geqrf() -> Any:
+    from scipy.linalg import get_lapack_funcs  # here: importing it takes longer than --help may
+
+    return get_lapack_funcs("geqrf", dtype=np.float64)
 
 
 def _block_diagonal(blocks: Any) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,7 +121,7 @@ def singular_values(update: Update, *, solver: str = "auto", device: str = "auto
 
 def each_spectrum(
     updates: Mapping[str, Update], *, solver: str = "auto", device: str = "auto", workers: int | None = None
-) -> Iterator[tuple[str, Facts, Spectrum]]:
+) -> Generator[tuple[str, Facts, Spectrum]]:
     """Singular values of many updates, as they are finished (in no particular order).
 
     Memory: a few modules' factors at a time, and at most a few batches of cores.
@@ -139,8 +139,8 @@ def each_spectrum(
     missing: dict[str, int] = {}  # cores of a module not yet solved
     found: dict[str, list[_Solved]] = defaultdict(list)
     groups: dict[tuple[int, int, str], list[tuple[str, Array]]] = defaultdict(list)
-    reducing: set[Future[tuple[str, Facts, list[Array]]]] = set()
-    solving: dict[Future[_Solved], list[tuple[str, int]]] = {}
+    reducing: set[Future[Any]] = set()
+    solving: dict[Future[Any], list[tuple[str, int]]] = {}
 
     def reduce(name: str) -> tuple[str, Facts, list[Array]]:
         update = updates[name]
@@ -187,6 +187,7 @@ def each_spectrum(
                         missing[name] -= count
                     for name in {name for name, _ in owners if not missing[name]}:
                         facts = facts_of.pop(name)
+                        del missing[name]
                         yield name, facts, _union(found.pop(name), facts)
         finally:  # an error, or a caller that stops early: drop what has not begun
             pool.shutdown(wait=True, cancel_futures=True)
@@ -210,9 +211,10 @@ def factor_ranks(update: Update) -> FactorRanks:
     left, right = update.factor_cores()
     slots = update.slots()
     with one_blas_thread():
-        ranks = [_rank(stacks, update.facts.dtype) for stacks in (left, [slot[None] for slot in slots], right)]
+        B, sigma, A = (_rank(stacks, update.facts.dtype) for stacks in (left, [slot[None] for slot in slots], right))
     inner = sum(len(slot) for slot in slots)
-    return FactorRanks(*ranks, update.facts.rank_bound, min(ranks), max(0, sum(ranks) - 2 * inner))
+    lower = max(0, B + sigma + A - 2 * inner)
+    return FactorRanks(B, sigma, A, update.facts.rank_bound, min(B, sigma, A), lower)
 
 
 def available_cores() -> int:
@@ -308,6 +310,7 @@ def solve_torch(stack: Array, dtype: str, solver: str, device: str) -> _Solved:
     The result says which.
     """
     import torch
+    from torch.linalg import LinAlgError  # pyright: ignore[reportAttributeAccessIssue]
 
     def run(chunk: Array) -> tuple[Array, str]:
         cores = torch.from_numpy(np.ascontiguousarray(chunk)).to(device)
@@ -318,7 +321,7 @@ def solve_torch(stack: Array, dtype: str, solver: str, device: str) -> _Solved:
                 return values, "gram"
         try:
             return torch.linalg.svdvals(cores).cpu().numpy(), "svd"
-        except torch.linalg.LinAlgError:
+        except LinAlgError:
             driver = "gesvd" if cores.is_cuda else None  # torch takes a driver on CUDA only
             return torch.linalg.svdvals(cores, driver=driver).cpu().numpy(), "svd (gesvd)"
 
@@ -335,7 +338,7 @@ def solve_torch(stack: Array, dtype: str, solver: str, device: str) -> _Solved:
                     size = -(-size // 2)
                     continue
                 reason = "out of memory"
-            except torch.linalg.LinAlgError:
+            except LinAlgError:
                 reason = "no convergence"
             break
     solved = _solve_cpu(stack, dtype, solver)
@@ -362,7 +365,7 @@ class _BlasLimit:
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """One BLAS thread in this process while the block runs; safe to nest and to enter from several threads."""
-    import scipy.linalg.lapack  # noqa: F401  its BLAS must be loaded to be limited
+    import scipy.linalg  # noqa: F401  its BLAS must be loaded to be limited
     from threadpoolctl import threadpool_limits
 
     with _BlasLimit.lock:

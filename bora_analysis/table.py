@@ -18,6 +18,7 @@ from .adapters import Adapter, AdapterError, Trajectory, checkpoints
 from .delta import Facts
 from .metrics import COLUMNS, THRESHOLD
 from .spectrum import Spectrum, each_spectrum
+from .style import PROJECTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -211,7 +212,7 @@ def join(tables: Sequence[Tables]) -> Tables:
 
 
 def select(adapter: Adapter, modules: str | None) -> Adapter:
-    """The adapter with only the modules in whose path the regular expression is found; AdapterError if there are none."""
+    """The adapter with only the modules in whose path the regular expression is found; AdapterError if none."""
     if modules is None:
         return adapter
     try:
@@ -239,7 +240,7 @@ def summary(layers: pd.DataFrame) -> pd.DataFrame:
     keys = ["adapter", "method", "step"]
     whole = layers.assign(projection="all")
     both = pd.concat([whole, layers], ignore_index=True)
-    order = {name: position for position, name in enumerate(["all", "q", "k", "v", "qkv", "o", "gate", "up", "down"])}
+    order = {name: position for position, name in enumerate(["all", *PROJECTIONS])}
     grouped = both.groupby([*keys, "projection"], sort=False, dropna=False)
     frame = grouped.agg(
         modules=("module", "size"),
@@ -293,13 +294,13 @@ def _provenance(adapter: Adapter, found: list[Spectrum]) -> str:
     def listed(values: Iterable[str]) -> str:
         return ", ".join(sorted(set(values))) or "none"
 
-    where = adapter.name if adapter.step is None else f"{adapter.name} step {adapter.step}"
+    modules = "1 module" if len(found) == 1 else f"{len(found)} modules"
     return (
-        f"{where}: {len(found)} modules, factors stored in {listed(s.dtype for s in found)}, "
+        f"{adapter.name}: {modules}, factors stored in {listed(s.dtype for s in found)}, "
         f"singular values in float64 by {listed(s.solver for s in found)} on {listed(s.device for s in found)}"
     )
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    texts = {name: "str" for name in ("adapter", "method", "module", "projection")}
+    texts = dict.fromkeys(("adapter", "method", "module", "projection"), "str")
     return frame.astype({**texts, "step": "Int64", "layer": "Int64"})

@@ -82,7 +82,7 @@ def test_numerical_rank_follows_the_stored_dtype():
     s = np.array([1.0, 1e-4, 1e-9, 1e-18])
     ranks = [metrics.numerical_rank(s, metrics.rounding_tolerance(s, d)) for d in ("bfloat16", "float32", "float64")]
     assert ranks == [1, 2, 3]
-    with pytest.raises(ValueError, match="int8.*bfloat16"):
+    with pytest.raises(ValueError, match=r"int8.*bfloat16"):
         metrics.rounding_tolerance(s, "int8")
 
 

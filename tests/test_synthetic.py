@@ -1,0 +1,102 @@
+"""Synthetic adapters: spectra that are known beforehand, seeds, and files equal to what is in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bora_analysis import read_adapter, singular_values, synthetic_adapter
+from bora_analysis.synthetic import KINDS, METHODS, Synthetic, write_synthetic
+
+SHAPES = {"layers.0.q_proj": (48, 32), "layers.1.q_proj": (48, 32), "layers.1.v_proj": (16, 32)}
+
+
+def blocks_of(method):
+    return 4 if method in ("melora", "bora") else 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_initialised_adapters_are_zero_updates(method):
+    for update in synthetic_adapter(method, SHAPES, 2, blocks_of(method), kind="init").values():
+        assert not singular_values(update).values.any()
+
+
+@pytest.mark.parametrize(("method", "scaling"), [("lora", 2.0), ("rslora", 2 * np.sqrt(4)), ("melora", 2.0)])
+def test_decay_is_exact(method, scaling):
+    adapter = synthetic_adapter(method, SHAPES, 4, blocks_of(method), kind="decay", scale=0.5, decay=1.5)
+    expected = np.repeat(scaling * 0.5 * np.arange(1, 5) ** -1.5, blocks_of(method))
+    for update in adapter.values():
+        np.testing.assert_allclose(singular_values(update).values, expected, rtol=1e-5)
+
+
+def test_decay_of_bora_is_that_of_its_slots():
+    """Orthonormal blocks: σ(ΔW) are the singular values of the S_k, times the slot's scale."""
+    adapter = synthetic_adapter("bora", SHAPES, 2, 4, kind="decay", scale=1.0)
+    for update in adapter.values():
+        scales = np.arange(1, 3) ** -1.0
+        slots = [np.linalg.svd(slot, compute_uv=False) * c for slot, c in zip(update.slots(), scales, strict=True)]
+        np.testing.assert_allclose(singular_values(update).values, np.sort(np.concatenate(slots))[::-1], rtol=1e-5)
+
+
+def test_gaussian_spectra_are_flat():
+    adapter = synthetic_adapter("lora", {"q": (2048, 2048)}, 8, scale=0.3)
+    values = singular_values(adapter["q"]).values
+    assert values.max() / values.min() < 1.4
+    assert values.mean() == pytest.approx(2 * 0.3, rel=0.1)
+
+
+def test_sigma_is_kaiming_uniform():
+    sigma = Synthetic("bora", {"q": (512, 512)}, 8, 16)["q"]["sigma"]
+    bound = 1 / np.sqrt(16 * 8)
+    assert np.abs(sigma).max() < bound
+    assert np.abs(sigma).mean() == pytest.approx(bound / 2, rel=0.05)
+
+
+def test_a_module_depends_on_the_seed_and_its_own_path_alone():
+    one = Synthetic("lora", SHAPES, 2, seed=3)
+    alone = Synthetic("lora", {"layers.1.q_proj": (48, 32)}, 2, seed=3)
+    np.testing.assert_array_equal(one["layers.1.q_proj"]["B"], alone["layers.1.q_proj"]["B"])
+    assert not np.array_equal(one["layers.1.q_proj"]["B"], one["layers.0.q_proj"]["B"])
+    other = Synthetic("lora", SHAPES, 2, seed=4)
+    assert not np.array_equal(one["layers.0.q_proj"]["B"], other["layers.0.q_proj"]["B"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_file_and_memory_are_the_same(tmp_path, method, kind):
+    raw = Synthetic(method, SHAPES, 2, blocks_of(method), kind=kind, seed=5)
+    write_synthetic(tmp_path / "adapter", raw)
+    read = read_adapter(tmp_path / "adapter")
+    memory = synthetic_adapter(method, SHAPES, 2, blocks_of(method), kind=kind, seed=5)
+    assert list(read) == list(memory)
+    for module, update in memory.items():
+        assert read[module].facts == update.facts
+        np.testing.assert_array_equal(read[module].to_dense(), update.to_dense())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_files(tmp_path, dtype):
+    raw = Synthetic("bora", SHAPES, 2, 4, kind="decay", scale=1.0)
+    write_synthetic(tmp_path / "adapter", raw, dtype=dtype)
+    update = read_adapter(tmp_path / "adapter")["layers.0.q_proj"]
+    exact = synthetic_adapter("bora", SHAPES, 2, 4, kind="decay", scale=1.0)["layers.0.q_proj"].to_dense()
+    assert update.facts.dtype == dtype
+    rounding = {"float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
+    assert 0 < np.abs(update.to_dense() - exact).max() <= 8 * rounding * np.abs(exact).max()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("dora", SHAPES, 2), ["dora", "lora, rslora, melora, bora"]),
+        (("lora", SHAPES, 2, 4), ["one block", "4"]),
+        (("bora", SHAPES, 2, 5), ["layers.0.q_proj", "b = 5", "1, 2, 4, 8, 16"]),
+        (("lora", SHAPES, 0), ["r = 0"]),
+        (("lora", {}, 2), ["0 modules"]),
+        (("lora", SHAPES, 2, 1, None, "flat"), ["flat", "init, gaussian, decay"]),
+    ],
+)
+def test_what_does_not_fit_is_said(arguments, parts):
+    with pytest.raises(ValueError, match=r"expected|block|divide") as caught:
+        Synthetic(*arguments)
+    assert all(part in str(caught.value) for part in parts), caught.value
