@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bora_analysis import analyse, read_adapter
+from bora_analysis.adapters import checkpoints
+from bora_analysis.delta import BlockProduct
 from bora_analysis.spectrum import available_cores
 
 RUNS = 7
@@ -81,17 +83,18 @@ def dense_seconds(folder: Path, modules: list[str]) -> dict[str, float]:
     """What a module costs by ``torch.linalg.svdvals(B @ A)``, float32, all cores: the way around cores."""
     import torch
 
-    adapter = read_adapter(folder)
+    (adapter,) = checkpoints(read_adapter(folder))
     out = {}
     for module in modules:
         update = adapter[module]
+        assert isinstance(update, BlockProduct)
         B, A = (torch.from_numpy(factor[0].copy()) for factor in (update.B, update.A))
         out[module] = seconds(lambda B=B, A=A: torch.linalg.svdvals(B @ A))
     return out
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="The performance targets, in one run.")
     parser.add_argument("--peer", help="the gradience executable, to compare with")
     options = parser.parse_args()
     rows: list[Row] = []

@@ -15,6 +15,7 @@ import pandas as pd
 from .atomic import replacing
 from .style import method_look
 
+
 def layer_table(layers: pd.DataFrame, threshold: float) -> str:
     """A block per adapter and step: one line per module, and a line of totals above them."""
     blocks = []

@@ -11,16 +11,22 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
-from bora_analysis import read_adapter, singular_values
+from bora_analysis import Adapter, read_adapter, singular_values
+from bora_analysis.adapters import checkpoints
 from bora_analysis.cli import main
 
 DATA = Path(__file__).parents[1] / "data"
 COMMANDS = re.findall(r"`bora-analysis (synth [^`]*-o data/(\S+))`", (DATA / "README.md").read_text(encoding="utf-8"))
 
 
+def bundled(name: str) -> Adapter:
+    (adapter,) = checkpoints(read_adapter(DATA / name))
+    return adapter
+
+
 def test_every_synthetic_folder_has_its_command():
     assert {name for _, name in COMMANDS} == {folder.name for folder in DATA.glob("synthetic-*")}
-    assert {read_adapter(DATA / name).method for _, name in COMMANDS} == {"lora", "melora", "bora"}
+    assert {bundled(name).method for _, name in COMMANDS} == {"lora", "melora", "bora"}
 
 
 @pytest.mark.parametrize(("command", "name"), COMMANDS)
@@ -40,5 +46,5 @@ def test_the_command_makes_the_same_adapter(command, name, tmp_path):
 def test_the_spectra_are_the_ones_promised():
     expected = 0.2 * np.arange(1, 9) ** -2.0
     for name, times in (("synthetic-lora-r8", 1), ("synthetic-melora-r8-b4", 4)):
-        for update in read_adapter(DATA / name).values():
+        for update in bundled(name).values():
             np.testing.assert_allclose(singular_values(update).values, np.repeat(expected, times), rtol=1e-5)

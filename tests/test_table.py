@@ -63,7 +63,7 @@ def test_numbers_equal_the_dense_ones(adapters, tables):
     for adapter in adapters:
         own = tables.spectra.query("adapter == @adapter.name")
         for module, update in adapter.items():
-            dense = scipy.linalg.svdvals(update.to_dense())
+            dense = np.asarray(scipy.linalg.svdvals(update.to_dense()))
             rows = own[own["module"] == module]
             found = rows["singular_value"].to_numpy()
             assert rows["index"].tolist() == list(range(1, len(found) + 1))

@@ -1,0 +1,292 @@
+"""How the figures are laid out: sizes, axes, ticks, legends, and text that may hold anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullFormatter, NullLocator
+from numpy.typing import NDArray
+
+from . import style
+
+Array = NDArray[Any]
+
+GUIDE = "0.45"  # grey of threshold lines and their labels
+
+
+def inches(width: str) -> float:
+    """Text width of a venue."""
+    if width not in style.VENUES:
+        raise ValueError(f"unknown width {width!r}; there are {', '.join(style.VENUES)}")
+    return style.VENUES[width]
+
+
+def blank(width: str, height: float) -> Figure:
+    """An empty figure of a venue's width, ``height`` inches high."""
+    figure = Figure(figsize=(inches(width), height), layout="constrained")
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(w_pad=0.03, h_pad=0.04, hspace=0.03, wspace=0.02)  # pyright: ignore[reportCallIssue]
+    return figure
+
+
+def finish(figure: Figure, title: str | None, looks: Sequence[style.Look], **changes: Any) -> None:
+    """Legend above the axes, in as many columns as fit, and the title if one is wanted.
+
+    ``changes`` are options of the lines in which the figure departs from :func:`line`.
+    """
+    if looks:
+        handles = [Line2D([], [], **{**line(look), **changes}) for look in looks]
+        each = max(text_width(look.label, 7) for look in looks) + 0.42
+        columns = int(np.clip((figure.get_figwidth() - 0.1) // each, 1, len(looks)))
+        rows = -(-len(looks) // columns)
+        columns = -(-len(looks) // rows)  # rows of equal length
+        figure.set_figheight(figure.get_figheight() + 0.13 * (rows - 1))  # what the legend takes, the axes keep
+        legend = figure.legend(handles, ["·"] * len(looks), loc="outside upper center", ncols=columns)
+        # Set afterwards: a legend drops labels that begin with an underscore.
+        for text, look in zip(legend.get_texts(), looks, strict=True):
+            text.set_text(escaped(look.label))
+    if title is not None:
+        figure.suptitle(escaped(title))
+
+
+def line(look: style.Look) -> dict[str, Any]:
+    """Options of a line in an adapter's look."""
+    return {
+        "color": look.colour,
+        "marker": look.marker,
+        "linestyle": (0, look.dash) if look.dash else "-",
+        "markerfacecolor": look.colour if look.filled else "white",
+        "markeredgecolor": "white" if look.filled else look.colour,
+        "markeredgewidth": 0.3 if look.filled else 0.8,
+        "markersize": 4 if look.filled else 3.4,
+    }
+
+
+def bound_lines(axes: Axes, bounds: Mapping[str, float], looks: Mapping[str, style.Look]) -> None:
+    """A thin dashed line at each adapter's bound; adapters that share a bound take turns in its dashes."""
+    sharing: dict[float, list[str]] = {}
+    for adapter, bound in bounds.items():
+        sharing.setdefault(bound, []).append(adapter)
+    for bound, adapters in sharing.items():
+        for k, adapter in enumerate(adapters):
+            dashes = (-6.0 * k, (4.0, 2.0 + 6.0 * (len(adapters) - 1)))
+            axes.axhline(bound, color=looks[adapter].colour, lw=0.6, ls=dashes, zorder=1, gid=f"bound:{adapter}")
+
+
+def threshold_line(axes: Axes, threshold: float, axis: str) -> None:
+    """A dashed line across the axes at a value of the ``"x"`` or ``"y"`` axis, the value written at its end."""
+    line = axes.axvline if axis == "x" else axes.axhline
+    line(threshold, color=GUIDE, lw=0.6, ls=(0, (4, 2)), zorder=1, gid="threshold")
+    options: dict[str, Any] = {"textcoords": "offset points", "size": 7, "color": GUIDE}
+    if axis == "x":
+        where = {"xy": (threshold, 1), "xycoords": ("data", "axes fraction"), "xytext": (0, 2), "ha": "center"}
+    else:
+        where = {"xy": (1, threshold), "xycoords": ("axes fraction", "data"), "xytext": (2, 0), "va": "center"}
+    axes.annotate(f"{threshold:g}", **where, **options)
+
+
+def rank_axis(axes: Axes, top: float) -> None:
+    """The y axis of a count, from 0 to ``top``. Ticks at multiples of a power of two, as most bounds br are."""
+    top = max(top, 1.0)
+    axes.set_ylim(-0.03 * top, 1.08 * top)
+    axes.yaxis.set_major_locator(MultipleLocator(2 ** max(0, int(np.ceil(np.log2(top / 4.5))))))
+
+
+def layer_axis(axes: Axes, layers: Sequence[int]) -> None:
+    """The x axis of layers; a lone tick "–" where no module has one."""
+    if not layers:
+        axes.set_xticks([0], ["–"])
+        layers = [0]
+    elif len(layers) == 1:
+        axes.set_xticks(layers)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 4, 5, 8, 10]))
+    margin = 0.75 * least_gap(layers)
+    axes.set_xlim(min(layers) - margin, max(layers) + margin)
+
+
+def least_gap(layers: Sequence[int]) -> int:
+    """Least distance of two layers."""
+    return int(np.diff(layers).min()) if len(layers) > 1 else 1
+
+
+def index_axis(axes: Axes, bounds: Sequence[int]) -> None:
+    """The x axis of indices, logarithmic (base 2) where the bounds lie far apart."""
+    least, most = min(bounds), max(bounds)
+    if most / least >= 8:
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(0.93, most * 1.15)
+        powers = 2 ** np.arange(int(np.log2(most)) + 1)
+        axes.set_xticks(powers, [str(k) for k in powers])
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(1 - 0.03 * most, 1.03 * most + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 4, 5, 8, 10]))
+
+
+def decades(axis: Axis, low: float, high: float) -> None:
+    """At most six labelled powers of ten; unlabelled ticks between them where there are few."""
+    span = np.log10(high / low)
+    axis.set_major_locator(LogLocator(numticks=7))
+    axis.set_minor_locator(LogLocator(subs=tuple(range(2, 10)), numticks=99) if span <= 5 else NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def spreads(values: Array) -> bool:
+    """Whether values want a logarithmic axis: over two decades among those above 0."""
+    above = values[np.isfinite(values) & (values > 0)]
+    return above.size > 0 and above.size == np.isfinite(values).sum() and above.max() / above.min() > 100
+
+
+def colour_norm(values: Array) -> Normalize:
+    """Colour scale of a heat map, logarithmic where the values spread; never of zero width."""
+    if spreads(values):
+        return LogNorm(values.min(), values.max())
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+    if low == high:
+        low, high = min(low, 0.0), max(high, 0.0) or 1.0
+    return Normalize(low, high)
+
+
+def cell_texts(values: Array, room: float) -> Callable[[float], str] | None:
+    """How to write the numbers of a heat map into cells with ``room`` inches, or None if they do not fit."""
+    whole = bool(np.all(values == np.round(values))) and np.abs(values).max(initial=0) < 1e5
+    formats = ("{:.0f}",) if whole else ("{:.3g}", "{:.2g}")
+    for form in formats:
+        longest = max((form.format(value) for value in values), key=len, default="")
+        if text_width(longest, 6) <= room:
+            return form.format
+    return None
+
+
+def category_ticks(layers: Sequence[int | None], cell: float) -> tuple[list[int], list[str]]:
+    """Places and labels of the ticks on columns ``cell`` inches wide, one of them per layer or "–"."""
+    numbers = [layer for layer in layers if layer is not None]
+    need = max((text_width(str(layer), 7) for layer in numbers), default=0.0) + 0.12
+    every = next(step for step in (1, 2, 4, 5, 8, 10, 16, 20, 40, 50, 100, 10**9) if step * cell >= need)
+    where = [i for i, layer in enumerate(layers) if layer is not None and layer % every == 0]
+    if not where and numbers:
+        where = [0]
+    if None in layers:
+        where = [i for i in where if (len(layers) - 1 - i) * cell >= need] + [len(layers) - 1]
+    return where, ["–" if layers[i] is None else str(layers[i]) for i in where]
+
+
+def layer_lines(figure: Figure, axes: Axes, x: Sequence[int], curves: Mapping[int | None, Sequence[float]]) -> None:
+    """A thin line per layer, coloured by depth, with the colour bar; grey for modules without a layer."""
+    numbers = [layer for layer in curves if layer is not None]
+    low, high = (min(numbers), max(numbers)) if numbers else (0, 0)
+    scale = ScalarMappable(Normalize(low, max(high, low + 1)), "viridis")
+    for layer, y in curves.items():
+        colour = "0.6" if layer is None else scale.to_rgba(np.array(layer))
+        axes.plot(x, y, color=colour, lw=0.7, gid=f"layer:{'–' if layer is None else layer}")
+    if high > low:
+        bar = _colour_bar(figure, scale, [axes], "layer", 1.0, 30)
+        bar.locator = MaxNLocator(6, integer=True)
+
+
+def heat_panels(
+    grids: Mapping[str, Array],  # adapter → (projections, layers)
+    looks: Mapping[str, style.Look],
+    layers: Sequence[int | None],
+    projections: Sequence[str],
+    label: str,
+    width: str,
+) -> Figure:
+    """A figure with one heat map per adapter, side by side where the layers are few, and one colour bar."""
+    values = np.concatenate([grid[np.isfinite(grid)] for grid in grids.values()])
+    norm = colour_norm(values)
+    names = style.shortened(map(plain, projections), 14)
+    room = inches(width) - 0.95 - text_width(max(names, key=len), 7)
+    least = max(0.24 * len(layers), *(text_width(looks[adapter].label, 7) for adapter in grids))
+    across = int(np.clip((room + 0.15) // (least + 0.15), 1, len(grids)))
+    down = -(-len(grids) // across)
+    across = -(-len(grids) // down)
+    cell_width = (room - 0.15 * (across - 1)) / across / len(layers)
+    # A page is 9 in high; beyond it rows get thinner and not all of them are named.
+    cell_height = min(0.16, max(8.4 - 0.24 * down, 1.0) / (down * len(projections)))
+    body = down * (len(projections) * cell_height + 0.24)
+
+    figure = blank(width, max(body + 0.45, 1.3))
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    write = cell_texts(values, cell_width - 0.05) if cell_height > 0.12 else None
+    for axes, (adapter, grid) in zip(panels.flat, grids.items(), strict=False):
+        gap = 0.3 if min(cell_width, cell_height) > 0.08 else 0.0
+        _heat_cells(axes, grid, norm, gap, write).set_gid(f"cells:{adapter}")
+        axes.set_title(escaped(looks[adapter].label), size=7, loc="left", pad=2.5)
+    for k, axes in enumerate(panels.flat):
+        axes.set_visible(k < len(grids))
+        lowest = k < len(grids) <= k + across
+        axes.tick_params(labelbottom=lowest)
+        axes.set_xlabel("layer" if lowest else "")
+    first = panels[0][0]  # the axes are shared
+    first.set_xticks(*category_ticks(layers, cell_width))
+    every = max(1, int(np.ceil(0.11 / cell_height)))
+    first.set_yticks(range(0, len(projections), every), [escaped(name) for name in names[::every]])
+    first.set_ylim(len(projections) - 0.5, -0.5)
+    if text_width(label, 7) > body - 0.2:
+        label = label.replace("  ", "\n")
+    tall = min(body, 2.5)
+    _colour_bar(figure, ScalarMappable(norm, "viridis"), list(panels.flat), label, tall / body, 12 * tall)
+    return figure
+
+
+def _heat_cells(axes: Axes, grid: Array, norm: Normalize, gap: float, write: Callable[[float], str] | None) -> QuadMesh:
+    """One heat map: vector cells (an image would be smoothed by some viewers), the axes' hatch where NaN."""
+    axes.patch.set(facecolor="white", edgecolor="0.8", hatch="//////", linewidth=0)
+    # A logarithm has no colour for 0: the least one of the scale.
+    shown: Any = np.fmax(grid, norm.vmin or 0.0) if isinstance(norm, LogNorm) else grid
+    shown = np.ma.masked_array(shown, np.isnan(grid))
+    rows, columns = grid.shape
+    mesh = axes.pcolormesh(
+        np.arange(columns + 1) - 0.5,
+        np.arange(rows + 1) - 0.5,
+        shown,
+        cmap="viridis",
+        norm=norm,
+        edgecolors="white",
+        linewidth=gap,
+    )
+    if write:
+        for i, j in np.argwhere(np.isfinite(grid)):
+            ink = "white" if norm(shown[i, j]) < 0.6 else "black"
+            axes.text(j, i, write(float(grid[i, j])), size=6, color=ink, ha="center", va="center_baseline")
+    axes.tick_params(length=0, pad=2)
+    axes.spines[:].set_visible(False)
+    return mesh
+
+
+def _colour_bar(figure: Figure, scale: ScalarMappable, axes: list[Axes], label: str, shrink: float, aspect: float):
+    bar = figure.colorbar(scale, ax=axes, pad=0.02, shrink=shrink, aspect=aspect)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.ax.tick_params(width=0.4, length=2)
+    bar.set_label(label, size=7)
+    return bar
+
+
+def text_width(text: str, size: float) -> float:
+    """Inches that a text takes."""
+    if not text.strip():
+        return 0.0
+    return float(TextPath((0, 0), escaped(text), size=size).get_extents().width) / 72
+
+
+def escaped(text: str) -> str:
+    """Text without mathematics: two dollar signs in an adapter's name are no formula."""
+    return plain(text).replace("$", r"\$")
+
+
+def plain(text: str) -> str:
+    """Text on one line."""
+    return " ".join(str(text).split())

@@ -1,0 +1,230 @@
+"""How adapters look in figures, on paper and on screen: colours, markers, labels, orders, widths.
+
+Constants, and functions from names to constants. No plotting library is imported here, so that the dashboard can
+look like the figures without loading matplotlib.
+
+Colours are those of Okabe & Ito ("Color Universal Design", 2008), which stay apart under colour blindness. Each
+method has one colour and one marker everywhere; the pair is its own, also where two methods share the colour.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#666666"
+
+
+class Method(NamedTuple):
+    """What all adapters of one method share. ``marker`` is in matplotlib's letters."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+#: Method as in the tables → its look. Yellow is left out: a yellow line is lost on white paper.
+METHODS: dict[str, Method] = {
+    "lora": Method("LoRA", BLUE, "o"),
+    "rslora": Method("rsLoRA", SKY, ">"),
+    "dora": Method("DoRA", SKY, "^"),
+    "pissa": Method("PiSSA", SKY, "v"),
+    "loraga": Method("LoRA-GA", SKY, "<"),
+    "adalora": Method("AdaLoRA", BLUE, "P"),
+    "melora": Method("MELoRA", ORANGE, "s"),
+    "bora": Method("BoRA", VERMILLION, "D"),
+    "sbora": Method("SBoRA", PURPLE, "d"),
+    "hydralora": Method("HydraLoRA", PURPLE, "h"),
+    "moelora": Method("MoELoRA", PURPLE, "p"),
+    "hira": Method("HiRA", GREEN, "^"),
+    "loha": Method("LoHa", GREEN, "X"),
+    "lokr": Method("LoKr", GREEN, "P"),
+    "krona": Method("KronA", GREEN, "p"),
+    "vera": Method("VeRA", BLACK, "v"),
+    "oft": Method("OFT", BLACK, "^"),
+    "full": Method("full fine-tuning", BLACK, "*"),
+}
+
+#: Order of projections in a heat map's rows and in menus; any other name follows, alphabetically.
+PROJECTIONS = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
+
+#: Venue → text width in inches; "icml2" spans both columns.
+VENUES = {"neurips": 5.5, "iclr": 5.5, "icml": 3.25, "icml2": 6.75}
+
+#: Metric → its name and formula. τ stands for the threshold, see :func:`metric_label`.
+METRICS: dict[str, tuple[str, str]] = {
+    "effective_rank": ("effective rank", "#{σ > τ}"),
+    "energy": ("energy", "Σσ²"),
+    "frobenius_norm": ("Frobenius norm", "√Σσ²"),
+    "spectral_norm": ("spectral norm", "σ₁"),
+    "nuclear_norm": ("nuclear norm", "Σσ"),
+    "stable_rank": ("stable rank", "Σσ² / σ₁²"),
+    "entropy_rank": ("entropy rank", "exp H(σ/Σσ)"),
+    "participation_ratio": ("participation ratio", "(Σσ²)² / Σσ⁴"),
+    "numerical_rank": ("numerical rank", "#{σ > √K ε σ₁}"),
+    "energy_rank_90": ("energy rank", "90 % of Σσ²"),
+    "energy_rank_95": ("energy rank", "95 % of Σσ²"),
+    "energy_rank_99": ("energy rank", "99 % of Σσ²"),
+    "condition": ("condition", "σ₁ / σₖ"),
+    "rank_bound": ("rank bound", "≥ rank ΔW"),
+    "rank_utilisation": ("rank utilisation", "#{σ > τ} / bound"),
+}
+
+#: matplotlib settings of every figure. SVG text as paths and PDF fonts as TrueType (42): the same letters
+#: everywhere, and conference checkers refuse Type 3. The fixed salt makes the ids of an SVG repeat.
+RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.4,
+    "legend.labelspacing": 0.3,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.labelpad": 3,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3,
+    "lines.markeredgewidth": 0.6,
+    "hatch.linewidth": 0.4,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "bora_analysis",
+    "savefig.dpi": 300,
+}
+
+# Shares of white (above 0) or black (below 0) mixed into a colour for the first, second … adapter that has it.
+_SHADES = (0.0, -0.45, 0.45, -0.25, 0.25, -0.65)
+# Dashes in points after the first adapter of a colour, so that shades also differ in black and white.
+_DASHES: tuple[tuple[float, ...], ...] = ((), (4.0, 1.2), (1.2, 1.0), (4.0, 1.0, 1.2, 1.0))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one adapter is drawn.
+
+    Attributes
+    ----------
+    label : for the legend.
+    colour : ``"#rrggbb"``, a shade of the method's colour.
+    marker : the method's.
+    dash : on and off lengths in points; empty for a solid line.
+    filled : whether the marker is filled or open.
+    """
+
+    label: str
+    colour: str
+    marker: str
+    dash: tuple[float, ...]
+    filled: bool
+
+
+def method_look(method: str) -> Method:
+    """Label, colour and marker of a method; grey for one not in :data:`METHODS`.
+
+    >>> method_look("rslora").label, method_look("newra").label
+    ('rsLoRA', 'newra')
+    """
+    known = METHODS.get(re.sub(r"[^a-z0-9]", "", method.lower()))
+    return known or Method(method, GREY, "o")
+
+
+def looks(adapters: Iterable[tuple[str, str]], limit: int = 30) -> dict[str, Look]:
+    """Adapter → look, for the (adapter, method) pairs that one figure shows, in their order.
+
+    The first adapter of a colour gets the method's own colour, a solid line and a filled marker; the next ones get
+    shades of it, other dashes, and alternately open and filled markers.
+
+    >>> pair = looks([("a", "bora"), ("b", "bora")])
+    >>> pair["a"].label, pair["a"].colour == pair["b"].colour
+    ('a (BoRA)', False)
+    """
+    methods: dict[str, Method] = {}
+    for adapter, method in adapters:
+        methods.setdefault(adapter, method_look(method))
+    seen: dict[str, int] = {}
+    result = {}
+    for (adapter, method), name in zip(methods.items(), shortened(methods, limit), strict=True):
+        nth = seen.get(method.colour, 0)
+        seen[method.colour] = nth + 1
+        result[adapter] = Look(
+            label=name if _says(adapter, method.label) else f"{name} ({method.label})",
+            colour=shade(method.colour, nth),
+            marker=method.marker,
+            dash=_DASHES[nth % len(_DASHES)],
+            filled=nth % 2 == 0,
+        )
+    return result
+
+
+def shade(colour: str, nth: int) -> str:
+    """The nth shade of a colour; the colour itself is shade 0.
+
+    >>> [shade(BLUE, nth) for nth in range(3)]
+    ['#0072B2', '#003F62', '#73B1D5']
+    """
+    mix = _SHADES[nth % len(_SHADES)]
+    towards = 255 if mix > 0 else 0
+    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(c + abs(mix) * (towards - c)):02X}" for c in channels)
+
+
+def shortened(names: Iterable[str], limit: int) -> list[str]:
+    """Names of at most ``limit`` characters, cut in the middle with "…", still different from one another.
+
+    >>> shortened(["llama-commonsense-run-seed-1", "llama-commonsense-run-seed-2"], 12)
+    ['llama-…eed-1', 'llama-…eed-2']
+    """
+    full = [" ".join(name.split()) for name in names]
+    kept = limit - 1
+    # From the even split outwards: the first one that keeps the names apart.
+    for head in sorted(range(kept + 1), key=lambda head: abs(head - (kept + 1) // 2)):
+        short = [name if len(name) <= limit else f"{name[:head]}…{name[len(name) - kept + head :]}" for name in full]
+        if len(set(short)) == len(short):
+            return short
+    # They differ in a place that no cut shows: number them.
+    return [name if len(name) <= limit else f"{name[: limit - len(str(i)) - 2]}…#{i}" for i, name in enumerate(full, 1)]
+
+
+def projections_in_order(names: Iterable[str]) -> list[str]:
+    """The canonical order of :data:`PROJECTIONS`, then the others.
+
+    >>> projections_in_order(["router", "down", "q"])
+    ['q', 'down', 'router']
+    """
+    return sorted(set(names), key=lambda name: (PROJECTIONS.index(name) if name in PROJECTIONS else 99, name))
+
+
+def metric_label(metric: str, threshold: float, separator: str = "\n") -> str:
+    """Name and formula of a metric, for an axis.
+
+    >>> metric_label("effective_rank", 0.005, "  ")
+    'effective rank  #{σ > 0.005}'
+    """
+    name, formula = METRICS[metric]
+    return f"{name}{separator}{formula.replace('τ', f'{threshold:g}')}"
+
+
+def _says(name: str, label: str) -> bool:
+    """Whether a name tells its method: "my-bora-r8" does for BoRA, "melora" does not for LoRA."""
+    return re.search(rf"(?<![a-z]){re.escape(label.lower())}(?![a-z])", name.lower()) is not None
