@@ -15,7 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from bora_analysis import analyse, read_adapter, summary
-from bora_analysis.cli import ACTIVATIONS, main
+from bora_analysis.cli import main
+from bora_analysis.cli.common import ACTIVATIONS
 from bora_analysis.delta import ACTIVATIONS as KNOWN_ACTIVATIONS
 from bora_analysis.table import LAYER_COLUMNS, SPECTRA_COLUMNS
 

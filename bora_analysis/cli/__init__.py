@@ -1,0 +1,26 @@
+"""The command line: a thin skin over the library.
+
+Results on stdout, everything else on stderr. Exit codes: 0 ok, 1 an adapter could not be read (the others are still
+reported), 2 wrong usage. Only click is imported here; the rest inside the commands, so that ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from .commands import analyze, compare, figure, synth
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="bora-analysis")
+def main() -> None:
+    """What rank does a low-rank adapter really use?
+
+    Exact singular values of LoRA, MELoRA and BoRA (arXiv 2508.06953) adapters from the adapter file alone, in
+    seconds. A PATH is a PEFT folder, a weights file, a folder of checkpoints, or a Hub id such as org/name.
+    """
+
+
+for command in (analyze, compare, figure, synth):
+    main.add_command(command)

@@ -1,0 +1,155 @@
+"""What several commands share: options, reading the adapters, errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..adapters import Adapter
+    from ..table import Tables
+
+FORMATS = ("table", "csv", "json", "parquet")
+ACTIVATIONS = ("exp-norm", "no-exp", "no-norm", "identity")  # as in delta, which imports NumPy
+SIGMA_HELP = "How Σ comes from the stored σ (BoRA)"
+
+
+def reading(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of every command that reads adapters."""
+    options = (
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:K."),
+        click.option(
+            "--solver",
+            type=click.Choice(["auto", "svd", "gram"]),
+            default="auto",
+            show_default=True,
+            help="svd is exact; gram is faster for cores of 512 and more, and auto takes it where it is as good.",
+        ),
+        click.option("--activation", type=click.Choice(ACTIVATIONS), help=f"{SIGMA_HELP} where the file does not say."),
+        click.option("--alpha", type=float, help="α where the file does not say."),
+        click.option("--modules", metavar="REGEX", help="Only modules in whose path REGEX is found."),
+        click.option(
+            "--threshold",
+            type=click.FloatRange(min=0),
+            default=0.005,
+            show_default=True,
+            help="effective_rank counts the singular values above it.",
+        ),
+        click.argument("paths", nargs=-1, required=required, metavar="PATH..."),
+    )
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in options:
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """An impossible wish is wrong usage (2); an adapter that cannot be read or written is not (1)."""
+    from ..adapters import AdapterError
+
+    try:
+        yield
+    except AdapterError as error:
+        fail(error)
+        raise click.exceptions.Exit(1) from None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}")
+        raise click.exceptions.Exit(1) from None
+
+
+@contextmanager
+def results(
+    paths: tuple[str, ...],
+    *,
+    alpha: float | None,
+    activation: str | None,
+    modules: str | None,
+    **options: Any,
+) -> Iterator[Tables]:
+    """The tables of all adapters that can be read; errors on stderr, and exit code 1 at the end if there were any."""
+    from ..adapters import AdapterError, checkpoints, read_adapter
+    from ..table import analyse, join, select
+
+    failed = False
+    adapters: list[Adapter] = []
+    for path in paths:
+        try:
+            adapters += checkpoints(read_adapter(path, alpha=alpha, activation=activation))
+        except AdapterError as error:
+            failed = True
+            fail(error)
+    parts: list[Tables] = []
+    with usage():
+        chosen = []
+        for adapter in named_apart(adapters):
+            try:
+                chosen.append(select(adapter, modules))
+            except AdapterError as error:
+                failed = True
+                fail(error)
+        total = sum(map(len, chosen))
+        with click.progressbar(length=total, label="modules", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+            for adapter in chosen:
+                try:
+                    parts.append(analyse(adapter, on_module=lambda: bar.update(1), **options))
+                except AdapterError as error:
+                    failed = True
+                    fail(error)
+    notes = [f"{adapter.name}: {line}" for adapter in chosen for line in (*adapter.warnings, *_passed_over(adapter))]
+    notes += [line for part in parts for line in part.provenance]
+    for line in dict.fromkeys(notes):  # the checkpoints of one run would say the same again and again
+        click.echo(f"note: {line}", err=True)
+    if parts:
+        with usage():
+            yield join(parts)
+    else:
+        raise click.exceptions.Exit(1)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def named_apart(adapters: list[Adapter]) -> list[Adapter]:
+    """Adapters of one name from different folders get as much of their path as tells them apart."""
+    out = []
+    for adapter in adapters:
+        homes = {_home(other) for other in adapters if other.name == adapter.name}
+        name, home = adapter.name, _home(adapter)
+        if len(homes) > 1 and home is not None:
+            depth = next(k for k in range(1, 99) if len({other.parts[-k:] for other in homes if other}) == len(homes))
+            name = "/".join(home.parts[-depth:])
+        out.append(replace(adapter, name=name))
+    return out
+
+
+def _home(adapter: Adapter) -> Path | None:
+    """The folder (or bare file) that gives an adapter its name."""
+    if adapter.path is None:
+        return None
+    path = Path(adapter.path).resolve()
+    for part in (path, *path.parents):
+        if adapter.name in (part.name, part.stem):
+            return part
+    return path
+
+
+def _passed_over(adapter: Adapter) -> Iterator[str]:
+    keys = adapter.passed_over
+    if keys:
+        shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+        yield f"{len(keys)} tensors are no part of a low-rank update and were passed over ({shown})"
+
+
+def fail(error: object) -> None:
+    click.echo(f"error: {error}", err=True)
