@@ -11,7 +11,8 @@ import numpy as np
 import peft_models as models
 import pytest
 
-from bora_analysis.adapters import Adapter, AdapterError, read_adapter
+from bora_analysis.adapters import Adapter, AdapterError, read_adapter, tensors
+from bora_analysis.adapters.source import Source, match_pattern
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
@@ -36,6 +37,34 @@ def check(adapter: Adapter, deltas: dict[str, np.ndarray], transposed: bool = Fa
         expected = deltas[f"{module}.weight"]
         expected = expected.T if transposed else expected.reshape(expected.shape[0], -1)
         assert models.distance(update.to_dense(), expected) < CLOSE, module
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "q_proj",
+        "proj",
+        "layers.1.q_proj",
+        "1.q_proj",
+        "^q_proj",
+        r"layers\.1",
+        r"^model.*",
+        "q",
+        "(q|v)_proj",
+        "model.layers.1.q_proj",
+    ],
+)
+@pytest.mark.parametrize(
+    "module",
+    ["q_proj", "model.layers.1.q_proj", "model.layers.11.q_proj", "model.layers.1.xq_proj", "layers.1.q_proj.x"],
+)
+def test_a_pattern_fits_where_peft_says_so(pattern: str, module: str) -> None:
+    from peft.utils.other import get_pattern_key
+
+    weights = tensors.open_tensors(Path(__file__).parents[1] / "data/synthetic-lora-r8/adapter_model.safetensors")
+    patterns = {"nothing": 1, pattern: 2}
+    theirs = patterns.get(get_pattern_key(list(patterns), module))
+    assert match_pattern(Source(weights, {}), patterns, module) == theirs
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -126,6 +126,11 @@ def test_adapters_of_one_name_are_told_apart(folders):
     assert names == {f"{folders.name}/lora", "elsewhere/lora"}
 
 
+def test_an_adapter_named_twice_is_one(folders):
+    once, twice = (run("compare", *paths) for paths in ([folders / "lora"], [folders / "lora"] * 2))
+    assert once.stdout == twice.stdout
+
+
 def test_checkpoints_named_one_by_one_are_one_run(folders):
     result = run("compare", folders / "run" / "checkpoint-9", folders / "run" / "checkpoint-10", "--format", "json")
     assert {(record["adapter"], record["step"]) for record in json.loads(result.stdout)} == {("run", 9), ("run", 10)}
@@ -139,6 +144,13 @@ def test_one_bad_adapter_does_not_stop_the_others(folders, broken):
     assert len(errors) == 2
     assert "adapter_model.safetensors" in errors[0]
     assert "nowhere" in errors[1]
+
+
+def test_a_file_of_another_kind_is_said_so(folders):
+    result = run("analyze", folders / "lora" / "adapter_config.json")
+    assert result.exit_code == 1
+    assert "no weight file" in result.stderr
+    assert ".safetensors" in result.stderr
 
 
 def test_nothing_readable_is_exit_1_and_no_output(broken):

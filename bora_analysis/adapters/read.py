@@ -51,6 +51,17 @@ def read_adapter(
     ------
     AdapterError
         One line that names the file and the key, and says what was found and expected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tempfile import TemporaryDirectory
+    >>> from bora_analysis import read_adapter, write_adapter
+    >>> factors = {"B": np.ones((4, 1)), "A": np.ones((1, 3))}
+    >>> with TemporaryDirectory() as folder:
+    ...     adapter = read_adapter(write_adapter(folder, "lora", {"layers.0.q_proj": factors}, alpha=2))
+    ...     print(list(adapter), adapter["layers.0.q_proj"].facts.scaling)
+    ['layers.0.q_proj'] 2.0
     """
     text, place = str(path), Path(path)
     try:
@@ -64,6 +75,8 @@ def read_adapter(
             raise AdapterError(f"{text}: no such file or folder")
     options: dict[str, Any] = {"alpha": alpha, "activation": activation}
     if place.is_file():
+        if place.suffix and place.suffix not in _SUFFIXES:
+            raise AdapterError(f"{text}: is no weight file; expected {', '.join(_SUFFIXES)}, or the adapter's folder")
         named_by_folder = place.stem == "adapter_model"
         return _read_one(place, place.parent / CONFIG_NAME, name, named_by_folder, [], options)
     runs = {folder: int(hit[1]) for folder in _folders(place) if (hit := _CHECKPOINT.fullmatch(folder.name))}

@@ -84,7 +84,7 @@ def results(
 
     failed = False
     adapters: list[Adapter] = []
-    for path in paths:
+    for path in dict.fromkeys(paths):  # an adapter named twice is one adapter
         try:
             adapters += checkpoints(read_adapter(path, alpha=alpha, activation=activation))
         except AdapterError as error:
