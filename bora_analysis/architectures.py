@@ -1,12 +1,20 @@
-"""Layer shapes of the models that the paper fine-tunes, and of one small model to try things on.
+"""Layer shapes of models: those that the paper fine-tunes, a small one to try things on, and any of transformers.
 
-Checked against the #Params of the paper's tables 1–4 (arXiv 2508.06953): what these shapes give under LoRA, DoRA,
-MELoRA, HydraLoRA and BoRA agrees with the digits printed there.
+The paper's are data, checked against the #Params of its tables 1–4, 8 and 9 (arXiv 2508.06953): what these shapes give
+under LoRA, DoRA, MELoRA, HydraLoRA and BoRA agrees with the digits printed there. Others come from a ``config.json``.
 """
 
 from __future__ import annotations
 
+import errno
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .modules import layer, projection
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,20 @@ class Architecture:
             for layer in range(self.layers)
             for path, m, n in (self.projections[name] for name in projections)
         }
+
+    def matrices(self) -> list[Matrices]:
+        """The projections in their order, each with its number of layers."""
+        return [Matrices(name, m, n, self.layers) for name, (_, m, n) in self.projections.items()]
+
+
+class Matrices(NamedTuple):
+    """All matrices of one projection and one shape."""
+
+    projection: str
+    out_features: int
+    in_features: int
+    #: How many matrices: above the model's number of layers where one layer has several (cross-attention, experts).
+    layers: int
 
 
 def _bert(layers: int, hidden: int, inner: int, prefix: str) -> Architecture:
@@ -82,19 +104,126 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name.lower()]
 
 
+def matrices(model: str) -> list[Matrices]:
+    """The linear layers of a model, by projection and shape, without its weights.
+
+    Parameters
+    ----------
+    model : a name in ``ARCHITECTURES``; a folder with a transformers ``config.json``, or that file; or a Hub id
+        ``org/name``. The last two need transformers. Linear layers outside the numbered layers (heads, poolers) are
+        left out, and so are expert weights that transformers keeps in one 3-D tensor.
+
+    Raises
+    ------
+    ValueError
+        Unknown model (the message lists the known ones), or a configuration that transformers cannot make a model of.
+    OSError
+        The configuration is not there.
+
+    Examples
+    --------
+    >>> matrices("LLaMA-3-8B")[1]
+    Matrices(projection='k', out_features=1024, in_features=4096, layers=32)
+    """
+    if model.lower() in ARCHITECTURES:
+        return ARCHITECTURES[model.lower()].matrices()
+    path = Path(model)
+    if path.name == "config.json":
+        path = path.parent
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(errno.ENOENT, "no config.json in this folder", model)
+        return _from_config(str(path), model)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.json)", model):
+        return _from_config(model, model)
+    raise ValueError(
+        f"model {model!r} is unknown; known: {', '.join(ARCHITECTURES)}; or a folder with a config.json of "
+        "transformers, or a Hub id org/name"
+    )
+
+
+def _from_config(source: str, shown: str) -> list[Matrices]:
+    try:
+        import torch
+        from transformers import AutoConfig, AutoModel
+        from transformers.pytorch_utils import Conv1D
+    except ImportError:
+        raise ValueError(
+            f"model {shown!r}: reading a configuration needs transformers; pip install 'bora_analysis[train]'"
+        ) from None
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except OSError as error:
+        raise OSError(errno.EIO, f"transformers cannot load its configuration: {_first_line(error)}", shown) from None
+    except Exception as error:  # transformers lets whatever a bad configuration sets off go through
+        raise ValueError(f"model {shown!r}: its configuration cannot be used: {_first_line(error)}") from None
+    try:
+        with torch.device("meta"):
+            network = AutoModel.from_config(config)
+    except Exception as error:
+        raise ValueError(f"model {shown!r}: transformers cannot build it: {_first_line(error)}") from None
+    counts: Counter[tuple[str, int, int]] = Counter()
+    for path, module in network.named_modules():
+        if layer(path) is not None and isinstance(module, torch.nn.Linear | Conv1D):
+            shape = tuple(module.weight.shape)
+            m, n = shape[::-1] if isinstance(module, Conv1D) else shape
+            counts[projection(path), m, n] += 1
+    if not counts:
+        raise ValueError(f"model {shown!r}: a {config.model_type} has no linear layers in numbered layers")
+    return [Matrices(*key, count) for key, count in counts.items()]
+
+
+def _first_line(error: Any) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def targets(shorthand: str, model: Architecture) -> tuple[str, ...]:
-    """Projections behind the paper's shorthand, e.g. ``"qkv"`` or ``"QKVOGUD"``; ``"all"`` for every one there is.
+    """Projections of a known model behind the paper's shorthand; see :func:`chosen`.
 
     >>> targets("QKVUD", architecture("llama-3-8b"))
     ('q', 'k', 'v', 'up', 'down')
     """
-    if shorthand.lower() == "all":
-        return tuple(model.projections)
-    names = tuple(dict.fromkeys(LETTERS.get(letter, letter) for letter in shorthand.lower()))
-    unknown = [name for name in names if name not in model.projections]
-    if unknown or not names:
-        known = ", ".join(f"{letter.upper()} ({name})" for letter, name in LETTERS.items() if name in model.projections)
-        raise ValueError(
-            f"target {shorthand!r}: {', '.join(unknown) or 'nothing'} is not in this model; it has {known}, or all"
-        )
-    return names
+    return chosen(shorthand, model.projections)
+
+
+def chosen(target: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Projections behind a target.
+
+    Parameters
+    ----------
+    target : the paper's shorthand, e.g. ``"qkv"`` or ``"QKVOGUD"``; names with commas between them, e.g.
+        ``"qkv,o"``, for projections that have no letter; ``"all"`` for every one there is.
+    known : the projections that the model has.
+
+    Raises
+    ------
+    ValueError
+        A projection that the model does not have; the message lists those that it has.
+
+    Examples
+    --------
+    >>> chosen("qkv", ["q", "k", "v", "o"]), chosen("qkv", ["qkv", "o"])  # the second is fused
+    (('q', 'k', 'v'), ('qkv',))
+    """
+    known = tuple(dict.fromkeys(known))
+    if target.lower() == "all":
+        return known
+    by_lower = {name.lower(): name for name in known}
+    letters = [LETTERS.get(letter, letter) for letter in target.lower()]
+    if "," in target:
+        names = [LETTERS.get(part.strip(), part.strip()) for part in target.lower().split(",")]
+    elif target.lower() in by_lower and not set(letters) <= set(by_lower):
+        names = [target.lower()]
+    else:
+        names = letters
+    unknown = list(dict.fromkeys(name for name in names if name not in by_lower))
+    if names and not unknown:
+        return tuple(dict.fromkeys(by_lower[name] for name in names))
+    letter_of = {name: letter.upper() for letter, name in LETTERS.items()}
+    has = ", ".join(f"{letter_of[name]} ({name})" if name in letter_of else name for name in known)
+    message = f"target {target!r}: {', '.join(unknown) or 'nothing'} is not in this model; it has {has}, or all"
+    fused = [name for name in unknown if name in ("q", "k", "v")]
+    if fused and "qkv" in known:
+        message += f". {', '.join(fused)} exist only fused here, as one matrix: qkv"
+    raise ValueError(message)

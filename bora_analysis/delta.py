@@ -23,6 +23,9 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .cost import check_blocks as check_divides
+from .cost import cost
+
 Array = NDArray[Any]
 Activation = Literal["exp-norm", "no-exp", "no-norm", "identity"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
@@ -210,8 +213,10 @@ def lora(
     left, right, pair_dtype = _pair(B, A, dtype, any_rank)
     m, r = left.shape
     n = right.shape[1]
-    size = (m + n) * r
-    facts = Facts(method, m, n, r, 1, float(scaling), size, size, min(m, n, r), pair_dtype)
+    price = cost("lora", m, n, r)
+    facts = Facts(
+        method, m, n, r, 1, float(scaling), price.parameters, price.macs_per_token, price.rank_bound, pair_dtype
+    )
     return BlockProduct(facts, left[None], np.full((1, 1, r), float(scaling)), right[None])
 
 
@@ -309,9 +314,9 @@ def bora(
         raise FactorError("sigma", f"has shape {raw.shape}; expected (b, b, r) with r = {r} from B {left.shape}")
     check_blocks(b, m, n)
     diagonals = activate(raw, activation) * float(scaling)
-    parameters = (m + n + b * b) * r
+    price = cost("bora", m, n, r, blocks=b)
     stored = _coarsest((pair_dtype, sigma_dtype))
-    facts = Facts(method, m, n, r, b, float(scaling), parameters, parameters, min(m, n, b * r), stored)
+    facts = Facts(method, m, n, r, b, float(scaling), price.parameters, price.macs_per_token, price.rank_bound, stored)
     return BlockProduct(
         facts,
         left.reshape(b, m // b, r),
@@ -344,9 +349,10 @@ def activate(sigma: Array, activation: str = "exp-norm") -> Array:
 
 def check_blocks(b: int, m: int, n: int) -> None:
     """Raise :class:`FactorError`, with the b that would fit, unless b divides both m and n."""
-    if b < 1 or m % b or n % b:
-        good = [str(k) for k in range(1, min(m, n) + 1) if m % k == 0 and n % k == 0]
-        raise FactorError("blocks", f"b = {b} does not divide m = {m} and n = {n}; b may be {', '.join(good)}")
+    try:
+        check_divides(b, [(m, n)])
+    except ValueError as error:
+        raise FactorError("blocks", str(error)) from None
 
 
 def _pair(B: Any, A: Any, dtype: str | None, any_rank: bool = False) -> tuple[Array, Array, str]:

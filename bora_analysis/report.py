@@ -30,7 +30,7 @@ def layer_table(layers: pd.DataFrame, threshold: float) -> str:
             title += f", b = {_span(part['blocks'])}"
         title += f", scaling {first['scaling']:.4g}" if part["scaling"].nunique(dropna=False) == 1 else ""
         title += f"; {len(part)} modules, {part['parameters'].sum():,} parameters"
-        blocks.append(title + "\n" + _grid(["module", "out×in", *heads], [list(part["module"]), shapes, *numbers]))
+        blocks.append(title + "\n" + grid(["module", "out×in", *heads], [list(part["module"]), shapes, *numbers]))
     legend = (
         f"bound: most the sizes allow; σ>{threshold:g}: effective rank; entropy: exp H(σ/Σσ); stable: ‖ΔW‖_F²/σ₁²;\n"
         "99 %: directions that hold 99 % of Σσ²."
@@ -55,12 +55,12 @@ def summary_table(frame: pd.DataFrame, threshold: float) -> str:
         cells[3] = [f"{value:.0%}" for value in part["rank_utilisation"]]
         if projection == "all":
             title = f"All modules ({_span(part['modules'])} in each; ranks are means)"
-            grid = _grid(
+            table = grid(
                 ["adapter", "budget", *heads], [list(part["label"]), [b or "·" for b in part["equal_budget"]], *cells]
             )
         else:
-            title, grid = f"Projection {projection}", _grid(["adapter", *heads], [list(part["label"]), *cells])
-        blocks.append(f"{title}\n{grid}")
+            title, table = f"Projection {projection}", grid(["adapter", *heads], [list(part["label"]), *cells])
+        blocks.append(f"{title}\n{table}")
     letters = sorted({letter for letter in frame["equal_budget"] if letter})
     legend = (
         f"σ>{threshold:g}: effective rank; used: its share of the bound; entropy: exp H(σ/Σσ); stable: ‖ΔW‖_F²/σ₁²;\n"
@@ -91,7 +91,7 @@ def write(frame: pd.DataFrame, path: Path, form: str) -> None:
             temporary.write_text(text(frame, form), encoding="utf-8")
 
 
-def _grid(heads: list[str], columns: list[list[str]]) -> str:
+def grid(heads: list[str], columns: list[list[str]]) -> str:
     """Aligned columns, the first to the left. On a terminal that is too narrow the names in it are shortened."""
     widths = [max(map(len, [head, *column])) for head, column in zip(heads, columns, strict=True)]
     if sys.stdout.isatty():  # into a pipe or a file names go whole

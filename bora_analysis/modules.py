@@ -1,0 +1,50 @@
+"""What the path of a module says: its projection and the number of its layer, across model families."""
+
+from __future__ import annotations
+
+import re
+
+# Last name of a module → projection, across model families. Names that mean different things in attention and in
+# the feed-forward part are decided by the path in `projection`.
+_PROJECTIONS = {
+    "q": "q q_proj query q_lin to_q wq query_proj",
+    "k": "k k_proj key k_lin to_k wk key_proj",
+    "v": "v v_proj value v_lin to_v wv value_proj",
+    "o": "o o_proj out_proj out_lin to_out",
+    "qkv": "qkv query_key_value c_attn qkv_proj wqkv w_pack",
+    "gate": "gate_proj w1 wi_0",
+    "up": "up_proj fc1 c_fc dense_h_to_4h w3 wi wi_1 lin1",
+    "down": "down_proj fc2 dense_4h_to_h w2 lin2",
+    "router": "gate router",  # `mlp.gate` of a mixture of experts is the router, not the gate projection
+}
+_BY_NAME = {name: projection for projection, names in _PROJECTIONS.items() for name in names.split()}
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|densereludense", re.IGNORECASE)
+
+
+def projection(module: str) -> str:
+    """Canonical projection of a module path: q, k, v, o, gate, up, down, qkv when fused; otherwise its last name.
+
+    >>> projection("model.layers.3.self_attn.q_proj"), projection("h.0.attn.c_attn"), projection("h.0.mlp.c_proj")
+    ('q', 'qkv', 'down')
+    >>> projection("encoder.layer.1.attention.output.dense"), projection("encoder.layer.1.output.dense")
+    ('o', 'down')
+    """
+    parts = [part for part in module.split(".") if not part.isdigit()] or [module]
+    name, parent = parts[-1].lower(), ".".join(parts[:-1])
+    if name in ("c_proj", "proj", "wo", "dense"):  # GPT-2, timm, T5 and BERT use one name in both parts of a layer
+        if _ATTENTION.search(parent):
+            return "o"
+        if name == "dense":
+            return {"intermediate": "up", "output": "down"}.get(parent.rpartition(".")[2], parts[-1])
+        return "down" if _FEED_FORWARD.search(parent) else parts[-1]
+    return _BY_NAME.get(name, parts[-1])
+
+
+def layer(module: str) -> int | None:
+    """Number of the layer: the first whole-number part of a module path. None where there is none.
+
+    >>> layer("model.layers.31.mlp.experts.5.w1"), layer("lm_head")
+    (31, None)
+    """
+    return next((int(part) for part in module.split(".") if part.isdigit()), None)
