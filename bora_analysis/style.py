@@ -38,6 +38,8 @@ METHODS: dict[str, Method] = {
     "melora": Method("MELoRA", ORANGE, "s"),
     "bora": Method("BoRA", VERMILLION, "D"),
     "sbora": Method("SBoRA", PURPLE, "d"),
+    "sborafa": Method("SBoRA-FA", PURPLE, ">"),
+    "sborafb": Method("SBoRA-FB", PURPLE, "<"),
     "hydralora": Method("HydraLoRA", PURPLE, "h"),
     "moelora": Method("MoELoRA", PURPLE, "p"),
     "hira": Method("HiRA", GREEN, "^"),

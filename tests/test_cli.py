@@ -192,6 +192,12 @@ def test_nan_is_found_when_the_module_is_read(folders, tmp_path):
         (["synth"], "--output"),
         (["figure"], "figure --list"),
         (["figure", "figure4", "{}/lora"], "-o FILE"),
+        (["figure", "figure4", "-o", "x.pdf"], "PATH"),
+        (["figure", "figure2", "{}/lora", "-o", "x.pdf"], "without"),
+        (["figure", "figure2", "-o", "x.pdf", "--metric", "energy"], "width, title"),
+        (["figure", "optimal_blocks", "-o", "x.pdf", "--model", "gpt-9"], "llama-3-8b"),
+        (["figure", "figure1", "{}/lora", "-o", "x.bmp"], ".pdf"),
+        (["figure", "figure1", "{}/lora", "-o", "x.pdf", "--modules", "("], "regular expression"),
         (["figure", "figure9", "{}/lora", "-o", "x.pdf"], "figure4"),
         (["figure", "figure4", "{}/lora", "-o", "x.bmp"], ".pdf"),
         (["figure", "heatmap", "{}/lora", "-o", "x.pdf", "--metric", "rank"], "effective_rank"),
@@ -237,11 +243,33 @@ def test_figures_are_written_and_repeat(folders, tmp_path, suffix):
 
 def test_every_listed_figure_can_be_drawn(folders, tmp_path):
     result = run("figure", "--list")
-    names = [line.split()[0] for line in result.stdout.splitlines()]
-    assert names == ["figure4", "spectra", "heatmap", "threshold_sweep", "trajectory"]
-    for name in names:
-        drawn = run("figure", name, folders / "run", folders / "bora", "-o", tmp_path / f"{name}.png")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    names = "figure1 figure2 figure3 figure4 spectra heatmap threshold_sweep trajectory pareto optimal_blocks"
+    assert [line[0] for line in lines] == names.split()
+    for name, mark, *_ in lines:
+        paths = [folders / "run", folders / "bora"] if "PATH..." in mark else []
+        drawn = run("figure", name, *paths, "-o", tmp_path / f"{name}.png", "-o", tmp_path / f"{name}.pdf")
         assert drawn.exit_code == 0, drawn.stderr
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert {line[0] for line in lines if line[1] == "[PATH...]"} == {"figure1"}
+
+
+def test_figure1_shows_the_first_module_of_the_last_step(folders, broken, tmp_path):
+    output = ("-o", tmp_path / "a.svg")
+    drawn = run("figure", "figure1", folders / "run", folders / "bora", "--modules", "value", *output)
+    assert drawn.exit_code == 0, drawn.stderr
+    assert "run: encoder.layer.0.attention.self.value" in drawn.stderr
+    only_last = run("figure", "figure1", folders / "run" / "checkpoint-10", "-o", tmp_path / "b.svg")
+    whole = run("figure", "figure1", folders / "run", "-o", tmp_path / "c.svg")
+    assert (only_last.exit_code, whole.exit_code) == (0, 0)
+    assert (tmp_path / "b.svg").read_bytes() == (tmp_path / "c.svg").read_bytes()
+    partly = run("figure", "figure1", broken, folders / "bora", "-o", tmp_path / "d.svg")
+    assert partly.exit_code == 1
+    assert (tmp_path / "d.svg").exists()
+    none = run("figure", "figure1", broken, "-o", tmp_path / "e.svg")
+    assert none.exit_code == 1
+    assert not (tmp_path / "e.svg").exists()
 
 
 def test_synth_shape_and_alpha(tmp_path):

@@ -16,14 +16,16 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from bora_analysis import figures, metrics, style
+from bora_analysis import figures, metrics, paper, style
 from bora_analysis.delta import Facts
 
 ADAPTERS = (("lora-r4", "lora", 4, 1), ("melora-r2", "melora", 2, 4), ("bora-b4", "bora", 4, 4), ("mine", "bora", 4, 6))
 SPECTRA_FIGURES = ("figure4", "spectra", "threshold_sweep")
 
 
-def tables(adapters=ADAPTERS, layers=(0, 1, 2), projections=("q", "v"), steps=(None,), seed=0, zero=()):
+def tables(
+    adapters=ADAPTERS, layers=(0, 1, 2), projections=("q", "v"), steps=(None,), seed=0, zero=()
+) -> dict[str, Any]:
     """Both tidy tables of random updates. An adapter is (name, method, r, blocks); its bound is r·blocks."""
     rng = np.random.default_rng(seed)
     spectra, rows = [], []
@@ -40,9 +42,14 @@ def tables(adapters=ADAPTERS, layers=(0, 1, 2), projections=("q", "v"), steps=(N
                     spectra += [{**key, "index": i, "singular_value": x} for i, x in enumerate(s, 1)]
                     facts = Facts(method, 64, 64, r, b, 1.0, 128 * r, 128 * r, bound, "float32")
                     values = {column: metric(s, facts, 0.005) for column, metric in metrics.COLUMNS.items()}
-                    rows.append({**key, "threshold": 0.005, **values})
+                    rows.append({**key, "parameters": facts.parameters, "threshold": 0.005, **values})
     types = {"step": "Int64", "layer": "Int64"}
     return {"spectra": pd.DataFrame(spectra).astype(types), "layer_metrics": pd.DataFrame(rows).astype(types)}
+
+
+def sources(**options) -> dict[str, Any]:
+    """What any figure may be drawn from."""
+    return {**tables(**options), "accuracy": paper.tables()}
 
 
 def artist(figure: Figure, gid: str) -> Any:
@@ -333,7 +340,7 @@ def test_every_metric_has_a_label_and_draws():
 
 
 def test_titles_are_off_by_default():
-    data = tables(steps=(0, 1))
+    data = sources(steps=(0, 1))
     for name in figures.FIGURES:
         assert figures.draw(name, **data).get_suptitle() == ""
         assert figures.draw(name, **data, title="On $x$").get_suptitle() == r"On \$x\$"
@@ -412,7 +419,7 @@ def test_long_names_stay_different():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("figure5", {}, "unknown figure 'figure5'; there are figure4, spectra"),
+        ("figure5", {}, "unknown figure 'figure5'; there are figure1, figure2, figure3, figure4"),
         ("heatmap", {"metric": "rank"}, "unknown metric 'rank'; there are effective_rank, energy"),
         ("trajectory", {"metric": "rank"}, "unknown metric 'rank'; there are effective_rank"),
         ("figure4", {"projection": "k"}, "no projection 'k' here; there are q, v"),
@@ -429,11 +436,19 @@ def test_wrong_requests_are_answered_with_what_there_is(name, options, message):
         figures.draw(name, **tables(layers=(0,)), **options)
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.parametrize("name", [name for name, spec in figures.FIGURES.items() if spec.adapters == "required"])
 def test_empty_tables_are_refused(name):
     data = {key: table.iloc[:0] for key, table in tables(layers=(0,)).items()}
     with pytest.raises(ValueError, match="no rows"):
         figures.draw(name, **data)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"), [("figure3", "accuracy"), ("figure4", "spectra"), ("pareto", "layer_metrics")]
+)
+def test_a_missing_source_is_named(name, source):
+    with pytest.raises(ValueError, match=f"figure {name} is drawn from {source}, and none was given"):
+        figures.draw(name)
 
 
 def test_trajectory_needs_two_steps():
@@ -449,9 +464,11 @@ def test_options_that_are_none_keep_their_default():
 
 def test_the_registry_tells_what_the_functions_take():
     for spec in figures.FIGURES.values():
-        assert spec.table in ("spectra", "layer_metrics")
+        assert spec.source in ("spectra", "layer_metrics", "updates", "accuracy", None)
+        assert spec.adapters in ("required", "optional", "none")
         assert {"width", "title"} <= set(spec.options)
         assert "\n" not in spec.description
+    assert figures.FIGURES["figure2"].options == ("width", "title")
     assert figures.FIGURES["spectra"].options == ("projection", "module", "threshold", "width", "title")
 
 
@@ -460,7 +477,7 @@ def test_the_registry_tells_what_the_functions_take():
 
 def written(folder: Path) -> dict[str, str]:
     """Name → hash of every figure in every format."""
-    data = tables(adapters=ADAPTERS[2:], steps=(0, 1), layers=(0, None))
+    data = sources(adapters=ADAPTERS[2:], steps=(0, 1), layers=(0, None))
     result = {}
     for name in figures.FIGURES:
         figure = figures.draw(name, **data)
@@ -472,7 +489,7 @@ def written(folder: Path) -> dict[str, str]:
 
 def test_bytes_repeat_in_another_process(tmp_path):
     first = written(tmp_path / "a")
-    assert len(first) == 15
+    assert len(first) == 3 * len(figures.FIGURES)
     code = f"from pathlib import Path; import test_figures as t; print(t.written(Path({str(tmp_path / 'b')!r})))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "TZ": "Asia/Tokyo"}
     here = Path(__file__).parent

@@ -10,6 +10,8 @@ import click
 
 from .. import __version__
 from .commands import analyze, compare, figure, synth
+from .cost import cost
+from .paper import paper
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -22,5 +24,5 @@ def main() -> None:
     """
 
 
-for command in (analyze, compare, figure, synth):
+for command in (analyze, compare, figure, synth, cost, paper):
     main.add_command(command)

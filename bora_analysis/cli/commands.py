@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import ACTIVATIONS, FORMATS, SIGMA_HELP, reading, results, usage
+from .common import ACTIVATIONS, FORMATS, SIGMA_HELP, fail, named_apart, reading, results, usage
+
+if TYPE_CHECKING:
+    from ..adapters import Adapter
+    from ..delta import Update
 
 
 @click.command()
@@ -126,27 +132,91 @@ def synth(
 
 @click.command()
 @click.option("--list", "listing", is_flag=True, help="List the figures and exit.")
-@click.option("-o", "--output", metavar="FILE", help="Where to write: .pdf, .svg or .png.")
+@click.option("-o", "--output", metavar="FILE", multiple=True, help="Where to write: .pdf, .svg or .png; repeatable.")
 @click.option("--metric", help="A column of the metrics table (heatmap, trajectory).")
-@click.option("--projection", help="q, k, v … (figure4, spectra).")
+@click.option("--projection", help="q, k, v … (figure4, spectra, threshold_sweep, trajectory).")
+@click.option("--model", help="Layer shapes of a known model (optimal_blocks).  [default: queries of the paper's five]")
 @click.option("--width", help="Text width of a venue: neurips, iclr, icml, icml2.")
 @click.argument("name", required=False)
 @reading(required=False)
-def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: str | None, **options: Any) -> None:
-    """Draw figure NAME of the adapters, ready for a paper, the same bytes each time."""
+def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tuple[str, ...], **options: Any) -> None:
+    """Draw figure NAME, ready for a paper, the same bytes each time.
+
+    Most show the adapters at PATH...; --list says which. figure1 shows the first module of each adapter, without
+    PATH small synthetic ones.
+    """
     from ..figures import FIGURES, draw, save
 
     if listing:
-        width = max(map(len, FIGURES))
-        click.echo("\n".join(f"{key.ljust(width)}  {spec.description}" for key, spec in FIGURES.items()))
+        width, marks = max(map(len, FIGURES)), {"required": "PATH...", "optional": "[PATH...]", "none": ""}
+        for key, spec in FIGURES.items():
+            click.echo(f"{key.ljust(width)}  {marks[spec.adapters].ljust(9)}  {spec.description}")
         return
-    if name is None or not paths or output is None:
+    if name is None or not output:
         raise click.UsageError("expected NAME PATH... -o FILE; `figure --list` names the figures")
-    wished = {key: value for key in ("metric", "projection", "width") if (value := options.pop(key)) is not None}
-    if name not in FIGURES:  # said before the analysis, which may take long
+    # Said before the analysis, which may take long.
+    if name not in FIGURES:
         raise click.UsageError(f"unknown figure {name!r}; there are {', '.join(FIGURES)}")
-    if "threshold" in FIGURES[name].options:
+    spec = FIGURES[name]
+    if spec.adapters == "required" and not paths:
+        raise click.UsageError(f"{name} shows adapters: expected {name} PATH... -o FILE")
+    if spec.adapters == "none" and paths:
+        raise click.UsageError(f"{name} shows no adapters: expected {name} -o FILE, without {' '.join(paths)}")
+    names = ("metric", "projection", "model", "width")
+    wished = {key: value for key in names if (value := options.pop(key)) is not None}
+    if "threshold" in spec.options:
         wished["threshold"] = options["threshold"]
-    with results(paths, **options) as tables:
-        drawn = draw(name, spectra=tables.spectra, layer_metrics=tables.layer_metrics, **wished)
-        click.echo(f"wrote {save(drawn, output)}", err=True)
+
+    def write(**sources: Any) -> None:
+        drawn = draw(name, **sources, **wished)
+        for path in output:
+            click.echo(f"wrote {save(drawn, path)}", err=True)
+
+    if spec.adapters == "required":
+        with results(paths, **options) as tables:
+            write(spectra=tables.spectra, layer_metrics=tables.layer_metrics)
+    elif paths:
+        with first_modules(paths, **options) as updates:
+            write(updates=updates)
+    else:
+        with usage():
+            if spec.source == "accuracy":
+                from ..paper import tables as paper_tables
+
+                write(accuracy=paper_tables())
+            else:
+                write()
+
+
+@contextmanager
+def first_modules(
+    paths: tuple[str, ...], *, alpha: float | None, activation: str | None, modules: str | None, **_: Any
+) -> Iterator[dict[str, Update]]:
+    """Adapter → the factors of its first module, of its last step; adapters that cannot be read as in `results`."""
+    from ..adapters import AdapterError, checkpoints, read_adapter
+    from ..table import select
+
+    failed = False
+    adapters: list[Adapter] = []
+    updates: dict[str, Update] = {}
+    for path in paths:
+        try:
+            adapters.append(checkpoints(read_adapter(path, alpha=alpha, activation=activation))[-1])
+        except AdapterError as error:
+            failed = True
+            fail(error)
+    with usage():
+        for adapter in named_apart(adapters):
+            try:
+                chosen = select(adapter, modules)
+                module = next(iter(chosen))
+                name = adapter.name if adapter.name not in updates else f"{adapter.name} step {adapter.step}"
+                updates[name] = chosen[module]
+                click.echo(f"note: {adapter.name}: {module}", err=True)
+            except AdapterError as error:
+                failed = True
+                fail(error)
+        if updates:
+            yield updates
+    if failed or not updates:
+        raise click.exceptions.Exit(1)

@@ -65,7 +65,7 @@ def usage() -> Iterator[None]:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}")
+        fail(f"{error.filename}: {error.strerror}" if error.filename else error)
         raise click.exceptions.Exit(1) from None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from . import style
+from .. import style
 
 Array = NDArray[Any]
 T = TypeVar("T")

@@ -1,40 +1,22 @@
-"""Paper figures from the two tidy tables.
-
-Each figure is one function, table → :class:`matplotlib.figure.Figure`, registered in :data:`FIGURES`; :func:`draw`
-calls one by name and :func:`save` writes it. Titles are off by default: captions belong to LaTeX.
+"""Figures of adapters, from the two tidy tables.
 
 Where a table holds several steps of an adapter, every figure but :func:`trajectory` shows the last one.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from matplotlib import style as mpl_style
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from . import figures_data as data
-from . import figures_layout as layout
-from . import metrics, style
-from .atomic import replacing
-
-# Metadata that would hold the time or the version of the machine at hand: without it the bytes repeat.
-_METADATA: dict[str, dict[str, None]] = {
-    ".pdf": {"CreationDate": None},
-    ".svg": {"Date": None},
-    ".png": {"Software": None},
-}
-_in_style = mpl_style.context(["default", style.RC])
+from .. import metrics, style
+from . import data, layout
 
 
-@_in_style
+@layout.in_style
 def figure4(
     table: pd.DataFrame,
     *,
@@ -120,7 +102,7 @@ def figure4(
     return figure
 
 
-@_in_style
+@layout.in_style
 def spectra(
     table: pd.DataFrame,
     *,
@@ -174,7 +156,7 @@ def spectra(
     return figure
 
 
-@_in_style
+@layout.in_style
 def heatmap(
     table: pd.DataFrame,
     *,
@@ -215,7 +197,7 @@ def heatmap(
     return figure
 
 
-@_in_style
+@layout.in_style
 def threshold_sweep(
     table: pd.DataFrame,
     *,
@@ -265,7 +247,7 @@ def threshold_sweep(
     return figure
 
 
-@_in_style
+@layout.in_style
 def trajectory(
     table: pd.DataFrame,
     *,
@@ -327,71 +309,3 @@ def trajectory(
     axes.set_xlabel("training step")
     axes.set_ylabel(style.metric_label(metric, data.threshold_of(table)))
     return figure
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a caller needs to know of a figure.
-
-    Attributes
-    ----------
-    function : table → figure.
-    description : one line.
-    table : ``"spectra"`` or ``"layer_metrics"``, the table it is drawn from.
-    """
-
-    function: Callable[..., Figure]
-    description: str
-    table: str
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """Names of the keyword options of the function."""
-        return tuple(inspect.signature(self.function).parameters)[1:]
-
-
-#: Name → figure, in the order in which they are listed.
-FIGURES: dict[str, Spec] = {
-    "figure4": Spec(figure4, "energy and effective rank over the layers, as BoRA's figure 4", "spectra"),
-    "spectra": Spec(spectra, "singular values against their index, with bound and threshold", "spectra"),
-    "heatmap": Spec(heatmap, "a metric over layers and projections, one panel per adapter", "layer_metrics"),
-    "threshold_sweep": Spec(threshold_sweep, "effective rank against the threshold", "spectra"),
-    "trajectory": Spec(trajectory, "a metric against the training step, from checkpoints", "layer_metrics"),
-}
-
-
-def draw(name: str, *, spectra: pd.DataFrame, layer_metrics: pd.DataFrame, **options: Any) -> Figure:
-    """Draw the figure of that name. An option that is None keeps its default.
-
-    Raises
-    ------
-    ValueError
-        Unknown figure, option, metric, projection, module or width (the text lists those that exist); a table
-        without rows; a threshold that is not above 0; a trajectory of fewer than two steps.
-    """
-    if name not in FIGURES:
-        raise ValueError(f"unknown figure {name!r}; there are {', '.join(FIGURES)}")
-    spec = FIGURES[name]
-    for option in options:
-        if option not in spec.options:
-            raise ValueError(f"figure {name} has no option {option!r}; it has {', '.join(spec.options)}")
-    table = {"spectra": spectra, "layer_metrics": layer_metrics}[spec.table]
-    return spec.function(table, **{option: value for option, value in options.items() if value is not None})
-
-
-@_in_style
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as .pdf, .svg or .png (300 dpi). The same figure gives the same bytes.
-
-    The layout of the figure is settled by this; what is added to it later moves nothing.
-    """
-    target = Path(path)
-    suffix = target.suffix.lower()
-    if suffix not in _METADATA:
-        raise ValueError(f"cannot write a figure as {target.name!r}; the suffix must be one of {', '.join(_METADATA)}")
-    # Laid out once, as for the screen: each drawing would start from the layout of the one before.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    with replacing(target) as temporary:
-        figure.savefig(temporary, format=suffix[1:], metadata=_METADATA[suffix])
-    return target

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import style as mpl_style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
@@ -17,9 +18,12 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from . import style
+from .. import style
 
 Array = NDArray[Any]
+
+#: Decorator of everything that draws or saves: our settings, whatever the user's are.
+in_style = mpl_style.context(["default", style.RC])
 
 GUIDE = "0.45"  # grey of threshold lines and their labels
 
@@ -273,6 +277,40 @@ def _colour_bar(figure: Figure, scale: ScalarMappable, axes: list[Axes], label: 
     bar.ax.tick_params(width=0.4, length=2)
     bar.set_label(label, size=7)
     return bar
+
+
+def sequence(colour: str, nth: int, count: int) -> str:
+    """The nth of ``count`` shades of a colour, from light to dark: for what has an order, such as ranks.
+
+    >>> sequence("#D55E00", 0, 3), sequence("#D55E00", 2, 3)
+    ('#E8A673', '#552600')
+    """
+    place = nth / max(1, count - 1)
+    mix = 0.45 - 1.05 * place  # share of white, below 0 of black
+    towards = 255 if mix > 0 else 0
+    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(c + abs(mix) * (towards - c)):02X}" for c in channels)
+
+
+def apart(values: Sequence[float], gap: float) -> list[float]:
+    """Values moved as little as needed so that no two are closer than ``gap``, in their order: places for labels.
+
+    >>> apart([0.0, 1.0, 1.0], 1.0)
+    [-0.3333333333333333, 0.6666666666666667, 1.6666666666666667]
+    """
+    order = np.argsort(values, kind="stable")
+    groups: list[tuple[float, int]] = []  # mean of (value − k · gap) over a run of neighbours that touch, their number
+    for k, i in enumerate(order):
+        mean, count = values[i] - k * gap, 1
+        while groups and groups[-1][0] > mean:
+            before, size = groups.pop()
+            mean, count = (mean * count + before * size) / (count + size), count + size
+        groups.append((mean, count))
+    places = [mean for mean, count in groups for _ in range(count)]
+    out = [0.0] * len(values)
+    for k, i in enumerate(order):
+        out[i] = float(places[k] + k * gap)
+    return out
 
 
 def text_width(text: str, size: float) -> float:

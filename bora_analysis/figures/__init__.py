@@ -1,0 +1,156 @@
+"""Paper figures, each one function that returns a :class:`matplotlib.figure.Figure`.
+
+They are registered in :data:`FIGURES`; :func:`draw` calls one by name and :func:`save` writes it. A figure is drawn
+from what it is given (tables, factors) and reads no file. Titles are off by default: captions belong to LaTeX.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from ..atomic import replacing
+from .accuracy import figure3
+from .block_products import figure1
+from .cost import optimal_blocks, pareto
+from .forward_pass import figure2
+from .layout import in_style
+from .tables import figure4, heatmap, spectra, threshold_sweep, trajectory
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..delta import Update
+
+__all__ = [
+    "FIGURES",
+    "Spec",
+    "draw",
+    "figure1",
+    "figure2",
+    "figure3",
+    "figure4",
+    "heatmap",
+    "optimal_blocks",
+    "pareto",
+    "save",
+    "spectra",
+    "threshold_sweep",
+    "trajectory",
+]
+
+# Metadata that would hold the time or the version of the machine at hand: without it the bytes repeat.
+_METADATA: dict[str, dict[str, None]] = {
+    ".pdf": {"CreationDate": None},
+    ".svg": {"Date": None},
+    ".png": {"Software": None},
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a caller needs to know of a figure.
+
+    Attributes
+    ----------
+    function : source → figure.
+    description : one line.
+    source : what it is drawn from, the keyword under which :func:`draw` takes it, and the function's first parameter:
+
+        * ``"spectra"``, ``"layer_metrics"``: a tidy table of adapters;
+        * ``"updates"``: label → the factors of one module; synthetic ones where none are given;
+        * ``"accuracy"``: the paper's tables as one frame;
+        * ``None``: nothing but its options.
+    """
+
+    function: Callable[..., Figure]
+    description: str
+    source: str | None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the keyword options of the function."""
+        return tuple(inspect.signature(self.function).parameters)[self.source is not None :]
+
+    @property
+    def adapters(self) -> str:
+        """Whether adapters have to be given: ``"required"``, ``"optional"`` or ``"none"``."""
+        return {"spectra": "required", "layer_metrics": "required", "updates": "optional"}.get(
+            self.source or "", "none"
+        )
+
+
+#: Name → figure, in the order in which they are listed.
+FIGURES: dict[str, Spec] = {
+    "figure1": Spec(figure1, "LoRA, MELoRA and BoRA as block products: |ΔW| and Σ'", "updates"),
+    "figure2": Spec(figure2, "the forward pass of BoRA, block by block", None),
+    "figure3": Spec(figure3, "the paper's ablations, ranks and blocks, tuning granularity", "accuracy"),
+    "figure4": Spec(figure4, "energy and effective rank over the layers, as BoRA's figure 4", "spectra"),
+    "spectra": Spec(spectra, "singular values against their index, with bound and threshold", "spectra"),
+    "heatmap": Spec(heatmap, "a metric over layers and projections, one panel per adapter", "layer_metrics"),
+    "threshold_sweep": Spec(threshold_sweep, "effective rank against the threshold", "spectra"),
+    "trajectory": Spec(trajectory, "a metric against the training step, from checkpoints", "layer_metrics"),
+    "pareto": Spec(pareto, "rank bound and effective rank against trained parameters", "layer_metrics"),
+    "optimal_blocks": Spec(optimal_blocks, "parameters per unit of rank against the number of blocks", None),
+}
+
+
+def draw(
+    name: str,
+    *,
+    spectra: pd.DataFrame | None = None,
+    layer_metrics: pd.DataFrame | None = None,
+    updates: Mapping[str, Update] | None = None,
+    accuracy: pd.DataFrame | None = None,
+    **options: Any,
+) -> Figure:
+    """Draw the figure of that name. An option that is None keeps its default.
+
+    Parameters
+    ----------
+    spectra, layer_metrics, updates, accuracy : the sources, see :class:`Spec`. The figure takes its own and leaves the
+        others.
+
+    Raises
+    ------
+    ValueError
+        Unknown figure, option, metric, projection, module, model or width (the text lists those that exist); a
+        source that is needed and missing, or without rows; a threshold that is not above 0; a trajectory of fewer
+        than two steps.
+    """
+    if name not in FIGURES:
+        raise ValueError(f"unknown figure {name!r}; there are {', '.join(FIGURES)}")
+    spec = FIGURES[name]
+    for option in options:
+        if option not in spec.options:
+            raise ValueError(f"figure {name} has no option {option!r}; it has {', '.join(spec.options)}")
+    wished = {option: value for option, value in options.items() if value is not None}
+    if spec.source is None:
+        return spec.function(**wished)
+    given = {"spectra": spectra, "layer_metrics": layer_metrics, "updates": updates, "accuracy": accuracy}[spec.source]
+    if given is None and spec.adapters != "optional":
+        raise ValueError(f"figure {name} is drawn from {spec.source}, and none was given")
+    return spec.function(given, **wished)
+
+
+@in_style
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as .pdf, .svg or .png (300 dpi). The same figure gives the same bytes.
+
+    The layout of the figure is settled by this; what is added to it later moves nothing.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in _METADATA:
+        raise ValueError(f"cannot write a figure as {target.name!r}; the suffix must be one of {', '.join(_METADATA)}")
+    # Laid out once, as for the screen: each drawing would start from the layout of the one before.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    with replacing(target) as temporary:
+        figure.savefig(temporary, format=suffix[1:], metadata=_METADATA[suffix])
+    return target
