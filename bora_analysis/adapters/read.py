@@ -14,6 +14,7 @@ from .blocks import bora_loader, melora_loader, minis_loader, sort_block_keys
 from .errors import AdapterError
 from .lora import lora_loaders, method_name, sort_keys
 from .refuse import init_warnings, refuse_unreadable
+from .sbora import sbora_loaders, sort_sbora_keys
 from .source import Loader, Source
 from .tensors import Tensors, open_tensors
 
@@ -30,7 +31,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 def read_adapter(
     path: str | Path, *, alpha: float | None = None, activation: str | None = None, name: str | None = None
 ) -> Adapter | Trajectory:
-    """Read a LoRA, rsLoRA, MELoRA or BoRA adapter. Only names and shapes are read now, the factors when asked for.
+    """Read a LoRA, rsLoRA, MELoRA, BoRA or SBoRA adapter: names and shapes now, the factors when asked for.
 
     Parameters
     ----------
@@ -134,6 +135,10 @@ def _dispatch(source: Source) -> tuple[str, dict[str, Loader], list[str], list[s
         found, rest = sort_block_keys(source, keys, method)
         if found:
             return method, {module: make(source, module, parts) for module, parts in found.items()}, rest, []
+    found, rest = sort_sbora_keys(source, keys)
+    if found:
+        method, loaders, notes = sbora_loaders(source, found)
+        return method, loaders, rest, notes
     parts = sort_keys(source, keys)
     names = sorted({name for pairs in parts.pairs.values() for name in pairs}, key=natural)
     kind = str((source.config or {}).get("peft_type", "")).upper()
@@ -158,7 +163,7 @@ def _dispatch(source: Source) -> tuple[str, dict[str, Loader], list[str], list[s
             notes.append(
                 f"{key} is taken as BoRA's raw σ (exp-norm); if it is Σ, set activation (--activation) identity"
             )
-    if pairs and kind in ("BORA", "MELORA") and method != kind.lower():
+    if pairs and kind in ("BORA", "MELORA", "SBORA") and method != kind.lower():
         raise AdapterError(f"{source.path}: peft_type is {kind} but the keys are those of {method}")
     return method, loaders | blocks, parts.passed_over, notes
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from .errors import AdapterError
 
-READABLE = ("LORA", "BORA", "MELORA")
-_READABLE_NAMES = "readable are LoRA, rsLoRA, MELoRA and BoRA"
+READABLE = ("LORA", "BORA", "MELORA", "SBORA")
+_READABLE_NAMES = "readable are LoRA, rsLoRA, MELoRA, BoRA and SBoRA"
 _DORA = "DoRA needs the base model's weights; not readable yet"
 
 # Pattern of a key → the method whose files have it. The first hit counts.
@@ -78,7 +78,7 @@ _FLAGS = {
 
 
 def refuse_unreadable(path: Path, config: Mapping[str, Any] | None, keys: Iterable[str]) -> None:
-    """Raise :class:`AdapterError` with the method's name unless the file may be LoRA, MELoRA or BoRA."""
+    """Raise :class:`AdapterError` with the method's name unless the file may be LoRA, MELoRA, BoRA or SBoRA."""
     found = next(((name, key) for key in keys for pattern, name in _EVIDENCE if re.search(pattern, key)), None)
     kind = str((config or {}).get("peft_type") or READABLE[0]).upper()
     if kind not in READABLE:

@@ -1,0 +1,58 @@
+"""BoRA, MELoRA and SBoRA as PEFT methods, to be trained like PEFT's own.
+
+One import is all that PEFT needs; ``get_peft_model``, ``PeftModel.from_pretrained``, several adapters, merging and
+saving work as they do for LoRA. Needs peft 0.21; tested with peft 0.21.0 and 0.21.2, transformers 5.23.
+
+* :class:`BoraConfig`: arXiv 2508.06953, ΔW_ij = B_i Σ_ij A_j with a trained diagonal for each pair of blocks.
+* :class:`MeloraConfig`: arXiv 2402.17263, equal mini-LoRAs along the diagonal.
+* :class:`SboraConfig`: SBoRA-FA and SBoRA-FB (Po et al., ICONIP 2024), LoRA with one factor of standard basis vectors.
+* :func:`convert`: an adapter of any of them as an exact plain LoRA.
+
+Examples
+--------
+>>> import torch
+>>> from peft import get_peft_model
+>>> from bora_analysis.peft_bora import BoraConfig
+>>> model = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.Linear(12, 4))
+>>> adapted = get_peft_model(model, BoraConfig(r=2, num_blocks=4, target_modules=["0"]))
+>>> adapted.get_nb_trainable_parameters()[0]  # (8 + 12 + 4²) · 2
+72
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    if tuple(map(int, version("peft").split(".")[:2])) < (0, 21):
+        # Older ones lose trained biases, turn SBoRA's indices into floats, or mix the adapters of one model in a file.
+        raise ImportError(
+            f"bora_analysis.peft_bora: peft {version('peft')} is installed; expected 0.21 or later: "
+            "pip install -U bora_analysis[train]"
+        )
+except PackageNotFoundError:
+    pass  # the imports say so
+
+try:
+    from .config import BoraConfig, MeloraConfig, SboraConfig
+    from .convert import convert
+    from .models import BoraModel, MeloraModel, SboraModel
+    from .registration import register
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in ("peft", "transformers"):
+        raise
+    raise ImportError(
+        f"bora_analysis.peft_bora: {error.name} is not installed; expected PEFT and transformers: "
+        "pip install bora_analysis[train]"
+    ) from None
+
+__all__ = [
+    "BoraConfig",
+    "BoraModel",
+    "MeloraConfig",
+    "MeloraModel",
+    "SboraConfig",
+    "SboraModel",
+    "convert",
+    "register",
+]
+
+register()
