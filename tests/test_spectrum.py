@@ -135,6 +135,21 @@ def test_a_caller_may_stop_early():
     assert len(lazy.loads) < 5000
 
 
+@pytest.mark.parametrize("size", [8, 600])
+def test_one_update_is_solved_with_one_thread_whatever_its_size(size, monkeypatch):
+    from threadpoolctl import threadpool_info
+
+    seen, solve = [], engine._solve
+
+    def spy(*arguments):
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return solve(*arguments)
+
+    monkeypatch.setattr(engine, "_solve", spy)
+    singular_values(full_rank(np.float32, size=size))
+    assert set(seen) == {1}
+
+
 def test_blas_threads_are_limited_while_running_and_restored_after():
     from threadpoolctl import threadpool_info, threadpool_limits
 
