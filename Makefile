@@ -1,16 +1,18 @@
 # make demo    the main job on the bundled adapters: comparison table on the screen, figures and tables in out/
 # make figures every figure as PDF and PNG in out/figures/: the paper's, and those of the bundled adapters
+# make dashboard  the same in the browser, until Ctrl-C; PORT=8600 for another port
 # make test    ruff, pyright, import-linter, pytest
 # make bench   the performance targets, with ratios against a peer (installs it into an environment of its own)
 # Every install goes through constraints.txt; running a target twice reinstalls nothing.
 
 PYTHON ?= python3
+PORT ?= 8501
 BIN := .venv/bin
 ADAPTERS := $(patsubst %/adapter_config.json,%,$(sort $(wildcard data/*/adapter_config.json)))
 FIGURES := figure4 spectra heatmap threshold_sweep
 RUN := out/synthetic-run
 
-.PHONY: demo figures test bench clean
+.PHONY: demo dashboard figures test bench clean
 
 demo: .venv/.installed
 	$(BIN)/bora-analysis compare $(ADAPTERS)
@@ -19,6 +21,9 @@ demo: .venv/.installed
 		-o out/figures/$$name.pdf -o out/figures/$$name.png 2>/dev/null || exit 1; \
 	done
 	@echo && echo "Tables: out/tables   Figures: out/figures"
+
+dashboard: .venv/.installed
+	@$(BIN)/bora-analysis dashboard --port $(PORT)
 
 # No checkpoints are bundled: trajectory shows a synthetic run, whose spectrum grows and flattens.
 figures: .venv/.installed

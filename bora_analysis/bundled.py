@@ -1,4 +1,4 @@
-"""Where the bundled data lies: beside the package in a checkout, inside it in an installed wheel."""
+"""Where the bundled data and the dashboard lie: beside the package in a checkout, inside it in an installed wheel."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from pathlib import Path
 
 def data_folder() -> Path:
     """The folder with the bundled adapters and the paper's tables; ``FileNotFoundError`` if it was not installed."""
+    return _bundled("data", "README.md", "bundled data")
+
+
+def app_folder() -> Path:
+    """The folder with the dashboard's ``streamlit_app.py``; ``FileNotFoundError`` if it was not installed."""
+    return _bundled("app", "streamlit_app.py", "dashboard")
+
+
+def _bundled(name: str, sign: str, what: str) -> Path:
     package = Path(__file__).parent
-    for folder in (package / "data", package.parent / "data"):
-        if (folder / "README.md").is_file():
+    for folder in (package / name, package.parent / name):
+        if (folder / sign).is_file():
             return folder
-    raise FileNotFoundError(f"the bundled data is neither in {package} nor in {package.parent}; install the wheel anew")
+    raise FileNotFoundError(f"the {what} is neither in {package} nor in {package.parent}; install the wheel anew")

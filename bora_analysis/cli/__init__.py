@@ -11,6 +11,7 @@ import click
 from .. import __version__
 from .commands import analyze, compare, figure, synth
 from .cost import cost
+from .dashboard import dashboard
 from .paper import paper
 
 
@@ -24,5 +25,5 @@ def main() -> None:
     """
 
 
-for command in (analyze, compare, figure, synth, cost, paper):
+for command in (analyze, compare, figure, synth, cost, paper, dashboard):
     main.add_command(command)

@@ -1,0 +1,204 @@
+"""The synthetic lab's computations: one layer under LoRA, MELoRA and BoRA, from sizes and a seed.
+
+Pure functions of small hashable settings, cached per process, so that all visitors share them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+from bora_analysis import metrics
+from bora_analysis.cost import common_divisors, cost
+from bora_analysis.delta import Array, BlockProduct, DirectSum, Facts, Update, bora, lora
+from bora_analysis.spectrum import FactorRanks, factor_ranks, one_blas_thread, singular_values
+from bora_analysis.synthetic import Synthetic
+from bora_analysis.table import SPECTRA_COLUMNS
+
+#: The largest m and n, and r. With the two limits below, the SVD of a core takes at most 70 ms on one processor and the
+#: ranks of the S_k less: a change of any control is answered within 300 ms.
+LARGEST = 1024
+LARGEST_RANK = 64
+LARGEST_CORE = 512
+LARGEST_SLOTS = 2**25  # r b³: the work for the r SVDs of the S_k ∈ R^{b×b}
+
+METHODS = ("lora", "melora", "bora")
+KINDS = {"gaussian": "Gaussian", "decay": "decay", "init": "initialisation", "counterexample": "counterexample"}
+BUDGETS = {"r": "same r", "budget": "same budget"}
+
+SEED_PATH = "lab"  # a module's numbers depend on its path too
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the lab's controls say. ``kind`` is one of ``KINDS``; the others as in :class:`Synthetic`."""
+
+    m: int
+    n: int
+    r: int
+    blocks: int
+    kind: str = "gaussian"
+    decay: float = 1.0
+    seed: int = 0
+    activation: str = "exp-norm"
+    same: str = "r"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One method's update and what its spectrum says."""
+
+    method: str
+    update: Update
+    values: Array  # (rank bound,), descending
+    ranks: FactorRanks
+
+    @property
+    def facts(self) -> Facts:
+        return self.update.facts
+
+    @property
+    def measured(self) -> int:
+        """Numerical rank of ΔW. The factors here are exact numbers, so its tolerance has the ε of float64."""
+        return metrics.numerical_rank(self.values, metrics.rounding_tolerance(self.values, "float64"))
+
+
+def blocks_offered(m: int, n: int, r: int) -> tuple[int, ...]:
+    """Every b that divides m and n and whose computation stays within the lab's limits, ascending."""
+    return tuple(
+        b for b in common_divisors([m, n]) if min(m, n, b * r) <= LARGEST_CORE and r * b**3 <= LARGEST_SLOTS
+    )  # fmt: skip
+
+
+def ranks_of(setting: Setting) -> dict[str, int]:
+    """Method → r. At the same budget LoRA and MELoRA get the largest r that BoRA's parameters buy.
+
+    Not more than adds rank: min(m, n) for LoRA, min(m, n)/b for a mini.
+    """
+    m, n, r, b = setting.m, setting.n, setting.r, setting.blocks
+    if setting.same == "r":
+        return dict.fromkeys(METHODS, r)
+    bought = cost("bora", m, n, r, blocks=b).parameters // (m + n)
+    return {"lora": min(bought, m, n), "melora": max(r, min(bought, min(m, n) // b)), "bora": r}
+
+
+@lru_cache(maxsize=32)
+def compare(setting: Setting) -> tuple[Outcome, ...]:
+    """LoRA, MELoRA and BoRA of one setting.
+
+    Raises
+    ------
+    ValueError
+        Sizes that do not fit; the counterexample where r < m/b + n/b.
+    """
+    return tuple(_outcome(setting, method, r) for method, r in ranks_of(setting).items())
+
+
+@lru_cache(maxsize=32)
+def sweep(setting: Setting) -> pd.DataFrame:
+    """BoRA of the setting at every b offered: blocks, rank_bound, measured_rank, parameters, parameters_per_rank.
+
+    ``setting.blocks`` has no influence: give 1, so that settings that differ in nothing else share the answer.
+    """
+    rows = []
+    for b in blocks_offered(setting.m, setting.n, setting.r):
+        update = _update(replace(setting, blocks=b), "bora", setting.r)
+        values = _values(update)
+        rank = metrics.numerical_rank(values, metrics.rounding_tolerance(values, "float64"))
+        facts = update.facts
+        rows.append((b, facts.rank_bound, rank, facts.parameters, facts.parameters / facts.rank_bound))
+    return pd.DataFrame(rows, columns=["blocks", "rank_bound", "measured_rank", "parameters", "parameters_per_rank"])
+
+
+def spectra_frame(outcomes: tuple[Outcome, ...], names: dict[str, str]) -> pd.DataFrame:
+    """The spectra in the columns of the product's table, so that its figures draw them."""
+    parts = [
+        pd.DataFrame({
+            "adapter": names[one.method], "method": one.method, "step": None, "module": SEED_PATH, "layer": None,
+            "projection": SEED_PATH, "index": np.arange(1, len(one.values) + 1), "singular_value": one.values,
+        })
+        for one in outcomes
+    ]  # fmt: skip
+    frame = pd.concat(parts, ignore_index=True)[list(SPECTRA_COLUMNS)]
+    return frame.astype({"step": "Int64", "layer": "Int64"})
+
+
+def ranks_frame(outcomes: tuple[Outcome, ...], threshold: float) -> pd.DataFrame:
+    """One row per method: sizes, parameters, the ranks of the three factors, bound, and ranks of ΔW."""
+    rows = [
+        {
+            "method": one.method,
+            "r": one.facts.r,
+            "blocks": one.facts.blocks,
+            "parameters": one.facts.parameters,
+            "rank_B": one.ranks.B,
+            "rank_sigma": one.ranks.sigma,
+            "rank_A": one.ranks.A,
+            "rank_bound": one.facts.rank_bound,
+            "measured_rank": one.measured,
+            "effective_rank": metrics.effective_rank(one.values, threshold),
+            "entropy_rank": metrics.entropy_rank(one.values),
+            "stable_rank": metrics.stable_rank(one.values),
+        }
+        for one in outcomes
+    ]
+    return pd.DataFrame(rows)
+
+
+def _outcome(setting: Setting, method: str, r: int) -> Outcome:
+    update = _update(setting, method, r)
+    with one_blas_thread():
+        ranks = factor_ranks(update)
+    return Outcome(method, update, _values(update), ranks)
+
+
+def _values(update: Update) -> Array:
+    # One thread: several take seconds for a core of 512 where other visitors keep the processors busy.
+    with one_blas_thread():
+        return singular_values(update, solver="svd", device="cpu").values
+
+
+def _update(setting: Setting, method: str, r: int) -> Update:
+    b = 1 if method == "lora" else setting.blocks
+    m, n = setting.m, setting.n
+    kind = "gaussian" if setting.kind == "counterexample" else setting.kind
+    raw = Synthetic(method, {SEED_PATH: (m, n)}, r, b, kind=kind, seed=setting.seed, decay=setting.decay)
+    # As float64, numbers that are exact and not rounded to a stored dtype: its ε then decides what counts as rank.
+    tensors = {name: tensor.astype(np.float64) for name, tensor in raw[SEED_PATH].items()}
+    if setting.kind == "counterexample":
+        tensors |= _orthogonal_pair(setting, method, r)
+    B, A = tensors["B"], tensors["A"]
+    if method == "bora":
+        return bora(B, A, tensors["sigma"], scaling=raw.scaling, activation=setting.activation)
+    if method == "lora":
+        return lora(B, A, scaling=raw.scaling)
+    return _minis(list(B), list(A), m, n, raw.scaling)
+
+
+def _minis(B: list[Array], A: list[Array], m: int, n: int, scaling: float) -> DirectSum:
+    """As :func:`bora_analysis.melora`, also for minis with r above both their sizes, which a file would not hold."""
+    parts: tuple[BlockProduct, ...] = tuple(
+        lora(left, right, scaling=scaling, method="melora", any_rank=True) for left, right in zip(B, A, strict=True)
+    )
+    r, minis = A[0].shape[0], len(parts)
+    price = cost("melora", m, n, r, blocks=minis)
+    size = price.parameters, price.macs_per_token, price.rank_bound
+    return DirectSum(Facts("melora", m, n, r, minis, scaling, *size, parts[0].facts.dtype), parts)
+
+
+def _orthogonal_pair(setting: Setting, method: str, r: int) -> dict[str, Array]:
+    """B_i = [I 0] and A_j = [0 I]ᵀ: B', Σ' and A' of full rank, and B_i Σ_ij A_j = 0 for any diagonal Σ_ij."""
+    b = setting.blocks
+    p, q = setting.m // b, setting.n // b
+    if p + q > r:
+        raise ValueError(
+            f"the counterexample needs r ≥ m/b + n/b; got r = {r} and {p} + {q}: choose a larger b or r, "
+            "or the preset b = r = m = n = 2"
+        )
+    left, right = np.eye(p, r), np.eye(q, r, r - q).T
+    if method == "melora":
+        return {"B": np.stack([left] * b), "A": np.stack([right] * b)}
+    return {"B": np.concatenate([left] * b), "A": np.concatenate([right] * b, axis=1)}

@@ -1,0 +1,312 @@
+"""Which adapters there are to look at, and their tables: analysed once per process; tables are kept, never tensors."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from plain import one_line
+
+from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
+from bora_analysis.bundled import data_folder
+from bora_analysis.style import shortened
+from bora_analysis.table import Tables, analyse, join
+
+#: Tables beyond this are dropped, the least recently used first.
+TABLE_BYTES = 256 << 20
+#: Analyses at a time. Each holds a few layers; a twentieth tab that waits is better than twenty at once.
+ANALYSES = 2
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_CONFIG = "adapter_config.json"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An adapter that can be chosen. ``key`` tells it from the others; ``label`` is its name on the page and in tables.
+
+    ``origin`` is ``"bundled"``, ``"given"`` on the command line, ``"path"`` typed by a visitor, or ``"upload"``.
+    """
+
+    key: str
+    label: str
+    path: Path
+    origin: str
+
+    @property
+    def word(self) -> str:
+        """The key without its origin: what stands in a link."""
+        return self.key.partition(":")[2]
+
+
+@dataclass
+class TableStore:
+    """Tables by file, time stamp and label, shared by all sessions of the process and bounded in bytes.
+
+    Nothing is pickled: every session reads the same frames, which nobody changes. An adapter that cannot be read is
+    kept as its error, or one with NaN in its last layer would be analysed again with each click.
+    """
+
+    limit: int = TABLE_BYTES
+    tables: OrderedDict[tuple[str, int, str], Tables | AdapterError] = field(default_factory=OrderedDict)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+    busy: dict[tuple[str, int, str], threading.Lock] = field(default_factory=dict)
+    turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(ANALYSES))
+
+    def get(self, source: Source, on_module: Callable[[int, int], None] | None = None) -> Tables:
+        """The tables of a source; ``on_module(done, total)`` is told of the progress of an analysis.
+
+        Twenty sessions that ask for one adapter at once cause one analysis.
+
+        Raises
+        ------
+        AdapterError
+            The one line of the reader, with the label in place of the path.
+        """
+        check(source)
+        key = (str(source.path), _stamp(source.path), source.label)
+        with self.guard:
+            lock = None if key in self.tables else self.busy.setdefault(key, threading.Lock())
+        if lock is not None:
+            with lock:
+                with self.guard:
+                    known = key in self.tables
+                if not known:
+                    self._fill(key, source, on_module)
+        with self.guard:
+            found = self.tables.get(key)
+            if found is not None:
+                self.tables.move_to_end(key)
+        if found is None:  # dropped since, by an upload's end or for want of room
+            raise AdapterError(f"{source.label}: was removed while it was read; choose it again")
+        if isinstance(found, AdapterError):
+            raise AdapterError(str(found))
+        return found
+
+    def has(self, source: Source) -> bool:
+        """Whether ``get`` would return at once."""
+        with self.guard:
+            return (str(source.path), _stamp(source.path), source.label) in self.tables
+
+    def drop(self, source: Source) -> None:
+        """Forget the tables of a source."""
+        with self.guard:
+            for key in [key for key in self.tables if key[0] == str(source.path)]:
+                del self.tables[key]
+
+    def _fill(self, key: tuple[str, int, str], source: Source, on_module: Callable[[int, int], None] | None) -> None:
+        try:
+            with self.turns:
+                made = _analyse(source, on_module)
+        except RecursionError:  # JSON of ten thousand brackets
+            made = AdapterError(f"{source.label}: its configuration is nested too deeply")
+        except (AdapterError, OSError) as error:
+            # Where a visitor's adapter lies on this machine is not the visitor's business.
+            hidden = source.origin in ("path", "upload")
+            made = AdapterError(str(error).replace(str(source.path), source.label) if hidden else str(error))
+        finally:
+            with self.guard:
+                self.busy.pop(key, None)
+        with self.guard:
+            self.tables[key] = made
+            while len(self.tables) > 1 and sum(map(_bytes, self.tables.values())) > self.limit:
+                self.tables.popitem(last=False)
+
+
+@cache
+def table_store() -> TableStore:
+    """The store of this process."""
+    return TableStore()
+
+
+@cache
+def arguments() -> argparse.Namespace:
+    """What ``bora-analysis dashboard`` (or ``streamlit run app/streamlit_app.py --``) was given: paths, root."""
+    parser = argparse.ArgumentParser(prog="dashboard", add_help=False)
+    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("--root", action="append", type=Path)
+    # Under another program (a test runner) the arguments are that program's.
+    ours = sys.argv[1:] if Path(sys.argv[0]).name == "streamlit_app.py" else []
+    known, _ = parser.parse_known_args(ours)
+    known.root = [root.resolve() for root in known.root or [Path.cwd()]]
+    return known
+
+
+def bundled() -> list[Source]:
+    """The adapters that come with the toolkit."""
+    folders = sorted(path.parent for path in data_folder().glob("*/adapter_config.json"))
+    return [Source(f"bundled:{folder.name}", folder.name, folder, "bundled") for folder in folders]
+
+
+def given() -> list[Source]:
+    """The adapters on the command line; the operator may name any path, or a Hub id."""
+    found = {}
+    for path in arguments().paths:
+        place = path.resolve() if path.exists() else path
+        found[f"given:{place}"] = Source(f"given:{place}", title(place), place, "given")
+    return list(found.values())
+
+
+def within_roots(text: str) -> Source:
+    """A path typed by a visitor, if it and what is read there lie within a root, links followed.
+
+    Raises
+    ------
+    AdapterError
+        Outside of the roots, whether there is something or not; or nothing there.
+    """
+    roots = arguments().root
+    shown = one_line(text, 200)
+    inside = False
+    for root in roots:
+        try:
+            place = (root / text.strip()).resolve()
+            if not _within(place, roots):
+                continue
+            inside = True
+            there = place.exists()
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a null byte
+            raise AdapterError(f"{shown}: is no path ({type(error).__name__})") from None
+        if there:
+            # As short as it can be and still lead here, whichever root it was found by.
+            word = str(place.relative_to(roots[0])) if place.is_relative_to(roots[0]) else str(place)
+            source = Source(f"path:{word}", title(place), place, "path")
+            check(source)
+            return source
+    opened = ", ".join(map(str, roots))
+    if inside:
+        raise AdapterError(f"{shown}: no such file or folder in {opened}")
+    raise AdapterError(f"{shown}: is not within {opened}, which is all that this server opens (--root)")
+
+
+def check(source: Source) -> None:
+    """Raise :class:`AdapterError` if reading a visitor's path would open anything outside of the roots."""
+    if source.origin != "path":
+        return
+    roots = arguments().root
+    for file in files_of(source.path):
+        if not _within(file.resolve(), roots):
+            raise AdapterError(f"{source.label}: {file.name} leads out of the folders that this server opens")
+        if not file.is_file():
+            raise AdapterError(f"{source.label}: {file.name} is no regular file")
+
+
+def files_of(place: Path) -> list[Path]:
+    """What the reader may open at a path: weights and configuration, there and in ``checkpoint-N``, no deeper."""
+    try:
+        if not place.is_dir():
+            return [file for file in (place, place.parent / _CONFIG) if file.exists()]
+        homes, found = [place], []
+        for entry in place.iterdir():
+            if _CHECKPOINT.fullmatch(entry.name) and entry.is_dir():
+                homes.append(entry)
+        for home in homes:
+            found += [file for file in home.iterdir() if file.name == _CONFIG or file.suffix in _WEIGHTS]
+    except OSError as error:
+        raise AdapterError(f"{place.name}: cannot be opened: {error.strerror or error}") from None
+    return sorted(found)
+
+
+def title(place: Path) -> str:
+    """A path's name on the page: of a folder, or of a file its own, with the folder where that says nothing."""
+    name = place.stem if place.suffix in _WEIGHTS else place.name
+    if name == "adapter_model":
+        place, name = place.parent, place.parent.name
+    if _CHECKPOINT.fullmatch(name):
+        name = f"{place.parent.name}/{name}"
+    return shortened([one_line(name)], 60)[0] or "adapter"
+
+
+def named_apart(fixed: Iterable[Source], added: Iterable[Source]) -> dict[str, Source]:
+    """Sources by key, with labels of their own: tables and links know an adapter by its label alone.
+
+    Of the fixed ones those of one name all get as much of their path as tells them apart. Added ones come later, and
+    a label that is in use, perhaps in a link, must not change: only the new one is qualified.
+    """
+    places: dict[Path, Source] = {}
+    for source in fixed:  # an adapter that is given and bundled is one adapter
+        places.setdefault(source.path, source)
+    fixed = list(places.values())
+    counts: dict[str, int] = {}
+    for source in fixed:
+        counts[source.label] = counts.get(source.label, 0) + 1
+    # What comes with the toolkit keeps its name, which the documentation uses.
+    taken = {source.label for source in fixed if counts[source.label] == 1 or source.origin == "bundled"}
+    out: dict[str, Source] = {}
+    for source in fixed:
+        apart = counts[source.label] > 1 and source.origin != "bundled"
+        out[source.key] = _apart(source, taken) if apart else source
+    for source in added:
+        if source.key not in out and source.path not in places:
+            out[source.key] = _apart(source, taken) if source.label in taken else source
+            taken.add(out[source.key].label)
+    return out
+
+
+def with_threshold(tables: Tables, threshold: float) -> pd.DataFrame:
+    """layer_metrics with the columns that depend on the threshold counted anew from the spectra.
+
+    All modules in one pass: a module's rows in ``spectra`` stand together, ``rank_bound`` of them, in the same order.
+    """
+    layers = tables.layer_metrics
+    if layers.empty or (layers["threshold"] == threshold).all():
+        return layers
+    bounds = layers["rank_bound"].to_numpy(dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(bounds)[:-1]])
+    above = tables.spectra["singular_value"].to_numpy() > threshold
+    counts = np.add.reduceat(above, starts, dtype=np.int64)
+    return layers.assign(threshold=threshold, effective_rank=counts, rank_utilisation=counts / bounds)
+
+
+def _within(path: Path, roots: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
+
+
+def _apart(source: Source, taken: set[str]) -> Source:
+    parts = [] if source.origin == "upload" else list(source.path.parts)
+    candidates = [one_line("/".join(parts[-depth:])) for depth in range(2, len(parts) + 1)]
+    candidates += [f"{source.label} ({number})" for number in range(2, len(taken) + 3)]
+    label = next(name for name in candidates if name not in taken)
+    taken.add(label)
+    return replace(source, label=label)
+
+
+def _analyse(source: Source, on_module: Callable[[int, int], None] | None) -> Tables:
+    adapters = [replace(adapter, name=source.label) for adapter in checkpoints(read_adapter(source.path))]
+    total, done = sum(map(len, adapters)), 0
+
+    def told() -> None:
+        nonlocal done
+        done += 1
+        if on_module is not None:
+            on_module(done, total)
+
+    return join([analyse(adapter, on_module=told) for adapter in adapters])
+
+
+def _stamp(path: Path) -> int:
+    """Changes when a file of the adapter does, so that an analysis is not shown after its file was replaced."""
+    marks = []
+    for file in files_of(path) if path.exists() else []:
+        try:
+            about = file.stat()
+        except OSError:  # gone since it was listed: the reader will say so
+            continue
+        marks.append((str(file), about.st_mtime_ns, about.st_size))
+    return hash(tuple(marks))
+
+
+def _bytes(tables: Tables | AdapterError) -> int:
+    if isinstance(tables, AdapterError):
+        return len(str(tables))
+    return int(tables.spectra.memory_usage(deep=True).sum() + tables.layer_metrics.memory_usage(deep=True).sum())

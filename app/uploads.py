@@ -1,0 +1,334 @@
+"""Adapters that visitors upload: taken out of a zip, or weights and configuration, into a private temporary folder.
+
+A visitor's file is hostile until shown otherwise. Of a zip only the entries that an adapter consists of are unpacked,
+to names that stand here and never to names from the zip, with a cap on the bytes that come out rather than on those
+that the zip declares. Nothing is unpickled (:mod:`bora_analysis.adapters`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import re
+import secrets
+import shutil
+import stat
+import threading
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Protocol
+
+import streamlit as st
+from plain import markdown, one_line
+from sources import Source, table_store
+
+from bora_analysis.adapters import AdapterError
+from bora_analysis.style import shortened
+
+#: Limit of one uploaded file in MB; ``server.maxUploadSize`` in ``.streamlit/config.toml`` is the same.
+UPLOAD_MB = 512
+#: What the used entries of one zip may come to, in bytes.
+UNPACKED_BYTES = 1 << 30
+#: Entries of one zip, used or not: some 200 checkpoints with all that a trainer leaves beside the weights.
+ENTRIES = 2000
+#: An adapter's configuration has a few kB; beyond this, in bytes, it is something else.
+CONFIG_BYTES = 1 << 20
+#: Uploads that one server process keeps; the oldest goes when another comes.
+KEPT = 8
+
+CONFIG = "adapter_config.json"
+_STEM = "adapter_model"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+# What a trainer leaves beside the weights.
+_NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})", re.ASCII)
+_CHUNK = 1 << 16
+# The one read that is longer than a chunk is that of the zip's directory: 46 bytes and a name for each entry.
+_DIRECTORY_BYTES = 1 << 20
+
+
+class Upload(Protocol):
+    """What is needed of Streamlit's ``UploadedFile``: a seekable binary file with a name."""
+
+    name: str
+
+    def read(self, size: int | None = -1, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+
+
+@dataclass
+class UploadStore:
+    """The uploads of this process, at most ``kept``, each in a folder of its own below a private temporary one."""
+
+    kept: int = KEPT
+    uploads: OrderedDict[str, Source] = field(default_factory=OrderedDict)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+    # Readable by this user alone, and removed when the process ends.
+    home: TemporaryDirectory[str] = field(default_factory=lambda: TemporaryDirectory(prefix="bora-analysis-"))
+
+    def add(self, files: Sequence[Upload]) -> Source:
+        """One zip, or one weight file with or without its configuration, as an adapter; the oldest upload may go.
+
+        Raises
+        ------
+        AdapterError
+            One line that names the file and says what was found and expected. Nothing of the upload is left then.
+        """
+        token = secrets.token_urlsafe(9)
+        folder = Path(self.home.name) / token
+        folder.mkdir(mode=0o700)
+        try:
+            named = unpack(files[0], folder) if _is_zip(files[0]) else _place(files, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        source = Source(f"upload:{token}", label(named), folder, "upload")
+        with self.guard:
+            self.uploads[token] = source
+            gone = [self.uploads.popitem(last=False)[1] for _ in range(len(self.uploads) - self.kept)]
+        for old in gone:
+            table_store().drop(old)
+            shutil.rmtree(old.path, ignore_errors=True)
+        return source
+
+    def find(self, token: str) -> Source | None:
+        """The upload of that token, if it is still kept: a link to an upload lives as long as the upload."""
+        with self.guard:
+            return self.uploads.get(token)
+
+    def close(self) -> None:
+        """Remove all folders."""
+        with self.guard:
+            self.uploads.clear()
+        self.home.cleanup()
+
+
+@cache
+def upload_store() -> UploadStore:
+    """The store of this process, gone when it ends."""
+    store = UploadStore()
+    atexit.register(store.close)
+    return store
+
+
+def upload_box() -> list[Source]:
+    """The uploader, and what was uploaded by it since the last run of the page. Errors are shown in place."""
+    # A number in the key: the next one is a new, empty uploader, and the bytes of the old one are let go.
+    turn = st.session_state.setdefault("_upload_turn", 0)
+    files = st.file_uploader(
+        "Upload an adapter",
+        type=["zip", *(suffix[1:] for suffix in _WEIGHTS), "json"],
+        accept_multiple_files=True,
+        key=f"upload-{turn}",
+        max_upload_size=UPLOAD_MB,
+        help=f"A zip of a PEFT folder (checkpoints too), or the weights and their {CONFIG}, up to {UPLOAD_MB} MB a "
+        f"file and {UNPACKED_BYTES >> 30} GB unpacked. This server keeps the last {KEPT} uploads until it stops.",
+    )
+    zips = [file for file in files if _is_zip(file)]
+    loose = [file for file in files if not _is_zip(file)]
+    wishes: list[list[Any]] = [[file] for file in zips]
+    if loose:
+        configs = [file for file in loose if _suffix(file) == ".json"]
+        if len(configs) == len(loose):
+            st.caption("Now the weights: `adapter_model.safetensors` or `.bin`.")
+        elif configs or st.button("Read without a configuration", help="α is then unknown, and the scaling 1."):
+            wishes.append(loose)
+        else:
+            st.caption(f"Now their `{CONFIG}`, which holds α.")
+    added = []
+    for wish in wishes:
+        tried = "+".join(file.file_id for file in wish)
+        errors = st.session_state.setdefault("_upload_errors", {})
+        if tried not in errors:  # a run of the page with a bad file still in the box unpacks nothing again
+            try:
+                with st.spinner("Unpacking …"):
+                    added.append(upload_store().add(wish))
+                continue
+            except AdapterError as error:
+                errors[tried] = str(error)
+        st.error(markdown(errors[tried]), icon=":material/error:")
+    if added:
+        st.session_state["_upload_turn"] = turn + 1
+        st.session_state.pop("_upload_errors", None)
+    return added
+
+
+def unpack(file: Upload, folder: Path) -> str:
+    """Write the adapter in a zip to fixed names in ``folder``, and return the zip's name.
+
+    ``adapter_model.safetensors`` or ``.bin`` and ``adapter_config.json``, at the top or in ``checkpoint-N``.
+    """
+    name = label(file.name)
+    try:
+        with zipfile.ZipFile(_Guarded(file)) as archive:  # pyright: ignore[reportArgumentType]
+            entries = archive.infolist()
+            if len(entries) > ENTRIES:
+                raise AdapterError(f"{name}: holds {len(entries)} entries; at most {ENTRIES} are read")
+            left = UNPACKED_BYTES
+            for target, entry in sorted(_chosen(name, entries).items()):
+                place = folder / target
+                place.parent.mkdir(mode=0o700, exist_ok=True)
+                limit = min(left, CONFIG_BYTES) if place.name == CONFIG else left
+                with archive.open(entry) as packed, place.open("xb") as out:
+                    left -= _copy(packed, out, limit, name, target)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(f"{name}: is no complete zip file ({one_line(str(error), 80)}); zip it again") from None
+    return file.name
+
+
+def label(name: str) -> str:
+    """A name for the page from that of an uploaded file: plain text of at most 40 characters, no path, no suffix.
+
+    >>> label("C:\\\\runs\\\\my <b>run</b>.zip")
+    'b>'
+    >>> label("my\\nrun-8.zip"), label("..")
+    ('my run-8', 'upload')
+    """
+    last = one_line(name).replace("\\", "/").rpartition("/")[2].strip()
+    stem, dot, suffix = last.rpartition(".")
+    if dot and f".{suffix.lower()}" in (".zip", *_WEIGHTS):
+        last = stem
+    return shortened([last.strip(". ")], 40)[0] or "upload"
+
+
+def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """Target, from the fixed names, → entry; AdapterError for what is no honest zip of one adapter."""
+    weights: dict[PurePosixPath, list[zipfile.ZipInfo]] = {}
+    configs: dict[PurePosixPath, zipfile.ZipInfo] = {}
+    for entry in entries:
+        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        shown = one_line(entry.filename, 80)
+        if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", entry.filename):
+            raise AdapterError(f"{name}: its entry {shown} leads out of the folder; zip the adapter's folder anew")
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise AdapterError(f"{name}: its entry {shown} is a link or a device; zip the files themselves")
+        if entry.is_dir() or "__MACOSX" in path.parts or path.name.startswith("."):
+            continue
+        if path.name == CONFIG:
+            known = configs.setdefault(path.parent, entry)
+            if known is not entry:
+                raise AdapterError(f"{name}: holds {shown} twice; expected one")
+        elif path.suffix in _WEIGHTS and not _NOT_WEIGHTS.fullmatch(path.name):
+            weights.setdefault(path.parent, []).append(entry)
+        else:
+            continue
+        if entry.flag_bits & 1:
+            raise AdapterError(f"{name}: its entry {shown} is encrypted; zip it without a password")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile unpacks these without a bound on the bytes that one read makes.
+            raise AdapterError(f"{name}: its entry {shown} is packed by an unusual method; zip it with deflate")
+    if not weights:
+        raise AdapterError(f"{name}: holds no adapter; expected {_STEM}.safetensors or .bin, and {CONFIG}")
+    tops = [parent for parent in weights if not _CHECKPOINT.fullmatch(parent.name)]
+    runs = [parent for parent in weights if _CHECKPOINT.fullmatch(parent.name)]
+    # Beside an adapter its checkpoints are left out, as the reader does with a folder.
+    used = tops or runs
+    if len(tops) > 1 or (not tops and len({parent.parent for parent in runs}) > 1):
+        folders = ", ".join(one_line(str(parent), 40) for parent in sorted(used)[:4])
+        raise AdapterError(f"{name}: holds {len(used)} adapters ({folders} …); expected one, or the checkpoints of one")
+    chosen: dict[str, zipfile.ZipInfo] = {}
+    for parent in used:
+        hit = _CHECKPOINT.fullmatch(parent.name)
+        home = f"checkpoint-{int(hit[1])}/" if hit and len(used) >= 1 and not tops else ""
+        entry = _the_weights(name, weights[parent])
+        for target, found in ((home + _weights_name(entry.filename), entry), (home + CONFIG, configs.get(parent))):
+            if target in chosen:
+                raise AdapterError(f"{name}: holds {one_line(target)} twice; expected one")
+            if found is not None:
+                chosen[target] = found
+    declared = sum(entry.file_size for entry in chosen.values())
+    if declared > UNPACKED_BYTES:
+        raise AdapterError(f"{name}: unpacks to {declared:,} bytes; at most {UNPACKED_BYTES:,} are read")
+    return chosen
+
+
+def _the_weights(name: str, entries: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
+    """PEFT's file, safetensors first, or the only one that could be: the reader's own rule."""
+    by_name: dict[str, list[zipfile.ZipInfo]] = {}
+    for entry in entries:
+        by_name.setdefault(PurePosixPath(entry.filename.replace("\\", "/")).name, []).append(entry)
+    for wanted in (f"{_STEM}{suffix}" for suffix in _WEIGHTS[:3]):
+        if wanted in by_name:
+            entries = by_name[wanted]
+            break
+    if len(entries) > 1:
+        raise AdapterError(f"{name}: holds {len(entries)} weight files in one folder; expected {_STEM}.safetensors")
+    return entries[0]
+
+
+def _place(files: Sequence[Upload], folder: Path) -> str:
+    """Write one weight file, and its configuration if given, to fixed names in ``folder``; return the weights' name."""
+    configs = [file for file in files if _suffix(file) == ".json"]
+    weights = [file for file in files if _suffix(file) in _WEIGHTS]
+    names = ", ".join(one_line(file.name, 60) for file in files)
+    if len(weights) != 1 or len(configs) > 1 or len(weights) + len(configs) != len(files):
+        raise AdapterError(f"{names}: expected a zip, or one weight file ({', '.join(_WEIGHTS)}) and its {CONFIG}")
+    chosen = [(weights[0], _weights_name(weights[0].name), UNPACKED_BYTES)]
+    chosen += [(file, CONFIG, CONFIG_BYTES) for file in configs]
+    for file, target, limit in chosen:
+        file.seek(0)
+        with (folder / target).open("xb") as out:
+            _copy(file, out, limit, label(weights[0].name), target)
+    return weights[0].name
+
+
+def _copy(packed: Any, out: IO[bytes], limit: int, name: str, target: str) -> int:
+    """Copy until the end, or until there is more than the limit: what a header declares is not believed."""
+    done = 0
+    while chunk := packed.read(_CHUNK):
+        done += len(chunk)
+        if done > limit:
+            raise AdapterError(f"{name}: its {target} unpacks to more than {limit:,} bytes, the most that is read")
+        out.write(chunk)
+    return done
+
+
+def _weights_name(name: str) -> str:
+    # The reader knows safetensors by its suffix, and every other file by its content.
+    return _STEM + (".safetensors" if name.lower().endswith(".safetensors") else ".bin")
+
+
+def _is_zip(file: Upload) -> bool:
+    return _suffix(file) == ".zip"
+
+
+def _suffix(file: Upload) -> str:
+    return PurePosixPath(file.name).suffix.lower()
+
+
+class _Guarded:
+    """An uploaded file that gives no more than ``_DIRECTORY_BYTES`` at a time.
+
+    zipfile reads the whole directory of a zip before anyone can count its entries: ten million of them, 460 MB, would
+    become gigabytes of Python objects.
+    """
+
+    def __init__(self, file: Upload):
+        self.file = file
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = _DIRECTORY_BYTES + 1 if size is None or size < 0 else min(size, _DIRECTORY_BYTES + 1)
+        data = self.file.read(wanted)
+        if len(data) > _DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"its list of entries is over {_DIRECTORY_BYTES:,} bytes")
+        return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True

@@ -1,0 +1,72 @@
+"""The dashboard, started: Streamlit takes over this process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from .common import fail
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
+@click.option("--host", default="localhost", show_default=True, help="Address to listen on; 0.0.0.0 for the network.")
+@click.option(
+    "--root",
+    "roots",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False),
+    help="Visitors may open adapters below DIR by their path; repeatable.  [default: the working directory]",
+)
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+def dashboard(paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ...]) -> None:
+    """Look at adapters in the browser: PATH..., or the bundled ones. Ctrl-C ends it."""
+    from ..bundled import app_folder
+
+    try:
+        script = app_folder() / "streamlit_app.py"
+        trouble = _unavailable(host, port)
+    except FileNotFoundError as error:
+        script, trouble = Path(), str(error)
+    if trouble is not None:
+        fail(trouble)
+        raise click.exceptions.Exit(1)
+    options = [f"--server.port={port}", f"--server.address={host}", "--server.headless=true"]
+    # Absolute, so that none looks like an option; what is no path here may be a Hub id.
+    named = [os.path.abspath(path) if Path(path).exists() else path for path in paths]  # noqa: PTH100 (links stay)
+    below = [f"--root={Path(root).resolve()}" for root in roots or (".",)]
+    command = [sys.executable, "-m", "streamlit", "run", *options, str(script), "--", *below, "--", *named]
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # its address is no result
+    # In the place of this process, so that Ctrl-C and every other signal reach the server itself.
+    os.execv(sys.executable, command)
+
+
+def _unavailable(host: str, port: int) -> str | None:
+    """Why nothing can listen there, or None. Asked before Streamlit is loaded, which takes seconds."""
+    import socket
+
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        return f"--host {host}: is no address ({error.strerror}); expected localhost, 0.0.0.0 or one of this machine"
+    reasons = []
+    for family, kind, protocol, _, address in places:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                if os.name == "posix":  # a port that was just let go is free, as the server sees it
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            reasons.append(error)
+    taken = next((error for error in reasons if error.errno == errno.EADDRINUSE), None)
+    if taken is not None:
+        return f"--port {port}: another program listens there; choose another port, such as --port {port % 65535 + 1}"
+    if len(reasons) == len(places):  # one of several (IPv6 beside IPv4) may be missing
+        return f"--host {host} --port {port}: cannot listen there: {reasons[0].strerror}"
+    return None
