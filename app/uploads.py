@@ -31,7 +31,7 @@ from bora_analysis.adapters import AdapterError
 from bora_analysis.style import shortened
 
 #: Limit of one uploaded file in MB; ``server.maxUploadSize`` in ``.streamlit/config.toml`` is the same.
-UPLOAD_MB = 512
+UPLOAD_MB = 500
 #: What the used entries of one zip may come to, in bytes.
 UNPACKED_BYTES = 1 << 30
 #: Entries of one zip, used or not: some 200 checkpoints with all that a trainer leaves beside the weights.
