@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..experts import CHOICES
 from .adapter import Adapter, Trajectory, natural
 from .blocks import activation as activation_of
 from .errors import AdapterError
@@ -27,9 +28,15 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def read_adapter(
-    path: str | Path, *, alpha: float | None = None, activation: str | None = None, name: str | None = None
+    path: str | Path,
+    *,
+    alpha: float | None = None,
+    activation: str | None = None,
+    experts: str | Mapping[str, Any] = "mean",
+    shapes: Mapping[str, tuple[int, int]] | None = None,
+    name: str | None = None,
 ) -> Adapter | Trajectory:
-    """Read a LoRA, rsLoRA, MELoRA, BoRA or SBoRA adapter: names and shapes now, the factors when asked for.
+    """Read an adapter: names and shapes now, the factors when asked for.
 
     Parameters
     ----------
@@ -39,6 +46,12 @@ def read_adapter(
         taken as 1, and a warning of the adapter says so.
     activation : for BoRA, how Σ comes from the stored σ, see :func:`bora_analysis.delta.activate`; ``"identity"`` for
         a file that stores Σ itself. By default the configuration's, else ``"exp-norm"``.
+    experts : for HydraLoRA and MoELoRA, whose update depends on a router: ``"mean"``, the uniform mean of the experts;
+        ``"each"``, every expert as a module of its own, ``<module>.0`` …; ``"stacked"``, the experts on top of each
+        other, a bound on every mixture; or module path → inputs of its router (T, n), for the mean over them. See
+        :func:`bora_analysis.experts.mixed`.
+    shapes : module path → (out_features, in_features) of the base model's layers, which the files of some methods do
+        not store (VeRA, MiSS, FourierFT).
     name : the adapter's name, by default taken from the path.
 
     Returns
@@ -72,7 +85,11 @@ def read_adapter(
             place, name = _download(text), name or text.partition("/")[2]
         else:
             raise AdapterError(f"{text}: no such file or folder")
-    options: dict[str, Any] = {"alpha": alpha, "activation": activation}
+    if isinstance(experts, str) and experts not in CHOICES:
+        raise AdapterError(
+            f"{text}: experts {experts!r} is unknown; expected {', '.join(CHOICES)}, or inputs by module"
+        )
+    options: dict[str, Any] = {"alpha": alpha, "activation": activation, "experts": experts, "shapes": shapes}
     if place.is_file():
         if place.suffix and place.suffix not in _SUFFIXES:
             raise AdapterError(f"{text}: is no weight file; expected {', '.join(_SUFFIXES)}, or the adapter's folder")
