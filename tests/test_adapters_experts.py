@@ -41,7 +41,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def forward(x: np.ndarray) -> np.ndarray:
     """HydraLoRA's output for one token, by its definition."""
     gates = softmax(ROUTE.astype(float) @ x)
-    return SCALING * sum(gates[k] * (B[k].astype(float) @ (A.astype(float) @ x)) for k in range(K))
+    return SCALING * np.sum([gates[k] * (B[k].astype(float) @ (A.astype(float) @ x)) for k in range(K)], axis=0)
 
 
 @pytest.mark.parametrize("layout", ["ours", "ours named", "theirs"])

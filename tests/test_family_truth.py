@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_the_update_is_what_merging_adds(tmp_path: Path, name: str) -> None:
     assert not [key for key in adapter.passed_over if not key.endswith(".bias")]
     for module, update in adapter.items():
         assert models.distance(update.to_dense(), expected[module]) < CLOSE, module
-        found, dense = singular_values(update).values, svdvals(expected[module])
+        found, dense = singular_values(update).values, np.asarray(svdvals(expected[module]))
         bound = update.facts.rank_bound
         assert len(found) == bound
         # Weyl: singular values move by at most the rounding of the merge.
@@ -169,3 +170,81 @@ def test_the_update_is_what_merging_adds(tmp_path: Path, name: str) -> None:
         assert models.distance(left @ right, update.to_dense()) < 1e-12, module
     assert sum(update.facts.parameters for update in adapter.values()) + case.counted == trained
     layer_metrics(adapter)  # every column is defined
+
+
+def test_adalora_after_pruning(tmp_path: Path) -> None:
+    """PEFT drops what the budget took and keeps the scaling of init_r; a module may lose every direction."""
+    config = peft.AdaLoraConfig(init_r=5, lora_alpha=7, total_step=9, target_modules=["up", "down"])
+    model = models.adapted(linear(), config)
+    kept = {"up.lora_E.default": [True, False, True, True, False], "down.lora_E.default": [False] * 5}
+    for name, mask in kept.items():
+        energy = model.get_parameter(f"base_model.model.{name}")
+        energy.data[~torch.tensor(mask)] = 0  # as the rank allocator does
+    model.peft_config["default"].rank_pattern = kept
+    deltas = models.save_and_merge(model, tmp_path)
+    adapter = one(tmp_path)
+    up, down = adapter["up"], adapter["down"]
+    assert (up.facts.r, up.facts.rank_bound, up.facts.parameters) == (3, 3, 3 * (12 + 18 + 1))
+    assert models.distance(up.to_dense(), deltas["up.weight"]) < CLOSE
+    assert (down.facts.r, down.facts.rank_bound, down.facts.parameters) == (0, 0, 0)
+    assert not down.to_dense().any()
+    assert not deltas["down.weight"].any()
+    assert len(singular_values(down)) == 0
+    found = layer_metrics(adapter).set_index("module")
+    assert found.loc["down", ["effective_rank", "rank_utilisation", "energy"]].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("method", ["MISS", "FOURIERFT"])
+def test_a_wrong_peft_type_is_an_error(tmp_path: Path, method: str) -> None:
+    models.save_and_merge(prepare(CASES["delora"]), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": method}))
+    with pytest.raises(AdapterError, match=f"peft_type is {method} but the keys are those of delora"):
+        read_adapter(tmp_path)
+
+
+def test_vera_without_sizes_says_what_it_took(tmp_path: Path) -> None:
+    models.save_and_merge(prepare(CASES["vera-sizes"]), tmp_path)
+    (note,) = one(tmp_path).warnings
+    assert "all are taken to have 18" in note
+    models.save_and_merge(prepare(CASES["vera-drawn"]), tmp_path / "drawn")
+    with pytest.raises(AdapterError, match="does not tell the size of"):
+        read_adapter(tmp_path / "drawn")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "shape", "parts"),
+    [
+        ("loha", "up.hada_w2_b", (2, 11), ["hada_w2_b", "(2, 11)", "(2, 12)"]),
+        ("loha", "up.hada_w2_b", None, ["up.hada_w", "no hada_w2_b"]),
+        ("loha", "up.hada_w1_b", (3, 12), ["hada_w1_b", "rank 3", "r = 2"]),
+        ("lokr", "up.lokr_w2_b", None, ["no lokr_w2_b"]),
+        ("lokr", "up.lokr_w1", (4,), ["lokr_w1", "(4,)", "(p, q)"]),
+        ("adalora", "up.lora_B", (18, 4), ["lora_B", "(18, 4)", "(m, 5)"]),
+        ("vera", "up.vera_lambda_d", (7,), ["vera_lambda_d", "rank 7", "r = 8"]),
+        ("vera", "up.vera_lambda_b", (17,), ["vera_lambda_b", "(17,)", "(16, 8)"]),
+        ("vblora", "up.vblora_logits_B", None, ["no vblora_logits_B"]),
+        ("vblora", "up.vblora_logits_A", (3, 2, 8), ["vblora_logits_A", "(3, 2, 8)", "bank's h"]),
+        ("delora", "up.delora_w_norm", None, ["no delora_w_norm"]),
+        ("delora", "up.delora_w_norm", (11,), ["delora_w_norm", "(11,)", "(12,)"]),
+        ("gralora", "up.gralora_B", (3, 5, 12), ["gralora_B", "(3, 5, 12)", "(3, 6, m/3)"]),
+        ("c3a", "up.c3a_kernel", (3, 6), ["c3a_kernel", "(3, 6)", "(m/b, n/b, b)"]),
+        ("bdlora", "up.lora_B.weight", (18, 3), ["lora_B", "(18, 3)", "(m, 4)"]),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    tmp_path: Path, name: str, key: str, shape: tuple[int, ...] | None, parts: list[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    models.save_and_merge(prepare(CASES[name]), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    del tensors[f"base_model.model.{key}"]
+    save_file(tensors if shape is None else tensors | {f"base_model.model.{key}": torch.ones(shape)}, path)
+    with pytest.raises(AdapterError) as caught:
+        dict(one(tmp_path))  # reads every module
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    assert all(part in message for part in parts), message

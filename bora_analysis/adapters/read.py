@@ -12,6 +12,7 @@ from ..experts import CHOICES
 from .adapter import Adapter, Trajectory, natural
 from .blocks import activation as activation_of
 from .errors import AdapterError
+from .initial import relative
 from .readers import READERS
 from .refuse import init_warnings, peft_type, refuse_unreadable
 from .source import Found, Source
@@ -33,6 +34,7 @@ def read_adapter(
     alpha: float | None = None,
     activation: str | None = None,
     experts: str | Mapping[str, Any] = "mean",
+    initial: str | Path | None = None,
     shapes: Mapping[str, tuple[int, int]] | None = None,
     name: str | None = None,
 ) -> Adapter | Trajectory:
@@ -50,6 +52,8 @@ def read_adapter(
         ``"each"``, every expert as a module of its own, ``<module>.0`` …; ``"stacked"``, the experts on top of each
         other, a bound on every mixture; or module path → inputs of its router (T, n), for the mean over them. See
         :func:`bora_analysis.experts.mixed`.
+    initial : an adapter as it was before training, where training began with factors that are not zero and were taken
+        out of the base model (PiSSA, LoRA-GA): the update is then the difference.
     shapes : module path → (out_features, in_features) of the base model's layers, which the files of some methods do
         not store (VeRA, MiSS, FourierFT).
     name : the adapter's name, by default taken from the path.
@@ -89,7 +93,13 @@ def read_adapter(
         raise AdapterError(
             f"{text}: experts {experts!r} is unknown; expected {', '.join(CHOICES)}, or inputs by module"
         )
+    start = None
+    if initial is not None:
+        start = read_adapter(initial, alpha=alpha)
+        if not isinstance(start, Adapter):
+            raise AdapterError(f"{initial}: holds several checkpoints; name one as the initial adapter")
     options: dict[str, Any] = {"alpha": alpha, "activation": activation, "experts": experts, "shapes": shapes}
+    options["initial"] = start
     if place.is_file():
         if place.suffix and place.suffix not in _SUFFIXES:
             raise AdapterError(f"{text}: is no weight file; expected {', '.join(_SUFFIXES)}, or the adapter's folder")
@@ -125,8 +135,13 @@ def _read_one(
     tensors = open_tensors(weights)
     types = (kind for reader in READERS for kind in reader.types.values())
     refuse_unreadable(weights, config, tensors.keys(), types, (reader.label for reader in READERS))
-    source = Source(tensors, config, **options, packed=_packed(tensors))
-    method, loaders, passed_over, notes, scaled = _dispatch(source)
+    initial: Adapter | None = options["initial"]
+    given = {name: value for name, value in options.items() if name != "initial"}
+    source = Source(tensors, config, **given, packed=_packed(tensors))
+    found = _dispatch(source)
+    if initial is not None:
+        found = relative(source, found, initial)
+    method, loaders, passed_over, notes, scaled = found
     if not loaders:
         keys = tensors.keys()
         example = f", such as {keys[0]}" if keys else ""
@@ -136,7 +151,7 @@ def _read_one(
         )
     if scaled and source.alpha is None and any(source.settings(module) is None for module in loaders):
         warnings = [*warnings, "α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
-    for settings in source.all_settings:
+    for settings in source.all_settings if initial is None else ():
         warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
     ordered = {module: loaders[module] for module in sorted(loaders, key=natural)}
     step = int(hit[1]) if hit else None

@@ -97,7 +97,8 @@ def init_warnings(config: Mapping[str, Any]) -> list[str]:
     if init.startswith(("pissa", "olora", "corda", "lora_ga", "loftq")):
         warnings.append(
             f"init_lora_weights is {init!r}: the base model was changed at initialisation, so B·A is not the update of "
-            "the original model (but for loftq, PEFT's path_initial_model_for_weight_conversion writes one that is)"
+            "the original model (but for loftq, PEFT's path_initial_model_for_weight_conversion writes one that is; or "
+            "give the initial adapter with initial, --initial)"
         )
     if config.get("alora_invocation_tokens"):
         warnings.append("aLoRA: the update acts only after the invocation tokens")
