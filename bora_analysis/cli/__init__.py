@@ -13,6 +13,7 @@ from .commands import analyze, compare, figure, synth
 from .cost import cost
 from .dashboard import dashboard
 from .paper import paper
+from .train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -25,5 +26,5 @@ def main() -> None:
     """
 
 
-for command in (analyze, compare, figure, synth, cost, paper, dashboard):
+for command in (analyze, compare, figure, synth, cost, paper, train, dashboard):
     main.add_command(command)
