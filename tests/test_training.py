@@ -157,7 +157,7 @@ def test_going_on_after_a_kill_changes_nothing(home, tmp_path, method, epochs):
     (torn / "trainer_state.json").write_text("{")
     with pytest.raises(TrainingError, match="go on with --resume"):
         train(told, tmp_path / "broken", device="cpu")
-    with pytest.raises(TrainingError, match="learning_rate was 0.005 and is 0.1"):
+    with pytest.raises(TrainingError, match=r"learning_rate was 0\.005 and is 0\.1"):
         train(replace(told, learning_rate=0.1), tmp_path / "broken", device="cpu", resume=True)
     lines: list[str] = []
     again = train(told, tmp_path / "broken", device="cpu", resume=True, report=lines.append)

@@ -23,7 +23,7 @@ _TEXTS = (
     ("sentence",), ("text",), ("review",), ("content",),
 )  # fmt: skip
 _LABELS = ("label", "labels", "target", "rating", "score", "class")
-_INSTRUCTION = ("instruction", "output")
+_INSTRUCTION: tuple[str, ...] = ("instruction", "output")
 _HELD_OUT = re.compile(r"(validation|valid|dev|eval)", re.IGNORECASE)
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?", re.ASCII)
 
@@ -146,7 +146,7 @@ def _read(path: Path | str, settings: Settings) -> pd.DataFrame:
 def _columns(settings: Settings, name: str, frame: pd.DataFrame) -> tuple[list[str], str | None]:
     """The text columns and the label column (none for causal-lm)."""
     present = set(frame.columns)
-    texts = list(settings.text)
+    texts: list[str] = list(settings.text)
     if not texts and settings.task == "causal-lm":
         texts = ["text"] if "text" in present else list(_INSTRUCTION) if set(_INSTRUCTION) <= present else []
     elif not texts:
@@ -240,8 +240,10 @@ def _prompt(instruction: str, given: str, output: str) -> str:
     """Alpaca's template, with which Math10K and Commonsense170K are trained."""
     told = "paired with an input that provides further context. Write" if given else "Write"
     lines = [
-        f"Below is an instruction that describes a task{', ' if given else '. '}{told} a response that appropriately "
-        "completes the request.",
+        (
+            f"Below is an instruction that describes a task{', ' if given else '. '}{told} a response that "
+            "appropriately completes the request."
+        ),
         f"### Instruction:\n{instruction}",
         *([f"### Input:\n{given}"] if given else []),
         f"### Response:\n{output}",

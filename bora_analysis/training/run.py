@@ -149,8 +149,8 @@ class _Run:
             if "out of memory" not in str(error):
                 raise
             raise TrainingError(
-                f"{settings.model}: out of memory with batches of {settings.batch_size} × {settings.max_length} tokens; "
-                "halve batch_size and double accumulate, or set gradient_checkpointing"
+                f"{settings.model}: out of memory with batches of {settings.batch_size} × {settings.max_length} "
+                "tokens; halve batch_size and double accumulate, or set gradient_checkpointing"
             ) from None
         model.save_pretrained(self.folder)
         self._finish()
