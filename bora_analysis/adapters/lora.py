@@ -147,11 +147,7 @@ def check_pair(source: Source, module: str, pair: Pair, told: bool = True) -> tu
         groups = r // B[1]
         source.expect(B[0] % groups == 0, pair.B, f"rows in {groups} equal groups")
     else:
-        hint = ""
-        if len(B) == 2 and r % B[1] == 0 and r > B[1]:
-            hint = f"; loralib's MergedLinear with {r // B[1]} merged parts is not readable"
-        elif B[0] == r or A[1:] == B[1:]:
-            hint = "; they may be swapped or transposed"
+        hint = "; they may be swapped or transposed" if B[0] == r or A[1:] == B[1:] else ""
         source.expect(len(B) == 2 and B[1] == r, pair.B, f"(m, {r}) from lora_A {A}{hint}")
     if told:
         source.check_rank(module, pair.A, r)

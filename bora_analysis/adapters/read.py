@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..delta import Update
 from .adapter import Adapter, Trajectory, natural
 from .blocks import activation as activation_of
 from .blocks import bora_loader, melora_loader, minis_loader, sort_block_keys
 from .errors import AdapterError
+from .layouts import translate
 from .lora import lora_loaders, method_name, sort_keys
 from .refuse import init_warnings, refuse_unreadable
 from .sbora import sbora_loaders, sort_sbora_keys
@@ -106,11 +109,15 @@ def _read_one(
     folder = _named(weights.parent)
     hit = _CHECKPOINT.fullmatch(folder.name) if by_folder else None
     title = name or (folder.parent.name if hit else folder.name if by_folder else weights.stem)
-    config = _read_config(config_path)
-    tensors = open_tensors(weights)
+    told = translate(open_tensors(weights), _read_config(config_path))
+    tensors, config = told.tensors, told.config
     refuse_unreadable(weights, config, tensors.keys())
-    source = Source(tensors, config, **options, packed=_packed(tensors))
+    scaling = {"alphas": told.alphas, "scalings": told.scalings, "ranks": told.ranks}
+    source = Source(tensors, config, **options, packed=_packed(tensors), **scaling)
     method, loaders, passed_over, notes = _dispatch(source)
+    loaders |= {module: _counted(loaders[module], n) for module, n in told.parameters.items() if module in loaders}
+    passed_over = [*map(str, passed_over), *told.passed_over]
+    passed_over += [key for module, key in told.alpha_keys.items() if module not in loaders]
     if not loaders:
         keys = tensors.keys()
         example = f", such as {keys[0]}" if keys else ""
@@ -118,13 +125,24 @@ def _read_one(
             f"{weights}: holds no adapter ({len(keys)} tensors{example}); expected keys such as "
             "<module>.lora_A.weight or <module>.bora_A"
         )
-    if source.alpha is None and any(source.settings(module) is None for module in loaders):
+    if not all(source.says_scaling(module) for module in loaders):
         warnings = [*warnings, "α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
     for settings in source.all_settings:
         warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
     ordered = {module: loaders[module] for module in sorted(loaders, key=natural)}
     step = int(hit[1]) if hit else None
-    return Adapter(title, method, step, weights, ordered, (*passed_over, *tensors.unread), (*warnings, *notes))
+    passed_over += tensors.unread
+    return Adapter(title, method, step, weights, ordered, tuple(passed_over), (*warnings, *told.notes, *notes))
+
+
+def _counted(load: Loader, parameters: int) -> Loader:
+    """The loader with another count of trained numbers, each of which is one multiply-add per token or position."""
+
+    def loader() -> Update:
+        update: Any = load()  # every update is a dataclass
+        return replace(update, facts=replace(update.facts, parameters=parameters, macs_per_token=parameters))
+
+    return loader
 
 
 def _dispatch(source: Source) -> tuple[str, dict[str, Loader], list[str], list[str]]:

@@ -19,7 +19,7 @@ _DORA = "DoRA needs the base model's weights; not readable yet"
 
 # Pattern of a key → the method whose files have it. The first hit counts.
 _EVIDENCE = [
-    (r"\.lora_magnitude_vector|\.weight_m_wdecomp|\.dora_scale$", _DORA),
+    (r"\.lora_magnitude_vector|\.weight_m_wdecomp|\.magnitude(\.[^.]+)?\.weight$", _DORA),
     (r"\.hada_w[12]_[ab]|\.hada_t[12]", "LoHa"),
     (r"\.lokr_w[12]|\.lokr_t2", "LoKr"),
     (r"\.ia3_l", "IA³"),
@@ -59,11 +59,10 @@ _EVIDENCE = [
     (r"\.poly_lora_", "Poly"),
     (r"\.beft_bias", "BEFT (biases only)"),
     (r"prompt_embeddings|adaption_(prompt|gate)", "prompt tuning"),
-    (r"\.lora_proj_(down|up)", "SVDQuant's low-rank branch"),
-    (r"\.lora_(down|up)\.weight|_lora\.(down|up)\.weight", "the kohya/diffusers lora_down/lora_up layout"),
-    (r"\.lora_[ab]$", "MLX (lora_a and lora_b are transposed, and `scale` is not α)"),
-    (r"^w_[ab]_\d+$", "SAM-LoRA (numbered factors without module names)"),
-    (r"^\w+:\d+:(up|down)$", "cloneofsimo/lora (numbered factors without module names)"),
+    (r"\.(lora_)?proj_(down|up)$|\.lora_(down|up)$", "SVDQuant's low-rank branch (packed for its kernels)"),
+    (r"\.(a1|a2|b1|b2|bm)\.weight$", "GLoRA (LyCORIS)"),
+    (r"\.on_input$", "IA³ (LyCORIS)"),
+    (r"^lora_controlnet$", "Control-LoRA"),
 ]
 
 # Entry of adapter_config.json that is set → why B·A is then not the update.

@@ -24,6 +24,8 @@ class Source:
     config : content of adapter_config.json, or None.
     alpha : the caller's α, in place of every α in the configuration.
     packed : configurations that the weight file carries in its header, by key prefix (diffusers writes them).
+    alphas, scalings, ranks : what a layout stores for each module, see :class:`layouts.Translation`. They go before the
+        configuration.
     """
 
     tensors: Tensors
@@ -31,6 +33,9 @@ class Source:
     alpha: float | None = None
     activation: str | None = None
     packed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    scalings: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def path(self) -> Any:
@@ -61,6 +66,7 @@ class Source:
     def check_rank(self, module: str, key: str, r: int) -> None:
         """Raise unless the tensors' r is the configured one; PEFT could not load the file otherwise."""
         told = self.rank(module)
+        r = self.ranks.get(module, r)
         if told is not None and told != r:
             raise AdapterError(
                 f"{self.path}: {key} has rank {r} (shape {self.tensors.shape(key)}) but the configuration says "
@@ -68,9 +74,14 @@ class Source:
             )
 
     def scaling(self, module: str, r: int, mini: int | None = None) -> float:
-        """α/r, or α/√r for rsLoRA; 1 where there is no configuration (a warning of the adapter says so)."""
+        """α/r, or α/√r for rsLoRA; 1 where no α is stored (a warning of the adapter says so)."""
         settings = self.settings(module)
+        r = self.ranks.get(module, r)
         alpha: Any = self.alpha
+        if alpha is None and module in self.scalings:
+            return self.scalings[module]
+        if alpha is None:
+            alpha = self.alphas.get(module)
         if alpha is None:
             if settings is None:
                 return 1.0
@@ -83,6 +94,11 @@ class Source:
                 f"{self.path}: the configuration gives {module} {found}; expected a number; set it with alpha (--alpha)"
             )
         return alpha / (math.sqrt(r) if (settings or {}).get("use_rslora") else r)
+
+    def says_scaling(self, module: str) -> bool:
+        """Whether the caller, the file or its configuration gives the module's α or scaling."""
+        told = module in self.alphas or module in self.scalings or self.settings(module) is not None
+        return told or self.alpha is not None
 
     def expect(self, condition: Any, key: str, expected: str) -> None:
         """Raise :class:`AdapterError` with the key's shape unless the condition holds."""
