@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from bora_analysis.adapters import Adapter, AdapterError, read_adapter, tensors
 from bora_analysis.adapters.layouts import translate
+from bora_analysis.cli import main
 from bora_analysis.modules import layer, projection
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "adapters"
@@ -249,6 +253,37 @@ def test_merged_layers(tmp_path: Path, config: Any) -> None:
     facts = adapter["h.0.attn.c_attn"].facts
     assert (facts.parameters, facts.rank_bound, facts.scaling) == (A.size + B.size, 6, 3)
     assert ["left out" in line for line in adapter.warnings] == [True]
+
+
+# --- what the caller says --------------------------------------------------------------------------------------------
+
+
+def test_the_method_that_a_file_leaves_open(tmp_path: Path) -> None:
+    A, B = made(4, 10), made(6, 4)
+    path = saved(tmp_path / "pair", {"q.lora_A.weight": A, "q.lora_B.weight": B})
+    told = one(path, alpha=8, method="rslora")
+    assert (told.method, told["q"].facts.method) == ("rslora", "rslora")
+    equal(told, "q", 8 / np.sqrt(4) * product(B, A))
+    assert one(path, alpha=8, method="lora")["q"].facts.scaling == 2
+    path = saved(tmp_path / "numbered", {"q.lora_A.0.weight": A, "q.lora_B.0.weight": B})
+    assert one(path).method == "lora"  # 0 may be an adapter's name
+    assert one(path, method="melora")["q"].facts.method == "melora"
+    plain = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False}
+    path = saved(tmp_path / "plain", {"q.lora_A.weight": A, "q.lora_B.weight": B}, plain)
+    for method in ("bora", "rslora"):
+        with pytest.raises(AdapterError, match=rf"are those of lora; method \(--method\) says {method}"):
+            read_adapter(path, method=method)
+
+
+def test_the_method_on_the_command_line(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"q.lora_A.weight": made(4, 10), "q.lora_B.weight": made(6, 4)})
+    arguments = ["analyze", str(path), "--alpha", "8", "--format", "csv"]
+    for method, scaling in (("rslora", "4.0"), ("lora", "2.0")):
+        result = CliRunner().invoke(main, [*arguments, "--method", method])
+        assert result.exit_code == 0, result.output
+        assert next(csv.DictReader(io.StringIO(result.stdout)))["scaling"] == scaling
+    result = CliRunner().invoke(main, [*arguments, "--method", "bora"])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

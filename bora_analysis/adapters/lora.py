@@ -102,7 +102,7 @@ def _ancestors(path: str) -> Iterable[str]:
 
 def method_name(source: Source) -> str:
     """rsLoRA differs from LoRA by its scaling alone, but has a name of its own."""
-    return "rslora" if any(settings.get("use_rslora") for settings in source.all_settings) else "lora"
+    return "rslora" if any(map(source.is_rslora, source.all_settings or [None])) else "lora"
 
 
 def lora_loaders(source: Source, pairs: Mapping[str, Pair], method: str) -> tuple[dict[str, Loader], list[str]]:

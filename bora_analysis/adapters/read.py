@@ -32,7 +32,12 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def read_adapter(
-    path: str | Path, *, alpha: float | None = None, activation: str | None = None, name: str | None = None
+    path: str | Path,
+    *,
+    alpha: float | None = None,
+    activation: str | None = None,
+    method: str | None = None,
+    name: str | None = None,
 ) -> Adapter | Trajectory:
     """Read a LoRA, rsLoRA, MELoRA, BoRA or SBoRA adapter: names and shapes now, the factors when asked for.
 
@@ -44,6 +49,8 @@ def read_adapter(
         taken as 1, and a warning of the adapter says so.
     activation : for BoRA, how Σ comes from the stored σ, see :func:`bora_analysis.delta.activate`; ``"identity"`` for
         a file that stores Σ itself. By default the configuration's, else ``"exp-norm"``.
+    method : where keys and configuration leave it open: ``"rslora"`` for factors with no configuration that says so,
+        ``"melora"`` for numbered ones of which there is one. For other files a check: the method that must be found.
     name : the adapter's name, by default taken from the path.
 
     Returns
@@ -77,7 +84,7 @@ def read_adapter(
             place, name = _download(text), name or text.partition("/")[2]
         else:
             raise AdapterError(f"{text}: no such file or folder")
-    options: dict[str, Any] = {"alpha": alpha, "activation": activation}
+    options: dict[str, Any] = {"alpha": alpha, "activation": activation, "method": method}
     if place.is_file():
         if place.suffix and place.suffix not in _SUFFIXES:
             raise AdapterError(f"{text}: is no weight file; expected {', '.join(_SUFFIXES)}, or the adapter's folder")
@@ -115,6 +122,10 @@ def _read_one(
     scaling = {"alphas": told.alphas, "scalings": told.scalings, "ranks": told.ranks}
     source = Source(tensors, config, **options, packed=_packed(tensors), **scaling)
     method, loaders, passed_over, notes = _dispatch(source)
+    if loaders and source.method not in (None, *method.split("+")):
+        raise AdapterError(
+            f"{weights}: keys and configuration are those of {method}; method (--method) says {source.method}"
+        )
     loaders |= {module: _counted(loaders[module], n) for module, n in told.parameters.items() if module in loaders}
     passed_over = [*map(str, passed_over), *told.passed_over]
     passed_over += [key for module, key in told.alpha_keys.items() if module not in loaders]
@@ -160,7 +171,11 @@ def _dispatch(source: Source) -> tuple[str, dict[str, Loader], list[str], list[s
     parts = sort_keys(source, keys)
     names = sorted({name for pairs in parts.pairs.values() for name in pairs}, key=natural)
     kind = str((source.config or {}).get("peft_type", "")).upper()
-    if names and all(name.isdecimal() for name in names) and (kind == "MELORA" or len(names) > 1):
+    if (
+        names
+        and all(name.isdecimal() for name in names)
+        and (kind == "MELORA" or len(names) > 1 or source.method == "melora")
+    ):
         loaders = {module: minis_loader(source, module, minis) for module, minis in parts.pairs.items()}
         return "melora", loaders, parts.passed_over, []
     if len(names) > 1:

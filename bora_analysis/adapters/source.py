@@ -23,6 +23,7 @@ class Source:
     ----------
     config : content of adapter_config.json, or None.
     alpha : the caller's α, in place of every α in the configuration.
+    method : the caller's word on the method, where keys and configuration leave it open.
     packed : configurations that the weight file carries in its header, by key prefix (diffusers writes them).
     alphas, scalings, ranks : what a layout stores for each module, see :class:`layouts.Translation`. They go before the
         configuration.
@@ -32,6 +33,7 @@ class Source:
     config: Mapping[str, Any] | None
     alpha: float | None = None
     activation: str | None = None
+    method: str | None = None
     packed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
     scalings: Mapping[str, float] = field(default_factory=dict)
@@ -93,7 +95,12 @@ class Source:
             raise AdapterError(
                 f"{self.path}: the configuration gives {module} {found}; expected a number; set it with alpha (--alpha)"
             )
-        return alpha / (math.sqrt(r) if (settings or {}).get("use_rslora") else r)
+        return alpha / (math.sqrt(r) if self.is_rslora(settings) else r)
+
+    def is_rslora(self, settings: Mapping[str, Any] | None) -> bool:
+        """Whether α is divided by √r (rsLoRA, arXiv 2312.03732) where this configuration holds."""
+        told = (settings or {}).get("use_rslora")
+        return self.method == "rslora" if told is None else bool(told)
 
     def says_scaling(self, module: str) -> bool:
         """Whether the caller, the file or its configuration gives the module's α or scaling."""

@@ -33,6 +33,7 @@ def reading(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable
         ),
         click.option("--activation", type=click.Choice(ACTIVATIONS), help=f"{SIGMA_HELP} where the file does not say."),
         click.option("--alpha", type=float, help="α where the file does not say."),
+        click.option("--method", help="The method where the file does not say (rslora, melora); otherwise a check."),
         click.option("--modules", metavar="REGEX", help="Only modules in whose path REGEX is found."),
         click.option(
             "--threshold",
@@ -75,6 +76,7 @@ def results(
     *,
     alpha: float | None,
     activation: str | None,
+    method: str | None,
     modules: str | None,
     **options: Any,
 ) -> Iterator[Tables]:
@@ -86,7 +88,7 @@ def results(
     adapters: list[Adapter] = []
     for path in dict.fromkeys(paths):  # an adapter named twice is one adapter
         try:
-            adapters += checkpoints(read_adapter(path, alpha=alpha, activation=activation))
+            adapters += checkpoints(read_adapter(path, alpha=alpha, activation=activation, method=method))
         except AdapterError as error:
             failed = True
             fail(error)
