@@ -12,13 +12,11 @@ from typing import Any
 from ..delta import Update
 from .adapter import Adapter, Trajectory, natural
 from .blocks import activation as activation_of
-from .blocks import bora_loader, melora_loader, minis_loader, sort_block_keys
 from .errors import AdapterError
 from .layouts import translate
-from .lora import lora_loaders, method_name, sort_keys
-from .refuse import init_warnings, refuse_unreadable
-from .sbora import sbora_loaders, sort_sbora_keys
-from .source import Loader, Source
+from .readers import READERS
+from .refuse import init_warnings, peft_type, refuse_unreadable
+from .source import Found, Loader, Source
 from .tensors import Tensors, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
@@ -118,10 +116,11 @@ def _read_one(
     title = name or (folder.parent.name if hit else folder.name if by_folder else weights.stem)
     told = translate(open_tensors(weights), _read_config(config_path))
     tensors, config = told.tensors, told.config
-    refuse_unreadable(weights, config, tensors.keys())
-    scaling = {"alphas": told.alphas, "scalings": told.scalings, "ranks": told.ranks}
-    source = Source(tensors, config, **options, packed=_packed(tensors), **scaling)
-    method, loaders, passed_over, notes = _dispatch(source)
+    types = (kind for reader in READERS for kind in reader.types.values())
+    refuse_unreadable(weights, config, tensors.keys(), types, (reader.label for reader in READERS))
+    stored = {"alphas": told.alphas, "scalings": told.scalings, "ranks": told.ranks}
+    source = Source(tensors, config, **options, packed=_packed(tensors), **stored)
+    method, loaders, passed_over, notes, scaled = _dispatch(source)
     if loaders and source.method not in (None, *method.split("+")):
         raise AdapterError(
             f"{weights}: keys and configuration are those of {method}; method (--method) says {source.method}"
@@ -136,7 +135,7 @@ def _read_one(
             f"{weights}: holds no adapter ({len(keys)} tensors{example}); expected keys such as "
             "<module>.lora_A.weight or <module>.bora_A"
         )
-    if not all(source.says_scaling(module) for module in loaders):
+    if scaled and not all(source.says_scaling(module) for module in loaders):
         warnings = [*warnings, "α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
     for settings in source.all_settings:
         warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
@@ -156,49 +155,19 @@ def _counted(load: Loader, parameters: int) -> Loader:
     return loader
 
 
-def _dispatch(source: Source) -> tuple[str, dict[str, Loader], list[str], list[str]]:
-    """The method, module → loader, the keys passed over, and warnings."""
-    keys = source.tensors.keys()
+def _dispatch(source: Source) -> Found:
+    """Let the first reader that finds its keys read the file."""
     activation_of(source)  # a wrong name is an error, whatever is in the file
-    for method, make in (("bora", bora_loader), ("melora", melora_loader)):
-        found, rest = sort_block_keys(source, keys, method)
-        if found:
-            return method, {module: make(source, module, parts) for module, parts in found.items()}, rest, []
-    found, rest = sort_sbora_keys(source, keys)
-    if found:
-        method, loaders, notes = sbora_loaders(source, found)
-        return method, loaders, rest, notes
-    parts = sort_keys(source, keys)
-    names = sorted({name for pairs in parts.pairs.values() for name in pairs}, key=natural)
-    kind = str((source.config or {}).get("peft_type", "")).upper()
-    if (
-        names
-        and all(name.isdecimal() for name in names)
-        and (kind == "MELORA" or len(names) > 1 or source.method == "melora")
-    ):
-        loaders = {module: minis_loader(source, module, minis) for module, minis in parts.pairs.items()}
-        return "melora", loaders, parts.passed_over, []
-    if len(names) > 1:
-        shown = ", ".join(name or "(unnamed)" for name in names)
-        raise AdapterError(f"{source.path}: holds {len(names)} adapters: {shown}; save one at a time")
-    pairs = {module: next(iter(pairs.values())) for module, pairs in parts.pairs.items()}
-    method = method_name(source)
-    blocks = {
-        module: bora_loader(source, module, {"A": pairs[module].A, "B": pairs[module].B, "sigma": sigma})
-        for module, sigma in parts.sigmas.items()
-    }
-    plain = {module: pair for module, pair in pairs.items() if module not in blocks}
-    loaders, notes = lora_loaders(source, plain, method)
-    if blocks:
-        method = "bora"
-        if source.activation is None and "activation" not in (source.config or {}):
-            key = next(iter(parts.sigmas.values()))
-            notes.append(
-                f"{key} is taken as BoRA's raw σ (exp-norm); if it is Σ, set activation (--activation) identity"
-            )
-    if pairs and kind in ("BORA", "MELORA", "SBORA") and method != kind.lower():
-        raise AdapterError(f"{source.path}: peft_type is {kind} but the keys are those of {method}")
-    return method, loaders | blocks, parts.passed_over, notes
+    kind = peft_type(source.config)
+    for reader in READERS:
+        found = reader.read(source)
+        if found is None:
+            continue
+        # Many authors' files call themselves LORA.
+        if found.loaders and kind not in ("LORA", *reader.kinds(found.method)):
+            raise AdapterError(f"{source.path}: peft_type is {kind} but the keys are those of {found.method}")
+        return found
+    raise AssertionError("the last reader takes every file")
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
