@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
+from bora_analysis import singular_values
 from bora_analysis.adapters import Adapter, AdapterError, read_adapter, tensors
 from bora_analysis.adapters.layouts import translate
 from bora_analysis.cli import main
@@ -118,6 +119,33 @@ def test_lycoris_convolutions(tmp_path: Path, alpha: float | None) -> None:
     assert facts.parameters == inner.size + outer.size + mid.size
     assert (facts.r, facts.rank_bound, facts.in_features) == (4, 4, 27)
     assert adapter[plain].facts.parameters == down.size + up.size
+
+
+def test_several_algorithms_in_one_file(tmp_path: Path) -> None:
+    """Whole differences beside LoRA, as a preset of LyCORIS makes them; those of norms and biases are listed."""
+    diff = made(5, 3, 3, 3)
+    content = {
+        f"{UNET}.lora_down.weight": made(4, 10),
+        f"{UNET}.lora_up.weight": made(6, 4),
+        f"{UNET}.alpha": number(4),
+        "lora_unet_conv_in.diff": diff,
+        "lora_unet_conv_in.diff_b": made(5),
+        "lora_unet_norm.diff": made(5),
+    }
+    adapter = one(saved(tmp_path / "both", content))
+    assert (adapter.method, list(adapter), adapter.warnings) == ("full+lora", ["lora_unet_conv_in", UNET], ())
+    assert set(adapter.passed_over) == {"lora_unet_conv_in.diff_b", "lora_unet_norm.diff"}
+    equal(adapter, "lora_unet_conv_in", diff.reshape(5, -1).astype(np.float64))
+    equal(adapter, UNET, product(made(6, 4), made(4, 10)))
+    facts = adapter["lora_unet_conv_in"].facts
+    assert (facts.method, facts.parameters, facts.rank_bound) == ("full", diff.size, 5)
+    alone = one(saved(tmp_path / "alone", {"lora_unet_conv_in.diff": diff}))
+    assert (alone.method, alone.warnings) == ("full", ())
+    np.testing.assert_allclose(
+        singular_values(alone["lora_unet_conv_in"]).values,
+        np.linalg.svd(diff.reshape(5, -1).astype(np.float64), compute_uv=False),
+        rtol=1e-12,
+    )
 
 
 # The module's path in the file → the one that is shown.
@@ -309,6 +337,7 @@ BAD: dict[str, tuple[dict[str, np.ndarray], Any, list[str]]] = {
     "OFT of LyCORIS": ({"lora_te_q.oft_blocks": made(2, 4, 4), "lora_te_q.alpha": number(1)}, None, ["OFT"]),
     "GLoRA of LyCORIS": ({"lora_te_q.a1.weight": made(2, 4)}, None, ["GLoRA"]),
     "IA³ of LyCORIS": ({"lora_te_q.weight": made(1, 4), "lora_te_q.on_input": number(1)}, None, ["IA³"]),
+    "a NaN-free difference of integers": ({"lora_te_q.diff": np.ones((2, 2), "i4")}, None, ["lora_te_q.diff", "int32"]),
     "SVDQuant": ({"q.proj_down": made(8, 2), "q.proj_up": made(6, 2), "q.qweight": made(6, 8)}, None, ["SVDQuant"]),
     "SVDQuant's LoRA": ({"q.lora_down": made(8, 2), "q.lora_up": made(6, 2)}, None, ["SVDQuant"]),
     "MLX, half a pair": ({"q.lora_a": made(8, 2)}, mlx(), ["q.lora_a", "incomplete"]),

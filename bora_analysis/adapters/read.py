@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def _read_one(
     refuse_unreadable(weights, config, tensors.keys(), types, (reader.label for reader in READERS))
     stored = {"alphas": told.alphas, "scalings": told.scalings, "ranks": told.ranks}
     source = Source(tensors, config, **options, packed=_packed(tensors), **stored)
-    method, loaders, passed_over, notes, scaled = _dispatch(source)
+    method, loaders, passed_over, notes, scaled = _read_parts(source, told.parts)
     if loaders and source.method not in (None, *method.split("+")):
         raise AdapterError(
             f"{weights}: keys and configuration are those of {method}; method (--method) says {source.method}"
@@ -143,6 +143,20 @@ def _read_one(
     step = int(hit[1]) if hit else None
     passed_over += tensors.unread
     return Adapter(title, method, step, weights, ordered, tuple(passed_over), (*warnings, *told.notes, *notes))
+
+
+def _read_parts(source: Source, parts: Iterable[Tensors]) -> Found:
+    """The file as one, or part by part where it holds modules of several methods."""
+    found = [part for tensors in parts if (part := _dispatch(replace(source, tensors=tensors))).loaders]
+    if not found:
+        return _dispatch(source)
+    return Found(
+        "+".join(sorted({part.method for part in found})),
+        {module: loader for part in found for module, loader in part.loaders.items()},
+        [key for part in found for key in part.passed_over],
+        [note for part in found for note in part.notes],
+        any(part.scaled for part in found),
+    )
 
 
 def _counted(load: Loader, parameters: int) -> Loader:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from .adapter import natural
 from .blocks import bora_loader, minis_loader, read_bora, read_melora
 from .errors import AdapterError
+from .full import read_full
 from .lora import lora_loaders, method_name, sort_keys
 from .refuse import peft_type
 from .sbora import read_sbora
@@ -71,5 +72,6 @@ READERS: tuple[Reader, ...] = (
     Reader("BoRA", {"": "BORA"}, read_bora),
     Reader("MELoRA", {"": "MELORA"}, read_melora),
     Reader("SBoRA", {"": "SBORA"}, read_sbora),
+    Reader("whole differences (LyCORIS)", {}, read_full),
     Reader("LoRA and rsLoRA", {"": "LORA", "bora": "BORA", "melora": "MELORA"}, _read_lora),
 )

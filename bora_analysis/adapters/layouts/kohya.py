@@ -7,7 +7,8 @@ Without an α, programs that load the file take α = r.
 LyCORIS (``lycoris/modules``): the same, for convolutions too, where ``.lora_mid.weight`` (r, r, k, k) makes a Tucker
 decomposition ΔW[o, i] = Σ_pq up[o, p] mid[p, q] down[q, i] (``functional/general.py:tucker_weight_from_conv``); LoHa
 and LoKr with PEFT's names, which come from there. A LoKr with both factors full is not scaled, whatever its α says
-(``lokr.py``: "use scale = 1"). ``diff_b``, ``w_norm`` and ``b_norm`` are changes of biases and of norms.
+(``lokr.py``: "use scale = 1"). ``.diff`` is a whole ΔW; ``diff_b``, ``w_norm`` and ``b_norm`` are changes of biases and
+of norms. A preset may give each kind of layer an algorithm of its own.
 
 diffusers before PEFT (``utils/state_dict_utils.py``): ``.lora.down.weight``, ``.lora_linear_layer.down.weight``, and
 ``attn1.processor.to_q_lora.down.weight``, where the processor is not part of the module's path. Its PEFT layout,
@@ -37,7 +38,8 @@ _SEPARATOR = re.compile(r"(\.lora_linear_layer|\.lora|_lora)$")
 _NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
 # Changes of biases and norms, and learned tokens.
 _NOT_LOW_RANK = re.compile(r".+\.(diff_b|w_norm|b_norm)|bundle_emb\..+")
-_FULL = (".lokr_w1", ".lokr_w2")
+_WHOLE = ("lokr_w1", "lokr_w2", "diff")  # ΔW or its Kronecker factors, which no α scales
+_ALGORITHM = re.compile(r"\.(hada|lokr|diff$)")
 
 
 def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation | None:
@@ -45,7 +47,7 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
     entries: dict[str, str | Derived] = {}
     parts: dict[str, dict[str, str]] = defaultdict(dict)
     alpha_keys: dict[str, str] = {}
-    full: dict[str, set[str]] = defaultdict(set)
+    whole: dict[str, set[str]] = defaultdict(set)
     passed_over = []
     foreign = False
     keys = tensors.keys()
@@ -67,10 +69,11 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
         elif _NOT_LOW_RANK.fullmatch(path):
             passed_over.append(key)
         else:
-            if path.endswith(_FULL):
-                full[path.rpartition(".")[0]].add(path)
+            module, _, name = path.rpartition(".")
+            if name in _WHOLE:
+                whole[module].add(name)
             entries[key] = key
-    if not (parts or alpha_keys or passed_over or foreign):
+    if not (parts or alpha_keys or passed_over or foreign or any(key.endswith(".diff") for key in keys)):
         return None
     counted: dict[str, int] = {}
     for module, found in parts.items():
@@ -81,11 +84,16 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
             entries[Key(f"{module}.lora_A.weight", found["mid"])] = _tucker(tensors, found)
             counted[module] = sum(prod(tensors.shape(key)) for key in found.values())
     alphas = {module: _number(tensors, key) for module, key in alpha_keys.items()}
+    algorithms: dict[str, dict[str, str | Derived]] = defaultdict(dict)
+    for key, entry in entries.items():
+        hit = _ALGORITHM.search(key)
+        algorithms[hit[1] if hit else "lora"][key] = entry
     return Translation(
         View(tensors, entries),
         config,
+        parts=tuple(View(tensors, part) for part in algorithms.values()) if len(algorithms) > 1 else (),
         alphas=alphas,
-        scalings={module: 1.0 for module, both in full.items() if len(both) == 2 and module in alphas},
+        scalings={module: 1.0 for module, found in whole.items() if found >= {"lokr_w1", "lokr_w2"} or "diff" in found},
         parameters=counted,
         passed_over=tuple(passed_over),
         alpha_keys=alpha_keys,

@@ -88,6 +88,7 @@ class Translation:
     Attributes
     ----------
     config : the configuration, None where the layout's own has been used up.
+    parts : ``tensors`` by method, where a file holds modules of several.
     alphas : module → α, where each module stores its own.
     scalings : module → the factor in front of the product, where that is stored and not α.
     ranks : module → the r that divides α, where it is not the first dimension of A.
@@ -99,6 +100,7 @@ class Translation:
 
     tensors: Tensors
     config: Mapping[str, Any] | None = None
+    parts: tuple[Tensors, ...] = ()
     alphas: Mapping[str, float] = field(default_factory=dict)
     scalings: Mapping[str, float] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
