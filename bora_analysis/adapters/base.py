@@ -71,6 +71,8 @@ class BaseWeights:
     def __init__(self, place: Path):
         self.path = place
         self._files = _files(place)
+        if not self._files:
+            raise AdapterError(f"{place}: holds no tensors; expected a model")
         self._open: dict[Path, Tensors] = {}
         self._lock = threading.Lock()
 
@@ -100,7 +102,7 @@ class BaseWeights:
         if found:
             raise AdapterError(f"{self.path}: {module} fits several tensors of the base model: {', '.join(found[:4])}")
         keys = self.keys()
-        example = next((key for key in keys if key.endswith(f".{module.rpartition('.')[2]}.weight")), keys[0])
+        example = next((key for key in keys if key.endswith(f".{module.rpartition('.')[2]}.weight")), min(keys))
         raise AdapterError(
             f"{self.path}: the base model has no {module}.weight ({len(keys)} tensors, such as {example}); "
             "is it the model that was adapted?"
@@ -123,7 +125,7 @@ class BaseWeights:
         return BaseMatrix(self, key, transposed, shape, dtype)
 
     def _is_conv1d(self, key: str, fan_in_fan_out: bool) -> bool:
-        """Whether a weight lies as (in, out). The base model knows; the adapter's setting is one for all its modules."""
+        """Whether a weight lies as (in, out). The base model knows; the adapter has one setting for all modules."""
         if self.config.get("model_type") in _CONV1D_MODELS:
             return key.split(".")[-2:-1] in [[name] for name in _CONV1D_NAMES]
         return fan_in_fan_out
@@ -151,11 +153,12 @@ class BaseWeights:
         path = self._files[key]
         with self._lock:
             if path not in self._open:
-                self._open[path] = open_tensors(path)
-            tensors = self._open[path]
-        if key not in tensors.keys():  # noqa: SIM118  no mapping
-            raise AdapterError(f"{path}: has no {key}, which the index puts there; fetch the model again")
-        return tensors
+                tensors = open_tensors(path)
+                missing = {key for key, file in self._files.items() if file == path} - set(tensors.keys())
+                if missing:
+                    raise AdapterError(f"{path}: has no {min(missing)}, which the index puts there; fetch it again")
+                self._open[path] = tensors
+            return self._open[path]
 
 
 def open_base(place: str | Path) -> BaseWeights:
@@ -179,7 +182,7 @@ def open_base(place: str | Path) -> BaseWeights:
 
 
 def _is_weight(key: str) -> bool:
-    return key.endswith(".weight") or key.endswith(".in_proj_weight")
+    return key.endswith((".weight", ".in_proj_weight"))
 
 
 def _files(place: Path) -> dict[str, Path]:
@@ -214,12 +217,16 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download  # here: only Hub ids need it
 
     try:
-        for suffix in _SUFFIXES:  # both would double the download
-            patterns = [f"{stem}*{suffix}" for stem in _STEMS] + [f"*{suffix}.index.json", CONFIG_NAME]
-            path = Path(snapshot_download(hub_id, allow_patterns=patterns))
-            if any(path.glob(f"*{suffix}")):
-                break
+        path = Path(snapshot_download(hub_id, allow_patterns=_patterns(".safetensors")))
+        if not any(path.glob("*.safetensors")):  # both would double the download
+            path = Path(snapshot_download(hub_id, allow_patterns=_patterns(".bin")))
     except Exception as error:  # offline, unknown, private, disk full …: its errors share no base class
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise AdapterError(f"{hub_id}: is no path here, and the Hugging Face Hub gave no such model: {reason}") from None
+        raise AdapterError(
+            f"{hub_id}: is no path here, and the Hugging Face Hub gave no such model: {reason}"
+        ) from None
     return path
+
+
+def _patterns(suffix: str) -> list[str]:
+    return [*(f"{stem}*{suffix}" for stem in _STEMS), *(f"{stem}{suffix}.index.json" for stem in _STEMS), CONFIG_NAME]
