@@ -150,8 +150,8 @@ class BlockProduct:
         blkdiag(Q_i) and blkdiag(P_j) have orthonormal columns, so σ(C) = σ(ΔW) exactly. C has at most
         min(m, br) × min(n, br) entries. Cost: O((m + n) r²) for the QR steps, O(b² r³) for the products.
         """
-        R = np.stack([_triangle(block) for block in self.B])  # (b, p, r), p = min(m/b, r)
-        L = np.stack([_triangle(block.T) for block in self.A])  # (b, q, r), q = min(n/b, r)
+        R = np.stack([triangle(block) for block in self.B])  # (b, p, r), p = min(m/b, r)
+        L = np.stack([triangle(block.T) for block in self.A])  # (b, q, r), q = min(n/b, r)
         blocks = (R[:, None] * self.sigma[:, :, None, :]) @ L.transpose(0, 2, 1)[None]  # (b, b, p, q)
         b, _, p, q = blocks.shape
         return [blocks.transpose(0, 2, 1, 3).reshape(1, b * p, b * q)]
@@ -168,8 +168,8 @@ class BlockProduct:
 
     def factor_cores(self) -> tuple[list[Array], list[Array]]:
         return (
-            [np.stack([_triangle(block) for block in self.B])],
-            [np.stack([_triangle(block.T) for block in self.A])],
+            [np.stack([triangle(block) for block in self.B])],
+            [np.stack([triangle(block.T) for block in self.A])],
         )
 
     def factors(self) -> tuple[Array, Array]:
@@ -276,7 +276,7 @@ def dense(
     >>> update.facts.rank_bound, update.factors()[0].shape, update.factors()[1].shape
     (2, (3, 2), (2, 2))
     """
-    matrix, stored = _factor("delta", delta, 2, dtype)
+    matrix, stored = factor("delta", delta, 2, dtype)
     m, n = matrix.shape
     facts = Facts(
         method, m, n, min(m, n) if r is None else r, 1, float(scaling), m * n if parameters is None else parameters,
@@ -377,7 +377,7 @@ def melora(
         parameters=sum(f.parameters for f in each),
         macs_per_token=sum(f.macs_per_token for f in each),
         rank_bound=sum(f.rank_bound for f in each),
-        dtype=_coarsest(f.dtype for f in each),
+        dtype=coarsest(f.dtype for f in each),
     )
     return DirectSum(facts, tuple(parts))
 
@@ -416,7 +416,7 @@ def bora(
     (True, 2, 14)
     """
     left, right, pair_dtype = _pair(B, A, dtype)
-    raw, sigma_dtype = _factor("sigma", sigma, 3, dtype)
+    raw, sigma_dtype = factor("sigma", sigma, 3, dtype)
     m, r = left.shape
     n = right.shape[1]
     b = raw.shape[0]
@@ -425,7 +425,7 @@ def bora(
     check_blocks(b, m, n)
     diagonals = activate(raw, activation) * float(scaling)
     price = cost("bora", m, n, r, blocks=b)
-    stored = _coarsest((pair_dtype, sigma_dtype))
+    stored = coarsest((pair_dtype, sigma_dtype))
     facts = Facts(method, m, n, r, b, float(scaling), price.parameters, price.macs_per_token, price.rank_bound, stored)
     return BlockProduct(
         facts,
@@ -466,8 +466,8 @@ def check_blocks(b: int, m: int, n: int) -> None:
 
 
 def _pair(B: Any, A: Any, dtype: str | None, any_rank: bool = False) -> tuple[Array, Array, str]:
-    left, left_dtype = _factor("B", B, 2, dtype)
-    right, right_dtype = _factor("A", A, 2, dtype)
+    left, left_dtype = factor("B", B, 2, dtype)
+    right, right_dtype = factor("A", A, 2, dtype)
     if left.shape[1] != right.shape[0]:
         raise FactorError("B", f"has shape {left.shape} and A has {right.shape}; expected (m, r) and (r, n)")
     if not any_rank and left.shape[1] > max(left.shape[0], right.shape[1]):
@@ -477,10 +477,10 @@ def _pair(B: Any, A: Any, dtype: str | None, any_rank: bool = False) -> tuple[Ar
             f"has shape {left.shape} and A has {right.shape}: r is above both m and n; "
             "expected (m, r) and (r, n), so they may be swapped",
         )
-    return left, right, _coarsest((left_dtype, right_dtype))
+    return left, right, coarsest((left_dtype, right_dtype))
 
 
-def _factor(name: str, value: Any, ndim: int, stored: str | None) -> tuple[Array, str]:
+def factor(name: str, value: Any, ndim: int, stored: str | None) -> tuple[Array, str]:
     """The factor as a finite floating-point array, and the name of the dtype it was stored in."""
     if hasattr(value, "detach"):  # a torch tensor, without importing torch
         value = value.detach().cpu()
@@ -511,11 +511,11 @@ def is_finite(array: Array) -> bool:
     return bool(np.isfinite(quick)) or bool(np.isfinite(flat).all())
 
 
-def _coarsest(dtypes: Any) -> str:
+def coarsest(dtypes: Any) -> str:
     return max(dtypes, key=lambda name: EPSILON.get(name, 0.0))
 
 
-def _triangle(X: Array) -> Array:
+def triangle(X: Array) -> Array:
     """R of X = QR in float64: X (p, r) → (min(p, r), r).
 
     scipy's ``dgeqrf`` and not ``numpy.linalg.qr``: it works in place on Fortran order and releases the GIL, which

@@ -369,7 +369,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "config alone": (lambda p: write(p, None), ["no weights"]),
     "nothing": (lambda p: p.mkdir(exist_ok=True), ["holds no adapter"]),
     "deeper": (lambda p: write(p / "inside", pair()), ["name one of its folders", "inside"]),
-    "an unknown type": (lambda p: write(p, pair(), peft_type="LOTUS"), ["peft_type LOTUS", "LORA, BORA, MELORA"]),
+    "an unknown type": (lambda p: write(p, pair(), peft_type="LOTUS"), ["peft_type LOTUS", "LORA, MELORA"]),
     "QALoRA": (lambda p: write(p, pair(), use_qalora=True), ["use_qalora"]),
     "BD-LoRA": (lambda p: write(p, pair(), use_bdlora={"nblocks": 2}), ["use_bdlora"]),
     "KaSA": (lambda p: write(p, pair(), kasa_config={"beta": 1}), ["kasa_config"]),

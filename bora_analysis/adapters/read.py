@@ -10,12 +10,10 @@ from typing import Any
 
 from .adapter import Adapter, Trajectory, natural
 from .blocks import activation as activation_of
-from .blocks import bora_loader, melora_loader, minis_loader, sort_block_keys
 from .errors import AdapterError
-from .lora import lora_loaders, method_name, sort_keys
-from .refuse import init_warnings, refuse_unreadable
-from .sbora import sbora_loaders, sort_sbora_keys
-from .source import Loader, Source
+from .readers import READERS
+from .refuse import init_warnings, peft_type, refuse_unreadable
+from .source import Found, Source
 from .tensors import Tensors, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
@@ -108,9 +106,10 @@ def _read_one(
     title = name or (folder.parent.name if hit else folder.name if by_folder else weights.stem)
     config = _read_config(config_path)
     tensors = open_tensors(weights)
-    refuse_unreadable(weights, config, tensors.keys())
+    types = (kind for reader in READERS for kind in reader.types.values())
+    refuse_unreadable(weights, config, tensors.keys(), types, (reader.label for reader in READERS))
     source = Source(tensors, config, **options, packed=_packed(tensors))
-    method, loaders, passed_over, notes = _dispatch(source)
+    method, loaders, passed_over, notes, scaled = _dispatch(source)
     if not loaders:
         keys = tensors.keys()
         example = f", such as {keys[0]}" if keys else ""
@@ -118,7 +117,7 @@ def _read_one(
             f"{weights}: holds no adapter ({len(keys)} tensors{example}); expected keys such as "
             "<module>.lora_A.weight or <module>.bora_A"
         )
-    if source.alpha is None and any(source.settings(module) is None for module in loaders):
+    if scaled and source.alpha is None and any(source.settings(module) is None for module in loaders):
         warnings = [*warnings, "α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
     for settings in source.all_settings:
         warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
@@ -127,45 +126,19 @@ def _read_one(
     return Adapter(title, method, step, weights, ordered, (*passed_over, *tensors.unread), (*warnings, *notes))
 
 
-def _dispatch(source: Source) -> tuple[str, dict[str, Loader], list[str], list[str]]:
-    """The method, module → loader, the keys passed over, and warnings."""
-    keys = source.tensors.keys()
+def _dispatch(source: Source) -> Found:
+    """Let the first reader that finds its keys read the file."""
     activation_of(source)  # a wrong name is an error, whatever is in the file
-    for method, make in (("bora", bora_loader), ("melora", melora_loader)):
-        found, rest = sort_block_keys(source, keys, method)
-        if found:
-            return method, {module: make(source, module, parts) for module, parts in found.items()}, rest, []
-    found, rest = sort_sbora_keys(source, keys)
-    if found:
-        method, loaders, notes = sbora_loaders(source, found)
-        return method, loaders, rest, notes
-    parts = sort_keys(source, keys)
-    names = sorted({name for pairs in parts.pairs.values() for name in pairs}, key=natural)
-    kind = str((source.config or {}).get("peft_type", "")).upper()
-    if names and all(name.isdecimal() for name in names) and (kind == "MELORA" or len(names) > 1):
-        loaders = {module: minis_loader(source, module, minis) for module, minis in parts.pairs.items()}
-        return "melora", loaders, parts.passed_over, []
-    if len(names) > 1:
-        shown = ", ".join(name or "(unnamed)" for name in names)
-        raise AdapterError(f"{source.path}: holds {len(names)} adapters: {shown}; save one at a time")
-    pairs = {module: next(iter(pairs.values())) for module, pairs in parts.pairs.items()}
-    method = method_name(source)
-    blocks = {
-        module: bora_loader(source, module, {"A": pairs[module].A, "B": pairs[module].B, "sigma": sigma})
-        for module, sigma in parts.sigmas.items()
-    }
-    plain = {module: pair for module, pair in pairs.items() if module not in blocks}
-    loaders, notes = lora_loaders(source, plain, method)
-    if blocks:
-        method = "bora"
-        if source.activation is None and "activation" not in (source.config or {}):
-            key = next(iter(parts.sigmas.values()))
-            notes.append(
-                f"{key} is taken as BoRA's raw σ (exp-norm); if it is Σ, set activation (--activation) identity"
-            )
-    if pairs and kind in ("BORA", "MELORA", "SBORA") and method != kind.lower():
-        raise AdapterError(f"{source.path}: peft_type is {kind} but the keys are those of {method}")
-    return method, loaders | blocks, parts.passed_over, notes
+    kind = peft_type(source.config)
+    for reader in READERS:
+        found = reader.read(source)
+        if found is None:
+            continue
+        # Many authors' files call themselves LORA.
+        if found.loaders and kind not in ("LORA", *reader.kinds(found.method)):
+            raise AdapterError(f"{source.path}: peft_type is {kind} but the keys are those of {found.method}")
+        return found
+    raise AssertionError("the last reader takes every file")
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

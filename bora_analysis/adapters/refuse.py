@@ -13,8 +13,6 @@ from typing import Any
 
 from .errors import AdapterError
 
-READABLE = ("LORA", "BORA", "MELORA", "SBORA")
-_READABLE_NAMES = "readable are LoRA, rsLoRA, MELoRA, BoRA and SBoRA"
 _DORA = "DoRA needs the base model's weights; not readable yet"
 
 # Pattern of a key → the method whose files have it. The first hit counts.
@@ -77,19 +75,32 @@ _FLAGS = {
 }
 
 
-def refuse_unreadable(path: Path, config: Mapping[str, Any] | None, keys: Iterable[str]) -> None:
-    """Raise :class:`AdapterError` with the method's name unless the file may be LoRA, MELoRA, BoRA or SBoRA."""
+def peft_type(config: Mapping[str, Any] | None) -> str:
+    """The configuration's ``peft_type``; LORA where there is none."""
+    return str((config or {}).get("peft_type") or "LORA").upper()
+
+
+def refuse_unreadable(
+    path: Path, config: Mapping[str, Any] | None, keys: Iterable[str], types: Iterable[str], labels: Iterable[str]
+) -> None:
+    """Raise :class:`AdapterError` with the method's name if no reader takes the file.
+
+    Parameters
+    ----------
+    types, labels : the ``peft_type`` that can be read, and the names of their methods.
+    """
+    readable = sorted(set(types))
     found = next(((name, key) for key in keys for pattern, name in _EVIDENCE if re.search(pattern, key)), None)
-    kind = str((config or {}).get("peft_type") or READABLE[0]).upper()
-    if kind not in READABLE:
+    kind = peft_type(config)
+    if kind not in readable:
         called = f" ({found[0]})" if found else ""
-        raise AdapterError(f"{path}: peft_type {kind}{called} is not readable; readable: {', '.join(READABLE)}")
+        raise AdapterError(f"{path}: peft_type {kind}{called} is not readable; readable: {', '.join(readable)}")
     for flag, reason in _FLAGS.items():
         if (config or {}).get(flag):
             raise AdapterError(f"{path}: adapter_config.json sets {flag}: {reason}")
     if found:
         name, key = found
-        verdict = name if name == _DORA else f"{name} is not readable; {_READABLE_NAMES}"
+        verdict = name if name == _DORA else f"{name} is not readable; readable are {', '.join(labels)}"
         raise AdapterError(f"{path}: {verdict} (key {key})")
 
 

@@ -20,11 +20,19 @@ from .. import delta
 from ..cost import cost
 from ..delta import EPSILON, Update
 from .errors import AdapterError
-from .lora import module_path
-from .source import Loader, Source
+from .source import Found, Loader, Source, module_path
 from .tensors import Array
 
 _FACTOR = re.compile(r"(?P<module>.+)\.(sbora_(?P<ours>index|size|A|B)|lora_(?P<side>[AB]))(\.[^.]+?)??(\.weight)?")
+
+
+def read_sbora(source: Source) -> Found | None:
+    """SBoRA in either layout."""
+    found, rest = sort_sbora_keys(source, source.tensors.keys())
+    if not found:
+        return None
+    method, loaders, notes = sbora_loaders(source, found)
+    return Found(method, loaders, rest, notes)
 
 
 def sort_sbora_keys(source: Source, keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
