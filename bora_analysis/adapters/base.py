@@ -19,7 +19,7 @@ import numpy as np
 
 from ..delta import EPSILON
 from .errors import AdapterError
-from .lora import module_path
+from .source import module_path
 from .tensors import Array, Tensors, open_tensors
 
 CONFIG_NAME = "config.json"
@@ -179,6 +179,13 @@ def open_base(place: str | Path) -> BaseWeights:
             raise AdapterError(f"{place}: no such folder (the base model: a folder, or an org/name of the Hub)")
         path = _download(str(place))
     return BaseWeights(path)
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a whole model: its configuration and weights by its own names, and no adapter."""
+    names = {entry.name for entry in folder.iterdir()}
+    weights = {f"{stem}{suffix}{end}" for stem in _STEMS for suffix in _SUFFIXES for end in ("", ".index.json")}
+    return bool(weights & names) and CONFIG_NAME in names and not any(name.startswith("adapter_") for name in names)
 
 
 def _is_weight(key: str) -> bool:
