@@ -283,6 +283,60 @@ def test_merged_layers(tmp_path: Path, config: Any) -> None:
     assert ["left out" in line for line in adapter.warnings] == [True]
 
 
+# --- DoRA, which needs the base model --------------------------------------------------------------------------------
+
+
+def dora(W: np.ndarray, product_: np.ndarray, magnitude: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    V = W.astype(np.float64) + product_.reshape(W.shape)
+    change = V / np.sqrt((V**2).sum(axis=axes, keepdims=True)) * magnitude.astype(np.float64) - W
+    return change.reshape(len(W), -1)
+
+
+def test_lycoris_dora(tmp_path: Path) -> None:
+    """Magnitudes of columns, LyCORIS's default, and of rows; for a convolution over its kernel too."""
+    W = {
+        "down_blocks.1.to_q": made(6, 10),
+        "mid_block.conv1": made(5, 3, 3, 3),
+        "up_blocks.0.to_k": made(6, 10, seed=1),
+    }
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({f"{module}.weight": value for module, value in W.items()}, base / "model.safetensors")
+    q, conv, k = "lora_unet_down_blocks_1_to_q", "lora_unet_mid_block_conv1", "lora_unet_up_blocks_0_to_k"
+    content = {
+        f"{q}.lora_down.weight": made(2, 10), f"{q}.lora_up.weight": made(6, 2), f"{q}.alpha": number(1),
+        f"{q}.dora_scale": made(1, 10),
+        f"{k}.lora_down.weight": made(2, 10), f"{k}.lora_up.weight": made(6, 2), f"{k}.dora_scale": made(6, 1),
+        f"{conv}.lora_down.weight": made(2, 3, 3, 3), f"{conv}.lora_up.weight": made(5, 2, 1, 1),
+        f"{conv}.dora_scale": made(1, 3, 1, 1),
+    }  # fmt: skip
+    adapter = one(saved(tmp_path / "adapter", content), base=base)
+    assert (adapter.method, list(adapter)) == ("dora", [q, conv, k])
+    low = product(made(6, 2), made(2, 10))
+    equal(adapter, q, dora(W["down_blocks.1.to_q"], low / 2, made(1, 10), (0,)))
+    equal(adapter, k, dora(W["up_blocks.0.to_k"], low, made(6, 1), (1,)))
+    kernel = product(made(5, 2, 1, 1)[:, :, 0, 0], made(2, 3, 3, 3).reshape(2, -1))
+    equal(adapter, conv, dora(W["mid_block.conv1"], kernel, made(1, 3, 1, 1), (0, 2, 3)))
+
+
+@pytest.mark.parametrize("layout", ["mlx", "qsbora", "authors"])
+def test_dora_of_other_programs(tmp_path: Path, layout: str) -> None:
+    W, A, B, m = made(6, 10), made(2, 10), made(6, 2), made(6)
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({"model.layers.0.q.weight": W}, base / "model.safetensors")
+    peft = {"peft_type": "DORA" if layout == "authors" else "LORA", "r": 2, "lora_alpha": 40}
+    content, config = {
+        "mlx": ({"lora_a": A.T, "lora_b": B.T, "m": m}, mlx(fine_tune_type="dora")),
+        "qsbora": ({"lora_A.weight": A, "lora_B.weight": B, "magnitude.weight": m[:, None]}, peft),
+        "authors": ({"lora_A.weight": A, "lora_B.weight": B, "weight_m_wdecomp.weight": m[:, None]}, peft),
+    }[layout]
+    path = saved(tmp_path / "adapter", {f"model.layers.0.q.{key}": value for key, value in content.items()}, config)
+    adapter = one(path, base=base)
+    assert adapter.method == "dora"
+    equal(adapter, "model.layers.0.q", dora(W, 20 * product(B, A), m[:, None], (1,)))
+
+
 # --- what the caller says --------------------------------------------------------------------------------------------
 
 
@@ -334,6 +388,10 @@ BAD: dict[str, tuple[dict[str, np.ndarray], Any, list[str]]] = {
     ),
     "an unknown kohya tensor": (PAIR | {"lora_te_q.lora_x": made(2)}, None, ["lora_te_q.lora_x"]),
     "DoRA of LyCORIS": (PAIR | {"te_q.dora_scale": made(6, 1)}, None, ["DoRA", "te_q.dora_scale"]),
+    "DoRA over LoKr": (
+        {"te_q.lokr_w1": made(2, 2), "te_q.lokr_w2": made(3, 4), "te_q.dora_scale": made(1, 8)},
+        None, ["te_q.dora_scale", "another update"],
+    ),
     "OFT of LyCORIS": ({"lora_te_q.oft_blocks": made(2, 4, 4), "lora_te_q.alpha": number(1)}, None, ["OFT"]),
     "GLoRA of LyCORIS": ({"lora_te_q.a1.weight": made(2, 4)}, None, ["GLoRA"]),
     "IA³ of LyCORIS": ({"lora_te_q.weight": made(1, 4), "lora_te_q.on_input": number(1)}, None, ["IA³"]),

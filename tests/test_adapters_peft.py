@@ -366,26 +366,20 @@ def test_alora_is_warned_of(tmp_path: Path) -> None:
     assert "invocation tokens" in one(tmp_path).warnings[0]
 
 
-@pytest.mark.parametrize("name", ["LoHaConfig", "LoKrConfig", "VeraConfig", "IA3Config", "HiraConfig", "OFTConfig",
-                                  "BOFTConfig", "MissConfig", "FourierFTConfig", "C3AConfig", "GraloraConfig",
-                                  "DeloraConfig", "RandLoraConfig", "VBLoRAConfig", "HRAConfig", "ShiraConfig",
+@pytest.mark.parametrize("name", ["LoHaConfig", "LoKrConfig", "VeraConfig", "FourierFTConfig", "C3AConfig",
+                                  "GraloraConfig", "DeloraConfig", "RandLoraConfig", "VBLoRAConfig", "ShiraConfig",
                                   "WaveFTConfig", "RoadConfig", "TinyLoraConfig", "AdaLoraConfig"])  # fmt: skip
 def test_other_methods_are_refused_by_name_with_and_without_configuration(tmp_path: Path, name: str) -> None:
     options: dict[str, Any] = {"target_modules": ["lin"]}
     options |= {
-        "IA3Config": {"feedforward_modules": []},
         "VBLoRAConfig": {"vector_length": 2, "num_vectors": 8},
         "AdaLoraConfig": {"total_step": 10},
-        "OFTConfig": {"oft_block_size": 4, "r": 0},
-        "BOFTConfig": {"boft_block_size": 2},
         "FourierFTConfig": {"n_frequency": 4},
         "C3AConfig": {"block_size": 4},
         "WaveFTConfig": {"n_frequency": 4},
         "GraloraConfig": {"r": 4, "gralora_k": 2},
         "RoadConfig": {"group_size": 4},
         "TinyLoraConfig": {"r": 2, "u": 2},
-        "MissConfig": {"r": 2},
-        "HRAConfig": {"r": 2},
         "ShiraConfig": {"r": 2},
     }.get(name, {})
     model = models.module(lin=torch.nn.Linear(16, 16))

@@ -11,8 +11,10 @@ from typing import Any
 
 from ..delta import Update
 from .adapter import Adapter, Trajectory, natural
+from .base import BaseWeights, is_model, open_base
 from .blocks import activation as activation_of
 from .errors import AdapterError
+from .full import difference
 from .layouts import translate
 from .readers import READERS
 from .refuse import init_warnings, peft_type, refuse_unreadable
@@ -36,8 +38,9 @@ def read_adapter(
     activation: str | None = None,
     method: str | None = None,
     name: str | None = None,
+    base: str | Path | BaseWeights | None = None,
 ) -> Adapter | Trajectory:
-    """Read a LoRA, rsLoRA, MELoRA, BoRA or SBoRA adapter: names and shapes now, the factors when asked for.
+    """Read an adapter, or a fine-tuned model: names and shapes now, the factors when asked for.
 
     Parameters
     ----------
@@ -50,6 +53,8 @@ def read_adapter(
     method : where keys and configuration leave it open: ``"rslora"`` for factors with no configuration that says so,
         ``"melora"`` for numbered ones of which there is one. For other files a check: the method that must be found.
     name : the adapter's name, by default taken from the path.
+    base : the base model: a folder, a weight file, or an ``org/name`` of the Hub. DoRA, HiRA, HRA, OFT, BOFT and IA³
+        need it, and so does a folder with a whole fine-tuned model, whose update is then the difference of the two.
 
     Returns
     -------
@@ -82,13 +87,17 @@ def read_adapter(
             place, name = _download(text), name or text.partition("/")[2]
         else:
             raise AdapterError(f"{text}: no such file or folder")
-    options: dict[str, Any] = {"alpha": alpha, "activation": activation, "method": method}
+    if base is not None and not isinstance(base, BaseWeights):
+        base = open_base(base)
+    options: dict[str, Any] = {"alpha": alpha, "activation": activation, "method": method, "base": base}
     if place.is_file():
         if place.suffix and place.suffix not in _SUFFIXES:
             raise AdapterError(f"{text}: is no weight file; expected {', '.join(_SUFFIXES)}, or the adapter's folder")
         named_by_folder = place.stem == "adapter_model"
         return _read_one(place, place.parent / CONFIG_NAME, name, named_by_folder, [], options)
     runs = {folder: int(hit[1]) for folder in _folders(place) if (hit := _CHECKPOINT.fullmatch(folder.name))}
+    if is_model(place):
+        return _read_model(place, name, base)
     weights = _weights_in(place)
     if weights:
         beside = []
@@ -101,6 +110,9 @@ def read_adapter(
     title = name or _named(place).name
     read = []
     for folder in sorted(runs, key=lambda folder: runs[folder]):
+        if is_model(folder):
+            read.append(_read_model(folder, title, base))
+            continue
         found = _weights_in(folder)
         if not found:
             raise AdapterError(_nothing_in(folder))
@@ -167,6 +179,15 @@ def _counted(load: Loader, parameters: int) -> Loader:
         return replace(update, facts=replace(update.facts, parameters=parameters, macs_per_token=parameters))
 
     return loader
+
+
+def _read_model(place: Path, name: str | None, base: BaseWeights | None) -> Adapter:
+    folder = _named(place)
+    if base is None:
+        raise AdapterError(f"{place}: is a whole model; its update needs the base model: --base DIR_OR_HUB_ID (base=)")
+    hit = _CHECKPOINT.fullmatch(folder.name)
+    title = name or (folder.parent.name if hit else folder.name)
+    return difference(BaseWeights(place), base, title, int(hit[1]) if hit else None)
 
 
 def _dispatch(source: Source) -> Found:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from .adapter import natural
 from .blocks import bora_loader, minis_loader, read_bora, read_melora
+from .diff import read_diff
 from .errors import AdapterError
-from .full import read_full
 from .lora import lora_loaders, method_name, sort_keys
+from .on_base import read_boft, read_dora, read_hira, read_hra, read_ia3, read_miss_bat, read_oft
 from .refuse import peft_type
 from .sbora import read_sbora
 from .source import Found, Source
@@ -72,6 +73,13 @@ READERS: tuple[Reader, ...] = (
     Reader("BoRA", {"": "BORA"}, read_bora),
     Reader("MELoRA", {"": "MELORA"}, read_melora),
     Reader("SBoRA", {"": "SBORA"}, read_sbora),
-    Reader("whole differences (LyCORIS)", {}, read_full),
+    Reader("DoRA", {"": "DORA"}, read_dora),
+    Reader("HiRA", {"": "HIRA"}, read_hira),
+    Reader("HRA", {"": "HRA"}, read_hra),
+    Reader("OFT", {"": "OFT"}, read_oft),
+    Reader("BOFT", {"": "BOFT"}, read_boft),
+    Reader("IA³", {"": "IA3"}, read_ia3),
+    Reader("MiSS (bat)", {"": "MISS"}, read_miss_bat),
+    Reader("whole differences (LyCORIS)", {}, read_diff),
     Reader("LoRA and rsLoRA", {"": "LORA", "bora": "BORA", "melora": "MELORA"}, _read_lora),
 )

@@ -13,28 +13,20 @@ from typing import Any
 
 from .errors import AdapterError
 
-_DORA = "DoRA needs the base model's weights; not readable yet"
-
 # Pattern of a key → the method whose files have it. The first hit counts.
 _EVIDENCE = [
-    (r"\.lora_magnitude_vector|\.weight_m_wdecomp|\.magnitude(\.[^.]+)?\.weight$", _DORA),
     (r"\.hada_w[12]_[ab]|\.hada_t[12]", "LoHa"),
     (r"\.lokr_w[12]|\.lokr_t2", "LoKr"),
-    (r"\.ia3_l", "IA³"),
     (r"\.lora_E(\.|$)", "AdaLoRA"),
     (r"\.lora_diag(\.|$)", "KaSA"),
     (r"\.lora_route|\.lora_B\d+\.weight", "HydraLoRA"),
     (r"\.loraA\.\d+\.", "MOELoRA"),
     (r"\.lora_lambda\..*rms_norm", "TopLoRA"),
-    (r"\.lora_R$", "HiRA (its authors' code)"),
     (r"pvera_(lambda|A|B)", "PVeRA"),
     (r"vera_(lambda|A|B)", "VeRA"),
     (r"unilora_theta_d", "Uni-LoRA"),
     (r"vblora_", "VB-LoRA"),
-    (r"\.hira_", "HiRA"),
-    (r"\.boft_", "BOFT"),
-    (r"\.oft_(R|r|blocks)", "OFT"),
-    (r"\.miss_block", "MiSS"),
+    (r"\.oft_(r|blocks)(\.|$)", "OFT of PEFT before 0.14, or of LyCORIS,"),
     (r"\.bone_", "Bone"),
     (r"fourierft_spectrum", "FourierFT"),
     (r"waveft_spectrum", "WaveFT"),
@@ -42,7 +34,6 @@ _EVIDENCE = [
     (r"\.shira_", "SHiRA"),
     (r"\.c3a_kernel", "C³A"),
     (r"\.road_(theta|alpha)", "RoAd"),
-    (r"\.hra_u", "HRA"),
     (r"\.delora_", "DeLoRA"),
     (r"\.gralora_", "GraLoRA"),
     (r"tinylora_", "TinyLoRA"),
@@ -65,12 +56,10 @@ _EVIDENCE = [
 
 # Entry of adapter_config.json that is set → why B·A is then not the update.
 _FLAGS = {
-    "use_dora": _DORA,
     "use_qalora": "QALoRA pools the input, so B·A is not its update; not readable yet",
     "use_bdlora": "BD-LoRA stores its factors block-diagonally and compactly; not readable yet",
     "arrow_config": "Arrow routes each token to other adapters, so there is no single update; not readable",
     "kasa_config": "KaSA truncates the base model and adds a diagonal; not readable yet",
-    "r_ab": "HiRA (its authors' code) multiplies B·A with the base model's weights; not readable yet",
 }
 
 
@@ -99,8 +88,7 @@ def refuse_unreadable(
             raise AdapterError(f"{path}: adapter_config.json sets {flag}: {reason}")
     if found:
         name, key = found
-        verdict = name if name == _DORA else f"{name} is not readable; readable are {', '.join(labels)}"
-        raise AdapterError(f"{path}: {verdict} (key {key})")
+        raise AdapterError(f"{path}: {name} is not readable; readable are {', '.join(labels)} (key {key})")
 
 
 def init_warnings(config: Mapping[str, Any]) -> list[str]:

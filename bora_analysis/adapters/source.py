@@ -7,11 +7,14 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..delta import EPSILON, FactorError, Update
 from .errors import AdapterError
 from .tensors import Array, Tensors
+
+if TYPE_CHECKING:
+    from .base import BaseWeights
 
 Loader = Callable[[], Update]
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)")
@@ -50,6 +53,7 @@ class Source:
         configuration.
     experts : for HydraLoRA and MoELoRA, see :func:`read_adapter`.
     shapes : module path → (m, n) of the base model's layers, for methods whose files do not store them.
+    base : the base model's weights, where they were given.
     """
 
     tensors: Tensors
@@ -63,6 +67,7 @@ class Source:
     ranks: Mapping[str, int] = field(default_factory=dict)
     experts: str | Mapping[str, Any] = "mean"
     shapes: Mapping[str, tuple[int, int]] | None = None
+    base: BaseWeights | None = None
 
     @property
     def path(self) -> Any:
@@ -113,9 +118,11 @@ class Source:
     def shape_of(self, module: str, key: str) -> tuple[int, int]:
         """(m, n) of a layer, for a method whose file does not store it."""
         if self.shapes is None or module not in self.shapes:
+            if self.base is not None:
+                return self.base.matrix(module, fan_in_fan_out=bool((self.config or {}).get("fan_in_fan_out"))).shape
             raise AdapterError(
-                f"{self.path}: {key} does not tell the size of {module}, which the method needs; give the sizes of the "
-                "base model's layers (shapes)"
+                f"{self.path}: {key} does not tell the size of {module}, which the method needs; give the base model "
+                "(--base), or the sizes of its layers (shapes)"
             )
         m, n = self.shapes[module]
         return int(m), int(n)

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..tensors import Tensors
-from . import kohya, loralib, mlx, numbered
+from . import authors, kohya, loralib, mlx, numbered
 from .view import Translation
 
-_LAYOUTS = (numbered.cloneofsimo, numbered.sam, mlx.translate, loralib.translate, kohya.translate)
+_LAYOUTS = (numbered.cloneofsimo, numbered.sam, mlx.translate, loralib.translate, authors.translate, kohya.translate)
 
 
 def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation:

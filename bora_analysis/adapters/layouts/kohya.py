@@ -8,7 +8,8 @@ LyCORIS (``lycoris/modules``): the same, for convolutions too, where ``.lora_mid
 decomposition ΔW[o, i] = Σ_pq up[o, p] mid[p, q] down[q, i] (``functional/general.py:tucker_weight_from_conv``); LoHa
 and LoKr with PEFT's names, which come from there. A LoKr with both factors full is not scaled, whatever its α says
 (``lokr.py``: "use scale = 1"). ``.diff`` is a whole ΔW; ``diff_b``, ``w_norm`` and ``b_norm`` are changes of biases and
-of norms. A preset may give each kind of layer an algorithm of its own.
+of norms. ``dora_scale`` is DoRA's magnitude, (m, 1, 1…) of the rows or by default (1, n, 1…) of the columns. A preset
+may give each kind of layer an algorithm of its own.
 
 diffusers before PEFT (``utils/state_dict_utils.py``): ``.lora.down.weight``, ``.lora_linear_layer.down.weight``, and
 ``attn1.processor.to_q_lora.down.weight``, where the processor is not part of the module's path. Its PEFT layout,
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AdapterError
-from ..lora import module_path
+from ..source import module_path
 from ..tensors import Array, Tensors
 from .view import Derived, Key, Translation, View
 
@@ -49,7 +50,7 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
     alpha_keys: dict[str, str] = {}
     whole: dict[str, set[str]] = defaultdict(set)
     passed_over = []
-    foreign = False
+    magnitudes: dict[str, str] = {}
     keys = tensors.keys()
     for key in keys:
         path = module_path(key)
@@ -64,8 +65,7 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
         elif path.endswith(".alpha"):
             alpha_keys[_SEPARATOR.sub("", path.removesuffix(".alpha")).replace(".processor.", ".")] = key
         elif path.endswith(".dora_scale"):
-            entries[Key(f"{path.removesuffix('.dora_scale')}.lora_magnitude_vector", key)] = key
-            foreign = True
+            magnitudes[path.removesuffix(".dora_scale")] = key
         elif _NOT_LOW_RANK.fullmatch(path):
             passed_over.append(key)
         else:
@@ -73,8 +73,13 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
             if name in _WHOLE:
                 whole[module].add(name)
             entries[key] = key
-    if not (parts or alpha_keys or passed_over or foreign or any(key.endswith(".diff") for key in keys)):
+    if not (parts or alpha_keys or passed_over or magnitudes or any(key.endswith(".diff") for key in keys)):
         return None
+    for module, key in magnitudes.items():
+        if module not in parts and f"{module}.lora_A.weight" not in entries:
+            raise AdapterError(f"{tensors.path}: {key}: DoRA over another update than LoRA's is not readable")
+        columns = tensors.shape(key)[:1] == (1,) and len(tensors.shape(key)) > 1
+        entries[Key(f"{module}.lora_magnitude_{'columns' if columns else 'vector'}", key)] = key
     counted: dict[str, int] = {}
     for module, found in parts.items():
         for part, name in _NAMES.items():

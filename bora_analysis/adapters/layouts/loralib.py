@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..lora import module_path
+from ..source import module_path
 from ..tensors import Array, Tensors
 from .view import Derived, Key, Translation, View
 
