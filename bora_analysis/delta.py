@@ -161,7 +161,7 @@ class BlockProduct:
         middle = np.zeros((b, r, b, r))
         slot = np.arange(r)
         middle[:, slot, :, slot] = self.sigma.transpose(2, 0, 1)
-        return Expanded(_block_diagonal(self.B), middle.reshape(b * r, b * r), _block_diagonal(self.A))
+        return Expanded(block_diagonal(self.B), middle.reshape(b * r, b * r), block_diagonal(self.A))
 
     def slots(self) -> list[Array]:
         return list(self.sigma.transpose(2, 0, 1))
@@ -179,7 +179,7 @@ class BlockProduct:
         A = self.A.astype(np.float64)
         # Row (i, k) of Σ'A' is, in column block j, sigma[i, j, k] times row k of A_j.
         right = self.sigma.transpose(0, 2, 1)[..., None] * A.transpose(1, 0, 2)[None]  # (b, r, b, n/b)
-        return _block_diagonal(self.B), right.reshape(b * r, self.facts.in_features)
+        return block_diagonal(self.B), right.reshape(b * r, self.facts.in_features)
 
     def to_dense(self) -> Array:
         B, A = self.B.astype(np.float64), self.A.astype(np.float64)
@@ -199,7 +199,7 @@ class DirectSum:
 
     def expanded(self) -> Expanded:
         B, sigma, A = zip(*(part.expanded() for part in self.parts), strict=True)
-        return Expanded(_block_diagonal(B), _block_diagonal(sigma), _block_diagonal(A))
+        return Expanded(block_diagonal(B), block_diagonal(sigma), block_diagonal(A))
 
     def slots(self) -> list[Array]:
         return [slot for part in self.parts for slot in part.slots()]
@@ -210,10 +210,10 @@ class DirectSum:
 
     def factors(self) -> tuple[Array, Array]:
         left, right = zip(*(part.factors() for part in self.parts), strict=True)
-        return _block_diagonal(left), _block_diagonal(right)
+        return block_diagonal(left), block_diagonal(right)
 
     def to_dense(self) -> Array:
-        return _block_diagonal([part.to_dense() for part in self.parts])
+        return block_diagonal([part.to_dense() for part in self.parts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -536,7 +536,7 @@ def _geqrf() -> Any:
     return get_lapack_funcs("geqrf", dtype=np.float64)
 
 
-def _block_diagonal(blocks: Any) -> Array:
+def block_diagonal(blocks: Any) -> Array:
     rows = sum(block.shape[0] for block in blocks)
     columns = sum(block.shape[1] for block in blocks)
     out = np.zeros((rows, columns))

@@ -89,7 +89,9 @@ def family_updates(draw: st.DrawFn, structure: str):
         pairs = [(factor(rng, m, k, content), factor(rng, n, k, content).T) for k in (r, 1, 2)]
         weights = rng.standard_normal(3)
         terms = [lora(B, A, scaling=scaling, any_rank=True) for B, A in pairs]
-        return combine(terms, weights), sum(w * scaling * (B @ A) for w, (B, A) in zip(weights, pairs, strict=True))
+        return combine(terms, weights.tolist()), sum(
+            w * scaling * (B @ A) for w, (B, A) in zip(weights, pairs, strict=True)
+        )
     if structure == "loha":
         w1a, w2a = factor(rng, m, r, content), factor(rng, m, r, content)
         w1b, w2b = factor(rng, n, r, content).T, factor(rng, n, r, content).T

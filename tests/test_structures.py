@@ -21,7 +21,7 @@ def test_dense_factors_and_spectrum_agree_with_the_definition(structure, data):
     m, n = update.facts.out_features, update.facts.in_features
     # What rounding is relative to: the size of the factors, which cancellation may make larger than that of ΔW.
     left, right = update.factors()
-    size = max(np.linalg.norm(dense), np.linalg.norm(left) * np.linalg.norm(right))
+    size = float(max(np.linalg.norm(dense), np.linalg.norm(left) * np.linalg.norm(right)))
     assert dense.shape == (m, n)
     np.testing.assert_allclose(update.to_dense(), dense, rtol=0, atol=1e-12 * size)
     np.testing.assert_allclose(left @ right, dense, rtol=0, atol=1e-12 * size)

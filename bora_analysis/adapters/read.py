@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..delta import Update
+from ..experts import CHOICES
 from .adapter import Adapter, Trajectory, natural
 from .base import BaseWeights, is_model, open_base
 from .blocks import activation as activation_of
 from .errors import AdapterError
 from .full import difference
+from .initial import relative
 from .layouts import translate
 from .readers import READERS
 from .refuse import init_warnings, peft_type, refuse_unreadable
@@ -37,6 +39,9 @@ def read_adapter(
     alpha: float | None = None,
     activation: str | None = None,
     method: str | None = None,
+    experts: str | Mapping[str, Any] = "mean",
+    initial: str | Path | None = None,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
     name: str | None = None,
     base: str | Path | BaseWeights | None = None,
 ) -> Adapter | Trajectory:
@@ -52,6 +57,14 @@ def read_adapter(
         a file that stores Σ itself. By default the configuration's, else ``"exp-norm"``.
     method : where keys and configuration leave it open: ``"rslora"`` for factors with no configuration that says so,
         ``"melora"`` for numbered ones of which there is one. For other files a check: the method that must be found.
+    experts : for HydraLoRA and MoELoRA, whose update depends on a router: ``"mean"``, the uniform mean of the experts;
+        ``"each"``, every expert as a module of its own, ``<module>.0`` …; ``"stacked"``, the experts on top of each
+        other, a bound on every mixture; or module path → inputs of its router (T, n), for the mean over them. See
+        :func:`bora_analysis.experts.mixed`.
+    initial : an adapter as it was before training, where training began with factors that are not zero and were taken
+        out of the base model (PiSSA, LoRA-GA): the update is then the difference.
+    shapes : module path → (out_features, in_features) of the base model's layers, which the files of some methods do
+        not store (VeRA, MiSS, FourierFT).
     name : the adapter's name, by default taken from the path.
     base : the base model: a folder, a weight file, or an ``org/name`` of the Hub. DoRA, HiRA, HRA, OFT, BOFT and IA³
         need it, and so does a folder with a whole fine-tuned model, whose update is then the difference of the two.
@@ -87,9 +100,19 @@ def read_adapter(
             place, name = _download(text), name or text.partition("/")[2]
         else:
             raise AdapterError(f"{text}: no such file or folder")
+    if isinstance(experts, str) and experts not in CHOICES:
+        raise AdapterError(
+            f"{text}: experts {experts!r} is unknown; expected {', '.join(CHOICES)}, or inputs by module"
+        )
+    start = None
+    if initial is not None:
+        start = read_adapter(initial, alpha=alpha, method=method)
+        if not isinstance(start, Adapter):
+            raise AdapterError(f"{initial}: holds several checkpoints; name one as the initial adapter")
     if base is not None and not isinstance(base, BaseWeights):
         base = open_base(base)
     options: dict[str, Any] = {"alpha": alpha, "activation": activation, "method": method, "base": base}
+    options |= {"experts": experts, "shapes": shapes, "initial": start}
     if place.is_file():
         if place.suffix and place.suffix not in _SUFFIXES:
             raise AdapterError(f"{text}: is no weight file; expected {', '.join(_SUFFIXES)}, or the adapter's folder")
@@ -130,13 +153,18 @@ def _read_one(
     tensors, config = told.tensors, told.config
     types = (kind for reader in READERS for kind in reader.types.values())
     refuse_unreadable(weights, config, tensors.keys(), types, (reader.label for reader in READERS))
+    initial: Adapter | None = options["initial"]
+    given = {name: value for name, value in options.items() if name != "initial"}
     stored = {"alphas": told.alphas, "scalings": told.scalings, "ranks": told.ranks}
-    source = Source(tensors, config, **options, packed=_packed(tensors), **stored)
-    method, loaders, passed_over, notes, scaled = _read_parts(source, told.parts)
-    if loaders and source.method not in (None, *method.split("+")):
+    source = Source(tensors, config, **given, packed=_packed(tensors), **stored)
+    found = _read_parts(source, told.parts)
+    if found.loaders and source.method not in (None, *found.method.split("+")):
         raise AdapterError(
-            f"{weights}: keys and configuration are those of {method}; method (--method) says {source.method}"
+            f"{weights}: keys and configuration are those of {found.method}; method (--method) says {source.method}"
         )
+    if initial is not None:
+        found = relative(source, found, initial)
+    method, loaders, passed_over, notes, scaled = found
     loaders |= {module: _counted(loaders[module], n) for module, n in told.parameters.items() if module in loaders}
     passed_over = [*map(str, passed_over), *told.passed_over]
     passed_over += [key for module, key in told.alpha_keys.items() if module not in loaders]
@@ -149,7 +177,7 @@ def _read_one(
         )
     if scaled and not all(source.says_scaling(module) for module in loaders):
         warnings = [*warnings, "α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
-    for settings in source.all_settings:
+    for settings in source.all_settings if initial is None else ():
         warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
     ordered = {module: loaders[module] for module in sorted(loaders, key=natural)}
     step = int(hit[1]) if hit else None

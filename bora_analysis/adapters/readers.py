@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from . import adalora, bdlora, c3a, delora, experts, gralora, lycoris, miss, sparse, vblora, vera
 from .adapter import natural
 from .blocks import bora_loader, minis_loader, read_bora, read_melora
 from .diff import read_diff
@@ -81,5 +82,19 @@ READERS: tuple[Reader, ...] = (
     Reader("IA³", {"": "IA3"}, read_ia3),
     Reader("MiSS (bat)", {"": "MISS"}, read_miss_bat),
     Reader("whole differences (LyCORIS)", {}, read_diff),
+    Reader("HydraLoRA", {"": "HYDRALORA"}, experts.read_hydralora),
+    Reader("MoELoRA", {"moelora": "MMOELORA", "": "MMOELORAS"}, experts.read_moelora),
+    Reader("AdaLoRA", {"": "ADALORA"}, adalora.read),
+    Reader("LoHa", {"": "LOHA"}, lycoris.read_loha),
+    Reader("LoKr and KronA", {"": "LOKR"}, lycoris.read_lokr),
+    Reader("VeRA and PVeRA", {"vera": "VERA", "pvera": "PVERA"}, vera.read),
+    Reader("VB-LoRA", {"": "VBLORA"}, vblora.read),
+    Reader("DeLoRA", {"": "DELORA"}, delora.read),
+    Reader("GraLoRA", {"": "GRALORA"}, gralora.read),
+    Reader("MiSS", {"": "MISS"}, miss.read),
+    Reader("C³A", {"": "C3A"}, c3a.read),
+    Reader("FourierFT", {"": "FOURIERFT"}, sparse.read_fourierft),
+    Reader("SHiRA", {"": "SHIRA"}, sparse.read_shira),
+    Reader("BD-LoRA", {"": "LORA"}, bdlora.read),
     Reader("LoRA and rsLoRA", {"": "LORA", "bora": "BORA", "melora": "MELORA"}, _read_lora),
 )

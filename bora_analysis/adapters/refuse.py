@@ -15,27 +15,14 @@ from .errors import AdapterError
 
 # Pattern of a key → the method whose files have it. The first hit counts.
 _EVIDENCE = [
-    (r"\.hada_w[12]_[ab]|\.hada_t[12]", "LoHa"),
-    (r"\.lokr_w[12]|\.lokr_t2", "LoKr"),
-    (r"\.lora_E(\.|$)", "AdaLoRA"),
     (r"\.lora_diag(\.|$)", "KaSA"),
-    (r"\.lora_route|\.lora_B\d+\.weight", "HydraLoRA"),
-    (r"\.loraA\.\d+\.", "MOELoRA"),
     (r"\.lora_lambda\..*rms_norm", "TopLoRA"),
-    (r"pvera_(lambda|A|B)", "PVeRA"),
-    (r"vera_(lambda|A|B)", "VeRA"),
     (r"unilora_theta_d", "Uni-LoRA"),
-    (r"vblora_", "VB-LoRA"),
     (r"\.oft_(r|blocks)(\.|$)", "OFT of PEFT before 0.14, or of LyCORIS,"),
     (r"\.bone_", "Bone"),
-    (r"fourierft_spectrum", "FourierFT"),
     (r"waveft_spectrum", "WaveFT"),
     (r"randlora_", "RandLoRA"),
-    (r"\.shira_", "SHiRA"),
-    (r"\.c3a_kernel", "C³A"),
     (r"\.road_(theta|alpha)", "RoAd"),
-    (r"\.delora_", "DeLoRA"),
-    (r"\.gralora_", "GraLoRA"),
     (r"tinylora_", "TinyLoRA"),
     (r"\.psoft_", "PSOFT"),
     (r"\.glora_", "GLoRA"),
@@ -57,7 +44,6 @@ _EVIDENCE = [
 # Entry of adapter_config.json that is set → why B·A is then not the update.
 _FLAGS = {
     "use_qalora": "QALoRA pools the input, so B·A is not its update; not readable yet",
-    "use_bdlora": "BD-LoRA stores its factors block-diagonally and compactly; not readable yet",
     "arrow_config": "Arrow routes each token to other adapters, so there is no single update; not readable",
     "kasa_config": "KaSA truncates the base model and adds a diagonal; not readable yet",
 }
@@ -98,7 +84,8 @@ def init_warnings(config: Mapping[str, Any]) -> list[str]:
     if init.startswith(("pissa", "olora", "corda", "lora_ga", "loftq")):
         warnings.append(
             f"init_lora_weights is {init!r}: the base model was changed at initialisation, so B·A is not the update of "
-            "the original model (but for loftq, PEFT's path_initial_model_for_weight_conversion writes one that is)"
+            "the original model (but for loftq, PEFT's path_initial_model_for_weight_conversion writes one that is; or "
+            "give the initial adapter with initial, --initial)"
         )
     if config.get("alora_invocation_tokens"):
         warnings.append("aLoRA: the update acts only after the invocation tokens")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..delta import EPSILON, FactorError, Update
+from ..delta import EPSILON, FactorError, Update, coarsest
 from .errors import AdapterError
 from .tensors import Array, Tensors
 
@@ -181,7 +181,7 @@ class Source:
     ) -> Loader:
         """A function that reads the factors, by name, and builds the update; its errors name file and key."""
         flat = [key for value in keys.values() for key in ([value] if isinstance(value, str) else value)]
-        dtype = max((self.tensors.dtype(key) for key in flat), key=lambda name: EPSILON[name])
+        dtype = coarsest(name for name in map(self.tensors.dtype, flat) if name in EPSILON)  # indices have none
         read = read or self.tensors.read
 
         def load() -> Update:
@@ -212,7 +212,7 @@ def collect(source: Source, parts: str) -> tuple[dict[str, dict[str, str]], list
     ----------
     parts : regular expression of the names of the parts.
     """
-    pattern = re.compile(rf"(?P<module>.+)\.(?P<part>{parts})(\.(?P<name>[^.]+?))??(\.weight)?")
+    pattern = re.compile(rf"(?P<module>.+)\.(?P<part>{parts})(\.(?!bias$)[^.]+?)??(\.weight)?")
     found: dict[str, dict[str, str]] = defaultdict(dict)
     rest = []
     keys = source.tensors.keys()

@@ -195,6 +195,8 @@ def first_modules(
     alpha: float | None,
     activation: str | None,
     method: str | None,
+    experts: str,
+    initial: str | None,
     modules: str | None,
     **_: Any,
 ) -> Iterator[dict[str, Update]]:
@@ -207,7 +209,8 @@ def first_modules(
     updates: dict[str, Update] = {}
     for path in paths:
         try:
-            adapters.append(checkpoints(read_adapter(path, alpha=alpha, activation=activation, method=method))[-1])
+            how: dict[str, Any] = {"method": method, "experts": experts, "initial": initial}
+            adapters.append(checkpoints(read_adapter(path, alpha=alpha, activation=activation, **how))[-1])
         except AdapterError as error:
             failed = True
             fail(error)
