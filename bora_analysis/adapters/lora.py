@@ -18,11 +18,10 @@ import numpy as np
 from .. import delta
 from ..delta import Update
 from .errors import AdapterError
-from .source import Loader, Source
+from .source import Loader, Source, module_path
 from .tensors import Array
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?P<name>[^.]+?))??(\.weight)?")
-_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)")
 # lora_* entries that do not enter ΔW: VeLoRA's gradient projection, MonteCLoRA's sampler, lora_bias.
 _HARMLESS = re.compile(r"\.lora_(velora_|monteclora_)|\.lora_(embedding_)?B(\.[^.]+)?\.bias$")
 # The order in which transformers' expert modules register their parameters; PEFT nests its wrappers in that order.
@@ -42,12 +41,6 @@ class Parts:
     pairs: dict[str, dict[str, Pair]] = field(default_factory=dict)  # module → adapter name or mini → keys
     sigmas: dict[str, str] = field(default_factory=dict)  # module → key of a 3-D tensor beside its pair
     passed_over: list[str] = field(default_factory=list)
-
-
-def module_path(key: str) -> str:
-    """The key without what PEFT, torch.compile and FSDP put around a module's own path."""
-    key = _WRAPPERS.sub("", key).removeprefix(".")
-    return key.removeprefix("base_model.model.")
 
 
 def sort_keys(source: Source, keys: Iterable[str]) -> Parts:
@@ -102,7 +95,7 @@ def _ancestors(path: str) -> Iterable[str]:
 
 def method_name(source: Source) -> str:
     """rsLoRA differs from LoRA by its scaling alone, but has a name of its own."""
-    return "rslora" if any(settings.get("use_rslora") for settings in source.all_settings) else "lora"
+    return "rslora" if any(map(source.is_rslora, source.all_settings or [None])) else "lora"
 
 
 def lora_loaders(source: Source, pairs: Mapping[str, Pair], method: str) -> tuple[dict[str, Loader], list[str]]:
@@ -147,11 +140,7 @@ def check_pair(source: Source, module: str, pair: Pair, told: bool = True) -> tu
         groups = r // B[1]
         source.expect(B[0] % groups == 0, pair.B, f"rows in {groups} equal groups")
     else:
-        hint = ""
-        if len(B) == 2 and r % B[1] == 0 and r > B[1]:
-            hint = f"; loralib's MergedLinear with {r // B[1]} merged parts is not readable"
-        elif B[0] == r or A[1:] == B[1:]:
-            hint = "; they may be swapped or transposed"
+        hint = "; they may be swapped or transposed" if B[0] == r or A[1:] == B[1:] else ""
         source.expect(len(B) == 2 and B[1] == r, pair.B, f"(m, {r}) from lora_A {A}{hint}")
     if told:
         source.check_rank(module, pair.A, r)

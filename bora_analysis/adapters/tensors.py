@@ -168,11 +168,8 @@ class TorchFile:
         for name in ("state_dict", "model"):
             if isinstance(content, dict) and isinstance(content.get(name), dict):
                 content = content[name]
-        if isinstance(content, list):
-            raise AdapterError(
-                f"{self.path}: is a list of {len(content)} entries, the layout of cloneofsimo/lora, which names no "
-                "modules; not readable; expected a dictionary of named tensors"
-            )
+        if isinstance(content, list):  # cloneofsimo/lora's layout
+            content = {f"[{position}]": value for position, value in enumerate(content)}
         if not isinstance(content, dict):
             raise AdapterError(f"{self.path}: holds a {type(content).__name__}; expected a dictionary of named tensors")
         tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
