@@ -7,20 +7,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapters import Adapter, AdapterError, Trajectory, read_adapter, write_adapter
+    from .adapters import Adapter, AdapterError, Trajectory, merge, read_adapter, write_adapter
+    from .conversion import Conversion, Cut, convert
     from .delta import Blocked, FactorError, Facts, Update, activate, bora, dense, lora, melora
     from .spectrum import FactorRanks, Spectrum, each_spectrum, factor_ranks, singular_values
     from .synthetic import synthetic_adapter
     from .table import Tables, analyse, layer_metrics, spectra, summary
+    from .vectors import SingularVectors, singular_vectors
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "adapters": ("Adapter", "AdapterError", "Trajectory", "read_adapter", "write_adapter"),
+    "adapters": ("Adapter", "AdapterError", "Trajectory", "merge", "read_adapter", "write_adapter"),
+    "conversion": ("Conversion", "Cut", "convert"),
     "delta": ("Blocked", "FactorError", "Facts", "Update", "activate", "bora", "dense", "lora", "melora"),
     "spectrum": ("FactorRanks", "Spectrum", "each_spectrum", "factor_ranks", "singular_values"),
     "synthetic": ("synthetic_adapter",),
     "table": ("Tables", "analyse", "layer_metrics", "spectra", "summary"),
+    "vectors": ("SingularVectors", "singular_vectors"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -28,9 +32,12 @@ __all__ = [
     "Adapter",
     "AdapterError",
     "Blocked",
+    "Conversion",
+    "Cut",
     "FactorError",
     "FactorRanks",
     "Facts",
+    "SingularVectors",
     "Spectrum",
     "Tables",
     "Trajectory",
@@ -39,14 +46,17 @@ __all__ = [
     "activate",
     "analyse",
     "bora",
+    "convert",
     "dense",
     "each_spectrum",
     "factor_ranks",
     "layer_metrics",
     "lora",
     "melora",
+    "merge",
     "read_adapter",
     "singular_values",
+    "singular_vectors",
     "spectra",
     "summary",
     "synthetic_adapter",

@@ -70,6 +70,9 @@ class Facts:
     dtype : the coarsest dtype in which a factor was stored (the computation is in float64).
     support_rows, support_columns : how many rows and columns of ΔW the method can change (SBoRA's index factor, a
         sparse update); None for all of them.
+    kind : what ΔW belongs to: ``"linear"``, ``"embedding"`` (ΔW is d × V), ``"conv"``, ``"grouped conv"``, or a
+        ``"parameter"`` that is no layer of its own (an expert's slice, a part of nn.MultiheadAttention).
+    kernel : a convolution's kernel, whose size counts in n; empty for others.
     """
 
     method: str
@@ -84,6 +87,8 @@ class Facts:
     dtype: str
     support_rows: int | None = None
     support_columns: int | None = None
+    kind: str = "linear"
+    kernel: tuple[int, ...] = ()
 
 
 class Expanded(NamedTuple):
@@ -366,7 +371,7 @@ def melora(
         parameters=sum(f.parameters for f in each),
         macs_per_token=sum(f.macs_per_token for f in each),
         rank_bound=sum(f.rank_bound for f in each),
-        dtype=_coarsest(f.dtype for f in each),
+        dtype=coarsest(f.dtype for f in each),
     )
     return DirectSum(facts, tuple(parts))
 
@@ -414,7 +419,7 @@ def bora(
     check_blocks(b, m, n)
     diagonals = activate(raw, activation) * float(scaling)
     price = cost("bora", m, n, r, blocks=b)
-    stored = _coarsest((pair_dtype, sigma_dtype))
+    stored = coarsest((pair_dtype, sigma_dtype))
     facts = Facts(method, m, n, r, b, float(scaling), price.parameters, price.macs_per_token, price.rank_bound, stored)
     return BlockProduct(
         facts,
@@ -466,7 +471,7 @@ def _pair(B: Any, A: Any, dtype: str | None, any_rank: bool = False) -> tuple[Ar
             f"has shape {left.shape} and A has {right.shape}: r is above both m and n; "
             "expected (m, r) and (r, n), so they may be swapped",
         )
-    return left, right, _coarsest((left_dtype, right_dtype))
+    return left, right, coarsest((left_dtype, right_dtype))
 
 
 def _factor(name: str, value: Any, ndim: int, stored: str | None) -> tuple[Array, str]:
@@ -500,7 +505,8 @@ def is_finite(array: Array) -> bool:
     return bool(np.isfinite(quick)) or bool(np.isfinite(flat).all())
 
 
-def _coarsest(dtypes: Any) -> str:
+def coarsest(dtypes: Any) -> str:
+    """The dtype with the largest spacing."""
     return max(dtypes, key=lambda name: EPSILON.get(name, 0.0))
 
 
