@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from .adapters import Adapter, AdapterError, Trajectory, merge, read_adapter, write_adapter
     from .conversion import Conversion, Cut, convert
     from .delta import Blocked, FactorError, Facts, Update, activate, bora, dense, lora, melora
+    from .recommendation import Recommendation, recommend
     from .spectrum import FactorRanks, Spectrum, each_spectrum, factor_ranks, singular_values
+    from .subspaces import principal_angles, similarity, subspace_similarity
     from .synthetic import synthetic_adapter
     from .table import Tables, analyse, layer_metrics, spectra, summary
     from .vectors import SingularVectors, singular_vectors
@@ -21,6 +23,8 @@ _HOME = {
     "adapters": ("Adapter", "AdapterError", "Trajectory", "merge", "read_adapter", "write_adapter"),
     "conversion": ("Conversion", "Cut", "convert"),
     "delta": ("Blocked", "FactorError", "Facts", "Update", "activate", "bora", "dense", "lora", "melora"),
+    "recommendation": ("Recommendation", "recommend"),
+    "subspaces": ("principal_angles", "similarity", "subspace_similarity"),
     "spectrum": ("FactorRanks", "Spectrum", "each_spectrum", "factor_ranks", "singular_values"),
     "synthetic": ("synthetic_adapter",),
     "table": ("Tables", "analyse", "layer_metrics", "spectra", "summary"),
@@ -37,6 +41,7 @@ __all__ = [
     "FactorError",
     "FactorRanks",
     "Facts",
+    "Recommendation",
     "SingularVectors",
     "Spectrum",
     "Tables",
@@ -54,10 +59,14 @@ __all__ = [
     "lora",
     "melora",
     "merge",
+    "principal_angles",
     "read_adapter",
+    "recommend",
+    "similarity",
     "singular_values",
     "singular_vectors",
     "spectra",
+    "subspace_similarity",
     "summary",
     "synthetic_adapter",
     "write_adapter",

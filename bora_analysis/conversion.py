@@ -7,7 +7,7 @@ The best approximation of rank k is the truncated SVD (Eckart & Young 1936; Mirs
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,12 @@ from .vectors import in_order, singular_vectors
 if TYPE_CHECKING:
     import pandas as pd
 
-# Settings that say what the base model is and what else the file holds, not how the LoRA is built.
-_KEPT = (
-    "task_type", "modules_to_save", "fan_in_fan_out", "revision", "auto_mapping", "layer_replication",
-    "trainable_token_indices", "ensure_weight_tying", "alora_invocation_tokens",
+# Settings of the base model and its layers, and of what else the file holds; not of how the LoRA is built.
+_OF_BASE = (
+    "base_model_name_or_path", "revision", "task_type", "auto_mapping", "layer_replication", "fan_in_fan_out",
+    "alora_invocation_tokens",
 )  # fmt: skip
+_OF_HEADS = ("modules_to_save", "trainable_token_indices", "ensure_weight_tying")
 # What one layer's update may be and a LoRA of PEFT cannot, or not under a name of its own.
 _NO_LAYER = {
     "grouped conv": "is a grouped convolution, whose lora_B is block-diagonal; a truncated one would not be",
@@ -102,6 +103,7 @@ def convert(
     threshold: float | None = None,
     dtype: str = "float32",
     pad: bool = False,
+    settings: Mapping[str, Any] | None = None,
     on_module: Callable[[], None] | None = None,
 ) -> Conversion:
     """Write an adapter as a LoRA that PEFT and servers of LoRA load.
@@ -122,6 +124,8 @@ def convert(
     threshold : as many as there are σ above it.
     dtype : of the factors, see :func:`bora_analysis.write_adapter`.
     pad : fill up every module with zeros to the largest rank, for servers that know no ``alpha_pattern``.
+    settings : entries of ``adapter_config.json`` beside the LoRA's own, such as :func:`shared_settings` has for a
+        merged adapter; by default those of the adapter's own configuration.
     on_module : called after each module, for progress.
 
     Raises
@@ -149,10 +153,9 @@ def convert(
         raise AdapterError(f"{source}: holds several checkpoints; name one")
     folder = Path(folder)
     name = adapter.path or adapter.name
-    if adapter.path is not None and folder.resolve() == adapter.path.parent.resolve():
-        raise AdapterError(f"{folder}: is the adapter's own folder; give another one to write to")
-    config = _config(adapter)
-    _check_convertible(name, config)
+    refuse_own_folder(folder, [adapter])
+    if settings is None:
+        settings = shared_settings([adapter], heads=True)
     cuts: dict[str, Cut] = {}
     facts: dict[str, Facts] = {}
 
@@ -182,9 +185,8 @@ def convert(
         "lora",
         factors(),
         alpha=None,
-        base_model=config.get("base_model_name_or_path"),
         dtype=dtype,
-        extra_config={key: config[key] for key in _KEPT if config.get(key)},
+        extra_config=settings,
         others=_others(adapter),
     )
     return Conversion(folder, cuts, facts)
@@ -242,20 +244,39 @@ def _of_layer(facts: Facts, B: Array, A: Array) -> dict[str, Array]:
     return {"A": A.reshape(len(A), -1, *facts.kernel) if ones else A, "B": B.reshape(*B.shape, *ones)}
 
 
-def _config(adapter: Adapter) -> dict[str, Any]:
-    path = None if adapter.path is None else adapter.path.with_name(CONFIG_NAME)
-    return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
+def refuse_own_folder(folder: Path, adapters: Sequence[Adapter]) -> None:
+    """A LoRA must not replace what it is made of."""
+    for adapter in adapters:
+        if adapter.path is not None and folder.resolve() == adapter.path.parent.resolve():
+            raise AdapterError(f"{folder}: is the folder of {adapter.name} itself; give another one to write to")
 
 
-def _check_convertible(name: object, config: Mapping[str, Any]) -> None:
-    """Refuse what is trained beside ΔW and would be lost."""
-    if config.get("bias", "none") != "none":
-        raise AdapterError(
-            f"{name}: the adapter trains biases (bias = {config['bias']!r}), which a LoRA of other ranks cannot hold; "
-            "expected 'none' to convert"
-        )
-    if config.get("lora_bias"):
-        raise AdapterError(f"{name}: the adapter trains a bias of lora_B (lora_bias), which is no part of ΔW")
+def shared_settings(adapters: Sequence[Adapter], *, heads: bool = False) -> dict[str, Any]:
+    """What a LoRA's configuration takes over from adapters: the base model, and what is said of its layers.
+
+    Parameters
+    ----------
+    heads : take over what says which heads and tokens the file holds beside ΔW, too.
+
+    Raises
+    ------
+    AdapterError
+        An adapter that trains biases, which would be lost; several base models or settings.
+    """
+    found: dict[str, Any] = {}
+    for adapter in adapters:
+        path = None if adapter.path is None else adapter.path.with_name(CONFIG_NAME)
+        config = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
+        if config.get("bias", "none") != "none" or config.get("lora_bias"):
+            told = "lora_bias" if config.get("lora_bias") else f"bias = {config['bias']!r}"
+            raise AdapterError(f"{path}: the adapter trains biases ({told}), which are no part of ΔW; expected none")
+        for key in (*_OF_BASE, *(_OF_HEADS if heads else ())):
+            if config.get(key) and found.setdefault(key, config[key]) != config[key]:
+                raise AdapterError(
+                    f"{path}: {key} is {config[key]!r}, another adapter has {found[key]!r}; expected adapters of one "
+                    "base model"
+                )
+    return found
 
 
 def _others(adapter: Adapter) -> dict[str, Raw]:

@@ -1,7 +1,7 @@
 """Singular values with their vectors, through the factors, never through ΔW.
 
 What :mod:`bora_analysis.spectrum` does for values alone: QR of the thin factors and the SVD of a core, in float64, one
-BLAS thread per worker. Truncation (:mod:`bora_analysis.conversion`) and subspaces (:mod:`bora_analysis.similarity`)
+BLAS thread per worker. Truncation (:mod:`bora_analysis.conversion`) and subspaces (:mod:`bora_analysis.subspaces`)
 need the vectors too.
 """
 
