@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .actions import convert, merge, recommend, similarity
 from .commands import analyze, compare, figure, synth
 from .cost import cost
 from .dashboard import dashboard
@@ -26,5 +27,18 @@ def main() -> None:
     """
 
 
-for command in (analyze, compare, figure, synth, cost, paper, train, dashboard):
+for command in (
+    analyze,
+    compare,
+    recommend,
+    similarity,
+    convert,
+    merge,
+    figure,
+    synth,
+    cost,
+    train,
+    paper,
+    dashboard,
+):
     main.add_command(command)
