@@ -92,9 +92,8 @@ with boxes[2]:
 row = candidates[candidates["module"] == module].iloc[0]
 
 with heat_place:
-    st.altair_chart(
-        charts.heatmap(cells, metric, threshold, (layer, projection), night),
-        width="stretch",
+    charts.draw(
+        charts.heatmap(cells, metric, (layer, projection), night),
         key=heat_key,
         on_select=clicked,
         selection_mode="cell",
@@ -133,9 +132,8 @@ def slot_spectra(update: Update) -> pd.DataFrame:
 
 
 def image(picture: pictures.Picture, title: str, key: str, words: str, names: tuple[str, str]) -> None:
-    st.altair_chart(
+    charts.draw(
         charts.picture(picture.image, picture.size, (picture.rows, picture.columns), title, names),
-        width="stretch",
         key=key,
         alt=words,
     )
@@ -168,9 +166,8 @@ def inspect(update: Update) -> None:
     left, right = st.columns(2)
     with left:
         st.markdown("**Singular values of ΔW**")
-        st.altair_chart(
+        charts.draw(
             charts.spectrum(charts.curves(mine), looks, threshold, night),
-            width="stretch",
             key="module_spectrum",
             alt=f"Singular values of {module}, {len(mine)} in all, logarithmic.",
         )
@@ -184,7 +181,7 @@ def inspect(update: Update) -> None:
                 "B′ and A′, and rank Σ′ is the number of slots."
             )
         else:
-            st.altair_chart(
+            charts.draw(
                 charts.families(
                     slots,
                     x="index",
@@ -194,7 +191,6 @@ def inspect(update: Update) -> None:
                     bold=None,
                     night=night,
                 ),
-                width="stretch",
                 key="slot_spectra",
                 alt=f"Singular values of the {slots['slot'].nunique()} matrices Sₖ, logarithmic, coloured by k.",
             )

@@ -86,9 +86,8 @@ ranks = "; ".join(
     f"{name}: {value:.4g} of {bound:.4g}"
     for name, value, bound in rows.groupby("adapter", sort=False)[["effective_rank", "rank_bound"]].mean().itertuples()
 )
-st.altair_chart(
+charts.draw(
     charts.spectrum(charts.curves(shown), looks, threshold, night),
-    width="stretch",
     key="spectrum",
     alt=f"Singular values against their index, logarithmic, {where}. Mean effective rank of the bound: {ranks}.",
 )
@@ -137,9 +136,8 @@ if module is None:
         left, right = st.columns(2)
         for column, metric in ((left, "effective_rank"), (right, "energy")):
             with column:
-                st.altair_chart(
-                    charts.over_layers(by_layer, metric, threshold, looks, night),
-                    width="stretch",
+                charts.draw(
+                    charts.over_layers(by_layer, metric, looks, night),
                     key=f"layers_{metric}",
                     alt=f"{style.metric_label(metric, threshold, ', ')}, over the layers, {where}, a line per adapter.",
                 )

@@ -101,17 +101,16 @@ where = "all modules" if projection == "all" else f"projection {projection}"
 lines = rows[rows["layer"].notna()].groupby(["layer", "step"])[metric].mean().reset_index().assign(bold=False)
 mean = rows.groupby("step")[metric].mean().reset_index().assign(bold=True, layer=0)
 both = pd.concat([lines, mean], ignore_index=True).astype({"layer": int, "step": int})
-st.altair_chart(
+charts.draw(
     charts.families(
         both,
         x="step",
         y=metric,
         by="layer",
-        titles=("training step", style.metric_label(metric, threshold, "  "), "layer"),
+        titles=("training step", charts.metric_title(metric), "layer"),
         bold="mean",
         night=night,
     ),
-    width="stretch",
     key="trajectory",
     alt=f"{metric} against the training step, {where} of {adapter}; the mean goes from {mean[metric].iloc[0]:.4g} "
     f"to {mean[metric].iloc[-1]:.4g}.",
@@ -131,9 +130,8 @@ if len(trajectories) > 1:
         together = narrowed(context.layer_metrics[context.layer_metrics["adapter"].isin(trajectories)])
         together = together[together["step"].notna()]
         means = together.groupby(["adapter", "step"], sort=False)[metric].mean().reset_index().astype({"step": int})
-        st.altair_chart(
-            charts.runs(means, metric, threshold, charts.looks_of(context.layer_metrics), night),
-            width="stretch",
+        charts.draw(
+            charts.runs(means, metric, charts.looks_of(context.layer_metrics), night),
             key="runs",
             alt=f"{metric} against the training step, {where}, a line per run.",
         )
@@ -157,7 +155,7 @@ medians = (
     .reset_index()
     .astype({"step": int})
 )
-st.altair_chart(
+charts.draw(
     charts.families(
         medians.assign(bold=medians["step"] == step),
         x="index",
@@ -168,7 +166,6 @@ st.altair_chart(
         night=night,
         threshold=threshold,
     ),
-    width="stretch",
     key="step_spectrum",
     alt=f"Median singular values of {where} at step {step}, logarithmic, with other steps thin behind them.",
 )
@@ -220,9 +217,8 @@ if st.toggle("Ranks of B′, Σ′, A′ by step", key="factors", bind="query-pa
         names = {"rank_B": "B′", "rank_sigma": "Σ′", "rank_A": "A′", "rank_bound": "bound"}
         tidy = ranks.groupby("step")[list(names)].mean().rename(columns=names).reset_index()
         tidy = tidy.melt("step", var_name="factor", value_name="rank")
-        st.altair_chart(
+        charts.draw(
             charts.ranks_by_step(tidy, night),
-            width="stretch",
             key="factor_ranks",
             alt=f"Mean ranks of B', Σ' and A' against the training step, {where} of {adapter}.",
         )
