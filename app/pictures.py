@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bora_analysis.delta import BlockProduct, DirectSum, Update
+from bora_analysis.delta import Blocked, BlockProduct, DirectSum, Update
 from bora_analysis.spectrum import one_blas_thread
 
 Array = NDArray[Any]
@@ -58,10 +58,10 @@ def magnitude(update: Update, cells: int = CELLS) -> Picture:
             sums[np.searchsorted(rows, top, "right") - 1, left : left + strip.size] += strip
     totals = np.add.reduceat(sums, columns[:-1], axis=1)
     counts = np.diff(rows)[:, None] * np.diff(columns)[None, :]
-    return Picture(totals / counts, (m, n), *_lines(update))
+    return Picture((totals / counts).astype(np.float32), (m, n), *_lines(update))
 
 
-def middle(update: Update) -> Picture:
+def middle(update: Blocked) -> Picture:
     """|Σ'| of eq. 6, averaged over cells where it is large."""
     sigma = np.abs(update.expanded().sigma)
     edges = _edges(len(sigma), 1, 2 * CELLS)
@@ -73,10 +73,11 @@ def middle(update: Update) -> Picture:
         lines = tuple(int(k) for k in inner) if b <= LINES else ()
     else:
         lines = tuple(range(size // b, size, size // b)) if 1 < b <= LINES else ()
-    return Picture(sums / (np.diff(edges)[:, None] * np.diff(edges)[None, :]), (size, size), lines, lines)
+    means = sums / (np.diff(edges)[:, None] * np.diff(edges)[None, :])
+    return Picture(means.astype(np.float32), (size, size), lines, lines)
 
 
-def slot_tiles(update: Update) -> Picture | None:
+def slot_tiles(update: Blocked) -> Picture | None:
     """The |S_k| beside each other in a grid, row by row; None where they are numbers, or too large."""
     found = update.slots()
     r, b = len(found), len(found[0])
@@ -86,7 +87,7 @@ def slot_tiles(update: Update) -> Picture | None:
     across = next(k for k in range(1, r + 1) if r % k == 0 and k * k >= r)  # no empty place in the grid
     down = r // across
     image = slots.reshape(down, across, b, b).transpose(0, 2, 1, 3).reshape(down * b, across * b)
-    return Picture(image, image.shape, tuple(range(b, down * b, b)), tuple(range(b, across * b, b)))
+    return Picture(image.astype(np.float32), image.shape, tuple(range(b, down * b, b)), tuple(range(b, across * b, b)))
 
 
 def _edges(length: int, blocks: int, cells: int) -> Array:
@@ -117,9 +118,9 @@ def _strips(update: Update, rows: Array) -> Iterator[tuple[int, int, Array]]:
                 strip = (piece[None] * sigma[:, None, :]) @ A  # (b, rows, n/b)
                 yield int(start), 0, np.abs(strip, out=strip).sum(axis=1).ravel()
     else:
-        dense = np.abs(update.to_dense())
+        left, right = (factor.astype(np.float32) for factor in update.factors())
         for start, stop in itertools.pairwise(rows):
-            yield int(start), 0, dense[start:stop].sum(axis=0)
+            yield int(start), 0, np.abs(left[start:stop] @ right).sum(axis=0)
 
 
 def _lines(update: Update) -> tuple[tuple[int, ...], tuple[int, ...]]:

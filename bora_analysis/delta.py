@@ -1,14 +1,16 @@
 """A weight update ΔW held as its factors.
 
-Every update here is one of two structures:
+Here are the structures of BoRA's own family and the one without structure; :mod:`bora_analysis.structures` has those
+of the other methods.
 
 * :class:`BlockProduct`: block (i, j) of ΔW is ``B_i · diag(Σ_ij) · A_j`` (BoRA, eq. 4). LoRA is the case of
   one block, so it costs nothing extra.
 * :class:`DirectSum`: ΔW is block-diagonal (MELoRA), each block an update of its own.
+* :class:`Dense`: ΔW itself.
 
-Both keep one small contract: ``facts``, ``cores()`` (small matrices with the singular values of ΔW),
-``expanded()`` (B', Σ', A' of eq. 6) and ``to_dense()``. The scaling α/r is folded into Σ when the update is
-built, so that nobody can forget it.
+All keep one small contract, :class:`Update`: ``facts``, ``cores()`` (small matrices with the singular values of ΔW),
+``factors()`` (ΔW = left · right) and ``to_dense()``. Those of BoRA's form have B', Σ', A' of eq. 6 besides,
+:class:`Blocked`. The scaling is folded in when the update is built, so that nobody can forget it.
 
 Equations are those of BoRA, arXiv 2508.06953.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +68,8 @@ class Facts:
         per multiply-add; in the usual convention a multiply-add is two FLOPs.
     rank_bound : least upper bound on rank(ΔW) that the sizes alone give; min(m, n, br) for BoRA (eq. 7).
     dtype : the coarsest dtype in which a factor was stored (the computation is in float64).
+    support_rows, support_columns : how many rows and columns of ΔW the method can change (SBoRA's index factor, a
+        sparse update); None for all of them.
     """
 
     method: str
@@ -78,6 +82,8 @@ class Facts:
     macs_per_token: int
     rank_bound: int
     dtype: str
+    support_rows: int | None = None
+    support_columns: int | None = None
 
 
 class Expanded(NamedTuple):
@@ -95,8 +101,28 @@ class Update(Protocol):
     def facts(self) -> Facts: ...
 
     def cores(self) -> list[Array]:
-        """Stacks (k, p, q) in float64 whose singular values, united, are the non-zero ones of ΔW."""
+        """Stacks (k, p, q) in float64 whose singular values, united, are the non-zero ones of ΔW.
+
+        Together they have ``facts.rank_bound`` singular values, or more, of which the rest are zero.
+        """
         ...
+
+    def factors(self) -> tuple[Array, Array]:
+        """left (m, k) and right (k, n), float64, with ΔW = left · right; k ≤ min(m, n).
+
+        The scaling is in one of them. k is the structure's own inner size; where that reaches min(m, n), and for an
+        update without structure, one factor is ΔW and the other the identity.
+        """
+        ...
+
+    def to_dense(self) -> Array:
+        """ΔW as an (m, n) float64 matrix. For tests, pictures and small layers."""
+        ...
+
+
+@runtime_checkable
+class Blocked(Update, Protocol):
+    """An update of BoRA's form, ΔW = B' Σ' A' (eq. 6): LoRA, MELoRA, BoRA, and others with a diagonal in the middle."""
 
     def expanded(self) -> Expanded: ...
 
@@ -106,10 +132,6 @@ class Update(Protocol):
 
     def factor_cores(self) -> tuple[list[Array], list[Array]]:
         """Stacks with the non-zero singular values of B' and of A'."""
-        ...
-
-    def to_dense(self) -> Array:
-        """ΔW as an (m, n) float64 matrix. For tests, pictures and small layers."""
         ...
 
 
@@ -150,6 +172,15 @@ class BlockProduct:
             [np.stack([_triangle(block.T) for block in self.A])],
         )
 
+    def factors(self) -> tuple[Array, Array]:
+        b, _, r = self.sigma.shape
+        if b * r >= min(self.facts.out_features, self.facts.in_features):
+            return trivial_factors(self.to_dense())
+        A = self.A.astype(np.float64)
+        # Row (i, k) of Σ'A' is, in column block j, sigma[i, j, k] times row k of A_j.
+        right = self.sigma.transpose(0, 2, 1)[..., None] * A.transpose(1, 0, 2)[None]  # (b, r, b, n/b)
+        return _block_diagonal(self.B), right.reshape(b * r, self.facts.in_features)
+
     def to_dense(self) -> Array:
         B, A = self.B.astype(np.float64), self.A.astype(np.float64)
         blocks = np.einsum("ipk,ijk,jkq->ipjq", B, self.sigma, A, optimize=True)
@@ -177,8 +208,76 @@ class DirectSum:
         left, right = zip(*(part.factor_cores() for part in self.parts), strict=True)
         return [core for part in left for core in part], [core for part in right for core in part]
 
+    def factors(self) -> tuple[Array, Array]:
+        left, right = zip(*(part.factors() for part in self.parts), strict=True)
+        return _block_diagonal(left), _block_diagonal(right)
+
     def to_dense(self) -> Array:
         return _block_diagonal([part.to_dense() for part in self.parts])
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """ΔW without structure: its core is itself."""
+
+    facts: Facts
+    delta: Array  # (m, n), scaling included
+
+    def cores(self) -> list[Array]:
+        return [self.delta.astype(np.float64)[None]]
+
+    def factors(self) -> tuple[Array, Array]:
+        return trivial_factors(self.to_dense())
+
+    def to_dense(self) -> Array:
+        return self.delta.astype(np.float64)
+
+
+def dense(
+    delta: Any,
+    *,
+    method: str = "full",
+    r: int | None = None,
+    scaling: float = 1.0,
+    parameters: int | None = None,
+    macs_per_token: int | None = None,
+    dtype: str | None = None,
+) -> Dense:
+    """ΔW given as a matrix, for methods whose update has no cheaper form, and full fine-tuning.
+
+    Parameters
+    ----------
+    delta : (m, n) array or tensor, scaling included.
+    r : the method's rank parameter; default min(m, n).
+    scaling : what was folded in, for the tables.
+    parameters, macs_per_token : default m·n.
+    method, dtype : as for :func:`lora`.
+
+    Raises
+    ------
+    FactorError
+        Wrong shape, or NaN or Inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> update = dense(np.eye(3, 2))
+    >>> update.facts.rank_bound, update.factors()[0].shape, update.factors()[1].shape
+    (2, (3, 2), (2, 2))
+    """
+    matrix, stored = _factor("delta", delta, 2, dtype)
+    m, n = matrix.shape
+    facts = Facts(
+        method, m, n, min(m, n) if r is None else r, 1, float(scaling), m * n if parameters is None else parameters,
+        m * n if macs_per_token is None else macs_per_token, min(m, n), stored,
+    )  # fmt: skip
+    return Dense(facts, matrix)
+
+
+def trivial_factors(delta: Array) -> tuple[Array, Array]:
+    """ΔW and the identity, in the order that makes k = min(m, n)."""
+    m, n = delta.shape
+    return (delta, np.eye(n)) if n <= m else (np.eye(m), delta)
 
 
 def lora(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bora_analysis import bora, lora, melora
 
-STRUCTURES = ("lora", "melora", "melora-unequal", "bora")
+STRUCTURES = ("lora", "melora", "melora-unequal", "bora")  # those of BoRA's form
 CONTENTS = ("gaussian", "decaying", "repeated", "rank-deficient", "zero", "tiny", "huge", "unbalanced")
 
 

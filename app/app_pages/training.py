@@ -7,8 +7,9 @@ from typing import Any
 
 import charts
 import pandas as pd
+import sources
 import streamlit as st
-from context import current
+from context import current, load
 from downloads import offer
 from explain import explanation, question
 from plain import markdown
@@ -23,8 +24,18 @@ question(
     "Training", "How does the rank of an adapter grow while it is trained, layer by layer, and what holds it back?"
 )
 
-counts = context.layer_metrics.groupby("adapter", sort=False)["step"].nunique()
-trajectories = [str(name) for name in counts.index[counts >= 2]]
+
+def runs_in(frame: pd.DataFrame) -> list[str]:
+    """The adapters of a table that have two steps or more."""
+    counts = frame.groupby("adapter", sort=False)["step"].nunique()
+    return [str(name) for name in counts.index[counts >= 2]]
+
+
+trajectories = runs_in(context.layer_metrics)
+if not trajectories and sources.runs():
+    st.caption("None of the chosen adapters has two or more steps: these are the runs that come with the toolkit.")
+    context = load(sources.runs(), threshold)
+    trajectories = runs_in(context.layer_metrics)
 
 
 def explained() -> None:
@@ -210,7 +221,7 @@ if st.toggle("Ranks of B′, Σ′, A′ by step", key="factors", bind="query-pa
     if st.session_state.get("_factors", (None,))[0] != wish:
         try:
             st.session_state["_factors"] = (wish, factor_table())
-        except AdapterError as error:
+        except (AdapterError, ValueError) as error:  # ValueError: a method that has no such factors
             st.error(markdown(str(error)), icon=":material/error:")
     if st.session_state.get("_factors", (None,))[0] == wish:
         ranks = st.session_state["_factors"][1]

@@ -107,5 +107,6 @@ def _build(factor: Array, *, side: str, index: Array, size: int, scaling: float,
     method = "sbora-fa" if side == "B" else "sbora-fb"
     update = delta.lora(**pair, scaling=scaling, method=method, dtype=dtype, any_rank=True)
     price = cost(method, update.facts.out_features, update.facts.in_features, len(index))
-    facts = replace(update.facts, parameters=price.parameters, macs_per_token=price.macs_per_token)
+    support = {"support_columns" if side == "B" else "support_rows": len(index)}
+    facts = replace(update.facts, parameters=price.parameters, macs_per_token=price.macs_per_token, **support)
     return replace(update, facts=facts)
