@@ -618,9 +618,12 @@ def _threshold(night: bool) -> list[Spec]:
         "fontSize": 12,
     }
     here = number("y")
+    place = {"y": here, "x": {"value": 0}, "text": category("text")}
     return [
         layer("threshold", line, y=here),
-        layer("threshold", words, y=here, x={"value": 0}, text=category("text")),
+        # A rim in the colour of the ground, where a curve passes behind the words.
+        layer("threshold", {**words, "stroke": _BACKGROUND[night], "strokeWidth": 4}, **place),
+        layer("threshold", words, **place),
     ]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 from context import current
 from downloads import offer
-from explain import explanation, question
+from explain import explanation, folded, question
 from inspection import Inspection, inspect
 from pictures import Picture
 from plain import markdown
@@ -84,7 +84,8 @@ boxes = st.columns([2, 2, 5], vertical_alignment="bottom")
 with boxes[0]:
     projection = choose("Projection", style.projections_in_order(table["projection"]), "projection", on_change=boxed)
 with boxes[1]:
-    having = [layer for layer in in_order if ((table["layer"] == layer) & (table["projection"] == projection)).any()]
+    of_projection = set(table.loc[table["projection"] == projection, "layer"])
+    having = [layer for layer in in_order if layer in of_projection]
     layer = choose("Layer", having, "layer", on_change=boxed)
 candidates = table[(table["layer"] == layer) & (table["projection"] == projection)]
 with boxes[2]:
@@ -249,8 +250,9 @@ def _module_figure(mine: pd.DataFrame) -> Any:
 
 
 offer(table, "layer_metrics", heat_figure)
-with st.expander("Table", icon=":material/table:"):
-    st.dataframe(table, hide_index=True)
+with folded("Table", "table") as opened:
+    if opened:
+        st.dataframe(table, hide_index=True)
 
 st.subheader("One module", anchor=False)
 st.text(module)

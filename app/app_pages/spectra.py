@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 from context import current, latest
 from downloads import offer
-from explain import explanation, question
+from explain import explanation, folded, question
 from plain import markdown
 
 from bora_analysis import style
@@ -36,11 +36,11 @@ def numbers(frame: pd.DataFrame) -> None:
         "parameters": st.column_config.NumberColumn("parameters", format="localized"),
         "rank_bound": st.column_config.NumberColumn("bound", format="%.4g", help="Most that the sizes allow"),
         "effective_rank": st.column_config.NumberColumn(f"σ > {threshold:g}", format="%.2f", help="Effective rank"),
-        "rank_utilisation": st.column_config.ProgressColumn(
-            "used", format="percent", min_value=0.0, max_value=1.0, help="Effective rank as a share of the bound"
+        "rank_utilisation": st.column_config.NumberColumn(
+            "used", format="percent", help="Effective rank as a share of the bound"
         ),
-        "entropy_rank": st.column_config.NumberColumn("entropy rank", format="%.2f", help="exp H(σ/Σσ)"),
-        "stable_rank": st.column_config.NumberColumn("stable rank", format="%.2f", help="Σσ² / σ₁²"),
+        "entropy_rank": st.column_config.NumberColumn("entropy", format="%.2f", help="Entropy rank, exp H(σ/Σσ)"),
+        "stable_rank": st.column_config.NumberColumn("stable", format="%.2f", help="Stable rank, Σσ² / σ₁²"),
         "energy_rank_99": st.column_config.NumberColumn("99 %", format="%.2f", help="Directions that hold it of Σσ²"),
         "energy": st.column_config.NumberColumn("Σσ²", format="%.4g", help="Energy, ‖ΔW‖_F², summed"),
         "modules": st.column_config.NumberColumn("modules"),
@@ -149,12 +149,13 @@ if module is None:
 
         offer(by_layer, "figure4", figure4)
 
-with st.expander("Tables", icon=":material/table:"):
-    st.caption("One row per module and adapter.")
-    st.dataframe(rows, hide_index=True)
-    offer(rows, "layer_metrics")
-    st.caption("The summary above.")
-    offer(totals, "summary")
+with folded("Tables", "tables") as opened:
+    if opened:
+        st.caption("One row per module and adapter.")
+        st.dataframe(rows, hide_index=True)
+        offer(rows, "layer_metrics")
+        st.caption("The summary above.")
+        offer(totals, "summary")
 
 explanation(
     [
