@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from bora_analysis import analyse, read_adapter
 from bora_analysis.adapters import AdapterError
+from bora_analysis.synthetic import Synthetic, write_synthetic
 from bora_analysis.table import join
 
 BUNDLED = [source.label for source in sources.usual()]
@@ -237,6 +238,16 @@ def test_a_link_sets_adapters_threshold_and_path(start, tmp_path):
     healthy(app.switch_page("app_pages/layers.py").run())
     assert names(app) == ["two", BUNDLED[0]]
     assert app.session_state["_context"].threshold == 0.0123
+
+
+@pytest.mark.parametrize("page", ["spectra", "layers", "training"])
+def test_a_method_without_block_factors(start, tmp_path, page):
+    """LoHa has no B', Σ', A': the pages say so, or leave them out."""
+    shapes = {f"model.layers.{layer}.self_attn.q_proj": (12, 16) for layer in range(2)}
+    write_synthetic(tmp_path / "mine", Synthetic("loha", shapes, 2))
+    app = healthy(start(page, tmp_path / "mine", adapters="mine"))
+    assert names(app) == ["mine"]
+    assert not shown(app)
 
 
 @pytest.mark.parametrize("threshold", ["nan", "inf", "-1", "0", "1e400", "x", "", "1e-300"])
