@@ -426,3 +426,30 @@ def test_perplexity_weighs_tokens():
         label_ids = labels.numpy()
 
     assert scorer("perplexity")(Evaluated())["perplexity"] == pytest.approx(math.exp(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(("place", "inside"), [("org/set:rte", "rte"), ("org/set", "data"), ("org/set", "")])
+def test_a_hub_data_set_is_read_from_its_folder(home, tmp_path, place, inside, monkeypatch):
+    """The Hub's layouts: a folder per configuration, the converter's ``data``, files at the top."""
+    glue_folder(tmp_path / "files", "glue-rte")
+    if inside:
+        (tmp_path / "hub").mkdir()
+        (tmp_path / "files").rename(tmp_path / "hub" / inside)
+    else:
+        (tmp_path / "files").rename(tmp_path / "hub")
+    asked: list[Any] = []
+
+    def download(hub_id: str, **options: Any) -> str:
+        asked.append((hub_id, options["repo_type"], options["allow_patterns"]))
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    data = load_data(settings(home, data=place, text=(), label=None))
+    assert (len(data.train), len(data.held_out)) == (30, 10)
+    assert data.train[0].texts[0] == data.train[0].texts[1]
+    ((hub_id, kind, patterns),) = asked
+    assert (hub_id, kind) == ("org/set", "dataset")
+    wanted = f"{inside}/train-00000-of-00001.parquet" if inside else "train-00000-of-00001.parquet"
+    from fnmatch import fnmatch
+
+    assert any(fnmatch(wanted, pattern) for pattern in patterns)
