@@ -54,7 +54,7 @@ test: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 bench: .venv/.installed .venv-peer/.installed
 	$(BIN)/python benchmarks/run.py --peer .venv-peer/bin/gradience
