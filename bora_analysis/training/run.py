@@ -255,7 +255,7 @@ class _Run:
         self.record["seconds"] = round(self.spent + time.monotonic() - self.began, 1)
         self._write_record()
         if history:
-            self.report(_line(step, self.steps, history[-1], self.settings.scored_by))
+            self.report(_line(step, self.steps, self.record["history"][-1], self.settings.scored_by))
 
     def _finish(self) -> None:
         keep_adapter_of(self.folder)
@@ -360,7 +360,10 @@ def _loaded(settings: Settings, kind: Any, **options: Any) -> Any:
 def _clean(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of the Trainer's history without times, which differ from run to run."""
     kept = {key.removeprefix("eval_"): value for key, value in entry.items() if not _is_timing(key)}
-    return {"step": kept.pop("step"), **({"held_out_loss": kept.pop("loss")} if "eval_loss" in entry else {}), **kept}
+    held_out = {"held_out_loss": kept.pop("loss")} if "eval_loss" in entry else {}
+    if "token_loss" in kept:
+        held_out = {"held_out_loss": kept.pop("token_loss")}
+    return {"step": kept.pop("step"), **held_out, **kept}
 
 
 def _is_timing(key: str) -> bool:
@@ -369,8 +372,8 @@ def _is_timing(key: str) -> bool:
 
 def _line(step: int, steps: int, entry: dict[str, Any], metric: str) -> str:
     head = f"step {step:{len(str(steps))}}/{steps}"
-    if f"eval_{metric}" in entry:
-        return f"{head}  {metric} {entry[f'eval_{metric}']:.4f}  held-out loss {entry['eval_loss']:.4f}"
+    if metric in entry:
+        return f"{head}  {metric} {entry[metric]:.4f}  held-out loss {entry['held_out_loss']:.4f}"
     if "loss" in entry:
         return f"{head}  loss {entry['loss']:.4f}  learning rate {entry['learning_rate']:.1e}"
     return f"{head}  finished"
