@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -444,6 +445,12 @@ PAIR = {"te_q.lora_down.weight": made(2, 8), "te_q.lora_up.weight": made(6, 2)}
 BAD: dict[str, tuple[dict[str, np.ndarray], Any, list[str]]] = {
     "half a kohya pair": ({"te_q.lora_up.weight": made(6, 2)}, None, ["te_q.lora_up.weight"]),
     "a kohya factor twice": (PAIR | {"te_q.lora.up.weight": made(6, 2)}, None, ["te_q.lora.up.weight", "two factors"]),
+    "a factor in two layouts": (
+        PAIR | {"te_q.lora_A.weight": made(2, 8)}, None, ["te_q.lora_down.weight", "te_q.lora_A.weight", "two factors"],
+    ),
+    "two α": (PAIR | {"te_q.alpha": number(1), "te_q.lora.alpha": number(2)}, None, ["te_q.lora.alpha", "two α"]),
+    "SAM, a number twice": ({"w_a_000": made(2, 6), "w_a_0": made(2, 6)}, None, ["w_a_0", "two factors"]),
+    "cloneofsimo, a number twice": ({"u:0:up": made(6, 2), "u:00:up": made(6, 2)}, None, ["u:00:up", "two factors"]),
     "kohya's sizes differ": (PAIR | {"te_q.lora_up.weight": made(6, 3)}, None, ["te_q.lora_up.weight", "(6, 3)"]),
     "α a vector": (PAIR | {"te_q.alpha": made(2)}, None, ["te_q.alpha", "(2,)", "expected a number"]),
     "α not a number": (PAIR | {"te_q.alpha": number(np.nan)}, None, ["te_q.alpha", "nan"]),
@@ -606,7 +613,7 @@ def test_every_real_file_reads_or_is_refused_by_name() -> None:
             assert (adapter.method, len(adapter)) == expected, name
 
 
-# --- names and speed -------------------------------------------------------------------------------------------------
+# --- names, places and speed -----------------------------------------------------------------------------------------
 
 
 def test_keys_print_as_in_the_file(tmp_path: Path) -> None:
@@ -615,6 +622,39 @@ def test_keys_print_as_in_the_file(tmp_path: Path) -> None:
     assert set(keys) == {"te_q.lora_A.weight", "te_q.lora_B.weight"}
     assert {f"{key}" for key in keys} == {str(key) for key in keys} == set(PAIR)
     assert {repr(key) for key in keys} == {repr(key) for key in PAIR}
+
+
+def test_wrappers_of_torch_are_no_part_of_a_path(tmp_path: Path) -> None:
+    content = {f"_fsdp_wrapped_module.unet._orig_mod.{key}": value for key, value in PAIR.items()}
+    content["_fsdp_wrapped_module.unet._orig_mod.te_q.alpha"] = number(1)
+    adapter = one(saved(tmp_path, content))
+    assert {module: update.facts.scaling for module, update in adapter.items()} == {"unet.te_q": 0.5}
+
+
+@pytest.mark.parametrize("name", ["adapters.safetensors", "pytorch_lora_weights.safetensors"])
+def test_other_programs_names_of_the_weight_file(tmp_path: Path, name: str) -> None:
+    """The folder names the adapter; checkpoints of the run beside the file do not hide it."""
+    folder = tmp_path / "mine"
+    saved(folder, PAIR).rename(folder / name)
+    saved(folder, PAIR).rename(folder / f"0000100_{name}")
+    for path in (folder, folder / name):
+        assert one(path).name == "mine"
+    assert one(folder / f"0000100_{name}").name == f"0000100_{name}".removesuffix(".safetensors")
+
+
+def test_names_of_two_thousand_modules_take_less_than_a_second(tmp_path: Path) -> None:
+    content = {}
+    for k in range(2000):
+        module = f"lora_unet_down_blocks_{k % 4}_attentions_{k}_transformer_blocks_0_attn1_to_q"
+        content |= {
+            f"{module}.lora_down.weight": np.ones((1, 4), "f2"),
+            f"{module}.lora_up.weight": np.ones((4, 1), "f2"),
+        }
+        content[f"{module}.alpha"] = np.ones((), "f2")
+    path = saved(tmp_path, content)
+    start = time.process_time()
+    assert len(one(path)) == 2000
+    assert time.process_time() - start < 1
 
 
 PROJECTIONS: list[tuple[str, str, int | None]] = [
