@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bora_analysis import FactorError, lora, singular_values
+from bora_analysis.delta import triangle
 from bora_analysis.structures import c3a, combine, diagonal, fourierft, loha, lokr, shira
 
 
@@ -46,6 +47,27 @@ def test_cores_are_as_small_as_promised():
     sparse = fourierft(rng.standard_normal(60), places // 300, places % 300, (400, 300))
     assert max(core.shape[1] for core in sparse.cores()) < 20
     assert [core.shape for core in combine([lora(a, b), lora(a, b)], [1, -1]).cores()] == [(1, 6, 6)]
+
+
+@pytest.mark.parametrize("coherent", [False, True])
+@pytest.mark.parametrize("decay", [1.0, 1e-3])
+def test_loha_is_exact_whatever_the_condition(monkeypatch, coherent, decay):
+    """By Cholesky where that is accurate, by QR where few rows are not zero, so that the Gram matrix is singular."""
+    from bora_analysis import structures
+
+    rng = np.random.default_rng(1)
+    m, n, r = 300, 200, 4
+    factors = [rng.standard_normal((size, r)) * decay ** np.arange(r) for size in (m, n, m, n)]
+    if coherent:
+        for X in factors:
+            X[6:] = 0
+    calls = []
+    monkeypatch.setattr(structures, "triangle", lambda X: calls.append(X) or triangle(X))
+    w1a, w1b, w2a, w2b = factors
+    found = singular_values(loha(w1a, w1b.T, w2a, w2b.T), solver="svd").values
+    expected = scipy.linalg.svdvals((w1a @ w1b.T) * (w2a @ w2b.T))[: r * r]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * expected[0])
+    assert bool(calls) == coherent
 
 
 def test_facts():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import ACTIVATIONS, FORMATS, SIGMA_HELP, fail, named_apart, reading, results, usage
+from .common import ACTIVATIONS, FORMATS, SIGMA_HELP, SYNTHETIC, fail, named_apart, reading, results, usage
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -74,12 +74,16 @@ def compare(paths: tuple[str, ...], form: str, output: str | None, **options: An
 @click.option("--layers", type=click.IntRange(min=1), help="Number of layers.  [default: the model's; 1 with --shape]")
 @click.option(
     "--method",
-    type=click.Choice(["lora", "rslora", "melora", "bora"]),
+    type=click.Choice(SYNTHETIC),
     default="bora",
     show_default=True,
 )
 @click.option("-r", "--rank", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--blocks", type=click.IntRange(min=1), help="b of BoRA, minis of MELoRA.  [default: 8; 1 for LoRA]")
+@click.option(
+    "--blocks",
+    type=click.IntRange(min=1),
+    help="b of BoRA, minis of MELoRA, experts of HydraLoRA (3), k of GraLoRA (2).",
+)
 @click.option("--alpha", type=float, help="α.  [default: 2r, as in the paper]")
 @click.option(
     "--kind",
@@ -124,7 +128,7 @@ def synth(
             known = replace(known, layers=layers or known.layers)
             chosen = targets(target, known)
         if blocks is None:
-            blocks = 8 if method in ("melora", "bora") else 1
+            blocks = {"melora": 8, "bora": 8, "hydralora": 3, "gralora": 2}.get(method, 1)
         raw = Synthetic(method, known.modules(chosen), rank, blocks, **numbers)
         folder = write_synthetic(output, raw, activation=activation, dtype=dtype)
     click.echo(f"wrote {folder}: {len(raw)} modules", err=True)
