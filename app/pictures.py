@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bora_analysis.delta import BlockProduct, DirectSum, Update
+from bora_analysis.delta import Blocked, BlockProduct, DirectSum, Update
 from bora_analysis.spectrum import one_blas_thread
 
 Array = NDArray[Any]
@@ -61,7 +61,7 @@ def magnitude(update: Update, cells: int = CELLS) -> Picture:
     return Picture(totals / counts, (m, n), *_lines(update))
 
 
-def middle(update: Update) -> Picture:
+def middle(update: Blocked) -> Picture:
     """|Σ'| of eq. 6, averaged over cells where it is large."""
     sigma = np.abs(update.expanded().sigma)
     edges = _edges(len(sigma), 1, 2 * CELLS)
@@ -76,7 +76,7 @@ def middle(update: Update) -> Picture:
     return Picture(sums / (np.diff(edges)[:, None] * np.diff(edges)[None, :]), (size, size), lines, lines)
 
 
-def slot_tiles(update: Update) -> Picture | None:
+def slot_tiles(update: Blocked) -> Picture | None:
     """The |S_k| beside each other in a grid, row by row; None where they are numbers, or too large."""
     found = update.slots()
     r, b = len(found), len(found[0])
@@ -117,9 +117,9 @@ def _strips(update: Update, rows: Array) -> Iterator[tuple[int, int, Array]]:
                 strip = (piece[None] * sigma[:, None, :]) @ A  # (b, rows, n/b)
                 yield int(start), 0, np.abs(strip, out=strip).sum(axis=1).ravel()
     else:
-        dense = np.abs(update.to_dense())
+        left, right = (factor.astype(np.float32) for factor in update.factors())
         for start, stop in itertools.pairwise(rows):
-            yield int(start), 0, dense[start:stop].sum(axis=0)
+            yield int(start), 0, np.abs(left[start:stop] @ right).sum(axis=0)
 
 
 def _lines(update: Update) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapters import Adapter, AdapterError, Trajectory, read_adapter, write_adapter
-    from .delta import FactorError, Facts, Update, activate, bora, lora, melora
+    from .delta import Blocked, FactorError, Facts, Update, activate, bora, dense, lora, melora
     from .spectrum import FactorRanks, Spectrum, each_spectrum, factor_ranks, singular_values
     from .synthetic import synthetic_adapter
     from .table import Tables, analyse, layer_metrics, spectra, summary
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "adapters": ("Adapter", "AdapterError", "Trajectory", "read_adapter", "write_adapter"),
-    "delta": ("FactorError", "Facts", "Update", "activate", "bora", "lora", "melora"),
+    "delta": ("Blocked", "FactorError", "Facts", "Update", "activate", "bora", "dense", "lora", "melora"),
     "spectrum": ("FactorRanks", "Spectrum", "each_spectrum", "factor_ranks", "singular_values"),
     "synthetic": ("synthetic_adapter",),
     "table": ("Tables", "analyse", "layer_metrics", "spectra", "summary"),
@@ -27,6 +27,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "Adapter",
     "AdapterError",
+    "Blocked",
     "FactorError",
     "FactorRanks",
     "Facts",
@@ -38,6 +39,7 @@ __all__ = [
     "activate",
     "analyse",
     "bora",
+    "dense",
     "each_spectrum",
     "factor_ranks",
     "layer_metrics",

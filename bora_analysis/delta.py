@@ -1,14 +1,16 @@
 """A weight update ΔW held as its factors.
 
-Every update here is one of two structures:
+Here are the structures of BoRA's own family and the one without structure; :mod:`bora_analysis.structures` has those
+of the other methods.
 
 * :class:`BlockProduct`: block (i, j) of ΔW is ``B_i · diag(Σ_ij) · A_j`` (BoRA, eq. 4). LoRA is the case of
   one block, so it costs nothing extra.
 * :class:`DirectSum`: ΔW is block-diagonal (MELoRA), each block an update of its own.
+* :class:`Dense`: ΔW itself.
 
-Both keep one small contract: ``facts``, ``cores()`` (small matrices with the singular values of ΔW),
-``expanded()`` (B', Σ', A' of eq. 6) and ``to_dense()``. The scaling α/r is folded into Σ when the update is
-built, so that nobody can forget it.
+All keep one small contract, :class:`Update`: ``facts``, ``cores()`` (small matrices with the singular values of ΔW),
+``factors()`` (ΔW = left · right) and ``to_dense()``. Those of BoRA's form have B', Σ', A' of eq. 6 besides,
+:class:`Blocked`. The scaling is folded in when the update is built, so that nobody can forget it.
 
 Equations are those of BoRA, arXiv 2508.06953.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +68,8 @@ class Facts:
         per multiply-add; in the usual convention a multiply-add is two FLOPs.
     rank_bound : least upper bound on rank(ΔW) that the sizes alone give; min(m, n, br) for BoRA (eq. 7).
     dtype : the coarsest dtype in which a factor was stored (the computation is in float64).
+    support_rows, support_columns : how many rows and columns of ΔW the method can change (SBoRA's index factor, a
+        sparse update); None for all of them.
     """
 
     method: str
@@ -78,6 +82,8 @@ class Facts:
     macs_per_token: int
     rank_bound: int
     dtype: str
+    support_rows: int | None = None
+    support_columns: int | None = None
 
 
 class Expanded(NamedTuple):
@@ -95,8 +101,28 @@ class Update(Protocol):
     def facts(self) -> Facts: ...
 
     def cores(self) -> list[Array]:
-        """Stacks (k, p, q) in float64 whose singular values, united, are the non-zero ones of ΔW."""
+        """Stacks (k, p, q) in float64 whose singular values, united, are the non-zero ones of ΔW.
+
+        Together they have ``facts.rank_bound`` singular values, or more, of which the rest are zero.
+        """
         ...
+
+    def factors(self) -> tuple[Array, Array]:
+        """left (m, k) and right (k, n), float64, with ΔW = left · right; k ≤ min(m, n).
+
+        The scaling is in one of them. k is the structure's own inner size; where that reaches min(m, n), and for an
+        update without structure, one factor is ΔW and the other the identity.
+        """
+        ...
+
+    def to_dense(self) -> Array:
+        """ΔW as an (m, n) float64 matrix. For tests, pictures and small layers."""
+        ...
+
+
+@runtime_checkable
+class Blocked(Update, Protocol):
+    """An update of BoRA's form, ΔW = B' Σ' A' (eq. 6): LoRA, MELoRA, BoRA, and others with a diagonal in the middle."""
 
     def expanded(self) -> Expanded: ...
 
@@ -106,10 +132,6 @@ class Update(Protocol):
 
     def factor_cores(self) -> tuple[list[Array], list[Array]]:
         """Stacks with the non-zero singular values of B' and of A'."""
-        ...
-
-    def to_dense(self) -> Array:
-        """ΔW as an (m, n) float64 matrix. For tests, pictures and small layers."""
         ...
 
 
@@ -128,8 +150,8 @@ class BlockProduct:
         blkdiag(Q_i) and blkdiag(P_j) have orthonormal columns, so σ(C) = σ(ΔW) exactly. C has at most
         min(m, br) × min(n, br) entries. Cost: O((m + n) r²) for the QR steps, O(b² r³) for the products.
         """
-        R = np.stack([_triangle(block) for block in self.B])  # (b, p, r), p = min(m/b, r)
-        L = np.stack([_triangle(block.T) for block in self.A])  # (b, q, r), q = min(n/b, r)
+        R = np.stack([triangle(block) for block in self.B])  # (b, p, r), p = min(m/b, r)
+        L = np.stack([triangle(block.T) for block in self.A])  # (b, q, r), q = min(n/b, r)
         blocks = (R[:, None] * self.sigma[:, :, None, :]) @ L.transpose(0, 2, 1)[None]  # (b, b, p, q)
         b, _, p, q = blocks.shape
         return [blocks.transpose(0, 2, 1, 3).reshape(1, b * p, b * q)]
@@ -139,16 +161,25 @@ class BlockProduct:
         middle = np.zeros((b, r, b, r))
         slot = np.arange(r)
         middle[:, slot, :, slot] = self.sigma.transpose(2, 0, 1)
-        return Expanded(_block_diagonal(self.B), middle.reshape(b * r, b * r), _block_diagonal(self.A))
+        return Expanded(block_diagonal(self.B), middle.reshape(b * r, b * r), block_diagonal(self.A))
 
     def slots(self) -> list[Array]:
         return list(self.sigma.transpose(2, 0, 1))
 
     def factor_cores(self) -> tuple[list[Array], list[Array]]:
         return (
-            [np.stack([_triangle(block) for block in self.B])],
-            [np.stack([_triangle(block.T) for block in self.A])],
+            [np.stack([triangle(block) for block in self.B])],
+            [np.stack([triangle(block.T) for block in self.A])],
         )
+
+    def factors(self) -> tuple[Array, Array]:
+        b, _, r = self.sigma.shape
+        if b * r >= min(self.facts.out_features, self.facts.in_features):
+            return trivial_factors(self.to_dense())
+        A = self.A.astype(np.float64)
+        # Row (i, k) of Σ'A' is, in column block j, sigma[i, j, k] times row k of A_j.
+        right = self.sigma.transpose(0, 2, 1)[..., None] * A.transpose(1, 0, 2)[None]  # (b, r, b, n/b)
+        return block_diagonal(self.B), right.reshape(b * r, self.facts.in_features)
 
     def to_dense(self) -> Array:
         B, A = self.B.astype(np.float64), self.A.astype(np.float64)
@@ -168,7 +199,7 @@ class DirectSum:
 
     def expanded(self) -> Expanded:
         B, sigma, A = zip(*(part.expanded() for part in self.parts), strict=True)
-        return Expanded(_block_diagonal(B), _block_diagonal(sigma), _block_diagonal(A))
+        return Expanded(block_diagonal(B), block_diagonal(sigma), block_diagonal(A))
 
     def slots(self) -> list[Array]:
         return [slot for part in self.parts for slot in part.slots()]
@@ -177,8 +208,76 @@ class DirectSum:
         left, right = zip(*(part.factor_cores() for part in self.parts), strict=True)
         return [core for part in left for core in part], [core for part in right for core in part]
 
+    def factors(self) -> tuple[Array, Array]:
+        left, right = zip(*(part.factors() for part in self.parts), strict=True)
+        return block_diagonal(left), block_diagonal(right)
+
     def to_dense(self) -> Array:
-        return _block_diagonal([part.to_dense() for part in self.parts])
+        return block_diagonal([part.to_dense() for part in self.parts])
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """ΔW without structure: its core is itself."""
+
+    facts: Facts
+    delta: Array  # (m, n), scaling included
+
+    def cores(self) -> list[Array]:
+        return [self.delta.astype(np.float64)[None]]
+
+    def factors(self) -> tuple[Array, Array]:
+        return trivial_factors(self.to_dense())
+
+    def to_dense(self) -> Array:
+        return self.delta.astype(np.float64)
+
+
+def dense(
+    delta: Any,
+    *,
+    method: str = "full",
+    r: int | None = None,
+    scaling: float = 1.0,
+    parameters: int | None = None,
+    macs_per_token: int | None = None,
+    dtype: str | None = None,
+) -> Dense:
+    """ΔW given as a matrix, for methods whose update has no cheaper form, and full fine-tuning.
+
+    Parameters
+    ----------
+    delta : (m, n) array or tensor, scaling included.
+    r : the method's rank parameter; default min(m, n).
+    scaling : what was folded in, for the tables.
+    parameters, macs_per_token : default m·n.
+    method, dtype : as for :func:`lora`.
+
+    Raises
+    ------
+    FactorError
+        Wrong shape, or NaN or Inf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> update = dense(np.eye(3, 2))
+    >>> update.facts.rank_bound, update.factors()[0].shape, update.factors()[1].shape
+    (2, (3, 2), (2, 2))
+    """
+    matrix, stored = factor("delta", delta, 2, dtype)
+    m, n = matrix.shape
+    facts = Facts(
+        method, m, n, min(m, n) if r is None else r, 1, float(scaling), m * n if parameters is None else parameters,
+        m * n if macs_per_token is None else macs_per_token, min(m, n), stored,
+    )  # fmt: skip
+    return Dense(facts, matrix)
+
+
+def trivial_factors(delta: Array) -> tuple[Array, Array]:
+    """ΔW and the identity, in the order that makes k = min(m, n)."""
+    m, n = delta.shape
+    return (delta, np.eye(n)) if n <= m else (np.eye(m), delta)
 
 
 def lora(
@@ -267,7 +366,7 @@ def melora(
         parameters=sum(f.parameters for f in each),
         macs_per_token=sum(f.macs_per_token for f in each),
         rank_bound=sum(f.rank_bound for f in each),
-        dtype=_coarsest(f.dtype for f in each),
+        dtype=coarsest(f.dtype for f in each),
     )
     return DirectSum(facts, tuple(parts))
 
@@ -306,7 +405,7 @@ def bora(
     (True, 2, 14)
     """
     left, right, pair_dtype = _pair(B, A, dtype)
-    raw, sigma_dtype = _factor("sigma", sigma, 3, dtype)
+    raw, sigma_dtype = factor("sigma", sigma, 3, dtype)
     m, r = left.shape
     n = right.shape[1]
     b = raw.shape[0]
@@ -315,7 +414,7 @@ def bora(
     check_blocks(b, m, n)
     diagonals = activate(raw, activation) * float(scaling)
     price = cost("bora", m, n, r, blocks=b)
-    stored = _coarsest((pair_dtype, sigma_dtype))
+    stored = coarsest((pair_dtype, sigma_dtype))
     facts = Facts(method, m, n, r, b, float(scaling), price.parameters, price.macs_per_token, price.rank_bound, stored)
     return BlockProduct(
         facts,
@@ -356,8 +455,8 @@ def check_blocks(b: int, m: int, n: int) -> None:
 
 
 def _pair(B: Any, A: Any, dtype: str | None, any_rank: bool = False) -> tuple[Array, Array, str]:
-    left, left_dtype = _factor("B", B, 2, dtype)
-    right, right_dtype = _factor("A", A, 2, dtype)
+    left, left_dtype = factor("B", B, 2, dtype)
+    right, right_dtype = factor("A", A, 2, dtype)
     if left.shape[1] != right.shape[0]:
         raise FactorError("B", f"has shape {left.shape} and A has {right.shape}; expected (m, r) and (r, n)")
     if not any_rank and left.shape[1] > max(left.shape[0], right.shape[1]):
@@ -367,10 +466,10 @@ def _pair(B: Any, A: Any, dtype: str | None, any_rank: bool = False) -> tuple[Ar
             f"has shape {left.shape} and A has {right.shape}: r is above both m and n; "
             "expected (m, r) and (r, n), so they may be swapped",
         )
-    return left, right, _coarsest((left_dtype, right_dtype))
+    return left, right, coarsest((left_dtype, right_dtype))
 
 
-def _factor(name: str, value: Any, ndim: int, stored: str | None) -> tuple[Array, str]:
+def factor(name: str, value: Any, ndim: int, stored: str | None) -> tuple[Array, str]:
     """The factor as a finite floating-point array, and the name of the dtype it was stored in."""
     if hasattr(value, "detach"):  # a torch tensor, without importing torch
         value = value.detach().cpu()
@@ -401,11 +500,11 @@ def is_finite(array: Array) -> bool:
     return bool(np.isfinite(quick)) or bool(np.isfinite(flat).all())
 
 
-def _coarsest(dtypes: Any) -> str:
+def coarsest(dtypes: Any) -> str:
     return max(dtypes, key=lambda name: EPSILON.get(name, 0.0))
 
 
-def _triangle(X: Array) -> Array:
+def triangle(X: Array) -> Array:
     """R of X = QR in float64: X (p, r) → (min(p, r), r).
 
     scipy's ``dgeqrf`` and not ``numpy.linalg.qr``: it works in place on Fortran order and releases the GIL, which
@@ -426,7 +525,7 @@ def _geqrf() -> Any:
     return get_lapack_funcs("geqrf", dtype=np.float64)
 
 
-def _block_diagonal(blocks: Any) -> Array:
+def block_diagonal(blocks: Any) -> Array:
     rows = sum(block.shape[0] for block in blocks)
     columns = sum(block.shape[1] for block in blocks)
     out = np.zeros((rows, columns))

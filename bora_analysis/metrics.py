@@ -138,8 +138,11 @@ def condition(s: Array, tolerance: float) -> float:
 
 
 def rank_utilisation(s: Array, rank_bound: int, threshold: float = THRESHOLD) -> float:
-    """effective_rank / rank_bound: the share of the directions that the method allows and the update uses."""
-    return effective_rank(s, threshold) / rank_bound
+    """effective_rank / rank_bound: the share of the directions that the method allows and the update uses.
+
+    0 where no direction is allowed (AdaLoRA may prune a module to nothing).
+    """
+    return effective_rank(s, threshold) / rank_bound if rank_bound else 0.0
 
 
 #: Column of the metrics table → its value for one update, in the order of the table.

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .delta import EPSILON, Array, Facts, Update
+from .delta import EPSILON, Array, Blocked, Facts, Update
 from .metrics import numerical_rank, rounding_tolerance
 
 Solver = Literal["auto", "svd", "gram"]
@@ -192,6 +192,11 @@ def factor_ranks(update: Update) -> FactorRanks:
     rank(Σ') is found as Σ_k rank(S_k), r small b×b problems instead of one of size br. The tolerance is that of
     :func:`bora_analysis.metrics.rounding_tolerance`.
 
+    Raises
+    ------
+    ValueError
+        An update that is no product of three such factors; :class:`bora_analysis.delta.Blocked` are those that are.
+
     Examples
     --------
     >>> import numpy as np
@@ -201,6 +206,8 @@ def factor_ranks(update: Update) -> FactorRanks:
     >>> factor_ranks(lora(B, A)).sigma, factor_ranks(bora(B, A, rng.standard_normal((4, 4, 2)))).sigma
     (2, 8)
     """
+    if not isinstance(update, Blocked):
+        raise ValueError(f"{update.facts.method} has no B', Σ', A' (eq. 6): its update is no product of block factors")
     left, right = update.factor_cores()
     slots = update.slots()
     with one_blas_thread():
@@ -225,7 +232,7 @@ class _Solved:
 
 
 def _union(parts: list[_Solved], facts: Facts) -> Spectrum:
-    values = np.sort(np.concatenate([part.values.ravel() for part in parts]))[::-1]
+    values = np.sort(np.concatenate([part.values.ravel() for part in parts]))[::-1][: facts.rank_bound]
     # What was used for the largest cores speaks for the whole.
     solver, device = max(((part.solver, part.device) for part in parts), key=lambda pair: (len(pair[1]), pair[0]))
     return Spectrum(np.ascontiguousarray(values), solver, device, facts.dtype)
@@ -254,6 +261,8 @@ def _resolve(solver: str, device: str) -> str:
 
 def _solve(stack: Array, dtype: str, solver: str, place: str) -> _Solved:
     """Singular values of a stack (k, p, q) of cores."""
+    if stack.shape[1:] == (1, 1) and solver != "gram":  # singular values that a structure knows by itself
+        return _Solved(np.abs(stack[:, 0]), "svd", "cpu")
     if place == "auto":
         place = "cpu"
         if min(stack.shape[1:]) >= GPU_FROM:

@@ -37,6 +37,8 @@ LAYER_COLUMNS = (
     "macs_per_token",
     "threshold",
     *COLUMNS,
+    "support_rows",
+    "support_columns",
 )
 
 
@@ -98,6 +100,8 @@ def analyse(
                 *identity, facts.out_features, facts.in_features, facts.r, facts.blocks, facts.scaling,
                 facts.parameters, facts.macs_per_token, threshold,
                 *(column(values, facts, threshold) for column in COLUMNS.values()),
+                facts.out_features if facts.support_rows is None else facts.support_rows,
+                facts.in_features if facts.support_columns is None else facts.support_columns,
             ))  # fmt: skip
     lengths = [len(values) for _, values in spectra]
     columns = zip(*(identity for identity, _ in spectra), strict=True) if spectra else [()] * len(IDENTITY)

@@ -8,8 +8,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from bora_analysis import bora, lora, melora
+from bora_analysis.structures import c3a, combine, diagonal, fourierft, loha, lokr, shira
 
-STRUCTURES = ("lora", "melora", "melora-unequal", "bora")
+STRUCTURES = ("lora", "melora", "melora-unequal", "bora")  # those of BoRA's form
+FAMILY = ("diagonal", "sum", "loha", "lokr", "krona", "c3a", "fourierft", "shira")
 CONTENTS = ("gaussian", "decaying", "repeated", "rank-deficient", "zero", "tiny", "huge", "unbalanced")
 
 
@@ -70,6 +72,51 @@ def updates(draw: st.DrawFn, structure: str):
             block = B[i * p : (i + 1) * p] @ np.diag(diagonals[i, j]) @ A[:, j * q : (j + 1) * q]
             dense[i * p : (i + 1) * p, j * q : (j + 1) * q] = scaling * block
     return bora(B, A, sigma, scaling=scaling, activation=activation), dense
+
+
+@st.composite
+def family_updates(draw: st.DrawFn, structure: str):
+    """An update of another structure, and ΔW entry by entry or by NumPy's own product."""
+    m, n = draw(st.integers(1, 12), label="m"), draw(st.integers(1, 12), label="n")
+    r = draw(st.integers(1, 4), label="r")
+    content = draw(st.sampled_from(CONTENTS), label="content")
+    scaling = draw(st.sampled_from([1.0, 2.0, 0.125, -3.0]), label="scaling")
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1), label="seed"))
+    if structure == "diagonal":
+        B, A, d = factor(rng, m, r, content), factor(rng, n, r, content).T, rng.standard_normal(r)
+        return diagonal(B, d, A, scaling=scaling, method="adalora"), scaling * (B @ np.diag(d) @ A)
+    if structure == "sum":
+        pairs = [(factor(rng, m, k, content), factor(rng, n, k, content).T) for k in (r, 1, 2)]
+        weights = rng.standard_normal(3)
+        terms = [lora(B, A, scaling=scaling, any_rank=True) for B, A in pairs]
+        return combine(terms, weights.tolist()), sum(
+            w * scaling * (B @ A) for w, (B, A) in zip(weights, pairs, strict=True)
+        )
+    if structure == "loha":
+        w1a, w2a = factor(rng, m, r, content), factor(rng, m, r, content)
+        w1b, w2b = factor(rng, n, r, content).T, factor(rng, n, r, content).T
+        return loha(w1a, w1b, w2a, w2b, scaling=scaling), scaling * (w1a @ w1b) * (w2a @ w2b)
+    if structure in ("lokr", "krona"):
+        p, q = draw(st.integers(1, 4), label="p"), draw(st.integers(1, 4), label="q")
+        w1 = factor(rng, p, q, content)
+        a, b = factor(rng, m, r, content), factor(rng, n, r, content).T
+        whole = structure == "krona"
+        return lokr(w1, a @ b if whole else (a, b), scaling=scaling), scaling * np.kron(w1, a @ b)
+    if structure == "c3a":
+        b = draw(st.integers(1, 6), label="b")
+        kernel = factor(rng, m * n, b, content).reshape(m, n, b)
+        dense = np.zeros((m * b, n * b))
+        for t in range(m * b):
+            for k in range(n * b):
+                dense[t, k] = kernel[t // b, k // b, (k - t) % b] / (n * b)
+        return c3a(kernel), dense
+    places = rng.choice(m * n, draw(st.integers(1, m * n), label="entries"), replace=False)
+    values = factor(rng, places.size, 1, content)[:, 0]
+    S = np.zeros((m, n))
+    S[places // n, places % n] = values
+    if structure == "shira":
+        return shira(values, places // n, places % n, (m, n)), S
+    return fourierft(values, places // n, places % n, (m, n), scaling=scaling), scaling * np.fft.ifft2(S).real
 
 
 def exact_rank(matrix: np.ndarray) -> int:

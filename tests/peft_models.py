@@ -27,7 +27,7 @@ def adapted(model: Any, config: Any, seed: int = 0) -> Any:
         peft_model = get_peft_model(model, config)
     torch.manual_seed(seed)
     for name, parameter in peft_model.named_parameters():
-        if "lora_" in name:
+        if "lora_" in name or (parameter.requires_grad and peft_model.base_model.prefix in name):
             parameter.data.normal_()
     return peft_model
 
@@ -46,7 +46,7 @@ def base_weights(peft_model: Any) -> dict[str, Array]:
     """The base model's own parameters under the names they have without PEFT."""
     out = {}
     for name, parameter in peft_model.base_model.model.named_parameters():
-        if "lora_" not in name and ".modules_to_save." not in name:
+        if peft_model.base_model.prefix not in name and ".modules_to_save." not in name:
             plain = name.replace("base_layer.", "").replace("original_module.", "")
             out[plain] = parameter.detach().double().numpy().copy()
     return out

@@ -85,7 +85,6 @@ REFUSED = {
     "sam-lora": "2 weight files; name one: lora_rank2.safetensors, lora_rank8.safetensors",
     "cloneofsimo-sd15/lora_disney.safetensors": "cloneofsimo/lora",
     "cloneofsimo-sd15/lora_kiriko2.text_encoder.pt": "cloneofsimo/lora",
-    "peft-controls/random-init-adalora_mlp": "AdaLoRA",
     "peft-controls/random-init-ia3_opt-350m": "IA³",
     "peft-controls/unilora-unsupported": "Uni-LoRA",
     "peft-controls": "random-init-lora_conv2d",
@@ -116,6 +115,13 @@ def test_real_adapters_are_refused_by_name(name: str) -> None:
     assert REFUSED[name] in str(caught.value)
     assert "\n" not in str(caught.value)
     assert name.split("/")[0] in str(caught.value)
+
+
+@real
+def test_a_real_adalora_is_read() -> None:
+    adapter = one(SHARED / "peft-controls/random-init-adalora_mlp")
+    assert adapter.method == "adalora"
+    assert {update.facts.method for update in adapter.values()} == {"adalora"}
 
 
 @real
@@ -369,14 +375,16 @@ BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "config alone": (lambda p: write(p, None), ["no weights"]),
     "nothing": (lambda p: p.mkdir(exist_ok=True), ["holds no adapter"]),
     "deeper": (lambda p: write(p / "inside", pair()), ["name one of its folders", "inside"]),
-    "an unknown type": (lambda p: write(p, pair(), peft_type="LOTUS"), ["peft_type LOTUS", "LORA, BORA, MELORA"]),
+    "an unknown type": (lambda p: write(p, pair(), peft_type="LOTUS"), ["peft_type LOTUS", "LORA, MELORA"]),
     "QALoRA": (lambda p: write(p, pair(), use_qalora=True), ["use_qalora"]),
-    "BD-LoRA": (lambda p: write(p, pair(), use_bdlora={"nblocks": 2}), ["use_bdlora"]),
+    "BD-LoRA": (lambda p: write(p, pair(), use_bdlora=True), ["use_bdlora", "nblocks"]),
+    "AdaLoRA": (lambda p: write(p, {**pair(), "q.lora_E": np.ones((3, 1), "f4")}), ["q.lora_E", "(3, 1)", "(2, 1)"]),
+    "experts": (lambda p: write(p, {**pair(), "k.hydralora_A": pair()[A]}), ["k.hydralora_A", "no B"]),
     "KaSA": (lambda p: write(p, pair(), kasa_config={"beta": 1}), ["kasa_config"]),
     "Arrow": (lambda p: write(p, pair(), arrow_config={"top_k": 1}), ["arrow_config"]),
     "HydraLoRA": (
-        lambda p: write(p, {A: pair()[A], "q.lora_B0.weight": pair()[B], "q.lora_route.weight": np.ones((1, 8), "f4")}),
-        ["HydraLoRA"],
+        lambda p: write(p, {A: pair()[A], "q.lora_B1.weight": pair()[B], "q.lora_route.weight": np.ones((1, 8), "f4")}),
+        ["no B0"],
     ),
     "kohya": (
         lambda p: write(p, {"te_q.lora_down.weight": pair()[A], "te_q.lora_up.weight": pair()[B]}, config=None),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_adapters_blocks import one, write
 
-from bora_analysis import delta, singular_values
+from bora_analysis import delta, layer_metrics, singular_values
 from bora_analysis.adapters import AdapterError, read_adapter
 from bora_analysis.cost import cost
 
@@ -85,12 +85,19 @@ def test_both_variants_in_one_file_and_rank_stabilised(tmp_path: Path) -> None:
     np.testing.assert_allclose(adapter["l.q.k"].to_dense(), dense("fb") * 3**0.5, rtol=1e-15)
 
 
+def test_the_table_says_which_part_of_the_update_can_change(tmp_path: Path) -> None:
+    content = OURS | {"k.sbora_A": A, "k.sbora_index": ROWS, "k.sbora_size": np.array([M])}
+    found = layer_metrics(one(write(tmp_path, content, CONFIG)))
+    assert found[["support_rows", "support_columns"]].values.tolist() == [[M, R], [R, N]]
+
+
 def test_sbora_is_lora_with_a_one_hot_factor(tmp_path: Path) -> None:
     update = one(write(tmp_path, OURS, CONFIG))["l.q"]
     same = delta.lora(B, np.eye(N)[INDEX], scaling=2.0)
     np.testing.assert_array_equal(update.to_dense(), same.to_dense())
-    # Alike but for the name and for what is trained.
-    changed = replace(same.facts, method="sbora-fa", parameters=M * R, macs_per_token=M * R, dtype="float32")
+    # Alike but for the name, for what is trained, and for the columns that can change.
+    trained = {"parameters": M * R, "macs_per_token": M * R, "support_columns": R}
+    changed = replace(same.facts, method="sbora-fa", dtype="float32", **trained)
     assert update.facts == changed
 
 

@@ -216,6 +216,27 @@ def test_wrong_usage_is_exit_2_with_the_choices(folders, arguments, part, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_experts_and_the_initial_adapter_reach_the_reader(folders, tmp_path):
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    A, route = rng.standard_normal((2, 5), dtype=np.float32), rng.standard_normal((3, 5), dtype=np.float32)
+    hydra = {"q.hydralora_A": A, "q.hydralora_B": rng.standard_normal((3, 4, 2), dtype=np.float32)}
+    save_file(hydra | {"q.hydralora_route": route}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "HYDRALORA", "r": 2, "lora_alpha": 2}')
+    for choice, rows in (("mean", 1), ("each", 3), ("stacked", 1)):
+        result = run("analyze", str(tmp_path), "--experts", choice, "--format", "json")
+        assert result.exit_code == 0
+        assert len(json.loads(result.stdout)) == rows
+        assert "depends on its router" in result.stderr
+    own = folders / "lora"
+    result = run("analyze", own, "--initial", own, "--format", "json")
+    assert {record["energy"] for record in json.loads(result.stdout)} == {0.0}
+    result = run("analyze", own, "--initial", str(tmp_path / "nowhere"))
+    assert result.exit_code == 1
+    assert "nowhere: no such file" in result.stderr
+
+
 def test_no_such_module_is_an_error_of_that_adapter(folders):
     result = run("analyze", folders / "lora", "--modules", "k_proj")
     assert result.exit_code == 1

@@ -8,7 +8,8 @@ from cases import STRUCTURES, exact_rank, updates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bora_analysis import FactorError, activate, bora, lora, melora
+from bora_analysis import FactorError, activate, bora, factor_ranks, lora, melora, singular_values
+from bora_analysis.delta import Blocked, dense
 
 
 def random_bora(seed: int = 0, b: int = 3, p: int = 4, q: int = 5, r: int = 2):
@@ -26,6 +27,10 @@ def test_blocks_equal_product_of_three(structure, data):
     size = max(1.0, float(np.prod([np.linalg.norm(factor, 2) for factor in (B, sigma, A)])))
     np.testing.assert_allclose(update.to_dense(), dense, rtol=0, atol=1e-12 * size)
     np.testing.assert_allclose(B @ sigma @ A, dense, rtol=0, atol=1e-12 * size)
+    left, right = update.factors()
+    np.testing.assert_allclose(left @ right, dense, rtol=0, atol=1e-12 * size)
+    assert left.shape[1] == right.shape[0] <= min(dense.shape)
+    assert left.dtype == right.dtype == np.float64
     assert dense.shape == (update.facts.out_features, update.facts.in_features)
 
 
@@ -75,6 +80,29 @@ def test_rank_of_sigma_is_the_sum_of_the_ranks_of_the_slots(b, r, seed):
     sigma = rng.integers(-1, 2, (b, b, r)).astype(float)
     update = bora(np.ones((4 * b, r)), np.ones((r, 4 * b)), sigma, activation="identity")
     assert exact_rank(update.expanded().sigma) == sum(exact_rank(slot) for slot in update.slots())
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5)])
+def test_a_dense_update_is_its_own_core(shape):
+    matrix = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    update = dense(matrix)
+    left, right = update.factors()
+    assert left.shape[1] == update.facts.rank_bound == 5
+    np.testing.assert_array_equal(left @ right, matrix)
+    np.testing.assert_array_equal(update.to_dense(), matrix)
+    expected = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(singular_values(update).values, expected, rtol=1e-13)
+    assert update.facts.dtype == "float32"
+    with pytest.raises(FactorError, match="delta holds NaN"):
+        dense(np.full((2, 2), np.nan))
+
+
+def test_an_update_without_block_factors_says_so():
+    update = dense(np.eye(3), method="loha")
+    assert not isinstance(update, Blocked)
+    assert isinstance(lora(np.ones((2, 1)), np.ones((1, 2))), Blocked)
+    with pytest.raises(ValueError, match=r"loha has no B', Σ', A'"):
+        factor_ranks(update)
 
 
 def test_slots_show_the_mechanism():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bora_analysis import read_adapter, singular_values, synthetic_adapter
+from bora_analysis.delta import Blocked
 from bora_analysis.synthetic import KINDS, METHODS, Synthetic, write_synthetic
 
 SHAPES = {"layers.0.q_proj": (48, 32), "layers.1.q_proj": (48, 32), "layers.1.v_proj": (16, 32)}
@@ -33,6 +34,7 @@ def test_decay_of_bora_is_that_of_its_slots():
     """Orthonormal blocks: σ(ΔW) are the singular values of the S_k, times the slot's scale."""
     adapter = synthetic_adapter("bora", SHAPES, 2, 4, kind="decay", scale=1.0)
     for update in adapter.values():
+        assert isinstance(update, Blocked)
         scales = np.arange(1, 3) ** -1.0
         slots = [np.linalg.svd(slot, compute_uv=False) * c for slot, c in zip(update.slots(), scales, strict=True)]
         np.testing.assert_allclose(singular_values(update).values, np.sort(np.concatenate(slots))[::-1], rtol=1e-5)

@@ -16,7 +16,7 @@ from plain import markdown
 
 from bora_analysis import factor_ranks, style
 from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
-from bora_analysis.delta import Update
+from bora_analysis.delta import Blocked, Update
 
 OUTSIDE = "none"  # the "layer" of modules outside the layers
 
@@ -120,7 +120,7 @@ def chosen_update() -> Update:
     raise AdapterError(f"{source.label}: {module} is no longer in the file; reload the page")
 
 
-def slot_spectra(update: Update) -> pd.DataFrame:
+def slot_spectra(update: Blocked) -> pd.DataFrame:
     """Singular values of each S_k: slot, index, singular_value."""
     values = [np.linalg.svd(slot, compute_uv=False) for slot in update.slots()]
     return pd.DataFrame(
@@ -142,26 +142,31 @@ def image(picture: pictures.Picture, title: str, key: str, words: str, names: tu
 
 
 def inspect(update: Update) -> None:
-    facts, ranks = update.facts, factor_ranks(update)
+    facts = update.facts
     method = style.method_look(facts.method).label
     st.caption(
         f"{markdown(method)}, ΔW is {facts.out_features:,} × {facts.in_features:,}, r = {facts.r}"
         + (f", b = {facts.blocks}" if facts.blocks > 1 else "")
         + f", {facts.parameters:,} parameters, factors stored in {markdown(facts.dtype)}."
     )
+    ranks = factor_ranks(update) if isinstance(update, Blocked) else None
     with st.container(horizontal=True):
-        for name, value in (("B′", ranks.B), ("Σ′", ranks.sigma), ("A′", ranks.A)):
-            limits = value == ranks.upper and len(ranks.limiting) < 3
-            st.metric(f"rank {name}", value, "limits" if limits else None, delta_color="off", delta_arrow="off")
-        st.metric("bound", ranks.bound, help="Most that the sizes allow: Proposition 1")
+        if ranks:
+            for name, value in (("B′", ranks.B), ("Σ′", ranks.sigma), ("A′", ranks.A)):
+                limits = value == ranks.upper and len(ranks.limiting) < 3
+                st.metric(f"rank {name}", value, "limits" if limits else None, delta_color="off", delta_arrow="off")
+        st.metric("bound", facts.rank_bound, help="Most that the sizes allow: Proposition 1")
         st.metric(f"σ > {threshold:g}", int(row["effective_rank"]), help="Effective rank")
         st.metric("entropy rank", f"{row['entropy_rank']:.2f}", help="exp H(σ/Σσ)")
-    between = f"{ranks.upper}" if ranks.lower == ranks.upper else f"between {ranks.lower} and {ranks.upper}"
-    least = " and ".join(ranks.limiting)
-    who = {1: f"{least} allows no more.", 2: f"{least} allow no more."}.get(
-        len(ranks.limiting), "all three allow the same."
-    )
-    st.markdown(f"By the ranks of its factors, rank ΔW is {between}: {who}")
+    if ranks:
+        between = f"{ranks.upper}" if ranks.lower == ranks.upper else f"between {ranks.lower} and {ranks.upper}"
+        least = " and ".join(ranks.limiting)
+        who = {1: f"{least} allows no more.", 2: f"{least} allow no more."}.get(
+            len(ranks.limiting), "all three allow the same."
+        )
+        st.markdown(f"By the ranks of its factors, rank ΔW is {between}: {who}")
+    else:
+        st.markdown(f"{markdown(method)} has no B′, Σ′, A′: its ΔW is no product of block factors.")
 
     mine = context.spectra[(context.spectra["adapter"] == adapter) & (context.spectra["module"] == module)]
     mine = mine[mine["step"] == step] if steps else mine
@@ -175,30 +180,9 @@ def inspect(update: Update) -> None:
             alt=f"Singular values of {module}, {len(mine)} in all, logarithmic.",
         )
         offer(mine, "module_spectrum", lambda: _module_figure(mine))
-    slots = slot_spectra(update)
-    with right:
-        st.markdown("**Singular values of the Sₖ**, whose ranks add up to rank Σ′")
-        if slots["index"].max() == 1:
-            st.caption(
-                f"{method} has one number in each slot, the scaling {facts.scaling:.4g}: nothing is trained between "
-                "B′ and A′, and rank Σ′ is the number of slots."
-            )
-        else:
-            st.altair_chart(
-                charts.families(
-                    slots,
-                    x="index",
-                    y="singular_value",
-                    by="slot",
-                    titles=("index of the singular value", "singular value of Sₖ", "slot k"),
-                    bold=None,
-                    night=night,
-                ),
-                width="stretch",
-                key="slot_spectra",
-                alt=f"Singular values of the {slots['slot'].nunique()} matrices Sₖ, logarithmic, coloured by k.",
-            )
-            offer(slots, "slot_spectra")
+    if isinstance(update, Blocked):
+        with right:
+            slot_chart(update, method)
     left, right = st.columns(2)
     with left:
         picture = pictures.magnitude(update)
@@ -211,31 +195,63 @@ def inspect(update: Update) -> None:
             f"Magnitude of ΔW, {p} by {q} cells, blocks {facts.blocks} by {facts.blocks}",
             (f"output, m = {facts.out_features:,}", f"input, n = {facts.in_features:,}"),
         )
-    with right:
-        tiles = pictures.slot_tiles(update)
-        form = None
-        if tiles is not None:
-            form = st.segmented_control(
-                "Σ as",
-                ["Σ′ of eq. 6", "slot by slot"],
-                default="Σ′ of eq. 6",
-                required=True,
-                key="sigma",
-                bind="query-params",
-                label_visibility="collapsed",
-            )
-        else:
-            st.markdown("**|Σ′|** of eq. 6, with the scaling")
-        if form == "slot by slot" and tiles is not None:
-            image(tiles, "|Sₖ|, with the scaling", "tiles", "The Sₖ beside each other", ("output block", "input block"))
-        else:
-            image(
-                pictures.middle(update),
-                "|Σ′|, with the scaling",
-                "sigma_image",
-                "Magnitude of Σ'",
-                ("row of Σ′", "column of Σ′"),
-            )
+    if isinstance(update, Blocked):
+        with right:
+            middle_image(update)
+
+
+def slot_chart(update: Blocked, method: str) -> None:
+    slots = slot_spectra(update)
+    st.markdown("**Singular values of the Sₖ**, whose ranks add up to rank Σ′")
+    if slots["index"].max() == 1:
+        values = slots["singular_value"]
+        what = f"the scaling {update.facts.scaling:.4g}: nothing is trained between B′ and A′"
+        if values.nunique() > 1:
+            what = f"{values.min():.4g} to {values.max():.4g} in size, the scaling included"
+        st.caption(f"{method} has one number in each slot, {what}; rank Σ′ is the number of slots that are not zero.")
+        return
+    st.altair_chart(
+        charts.families(
+            slots,
+            x="index",
+            y="singular_value",
+            by="slot",
+            titles=("index of the singular value", "singular value of Sₖ", "slot k"),
+            bold=None,
+            night=night,
+        ),
+        width="stretch",
+        key="slot_spectra",
+        alt=f"Singular values of the {slots['slot'].nunique()} matrices Sₖ, logarithmic, coloured by k.",
+    )
+    offer(slots, "slot_spectra")
+
+
+def middle_image(update: Blocked) -> None:
+    tiles = pictures.slot_tiles(update)
+    form = None
+    if tiles is not None:
+        form = st.segmented_control(
+            "Σ as",
+            ["Σ′ of eq. 6", "slot by slot"],
+            default="Σ′ of eq. 6",
+            required=True,
+            key="sigma",
+            bind="query-params",
+            label_visibility="collapsed",
+        )
+    else:
+        st.markdown("**|Σ′|** of eq. 6, with the scaling")
+    if form == "slot by slot" and tiles is not None:
+        image(tiles, "|Sₖ|, with the scaling", "tiles", "The Sₖ beside each other", ("output block", "input block"))
+    else:
+        image(
+            pictures.middle(update),
+            "|Σ′|, with the scaling",
+            "sigma_image",
+            "Magnitude of Σ'",
+            ("row of Σ′", "column of Σ′"),
+        )
 
 
 def _module_figure(mine: pd.DataFrame) -> Any:

@@ -213,7 +213,7 @@ if st.toggle("Ranks of B′, Σ′, A′ by step", key="factors", bind="query-pa
     if st.session_state.get("_factors", (None,))[0] != wish:
         try:
             st.session_state["_factors"] = (wish, factor_table())
-        except AdapterError as error:
+        except (AdapterError, ValueError) as error:  # ValueError: a method that has no such factors
             st.error(markdown(str(error)), icon=":material/error:")
     if st.session_state.get("_factors", (None,))[0] == wish:
         ranks = st.session_state["_factors"][1]

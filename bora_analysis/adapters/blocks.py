@@ -11,19 +11,36 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from .. import delta
 from ..delta import FactorError, Update
 from .errors import AdapterError
-from .lora import Pair, check_pair, module_path
-from .source import Loader, Source, match_pattern
+from .lora import Pair, check_pair
+from .source import Found, Loader, Source, match_pattern, module_path
 from .tensors import Array
 
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>bora|melora)_(?P<part>A|B|sigma)(\.(?P<name>[^.]+))?")
 _PARTS = {"bora": ("A", "B", "sigma"), "melora": ("A", "B")}
+
+
+def read_bora(source: Source) -> Found | None:
+    """BoRA in our own layout."""
+    return _read(source, "bora", bora_loader)
+
+
+def read_melora(source: Source) -> Found | None:
+    """MELoRA in our own layout."""
+    return _read(source, "melora", melora_loader)
+
+
+def _read(source: Source, kind: str, make: Callable[[Source, str, Mapping[str, str]], Loader]) -> Found | None:
+    found, rest = sort_block_keys(source, source.tensors.keys(), kind)
+    if not found:
+        return None
+    return Found(kind, {module: make(source, module, parts) for module, parts in found.items()}, rest, [])
 
 
 def sort_block_keys(source: Source, keys: Iterable[str], kind: str) -> tuple[dict[str, dict[str, str]], list[str]]:

@@ -18,11 +18,10 @@ import numpy as np
 from .. import delta
 from ..delta import Update
 from .errors import AdapterError
-from .source import Loader, Source
+from .source import Loader, Source, module_path
 from .tensors import Array
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?P<name>[^.]+?))??(\.weight)?")
-_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)")
 # lora_* entries that do not enter ΔW: VeLoRA's gradient projection, MonteCLoRA's sampler, lora_bias.
 _HARMLESS = re.compile(r"\.lora_(velora_|monteclora_)|\.lora_(embedding_)?B(\.[^.]+)?\.bias$")
 # The order in which transformers' expert modules register their parameters; PEFT nests its wrappers in that order.
@@ -42,12 +41,6 @@ class Parts:
     pairs: dict[str, dict[str, Pair]] = field(default_factory=dict)  # module → adapter name or mini → keys
     sigmas: dict[str, str] = field(default_factory=dict)  # module → key of a 3-D tensor beside its pair
     passed_over: list[str] = field(default_factory=list)
-
-
-def module_path(key: str) -> str:
-    """The key without what PEFT, torch.compile and FSDP put around a module's own path."""
-    key = _WRAPPERS.sub("", key).removeprefix(".")
-    return key.removeprefix("base_model.model.")
 
 
 def sort_keys(source: Source, keys: Iterable[str]) -> Parts:

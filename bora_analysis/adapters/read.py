@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..experts import CHOICES
 from .adapter import Adapter, Trajectory, natural
 from .blocks import activation as activation_of
-from .blocks import bora_loader, melora_loader, minis_loader, sort_block_keys
 from .errors import AdapterError
-from .lora import lora_loaders, method_name, sort_keys
-from .refuse import init_warnings, refuse_unreadable
-from .sbora import sbora_loaders, sort_sbora_keys
-from .source import Loader, Source
+from .initial import relative
+from .readers import READERS
+from .refuse import init_warnings, peft_type, refuse_unreadable
+from .source import Found, Source
 from .tensors import Tensors, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
@@ -29,9 +29,16 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def read_adapter(
-    path: str | Path, *, alpha: float | None = None, activation: str | None = None, name: str | None = None
+    path: str | Path,
+    *,
+    alpha: float | None = None,
+    activation: str | None = None,
+    experts: str | Mapping[str, Any] = "mean",
+    initial: str | Path | None = None,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
+    name: str | None = None,
 ) -> Adapter | Trajectory:
-    """Read a LoRA, rsLoRA, MELoRA, BoRA or SBoRA adapter: names and shapes now, the factors when asked for.
+    """Read an adapter: names and shapes now, the factors when asked for.
 
     Parameters
     ----------
@@ -41,6 +48,14 @@ def read_adapter(
         taken as 1, and a warning of the adapter says so.
     activation : for BoRA, how Σ comes from the stored σ, see :func:`bora_analysis.delta.activate`; ``"identity"`` for
         a file that stores Σ itself. By default the configuration's, else ``"exp-norm"``.
+    experts : for HydraLoRA and MoELoRA, whose update depends on a router: ``"mean"``, the uniform mean of the experts;
+        ``"each"``, every expert as a module of its own, ``<module>.0`` …; ``"stacked"``, the experts on top of each
+        other, a bound on every mixture; or module path → inputs of its router (T, n), for the mean over them. See
+        :func:`bora_analysis.experts.mixed`.
+    initial : an adapter as it was before training, where training began with factors that are not zero and were taken
+        out of the base model (PiSSA, LoRA-GA): the update is then the difference.
+    shapes : module path → (out_features, in_features) of the base model's layers, which the files of some methods do
+        not store (VeRA, MiSS, FourierFT).
     name : the adapter's name, by default taken from the path.
 
     Returns
@@ -74,7 +89,17 @@ def read_adapter(
             place, name = _download(text), name or text.partition("/")[2]
         else:
             raise AdapterError(f"{text}: no such file or folder")
-    options: dict[str, Any] = {"alpha": alpha, "activation": activation}
+    if isinstance(experts, str) and experts not in CHOICES:
+        raise AdapterError(
+            f"{text}: experts {experts!r} is unknown; expected {', '.join(CHOICES)}, or inputs by module"
+        )
+    start = None
+    if initial is not None:
+        start = read_adapter(initial, alpha=alpha)
+        if not isinstance(start, Adapter):
+            raise AdapterError(f"{initial}: holds several checkpoints; name one as the initial adapter")
+    options: dict[str, Any] = {"alpha": alpha, "activation": activation, "experts": experts, "shapes": shapes}
+    options["initial"] = start
     if place.is_file():
         if place.suffix and place.suffix not in _SUFFIXES:
             raise AdapterError(f"{text}: is no weight file; expected {', '.join(_SUFFIXES)}, or the adapter's folder")
@@ -108,9 +133,15 @@ def _read_one(
     title = name or (folder.parent.name if hit else folder.name if by_folder else weights.stem)
     config = _read_config(config_path)
     tensors = open_tensors(weights)
-    refuse_unreadable(weights, config, tensors.keys())
-    source = Source(tensors, config, **options, packed=_packed(tensors))
-    method, loaders, passed_over, notes = _dispatch(source)
+    types = (kind for reader in READERS for kind in reader.types.values())
+    refuse_unreadable(weights, config, tensors.keys(), types, (reader.label for reader in READERS))
+    initial: Adapter | None = options["initial"]
+    given = {name: value for name, value in options.items() if name != "initial"}
+    source = Source(tensors, config, **given, packed=_packed(tensors))
+    found = _dispatch(source)
+    if initial is not None:
+        found = relative(source, found, initial)
+    method, loaders, passed_over, notes, scaled = found
     if not loaders:
         keys = tensors.keys()
         example = f", such as {keys[0]}" if keys else ""
@@ -118,54 +149,28 @@ def _read_one(
             f"{weights}: holds no adapter ({len(keys)} tensors{example}); expected keys such as "
             "<module>.lora_A.weight or <module>.bora_A"
         )
-    if source.alpha is None and any(source.settings(module) is None for module in loaders):
+    if scaled and source.alpha is None and any(source.settings(module) is None for module in loaders):
         warnings = [*warnings, "α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
-    for settings in source.all_settings:
+    for settings in source.all_settings if initial is None else ():
         warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
     ordered = {module: loaders[module] for module in sorted(loaders, key=natural)}
     step = int(hit[1]) if hit else None
     return Adapter(title, method, step, weights, ordered, (*passed_over, *tensors.unread), (*warnings, *notes))
 
 
-def _dispatch(source: Source) -> tuple[str, dict[str, Loader], list[str], list[str]]:
-    """The method, module → loader, the keys passed over, and warnings."""
-    keys = source.tensors.keys()
+def _dispatch(source: Source) -> Found:
+    """Let the first reader that finds its keys read the file."""
     activation_of(source)  # a wrong name is an error, whatever is in the file
-    for method, make in (("bora", bora_loader), ("melora", melora_loader)):
-        found, rest = sort_block_keys(source, keys, method)
-        if found:
-            return method, {module: make(source, module, parts) for module, parts in found.items()}, rest, []
-    found, rest = sort_sbora_keys(source, keys)
-    if found:
-        method, loaders, notes = sbora_loaders(source, found)
-        return method, loaders, rest, notes
-    parts = sort_keys(source, keys)
-    names = sorted({name for pairs in parts.pairs.values() for name in pairs}, key=natural)
-    kind = str((source.config or {}).get("peft_type", "")).upper()
-    if names and all(name.isdecimal() for name in names) and (kind == "MELORA" or len(names) > 1):
-        loaders = {module: minis_loader(source, module, minis) for module, minis in parts.pairs.items()}
-        return "melora", loaders, parts.passed_over, []
-    if len(names) > 1:
-        shown = ", ".join(name or "(unnamed)" for name in names)
-        raise AdapterError(f"{source.path}: holds {len(names)} adapters: {shown}; save one at a time")
-    pairs = {module: next(iter(pairs.values())) for module, pairs in parts.pairs.items()}
-    method = method_name(source)
-    blocks = {
-        module: bora_loader(source, module, {"A": pairs[module].A, "B": pairs[module].B, "sigma": sigma})
-        for module, sigma in parts.sigmas.items()
-    }
-    plain = {module: pair for module, pair in pairs.items() if module not in blocks}
-    loaders, notes = lora_loaders(source, plain, method)
-    if blocks:
-        method = "bora"
-        if source.activation is None and "activation" not in (source.config or {}):
-            key = next(iter(parts.sigmas.values()))
-            notes.append(
-                f"{key} is taken as BoRA's raw σ (exp-norm); if it is Σ, set activation (--activation) identity"
-            )
-    if pairs and kind in ("BORA", "MELORA", "SBORA") and method != kind.lower():
-        raise AdapterError(f"{source.path}: peft_type is {kind} but the keys are those of {method}")
-    return method, loaders | blocks, parts.passed_over, notes
+    kind = peft_type(source.config)
+    for reader in READERS:
+        found = reader.read(source)
+        if found is None:
+            continue
+        # Many authors' files call themselves LORA.
+        if found.loaders and kind not in ("LORA", *reader.kinds(found.method)):
+            raise AdapterError(f"{source.path}: peft_type is {kind} but the keys are those of {found.method}")
+        return found
+    raise AssertionError("the last reader takes every file")
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

@@ -13,40 +13,25 @@ from typing import Any
 
 from .errors import AdapterError
 
-READABLE = ("LORA", "BORA", "MELORA", "SBORA")
-_READABLE_NAMES = "readable are LoRA, rsLoRA, MELoRA, BoRA and SBoRA"
 _DORA = "DoRA needs the base model's weights; not readable yet"
 
 # Pattern of a key → the method whose files have it. The first hit counts.
 _EVIDENCE = [
     (r"\.lora_magnitude_vector|\.weight_m_wdecomp|\.dora_scale$", _DORA),
-    (r"\.hada_w[12]_[ab]|\.hada_t[12]", "LoHa"),
-    (r"\.lokr_w[12]|\.lokr_t2", "LoKr"),
+    (r"^lora_(unet|te\w*?)_.*\.(hada|lokr)_", "LyCORIS's layout of LoHa and LoKr, with an alpha per module,"),
     (r"\.ia3_l", "IA³"),
-    (r"\.lora_E(\.|$)", "AdaLoRA"),
     (r"\.lora_diag(\.|$)", "KaSA"),
-    (r"\.lora_route|\.lora_B\d+\.weight", "HydraLoRA"),
-    (r"\.loraA\.\d+\.", "MOELoRA"),
     (r"\.lora_lambda\..*rms_norm", "TopLoRA"),
     (r"\.lora_R$", "HiRA (its authors' code)"),
-    (r"pvera_(lambda|A|B)", "PVeRA"),
-    (r"vera_(lambda|A|B)", "VeRA"),
     (r"unilora_theta_d", "Uni-LoRA"),
-    (r"vblora_", "VB-LoRA"),
     (r"\.hira_", "HiRA"),
     (r"\.boft_", "BOFT"),
     (r"\.oft_(R|r|blocks)", "OFT"),
-    (r"\.miss_block", "MiSS"),
     (r"\.bone_", "Bone"),
-    (r"fourierft_spectrum", "FourierFT"),
     (r"waveft_spectrum", "WaveFT"),
     (r"randlora_", "RandLoRA"),
-    (r"\.shira_", "SHiRA"),
-    (r"\.c3a_kernel", "C³A"),
     (r"\.road_(theta|alpha)", "RoAd"),
     (r"\.hra_u", "HRA"),
-    (r"\.delora_", "DeLoRA"),
-    (r"\.gralora_", "GraLoRA"),
     (r"tinylora_", "TinyLoRA"),
     (r"\.psoft_", "PSOFT"),
     (r"\.glora_", "GLoRA"),
@@ -70,26 +55,38 @@ _EVIDENCE = [
 _FLAGS = {
     "use_dora": _DORA,
     "use_qalora": "QALoRA pools the input, so B·A is not its update; not readable yet",
-    "use_bdlora": "BD-LoRA stores its factors block-diagonally and compactly; not readable yet",
     "arrow_config": "Arrow routes each token to other adapters, so there is no single update; not readable",
     "kasa_config": "KaSA truncates the base model and adds a diagonal; not readable yet",
     "r_ab": "HiRA (its authors' code) multiplies B·A with the base model's weights; not readable yet",
 }
 
 
-def refuse_unreadable(path: Path, config: Mapping[str, Any] | None, keys: Iterable[str]) -> None:
-    """Raise :class:`AdapterError` with the method's name unless the file may be LoRA, MELoRA, BoRA or SBoRA."""
+def peft_type(config: Mapping[str, Any] | None) -> str:
+    """The configuration's ``peft_type``; LORA where there is none."""
+    return str((config or {}).get("peft_type") or "LORA").upper()
+
+
+def refuse_unreadable(
+    path: Path, config: Mapping[str, Any] | None, keys: Iterable[str], types: Iterable[str], labels: Iterable[str]
+) -> None:
+    """Raise :class:`AdapterError` with the method's name if no reader takes the file.
+
+    Parameters
+    ----------
+    types, labels : the ``peft_type`` that can be read, and the names of their methods.
+    """
+    readable = sorted(set(types))
     found = next(((name, key) for key in keys for pattern, name in _EVIDENCE if re.search(pattern, key)), None)
-    kind = str((config or {}).get("peft_type") or READABLE[0]).upper()
-    if kind not in READABLE:
+    kind = peft_type(config)
+    if kind not in readable:
         called = f" ({found[0]})" if found else ""
-        raise AdapterError(f"{path}: peft_type {kind}{called} is not readable; readable: {', '.join(READABLE)}")
+        raise AdapterError(f"{path}: peft_type {kind}{called} is not readable; readable: {', '.join(readable)}")
     for flag, reason in _FLAGS.items():
         if (config or {}).get(flag):
             raise AdapterError(f"{path}: adapter_config.json sets {flag}: {reason}")
     if found:
         name, key = found
-        verdict = name if name == _DORA else f"{name} is not readable; {_READABLE_NAMES}"
+        verdict = name if name == _DORA else f"{name} is not readable; readable are {', '.join(labels)}"
         raise AdapterError(f"{path}: {verdict} (key {key})")
 
 
@@ -100,7 +97,8 @@ def init_warnings(config: Mapping[str, Any]) -> list[str]:
     if init.startswith(("pissa", "olora", "corda", "lora_ga", "loftq")):
         warnings.append(
             f"init_lora_weights is {init!r}: the base model was changed at initialisation, so B·A is not the update of "
-            "the original model (but for loftq, PEFT's path_initial_model_for_weight_conversion writes one that is)"
+            "the original model (but for loftq, PEFT's path_initial_model_for_weight_conversion writes one that is; or "
+            "give the initial adapter with initial, --initial)"
         )
     if config.get("alora_invocation_tokens"):
         warnings.append("aLoRA: the update acts only after the invocation tokens")

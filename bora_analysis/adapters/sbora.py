@@ -20,11 +20,19 @@ from .. import delta
 from ..cost import cost
 from ..delta import EPSILON, Update
 from .errors import AdapterError
-from .lora import module_path
-from .source import Loader, Source
+from .source import Found, Loader, Source, module_path
 from .tensors import Array
 
 _FACTOR = re.compile(r"(?P<module>.+)\.(sbora_(?P<ours>index|size|A|B)|lora_(?P<side>[AB]))(\.[^.]+?)??(\.weight)?")
+
+
+def read_sbora(source: Source) -> Found | None:
+    """SBoRA in either layout."""
+    found, rest = sort_sbora_keys(source, source.tensors.keys())
+    if not found:
+        return None
+    method, loaders, notes = sbora_loaders(source, found)
+    return Found(method, loaders, rest, notes)
 
 
 def sort_sbora_keys(source: Source, keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
@@ -107,5 +115,6 @@ def _build(factor: Array, *, side: str, index: Array, size: int, scaling: float,
     method = "sbora-fa" if side == "B" else "sbora-fb"
     update = delta.lora(**pair, scaling=scaling, method=method, dtype=dtype, any_rank=True)
     price = cost(method, update.facts.out_features, update.facts.in_features, len(index))
-    facts = replace(update.facts, parameters=price.parameters, macs_per_token=price.macs_per_token)
+    support = {"support_columns" if side == "B" else "support_rows": len(index)}
+    facts = replace(update.facts, parameters=price.parameters, macs_per_token=price.macs_per_token, **support)
     return replace(update, facts=facts)

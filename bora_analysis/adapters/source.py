@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..delta import EPSILON, FactorError, Update
+from ..delta import EPSILON, FactorError, Update, coarsest
 from .errors import AdapterError
 from .tensors import Array, Tensors
 
 Loader = Callable[[], Update]
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)")
+
+
+class Found(NamedTuple):
+    """What a reader makes of a file.
+
+    Attributes
+    ----------
+    method : of the adapter.
+    loaders : module path → function that reads its update.
+    passed_over : keys that are no part of an update.
+    notes : one line each, where the numbers need a caveat.
+    scaled : whether the method has an α, so that a missing one is worth a warning.
+    """
+
+    method: str
+    loaders: dict[str, Loader]
+    passed_over: list[str]
+    notes: list[str]
+    scaled: bool = True
 
 
 @dataclass(frozen=True)
@@ -24,6 +45,8 @@ class Source:
     config : content of adapter_config.json, or None.
     alpha : the caller's α, in place of every α in the configuration.
     packed : configurations that the weight file carries in its header, by key prefix (diffusers writes them).
+    experts : for HydraLoRA and MoELoRA, see :func:`read_adapter`.
+    shapes : module path → (m, n) of the base model's layers, for methods whose files do not store them.
     """
 
     tensors: Tensors
@@ -31,6 +54,8 @@ class Source:
     alpha: float | None = None
     activation: str | None = None
     packed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    experts: str | Mapping[str, Any] = "mean"
+    shapes: Mapping[str, tuple[int, int]] | None = None
 
     @property
     def path(self) -> Any:
@@ -67,22 +92,49 @@ class Source:
                 f"r = {told} for {module}; correct r or rank_pattern"
             )
 
-    def scaling(self, module: str, r: int, mini: int | None = None) -> float:
+    def setting(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+        """One entry of the configuration, checked; the default where there is none."""
+        value = (self.config or {}).get(name)
+        if value is None:
+            return default
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            wanted = kind.__name__ if isinstance(kind, type) else " or ".join(one.__name__ for one in kind)
+            raise AdapterError(f"{self.path}: the configuration says {name} = {value!r}; expected {wanted}")
+        return value
+
+    def shape_of(self, module: str, key: str) -> tuple[int, int]:
+        """(m, n) of a layer, for a method whose file does not store it."""
+        if self.shapes is None or module not in self.shapes:
+            raise AdapterError(
+                f"{self.path}: {key} does not tell the size of {module}, which the method needs; give the sizes of the "
+                "base model's layers (shapes)"
+            )
+        m, n = self.shapes[module]
+        return int(m), int(n)
+
+    def scaling(self, module: str, r: int, mini: int | None = None, *, name: str = "lora_alpha") -> float:
         """α/r, or α/√r for rsLoRA; 1 where there is no configuration (a warning of the adapter says so)."""
+        alpha = self.alpha_of(module, mini, name=name)
+        return (
+            1.0 if alpha is None else alpha / (math.sqrt(r) if (self.settings(module) or {}).get("use_rslora") else r)
+        )
+
+    def alpha_of(self, module: str, mini: int | None = None, *, name: str = "lora_alpha") -> float | None:
+        """α of a module, the caller's first; None where there is no configuration."""
         settings = self.settings(module)
         alpha: Any = self.alpha
         if alpha is None:
             if settings is None:
-                return 1.0
-            alpha = _lookup(self, settings, "alpha_pattern", module, settings.get("lora_alpha"))
+                return None
+            alpha = _lookup(self, settings, "alpha_pattern", module, settings.get(name))
             if isinstance(alpha, list | tuple) and mini is not None and mini < len(alpha):
                 alpha = alpha[mini]
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            found = "no lora_alpha" if alpha is None else f"lora_alpha = {alpha!r}"
+            found = f"no {name}" if alpha is None else f"{name} = {alpha!r}"
             raise AdapterError(
                 f"{self.path}: the configuration gives {module} {found}; expected a number; set it with alpha (--alpha)"
             )
-        return alpha / (math.sqrt(r) if (settings or {}).get("use_rslora") else r)
+        return float(alpha)
 
     def expect(self, condition: Any, key: str, expected: str) -> None:
         """Raise :class:`AdapterError` with the key's shape unless the condition holds."""
@@ -103,7 +155,7 @@ class Source:
     ) -> Loader:
         """A function that reads the factors, by name, and builds the update; its errors name file and key."""
         flat = [key for value in keys.values() for key in ([value] if isinstance(value, str) else value)]
-        dtype = max((self.tensors.dtype(key) for key in flat), key=lambda name: EPSILON[name])
+        dtype = coarsest(name for name in map(self.tensors.dtype, flat) if name in EPSILON)  # indices have none
         read = read or self.tensors.read
 
         def load() -> Update:
@@ -119,6 +171,53 @@ class Source:
                 raise AdapterError(f"{self.path}: {shown}: {error}") from None
 
         return load
+
+
+def module_path(key: str) -> str:
+    """The key without what PEFT, torch.compile and FSDP put around a module's own path."""
+    key = _WRAPPERS.sub("", key).removeprefix(".")
+    return key.removeprefix("base_model.model.")
+
+
+def collect(source: Source, parts: str) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Module → part → key for keys ``<module>.<part>``, with or without an adapter's name and ``.weight``; the others.
+
+    Parameters
+    ----------
+    parts : regular expression of the names of the parts.
+    """
+    pattern = re.compile(rf"(?P<module>.+)\.(?P<part>{parts})(\.(?!bias$)[^.]+?)??(\.weight)?")
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    rest = []
+    keys = source.tensors.keys()
+    for key in keys:
+        hit = pattern.fullmatch(module_path(key))
+        if not hit:
+            rest.append(key)
+        elif hit["part"] in found[hit["module"]]:
+            other = found[hit["module"]][hit["part"]]
+            raise AdapterError(f"{source.path}: {key} and {other}: several adapters in one file; save one at a time")
+        else:
+            found[hit["module"]][hit["part"]] = key
+    return dict(found), rest
+
+
+def need(source: Source, parts: Mapping[str, str], *names: str) -> list[str]:
+    """The keys of the named parts; AdapterError if one is missing."""
+    missing = [name for name in names if name not in parts]
+    if missing:
+        key = next(iter(parts.values()))
+        raise AdapterError(f"{source.path}: {key} has no {missing[0]} beside it; the file is incomplete")
+    return [parts[name] for name in names]
+
+
+def others(source: Source, keys: Iterable[str]) -> list[str]:
+    """Keys that may be passed over; a factor of LoRA among them would be part of another update."""
+    keys = list(keys)
+    stray = [key for key in keys if re.search(r"\.lora_(embedding_)?[AB](\.|$)", key)]
+    if stray:
+        raise AdapterError(f"{source.path}: {stray[0]} is a LoRA factor in a file of another method; save them apart")
+    return keys
 
 
 def _lookup(source: Source, settings: Mapping[str, Any], name: str, module: str, default: Any) -> Any:

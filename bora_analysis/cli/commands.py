@@ -190,7 +190,14 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
 
 @contextmanager
 def first_modules(
-    paths: tuple[str, ...], *, alpha: float | None, activation: str | None, modules: str | None, **_: Any
+    paths: tuple[str, ...],
+    *,
+    alpha: float | None,
+    activation: str | None,
+    experts: str,
+    initial: str | None,
+    modules: str | None,
+    **_: Any,
 ) -> Iterator[dict[str, Update]]:
     """Adapter → the factors of its first module, of its last step; adapters that cannot be read as in `results`."""
     from ..adapters import AdapterError, checkpoints, read_adapter
@@ -201,7 +208,8 @@ def first_modules(
     updates: dict[str, Update] = {}
     for path in paths:
         try:
-            adapters.append(checkpoints(read_adapter(path, alpha=alpha, activation=activation))[-1])
+            read = read_adapter(path, alpha=alpha, activation=activation, experts=experts, initial=initial)
+            adapters.append(checkpoints(read)[-1])
         except AdapterError as error:
             failed = True
             fail(error)

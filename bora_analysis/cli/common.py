@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "parquet")
 ACTIVATIONS = ("exp-norm", "no-exp", "no-norm", "identity")  # as in delta, which imports NumPy
+EXPERTS = ("mean", "each", "stacked")  # as in experts, which imports NumPy
 SIGMA_HELP = "How Σ comes from the stored σ (BoRA)"
 
 
@@ -33,6 +34,14 @@ def reading(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable
         ),
         click.option("--activation", type=click.Choice(ACTIVATIONS), help=f"{SIGMA_HELP} where the file does not say."),
         click.option("--alpha", type=float, help="α where the file does not say."),
+        click.option(
+            "--experts",
+            type=click.Choice(EXPERTS),
+            default="mean",
+            show_default=True,
+            help="HydraLoRA, MoELoRA: the uniform mean, each expert, or their stack, a bound on every mixture.",
+        ),
+        click.option("--initial", metavar="PATH", help="PiSSA, LoRA-GA …: the adapter before training, to subtract."),
         click.option("--modules", metavar="REGEX", help="Only modules in whose path REGEX is found."),
         click.option(
             "--threshold",
@@ -75,6 +84,8 @@ def results(
     *,
     alpha: float | None,
     activation: str | None,
+    experts: str,
+    initial: str | None,
     modules: str | None,
     **options: Any,
 ) -> Iterator[Tables]:
@@ -86,7 +97,9 @@ def results(
     adapters: list[Adapter] = []
     for path in dict.fromkeys(paths):  # an adapter named twice is one adapter
         try:
-            adapters += checkpoints(read_adapter(path, alpha=alpha, activation=activation))
+            adapters += checkpoints(
+                read_adapter(path, alpha=alpha, activation=activation, experts=experts, initial=initial)
+            )
         except AdapterError as error:
             failed = True
             fail(error)

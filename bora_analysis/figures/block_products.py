@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .. import metrics, style
-from ..delta import Update, bora, lora, melora
+from ..delta import Blocked, Update, bora, lora, melora
 from . import layout
 
 Array = NDArray[Any]
@@ -49,7 +49,7 @@ class Picture:
     sigma_rank: int
 
 
-def example(size: int = 96, r: int = 4, blocks: int = 3, seed: int = 0) -> dict[str, Update]:
+def example(size: int = 96, r: int = 4, blocks: int = 3, seed: int = 0) -> dict[str, Blocked]:
     """LoRA, MELoRA and BoRA with the same B and A; σ as BoRA starts.
 
     The columns of B and the rows of A are smooth, so that the eye can follow them through the blocks: under LoRA the
@@ -164,6 +164,8 @@ def _pictures(updates: Mapping[str, Update]) -> list[Picture]:
     most = max(update.facts.blocks for update in updates.values())
     pictures = []
     for name, update in updates.items():
+        if not isinstance(update, Blocked):
+            raise ValueError(f"figure1 shows B', Σ', A', and {name} ({update.facts.method}) has none; leave it out")
         facts, (B, sigma, A) = update.facts, update.expanded()
         blocks = facts.blocks
         if blocks == 1 and most > 1 and facts.out_features % most == 0 and facts.in_features % most == 0:

@@ -81,10 +81,10 @@ def lora_factors(update: Update) -> tuple[Array, Array]:
 
     Both carry the root of the singular values, so that neither is much larger than the other.
     """
-    left, middle, right = update.expanded()
+    left, right = update.factors()
     Q, R = np.linalg.qr(left)
     P, L = np.linalg.qr(right.T)
-    U, values, V = np.linalg.svd(R @ middle @ L.T, full_matrices=False)
+    U, values, V = np.linalg.svd(R @ L.T, full_matrices=False)
     k = max(1, numerical_rank(values, rounding_tolerance(values, "float64")))
     root = np.sqrt(values[:k])
     return Q @ (U[:, :k] * root), (root[:, None] * V[:k]) @ P.T

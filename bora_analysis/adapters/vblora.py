@@ -1,0 +1,90 @@
+"""VB-LoRA (arXiv 2405.15179): every vector of A and B is a mixture of the top k vectors of one bank.
+
+PEFT: ``<module>.vblora_logits_A`` (r, n/v, h), ``.vblora_logits_B`` (m/v, r, h), and once
+``base_model.vblora_vector_bank`` (h, v). With ``save_only_topk_weights`` the logits are ``…_topk_indices`` (…, k) and
+``…_topk_weights`` (…, k−1), of which the last is what is missing to 1. ΔW = BA without a scaling (``vblora/layer.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ..delta import FactorError, Update, lora
+from .errors import AdapterError
+from .source import Found, Loader, Source, collect, others
+from .tensors import Array
+
+_BANK = re.compile(r"(^|\.)vblora_vector_bank(\.[^.]+)?$")
+
+
+def read(source: Source) -> Found | None:
+    """VB-LoRA as PEFT saves it, with logits or with the top k alone."""
+    found, rest = collect(source, "vblora_logits_[AB](_topk_(indices|weights))?")
+    if not found:
+        return None
+    banks = [key for key in rest if _BANK.search(key)]
+    if not banks:
+        key = next(iter(next(iter(found.values())).values()))
+        raise AdapterError(f"{source.path}: {key} has no vblora_vector_bank beside it; the file is incomplete")
+    source.check_factor(banks[0])
+    shape = source.tensors.shape(banks[0])
+    source.expect(len(shape) == 2, banks[0], "(h, v)")
+    bank = cache(lambda: source.tensors.read(banks[0]).astype(np.float64))
+    loaders = {module: _loader(source, module, parts, shape, bank) for module, parts in found.items()}
+    note = f"the vector bank of {shape[0] * shape[1]:,} trained numbers is shared by all modules and counted in none"
+    return Found("vblora", loaders, others(source, [key for key in rest if key not in banks]), [note], scaled=False)
+
+
+def _loader(source: Source, module: str, parts: dict[str, str], bank_shape: tuple[int, ...], bank: Any) -> Loader:
+    topk = source.setting("topk", int, 2)
+    keys: dict[str, list[str]] = {}
+    for side in "AB":
+        whole = f"vblora_logits_{side}"
+        names = [whole] if whole in parts else [f"{whole}_topk_indices", f"{whole}_topk_weights"]
+        missing = [name for name in names if name not in parts]
+        if missing:
+            key = next(iter(parts.values()))
+            raise AdapterError(f"{source.path}: {key} has no {missing[0]} beside it; the file is incomplete")
+        keys[side] = [parts[name] for name in names]
+        for name, key in zip(names, keys[side], strict=True):
+            source.expect(len(source.tensors.shape(key)) == 3, key, "three dimensions")
+            if not name.endswith("indices"):
+                source.check_factor(key)
+        if len(names) == 1:
+            shape = source.tensors.shape(keys[side][0])
+            source.expect(shape[2] == bank_shape[0] >= topk, keys[side][0], f"(…, …, {bank_shape[0]}), the bank's h")
+    r = source.tensors.shape(keys["A"][0])[0]
+    source.expect(source.tensors.shape(keys["B"][0])[1] == r, keys["B"][0], f"(m/v, {r}, …), the r of A")
+    source.check_rank(module, keys["A"][0], r)
+
+    def build(A: list[Array], B: list[Array], *, dtype: str) -> Update:
+        right = _mixed(A, bank(), topk).reshape(r, -1)  # from (r, n/v, v)
+        left = _mixed(B, bank(), topk).transpose(0, 2, 1).reshape(-1, r)  # from (m/v, r, v)
+        update = lora(left, right, method="vblora", dtype=dtype, any_rank=True)
+        trained = (right.size + left.size) // bank_shape[1] * bank_shape[0]
+        return replace(update, facts=replace(update.facts, parameters=trained))
+
+    return source.loader(keys, build)
+
+
+def _mixed(stored: list[Array], bank: Array, topk: int) -> Array:
+    """The vectors of one factor, (…, …, v), from its logits or from its top k indices and weights."""
+    if len(stored) == 1:
+        logits = stored[0].astype(np.float64)
+        index = np.argpartition(-logits, topk - 1, axis=-1)[..., :topk]
+        chosen = np.take_along_axis(logits, index, axis=-1)
+        weights = np.exp(chosen - chosen.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+    else:
+        index, some = stored[0].astype(np.int64), stored[1].astype(np.float64)
+        weights = np.concatenate([some, 1 - some.sum(axis=-1, keepdims=True)], axis=-1)
+        if index.shape != weights.shape or index.min() < 0 or index.max() >= len(bank):
+            raise FactorError(
+                "A", f"has indices {index.shape} and weights {some.shape} that do not fit the bank {bank.shape}"
+            )
+    return (weights[..., None] * bank[index]).sum(axis=-2)
