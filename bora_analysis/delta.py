@@ -17,7 +17,7 @@ Equations are those of BoRA, arXiv 2508.06953.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
@@ -70,6 +70,9 @@ class Facts:
     dtype : the coarsest dtype in which a factor was stored (the computation is in float64).
     support_rows, support_columns : how many rows and columns of ΔW the method can change (SBoRA's index factor, a
         sparse update); None for all of them.
+    kind : what ΔW belongs to: ``"linear"``, ``"embedding"`` (ΔW is d × V), ``"conv"``, ``"grouped conv"``, or a
+        ``"parameter"`` that is no layer of its own (an expert's slice, a part of nn.MultiheadAttention).
+    kernel : a convolution's kernel, whose size counts in n; empty for others.
     """
 
     method: str
@@ -84,6 +87,8 @@ class Facts:
     dtype: str
     support_rows: int | None = None
     support_columns: int | None = None
+    kind: str = "linear"
+    kernel: tuple[int, ...] = ()
 
 
 class Expanded(NamedTuple):
@@ -218,18 +223,29 @@ class DirectSum:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """ΔW without structure: its core is itself."""
+    """ΔW without structure: its core is itself.
+
+    Attributes
+    ----------
+    delta : ΔW (m, n), scaling included; or a function that makes it, which is called at each use, so that an update
+        waiting for its turn holds no matrix.
+    noise_floor : a function that gives the σ that rounding alone makes (see :mod:`bora_analysis.adapters.full`), for
+        the difference of two rounded matrices.
+    """
 
     facts: Facts
-    delta: Array  # (m, n), scaling included
+    delta: Array | Callable[[], Array]
+    noise_floor: Callable[[], float] | None = None
 
     def cores(self) -> list[Array]:
-        return [self.delta.astype(np.float64)[None]]
+        return [self.to_dense()[None]]
 
     def factors(self) -> tuple[Array, Array]:
         return trivial_factors(self.to_dense())
 
     def to_dense(self) -> Array:
+        if callable(self.delta):
+            return np.asarray(self.delta(), dtype=np.float64)
         return self.delta.astype(np.float64)
 
 
@@ -501,6 +517,7 @@ def is_finite(array: Array) -> bool:
 
 
 def coarsest(dtypes: Any) -> str:
+    """The dtype with the largest spacing."""
     return max(dtypes, key=lambda name: EPSILON.get(name, 0.0))
 
 

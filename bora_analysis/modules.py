@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 # Last name of a module → projection, across model families. Names that mean different things in attention and in
 # the feed-forward part are decided by the path in `projection`.
@@ -19,7 +20,11 @@ _PROJECTIONS = {
 }
 _BY_NAME = {name: projection for projection, names in _PROJECTIONS.items() for name in names.split()}
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-_FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|densereludense", re.IGNORECASE)
+_FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|densereludense|(^|_)ff($|_)", re.IGNORECASE)
+_EITHER = ("c_proj", "proj", "wo", "dense")  # GPT-2, timm, T5 and BERT use one name in both parts of a layer
+_DIFFUSERS_FF = re.compile(r"(^|[._])ff(_context)?[._]net\.(?P<part>0\.proj|2)")
+# kohya and LyCORIS write underscores for the dots of a path.
+_UNDERSCORED = re.compile(r"(lora|lycoris)_[^.]+")
 
 
 def projection(module: str) -> str:
@@ -29,15 +34,29 @@ def projection(module: str) -> str:
     ('q', 'qkv', 'down')
     >>> projection("encoder.layer.1.attention.output.dense"), projection("encoder.layer.1.output.dense")
     ('o', 'down')
+    >>> projection("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0")
+    'o'
     """
-    parts = [part for part in module.split(".") if not part.isdigit()] or [module]
-    name, parent = parts[-1].lower(), ".".join(parts[:-1])
-    if name in ("c_proj", "proj", "wo", "dense"):  # GPT-2, timm, T5 and BERT use one name in both parts of a layer
-        if _ATTENTION.search(parent):
-            return "o"
+    path = _dotted(module)
+    hit = _DIFFUSERS_FF.search(path)
+    if hit and hit.end() == len(path):
+        return "down" if hit["part"] == "2" else "up"
+    parts = [part for part in path.split(".") if not part.isdigit()] or [module]
+    name = parts[-1].lower()
+    if path != module:  # the last name is the longest end that is known
+        pieces = name.split("_")
+        ends = ["_".join(pieces[k:]) for k in range(len(pieces))]
+        name = next((end for end in ends if end in _BY_NAME or end in _EITHER), name)
+        parts[-1:-1] = [parts[-1].removesuffix(name).removesuffix("_")]
+    if name in _EITHER:
+        for parent in reversed(parts[:-1]):  # the nearest: diffusers' `attentions` hold both
+            if _ATTENTION.search(parent):
+                return "o"
+            if name != "dense" and _FEED_FORWARD.search(parent):
+                return "down"
         if name == "dense":
-            return {"intermediate": "up", "output": "down"}.get(parent.rpartition(".")[2], parts[-1])
-        return "down" if _FEED_FORWARD.search(parent) else parts[-1]
+            return {"intermediate": "up", "output": "down"}.get(parts[-2] if len(parts) > 1 else "", parts[-1])
+        return parts[-1]
     return _BY_NAME.get(name, parts[-1])
 
 
@@ -47,4 +66,15 @@ def layer(module: str) -> int | None:
     >>> layer("model.layers.31.mlp.experts.5.w1"), layer("lm_head")
     (31, None)
     """
-    return next((int(part) for part in module.split(".") if part.isdigit()), None)
+    return next((int(part) for part in _dotted(module).split(".") if part.isdigit()), None)
+
+
+def _dotted(module: str) -> str:
+    """The path with dots around its numbers, where it has underscores for all of its dots."""
+    if not _UNDERSCORED.fullmatch(module):
+        return module
+    pieces = module.split("_")
+    path = pieces[0]
+    for piece, following in pairwise(pieces):
+        path += ("." if piece.isdigit() or following.isdigit() else "_") + following
+    return path

@@ -13,13 +13,14 @@ from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .delta import EPSILON, Array, Blocked, Facts, Update
+from .counting import Counted, count
+from .delta import EPSILON, Array, Blocked, Dense, Facts, Update
 from .metrics import numerical_rank, rounding_tolerance
 
 Solver = Literal["auto", "svd", "gram"]
@@ -29,6 +30,10 @@ SOLVERS: tuple[str, ...] = get_args(Solver)
 GRAM_FROM = 512
 #: From this core size on device "auto" uses a CUDA device, if there is one.
 GPU_FROM = 1024
+#: Updates without structure are made and solved one by one, as many at a time as fit here (but one at least).
+ROOM_BYTES = 2 << 30
+#: From this size on a quick analysis of an update without structure counts instead of solving.
+COUNT_FROM = 256
 #: Cores of one shape are collected up to this size, or from this many modules, before they are solved together.
 BATCH_BYTES = 2 << 20
 BATCH_MODULES = 64
@@ -41,15 +46,19 @@ class Spectrum:
     Attributes
     ----------
     values : (rank_bound,) float64, descending. ΔW's other min(m, n) − rank_bound singular values are exactly 0.
-    solver : ``"svd"``, ``"gram"``, or ``"svd (gesvd)"`` where the first driver did not converge.
+    solver : ``"svd"``, ``"gram"``, ``"svd (gesvd)"`` where the first driver did not converge, or ``"count"``.
     device : where the cores were solved: ``"cpu"``, ``"cuda:0"``, or ``"cpu (cuda:0: reason)"`` after a fall-back.
     dtype : the dtype in which the factors were stored. The computation is always in float64.
+    noise_floor : the σ that rounding alone makes, for a difference of rounded weights; NaN otherwise.
+    counted : what a quick analysis found instead of the values, which are then empty.
     """
 
     values: NDArray[np.float64]
     solver: str
     device: str
     dtype: str
+    noise_floor: float = float("nan")
+    counted: Counted | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.array(self.values, dtype=dtype, copy=copy)
@@ -109,21 +118,30 @@ def singular_values(update: Update, *, solver: str = "auto", device: str = "auto
     facts = update.facts
     # One thread for a large core too: two are 1.5× as fast on idle cores, and were 20× slower on busy ones.
     with one_blas_thread():
+        if isinstance(update, Dense):
+            return _dense_spectrum(update, solver, place)
         return _union([_solve(core, facts.dtype, solver, place) for core in update.cores()], facts)
 
 
 def each_spectrum(
-    updates: Mapping[str, Update], *, solver: str = "auto", device: str = "auto", workers: int | None = None
+    updates: Mapping[str, Update],
+    *,
+    solver: str = "auto",
+    device: str = "auto",
+    workers: int | None = None,
+    quick: float | None = None,
 ) -> Generator[tuple[str, Facts, Spectrum]]:
     """Singular values of many updates, as they are finished (in no particular order).
 
-    Memory: a few modules' factors at a time, and at most a few batches of cores.
+    Memory: a few modules' factors at a time, at most a few batches of cores, and dense updates up to ``ROOM_BYTES``.
 
     Parameters
     ----------
     updates : module → update; ``updates[module]`` is called in a worker thread, once.
     solver, device : as for :func:`singular_values`.
     workers : threads; default one per core that this process may use.
+    quick : a threshold: of updates without structure, from 256² on, only how many σ lie above it, Σσ², Σσ⁴ and σ₁
+        (:func:`bora_analysis.counting.count`); all σ where that cannot tell.
     """
     place = _resolve(solver, device)
     workers = workers or available_cores()
@@ -135,8 +153,10 @@ def each_spectrum(
     reducing: set[Future[Any]] = set()
     solving: dict[Future[Any], list[tuple[str, int]]] = {}
 
-    def reduce(name: str) -> tuple[str, Facts, list[Array]]:
+    def reduce(name: str) -> tuple[str, Facts, list[Array] | Spectrum]:
         update = updates[name]
+        if isinstance(update, Dense):
+            return name, update.facts, _dense_spectrum(update, solver, place, quick)
         return name, update.facts, update.cores()
 
     def submit(key: tuple[int, int, str], members: list[tuple[str, Array]]) -> None:
@@ -163,7 +183,11 @@ def each_spectrum(
                 done, _ = wait([*reducing, *solving], return_when=FIRST_COMPLETED)
                 for future in done & reducing:
                     reducing.discard(future)
-                    name, facts_of[name], cores = future.result()
+                    name, facts, cores = future.result()
+                    if isinstance(cores, Spectrum):
+                        yield name, facts, cores
+                        continue
+                    facts_of[name] = facts
                     missing[name] = sum(len(core) for core in cores)
                     for core in cores:
                         key = (*core.shape[1:], facts_of[name].dtype)
@@ -238,6 +262,35 @@ def _union(parts: list[_Solved], facts: Facts) -> Spectrum:
     return Spectrum(np.ascontiguousarray(values), solver, device, facts.dtype)
 
 
+def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None = None) -> Spectrum:
+    """The spectrum of an update without structure, which is in memory only while it is solved."""
+    facts = update.facts
+    with _Room.taken(32 * facts.out_features * facts.in_features):  # itself, what it is made of, LAPACK's copy
+        matrix = update.to_dense()
+        spectrum = None
+        if quick is not None and min(matrix.shape) >= COUNT_FROM:
+            counted, where = _count(matrix, quick, _place(matrix.shape, place))
+            if counted is not None:
+                spectrum = Spectrum(np.zeros(0), "count", where, facts.dtype, counted=counted)
+        if spectrum is None:
+            spectrum = _union([_solve(matrix[None], facts.dtype, solver, place)], facts)
+    return replace(spectrum, noise_floor=update.noise_floor()) if update.noise_floor else spectrum
+
+
+def _count(matrix: Array, threshold: float, place: str) -> tuple[Counted | None, str]:
+    """The count, and where it was taken."""
+    if place == "cpu":
+        return count(matrix, threshold), place
+    import torch
+
+    try:
+        with _ONE_AT_A_TIME:
+            return count(matrix, threshold, place), place
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return count(matrix, threshold), f"cpu ({place}: out of memory)"
+
+
 def _rank(stacks: list[Array], dtype: str) -> int:
     values = np.concatenate([np.linalg.svd(stack, compute_uv=False).ravel() for stack in stacks])
     return numerical_rank(values, rounding_tolerance(values, dtype))
@@ -263,15 +316,23 @@ def _solve(stack: Array, dtype: str, solver: str, place: str) -> _Solved:
     """Singular values of a stack (k, p, q) of cores."""
     if stack.shape[1:] == (1, 1) and solver != "gram":  # singular values that a structure knows by itself
         return _Solved(np.abs(stack[:, 0]), "svd", "cpu")
-    if place == "auto":
-        place = "cpu"
-        if min(stack.shape[1:]) >= GPU_FROM:
-            import torch
-
-            place = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if not stack.any():
+        return _Solved(np.zeros((len(stack), min(stack.shape[1:]))), "gram" if solver == "gram" else "svd", "cpu")
+    place = _place(stack.shape[1:], place)
     if place == "cpu":
         return _solve_cpu(stack, dtype, solver)
     return solve_torch(stack, dtype, solver, place)
+
+
+def _place(shape: tuple[int, ...], place: str) -> str:
+    """Where a core of this shape is solved."""
+    if place != "auto":
+        return place
+    if min(shape) < GPU_FROM:
+        return "cpu"
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def _wants_gram(stack: Array, dtype: str, solver: str) -> bool:
@@ -347,6 +408,26 @@ def solve_torch(stack: Array, dtype: str, solver: str, device: str) -> _Solved:
             break
     solved = _solve_cpu(stack, dtype, solver)
     return _Solved(solved.values, solved.solver, f"cpu ({device}: {reason})")
+
+
+class _Room:
+    """Bytes of dense updates that are at work in this process."""
+
+    free = threading.Condition()
+    used = 0
+
+    @classmethod
+    @contextmanager
+    def taken(cls, size: int) -> Iterator[None]:
+        with cls.free:
+            cls.free.wait_for(lambda: cls.used == 0 or cls.used + size <= ROOM_BYTES)
+            cls.used += size
+        try:
+            yield
+        finally:
+            with cls.free:
+                cls.used -= size
+                cls.free.notify_all()
 
 
 _ONE_AT_A_TIME = threading.Lock()  # the workers share one GPU: in turn, so that its memory holds one batch

@@ -78,13 +78,7 @@ READABLE = {
     "peft-controls/random-init-lora_mlp_modules_to_save": (1, 8, 1.0),
 }
 REFUSED = {
-    "mlx-qwen2.5-0.5b": "MLX",
-    "kohya-lokr-sd1": "LoKr",
-    "sam-lora/lora_rank2.safetensors": "SAM-LoRA",
-    "sam-lora/lora_rank8.safetensors": "SAM-LoRA",
     "sam-lora": "2 weight files; name one: lora_rank2.safetensors, lora_rank8.safetensors",
-    "cloneofsimo-sd15/lora_disney.safetensors": "cloneofsimo/lora",
-    "cloneofsimo-sd15/lora_kiriko2.text_encoder.pt": "cloneofsimo/lora",
     "peft-controls/random-init-ia3_opt-350m": "IA³",
     "peft-controls/unilora-unsupported": "Uni-LoRA",
     "peft-controls": "random-init-lora_conv2d",
@@ -360,8 +354,6 @@ BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda p: write(p, {A: np.ones((8, 2), "f4"), B: np.ones((2, 8), "f4")}, config=None),
         [B, "swapped"],
     ),
-    "MergedLinear": (lambda p: write(p, {"q.lora_A": np.ones((4, 8), "f4"), "q.lora_B": np.ones((6, 2), "f4")},
-                                     config=None), ["q.lora_B", "MergedLinear"]),
     "a factor twice": (lambda p: write(p, {**pair(), "_orig_mod." + A: pair()[A]}), [A, "two factors"]),
     "an unknown lora tensor": (lambda p: write(p, {**pair(), "q.lora_gate": np.ones(2, "f4")}), ["q.lora_gate"]),
     "no adapter": (lambda p: write(p, {"q.weight": np.ones((2, 2), "f4")}), ["no adapter", "q.weight"]),
@@ -385,10 +377,6 @@ BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "HydraLoRA": (
         lambda p: write(p, {A: pair()[A], "q.lora_B1.weight": pair()[B], "q.lora_route.weight": np.ones((1, 8), "f4")}),
         ["no B0"],
-    ),
-    "kohya": (
-        lambda p: write(p, {"te_q.lora_down.weight": pair()[A], "te_q.lora_up.weight": pair()[B]}, config=None),
-        ["kohya"],
     ),
     "0 bytes": (lambda p: (write(p, None) / "adapter_model.safetensors").touch(), ["0 bytes"]),
     "a folder for a file": (lambda p: (write(p, None) / "adapter_model.safetensors").mkdir(), ["is a folder"]),

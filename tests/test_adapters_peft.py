@@ -405,18 +405,13 @@ def test_alora_is_warned_of(tmp_path: Path) -> None:
     assert "invocation tokens" in one(tmp_path).warnings[0]
 
 
-@pytest.mark.parametrize("name", ["IA3Config", "HiraConfig", "OFTConfig", "BOFTConfig", "RandLoraConfig", "HRAConfig",
-                                  "WaveFTConfig", "RoadConfig", "TinyLoraConfig"])  # fmt: skip
+@pytest.mark.parametrize("name", ["RandLoraConfig", "WaveFTConfig", "RoadConfig", "TinyLoraConfig"])
 def test_other_methods_are_refused_by_name_with_and_without_configuration(tmp_path: Path, name: str) -> None:
     options: dict[str, Any] = {"target_modules": ["lin"]}
     options |= {
-        "IA3Config": {"feedforward_modules": []},
-        "OFTConfig": {"oft_block_size": 4, "r": 0},
-        "BOFTConfig": {"boft_block_size": 2},
         "WaveFTConfig": {"n_frequency": 4},
         "RoadConfig": {"group_size": 4},
         "TinyLoraConfig": {"r": 2, "u": 2},
-        "HRAConfig": {"r": 2},
     }.get(name, {})
     model = models.module(lin=torch.nn.Linear(16, 16))
     with warnings.catch_warnings():

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..delta import Update
 from ..experts import CHOICES
 from .adapter import Adapter, Trajectory, natural
+from .base import BaseWeights, is_model, open_base
 from .blocks import activation as activation_of
 from .errors import AdapterError
+from .full import difference
 from .initial import relative
+from .layouts import translate
 from .readers import READERS
 from .refuse import init_warnings, peft_type, refuse_unreadable
-from .source import Found, Source
+from .source import Found, Loader, Source
 from .tensors import Tensors, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
@@ -33,12 +38,14 @@ def read_adapter(
     *,
     alpha: float | None = None,
     activation: str | None = None,
+    method: str | None = None,
     experts: str | Mapping[str, Any] = "mean",
     initial: str | Path | None = None,
     shapes: Mapping[str, tuple[int, int]] | None = None,
     name: str | None = None,
+    base: str | Path | BaseWeights | None = None,
 ) -> Adapter | Trajectory:
-    """Read an adapter: names and shapes now, the factors when asked for.
+    """Read an adapter, or a fine-tuned model: names and shapes now, the factors when asked for.
 
     Parameters
     ----------
@@ -48,6 +55,8 @@ def read_adapter(
         taken as 1, and a warning of the adapter says so.
     activation : for BoRA, how Σ comes from the stored σ, see :func:`bora_analysis.delta.activate`; ``"identity"`` for
         a file that stores Σ itself. By default the configuration's, else ``"exp-norm"``.
+    method : where keys and configuration leave it open: ``"rslora"`` for factors with no configuration that says so,
+        ``"melora"`` for numbered ones of which there is one. For other files a check: the method that must be found.
     experts : for HydraLoRA and MoELoRA, whose update depends on a router: ``"mean"``, the uniform mean of the experts;
         ``"each"``, every expert as a module of its own, ``<module>.0`` …; ``"stacked"``, the experts on top of each
         other, a bound on every mixture; or module path → inputs of its router (T, n), for the mean over them. See
@@ -57,6 +66,8 @@ def read_adapter(
     shapes : module path → (out_features, in_features) of the base model's layers, which the files of some methods do
         not store (VeRA, MiSS, FourierFT).
     name : the adapter's name, by default taken from the path.
+    base : the base model: a folder, a weight file, or an ``org/name`` of the Hub. DoRA, HiRA, HRA, OFT, BOFT and IA³
+        need it, and so does a folder with a whole fine-tuned model, whose update is then the difference of the two.
 
     Returns
     -------
@@ -95,17 +106,21 @@ def read_adapter(
         )
     start = None
     if initial is not None:
-        start = read_adapter(initial, alpha=alpha)
+        start = read_adapter(initial, alpha=alpha, method=method)
         if not isinstance(start, Adapter):
             raise AdapterError(f"{initial}: holds several checkpoints; name one as the initial adapter")
-    options: dict[str, Any] = {"alpha": alpha, "activation": activation, "experts": experts, "shapes": shapes}
-    options["initial"] = start
+    if base is not None and not isinstance(base, BaseWeights):
+        base = open_base(base)
+    options: dict[str, Any] = {"alpha": alpha, "activation": activation, "method": method, "base": base}
+    options |= {"experts": experts, "shapes": shapes, "initial": start}
     if place.is_file():
         if place.suffix and place.suffix not in _SUFFIXES:
             raise AdapterError(f"{text}: is no weight file; expected {', '.join(_SUFFIXES)}, or the adapter's folder")
         named_by_folder = place.stem == "adapter_model"
         return _read_one(place, place.parent / CONFIG_NAME, name, named_by_folder, [], options)
     runs = {folder: int(hit[1]) for folder in _folders(place) if (hit := _CHECKPOINT.fullmatch(folder.name))}
+    if is_model(place):
+        return _read_model(place, name, base)
     weights = _weights_in(place)
     if weights:
         beside = []
@@ -118,6 +133,9 @@ def read_adapter(
     title = name or _named(place).name
     read = []
     for folder in sorted(runs, key=lambda folder: runs[folder]):
+        if is_model(folder):
+            read.append(_read_model(folder, title, base))
+            continue
         found = _weights_in(folder)
         if not found:
             raise AdapterError(_nothing_in(folder))
@@ -131,17 +149,25 @@ def _read_one(
     folder = _named(weights.parent)
     hit = _CHECKPOINT.fullmatch(folder.name) if by_folder else None
     title = name or (folder.parent.name if hit else folder.name if by_folder else weights.stem)
-    config = _read_config(config_path)
-    tensors = open_tensors(weights)
+    told = translate(open_tensors(weights), _read_config(config_path))
+    tensors, config = told.tensors, told.config
     types = (kind for reader in READERS for kind in reader.types.values())
     refuse_unreadable(weights, config, tensors.keys(), types, (reader.label for reader in READERS))
     initial: Adapter | None = options["initial"]
     given = {name: value for name, value in options.items() if name != "initial"}
-    source = Source(tensors, config, **given, packed=_packed(tensors))
-    found = _dispatch(source)
+    stored = {"alphas": told.alphas, "scalings": told.scalings, "ranks": told.ranks}
+    source = Source(tensors, config, **given, packed=_packed(tensors), **stored)
+    found = _read_parts(source, told.parts)
+    if found.loaders and source.method not in (None, *found.method.split("+")):
+        raise AdapterError(
+            f"{weights}: keys and configuration are those of {found.method}; method (--method) says {source.method}"
+        )
     if initial is not None:
         found = relative(source, found, initial)
     method, loaders, passed_over, notes, scaled = found
+    loaders |= {module: _counted(loaders[module], n) for module, n in told.parameters.items() if module in loaders}
+    passed_over = [*map(str, passed_over), *told.passed_over]
+    passed_over += [key for module, key in told.alpha_keys.items() if module not in loaders]
     if not loaders:
         keys = tensors.keys()
         example = f", such as {keys[0]}" if keys else ""
@@ -149,13 +175,47 @@ def _read_one(
             f"{weights}: holds no adapter ({len(keys)} tensors{example}); expected keys such as "
             "<module>.lora_A.weight or <module>.bora_A"
         )
-    if scaled and source.alpha is None and any(source.settings(module) is None for module in loaders):
+    if scaled and not all(source.says_scaling(module) for module in loaders):
         warnings = [*warnings, "α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
     for settings in source.all_settings if initial is None else ():
         warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
     ordered = {module: loaders[module] for module in sorted(loaders, key=natural)}
     step = int(hit[1]) if hit else None
-    return Adapter(title, method, step, weights, ordered, (*passed_over, *tensors.unread), (*warnings, *notes))
+    passed_over += tensors.unread
+    return Adapter(title, method, step, weights, ordered, tuple(passed_over), (*warnings, *told.notes, *notes))
+
+
+def _read_parts(source: Source, parts: Iterable[Tensors]) -> Found:
+    """The file as one, or part by part where it holds modules of several methods."""
+    found = [part for tensors in parts if (part := _dispatch(replace(source, tensors=tensors))).loaders]
+    if not found:
+        return _dispatch(source)
+    return Found(
+        "+".join(sorted({part.method for part in found})),
+        {module: loader for part in found for module, loader in part.loaders.items()},
+        [key for part in found for key in part.passed_over],
+        [note for part in found for note in part.notes],
+        any(part.scaled for part in found),
+    )
+
+
+def _counted(load: Loader, parameters: int) -> Loader:
+    """The loader with another count of trained numbers, each of which is one multiply-add per token or position."""
+
+    def loader() -> Update:
+        update: Any = load()  # every update is a dataclass
+        return replace(update, facts=replace(update.facts, parameters=parameters, macs_per_token=parameters))
+
+    return loader
+
+
+def _read_model(place: Path, name: str | None, base: BaseWeights | None) -> Adapter:
+    folder = _named(place)
+    if base is None:
+        raise AdapterError(f"{place}: is a whole model; its update needs the base model: --base DIR_OR_HUB_ID (base=)")
+    hit = _CHECKPOINT.fullmatch(folder.name)
+    title = name or (folder.parent.name if hit else folder.name)
+    return difference(BaseWeights(place), base, title, int(hit[1]) if hit else None)
 
 
 def _dispatch(source: Source) -> Found:

@@ -12,8 +12,10 @@ from typing import NamedTuple
 from . import adalora, bdlora, c3a, delora, experts, gralora, lycoris, miss, sparse, vblora, vera
 from .adapter import natural
 from .blocks import bora_loader, minis_loader, read_bora, read_melora
+from .diff import read_diff
 from .errors import AdapterError
 from .lora import lora_loaders, method_name, sort_keys
+from .on_base import read_boft, read_dora, read_hira, read_hra, read_ia3, read_miss_bat, read_oft
 from .refuse import peft_type
 from .sbora import read_sbora
 from .source import Found, Source
@@ -43,7 +45,7 @@ def _read_lora(source: Source) -> Found:
     parts = sort_keys(source, source.tensors.keys())
     names = sorted({name for pairs in parts.pairs.values() for name in pairs}, key=natural)
     minis = names and all(name.isdecimal() for name in names)
-    if minis and (len(names) > 1 or peft_type(source.config) == "MELORA"):
+    if minis and (len(names) > 1 or "melora" in (source.method, peft_type(source.config).lower())):
         loaders = {module: minis_loader(source, module, minis) for module, minis in parts.pairs.items()}
         return Found("melora", loaders, parts.passed_over, [])
     if len(names) > 1:
@@ -72,6 +74,14 @@ READERS: tuple[Reader, ...] = (
     Reader("BoRA", {"": "BORA"}, read_bora),
     Reader("MELoRA", {"": "MELORA"}, read_melora),
     Reader("SBoRA", {"": "SBORA"}, read_sbora),
+    Reader("DoRA", {"": "DORA"}, read_dora),
+    Reader("HiRA", {"": "HIRA"}, read_hira),
+    Reader("HRA", {"": "HRA"}, read_hra),
+    Reader("OFT", {"": "OFT"}, read_oft),
+    Reader("BOFT", {"": "BOFT"}, read_boft),
+    Reader("IA³", {"": "IA3"}, read_ia3),
+    Reader("MiSS (bat)", {"": "MISS"}, read_miss_bat),
+    Reader("whole differences (LyCORIS)", {}, read_diff),
     Reader("HydraLoRA", {"": "HYDRALORA"}, experts.read_hydralora),
     Reader("MoELoRA", {"moelora": "MMOELORA", "": "MMOELORAS"}, experts.read_moelora),
     Reader("AdaLoRA", {"": "ADALORA"}, adalora.read),

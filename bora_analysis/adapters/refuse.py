@@ -13,25 +13,16 @@ from typing import Any
 
 from .errors import AdapterError
 
-_DORA = "DoRA needs the base model's weights; not readable yet"
-
 # Pattern of a key → the method whose files have it. The first hit counts.
 _EVIDENCE = [
-    (r"\.lora_magnitude_vector|\.weight_m_wdecomp|\.dora_scale$", _DORA),
-    (r"^lora_(unet|te\w*?)_.*\.(hada|lokr)_", "LyCORIS's layout of LoHa and LoKr, with an alpha per module,"),
-    (r"\.ia3_l", "IA³"),
     (r"\.lora_diag(\.|$)", "KaSA"),
     (r"\.lora_lambda\..*rms_norm", "TopLoRA"),
-    (r"\.lora_R$", "HiRA (its authors' code)"),
     (r"unilora_theta_d", "Uni-LoRA"),
-    (r"\.hira_", "HiRA"),
-    (r"\.boft_", "BOFT"),
-    (r"\.oft_(R|r|blocks)", "OFT"),
+    (r"\.oft_(r|blocks)(\.|$)", "OFT of PEFT before 0.14, or of LyCORIS,"),
     (r"\.bone_", "Bone"),
     (r"waveft_spectrum", "WaveFT"),
     (r"randlora_", "RandLoRA"),
     (r"\.road_(theta|alpha)", "RoAd"),
-    (r"\.hra_u", "HRA"),
     (r"tinylora_", "TinyLoRA"),
     (r"\.psoft_", "PSOFT"),
     (r"\.glora_", "GLoRA"),
@@ -44,20 +35,17 @@ _EVIDENCE = [
     (r"\.poly_lora_", "Poly"),
     (r"\.beft_bias", "BEFT (biases only)"),
     (r"prompt_embeddings|adaption_(prompt|gate)", "prompt tuning"),
-    (r"\.lora_proj_(down|up)", "SVDQuant's low-rank branch"),
-    (r"\.lora_(down|up)\.weight|_lora\.(down|up)\.weight", "the kohya/diffusers lora_down/lora_up layout"),
-    (r"\.lora_[ab]$", "MLX (lora_a and lora_b are transposed, and `scale` is not α)"),
-    (r"^w_[ab]_\d+$", "SAM-LoRA (numbered factors without module names)"),
-    (r"^\w+:\d+:(up|down)$", "cloneofsimo/lora (numbered factors without module names)"),
+    (r"\.(lora_)?proj_(down|up)$|\.lora_(down|up)$", "SVDQuant's low-rank branch (packed for its kernels)"),
+    (r"\.(a1|a2|b1|b2|bm)\.weight$", "GLoRA (LyCORIS)"),
+    (r"\.on_input$", "IA³ (LyCORIS)"),
+    (r"^lora_controlnet$", "Control-LoRA"),
 ]
 
 # Entry of adapter_config.json that is set → why B·A is then not the update.
 _FLAGS = {
-    "use_dora": _DORA,
     "use_qalora": "QALoRA pools the input, so B·A is not its update; not readable yet",
     "arrow_config": "Arrow routes each token to other adapters, so there is no single update; not readable",
     "kasa_config": "KaSA truncates the base model and adds a diagonal; not readable yet",
-    "r_ab": "HiRA (its authors' code) multiplies B·A with the base model's weights; not readable yet",
 }
 
 
@@ -86,8 +74,7 @@ def refuse_unreadable(
             raise AdapterError(f"{path}: adapter_config.json sets {flag}: {reason}")
     if found:
         name, key = found
-        verdict = name if name == _DORA else f"{name} is not readable; readable are {', '.join(labels)}"
-        raise AdapterError(f"{path}: {verdict} (key {key})")
+        raise AdapterError(f"{path}: {name} is not readable; readable are {', '.join(labels)} (key {key})")
 
 
 def init_warnings(config: Mapping[str, Any]) -> list[str]:

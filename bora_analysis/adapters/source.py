@@ -7,11 +7,14 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..delta import EPSILON, FactorError, Update, coarsest
 from .errors import AdapterError
 from .tensors import Array, Tensors
+
+if TYPE_CHECKING:
+    from .base import BaseWeights
 
 Loader = Callable[[], Update]
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)")
@@ -44,18 +47,27 @@ class Source:
     ----------
     config : content of adapter_config.json, or None.
     alpha : the caller's α, in place of every α in the configuration.
+    method : the caller's word on the method, where keys and configuration leave it open.
     packed : configurations that the weight file carries in its header, by key prefix (diffusers writes them).
+    alphas, scalings, ranks : what a layout stores for each module, see :class:`layouts.Translation`. They go before the
+        configuration.
     experts : for HydraLoRA and MoELoRA, see :func:`read_adapter`.
     shapes : module path → (m, n) of the base model's layers, for methods whose files do not store them.
+    base : the base model's weights, where they were given.
     """
 
     tensors: Tensors
     config: Mapping[str, Any] | None
     alpha: float | None = None
     activation: str | None = None
+    method: str | None = None
     packed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    scalings: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
     experts: str | Mapping[str, Any] = "mean"
     shapes: Mapping[str, tuple[int, int]] | None = None
+    base: BaseWeights | None = None
 
     @property
     def path(self) -> Any:
@@ -86,6 +98,7 @@ class Source:
     def check_rank(self, module: str, key: str, r: int) -> None:
         """Raise unless the tensors' r is the configured one; PEFT could not load the file otherwise."""
         told = self.rank(module)
+        r = self.ranks.get(module, r)
         if told is not None and told != r:
             raise AdapterError(
                 f"{self.path}: {key} has rank {r} (shape {self.tensors.shape(key)}) but the configuration says "
@@ -105,24 +118,27 @@ class Source:
     def shape_of(self, module: str, key: str) -> tuple[int, int]:
         """(m, n) of a layer, for a method whose file does not store it."""
         if self.shapes is None or module not in self.shapes:
+            if self.base is not None:
+                return self.base.matrix(module, fan_in_fan_out=bool((self.config or {}).get("fan_in_fan_out"))).shape
             raise AdapterError(
-                f"{self.path}: {key} does not tell the size of {module}, which the method needs; give the sizes of the "
-                "base model's layers (shapes)"
+                f"{self.path}: {key} does not tell the size of {module}, which the method needs; give the base model "
+                "(--base), or the sizes of its layers (shapes)"
             )
         m, n = self.shapes[module]
         return int(m), int(n)
 
     def scaling(self, module: str, r: int, mini: int | None = None, *, name: str = "lora_alpha") -> float:
-        """α/r, or α/√r for rsLoRA; 1 where there is no configuration (a warning of the adapter says so)."""
+        """α/r, or α/√r for rsLoRA; 1 where no α is stored (a warning of the adapter says so)."""
+        if self.alpha is None and module in self.scalings:
+            return self.scalings[module]
         alpha = self.alpha_of(module, mini, name=name)
-        return (
-            1.0 if alpha is None else alpha / (math.sqrt(r) if (self.settings(module) or {}).get("use_rslora") else r)
-        )
+        r = self.ranks.get(module, r)
+        return 1.0 if alpha is None else alpha / (math.sqrt(r) if self.is_rslora(self.settings(module)) else r)
 
     def alpha_of(self, module: str, mini: int | None = None, *, name: str = "lora_alpha") -> float | None:
-        """α of a module, the caller's first; None where there is no configuration."""
+        """α of a module, the caller's first and the file's second; None where there is no configuration either."""
         settings = self.settings(module)
-        alpha: Any = self.alpha
+        alpha: Any = self.alphas.get(module) if self.alpha is None else self.alpha
         if alpha is None:
             if settings is None:
                 return None
@@ -135,6 +151,16 @@ class Source:
                 f"{self.path}: the configuration gives {module} {found}; expected a number; set it with alpha (--alpha)"
             )
         return float(alpha)
+
+    def is_rslora(self, settings: Mapping[str, Any] | None) -> bool:
+        """Whether α is divided by √r (rsLoRA, arXiv 2312.03732) where this configuration holds."""
+        told = (settings or {}).get("use_rslora")
+        return self.method == "rslora" if told is None else bool(told)
+
+    def says_scaling(self, module: str) -> bool:
+        """Whether the caller, the file or its configuration gives the module's α or scaling."""
+        told = module in self.alphas or module in self.scalings or self.settings(module) is not None
+        return told or self.alpha is not None
 
     def expect(self, condition: Any, key: str, expected: str) -> None:
         """Raise :class:`AdapterError` with the key's shape unless the condition holds."""

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -18,32 +18,35 @@ from ..atomic import replacing
 from ..delta import FactorError
 from .errors import AdapterError
 from .read import CONFIG_NAME
-from .tensors import Array
+from .tensors import Array, Raw
 
+_PAIR = {"A": "lora_A.weight", "B": "lora_B.weight"}
 _KEYS = {
-    "lora": {"A": "lora_A.weight", "B": "lora_B.weight"},
-    "rslora": {"A": "lora_A.weight", "B": "lora_B.weight"},
+    "lora": _PAIR,
+    "rslora": _PAIR,
     "melora": {"A": "melora_A", "B": "melora_B"},
     "bora": {"A": "bora_A", "B": "bora_B", "sigma": "bora_sigma"},
 }
+_EMBEDDING = {"embedding_A": "lora_embedding_A", "embedding_B": "lora_embedding_B"}
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def write_adapter(
     folder: str | Path,
     method: str,
-    modules: Mapping[str, Mapping[str, Any]],
+    modules: Mapping[str, Mapping[str, Any]] | Iterable[tuple[str, Mapping[str, Any]]],
     *,
-    alpha: float,
+    alpha: float | None,
     activation: str = "exp-norm",
     rslora: bool = False,
     base_model: str | None = None,
     dtype: str | None = None,
     extra_config: Mapping[str, Any] | None = None,
+    others: Mapping[str, Raw] | None = None,
 ) -> Path:
     """Write an adapter; :func:`read_adapter` reads it back, and PEFT too where the method is LoRA.
 
-    The modules are taken one at a time, so a mapping that makes them when asked needs memory for one.
+    The modules are taken one at a time, so a mapping or a generator that makes them when asked needs memory for one.
 
     Parameters
     ----------
@@ -51,13 +54,17 @@ def write_adapter(
     method : ``"lora"``, ``"rslora"``, ``"melora"`` or ``"bora"``.
     modules : module path → ``{"A": …, "B": …}``, for BoRA with ``"sigma"``, the raw σ. Shapes as for
         :func:`bora_analysis.delta.lora` and :func:`~bora_analysis.delta.bora`; for MELoRA A is (N, r, n/N) and B
-        (N, m/N, r).
-    alpha : α. The scaling is α/r with each module's own r, or α/√r.
+        (N, m/N, r). A LoRA on a convolution has A (r, channels, kernel…) and B (m, r, 1…), one on an embedding
+        ``{"embedding_A": (r, V), "embedding_B": (d, r)}``. Or pairs of module path and factors.
+    alpha : α. The scaling is α/r with each module's own r, or α/√r. None: α = r in every module, so that the scaling
+        is 1. The configuration's r is then the largest, so that a server which knows no patterns allots enough and
+        scales by 1 too.
     activation : for BoRA, how Σ comes from σ.
     rslora : scale by α/√r; ``"rslora"`` implies it.
     dtype : ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"`` (rounded to nearest even); by default that of
         the arrays.
     extra_config : more entries for ``adapter_config.json``.
+    others : key → tensor that goes into the file as it is (heads, embeddings); needs ``dtype``.
 
     Returns
     -------
@@ -70,19 +77,23 @@ def write_adapter(
         Factors that do not fit together or are not finite, an unknown method or dtype, arrays of several dtypes.
     """
     folder = Path(folder)
+    if others and dtype is None:
+        raise AdapterError(f"{folder}: with others the factors' dtype must be given; pass dtype=")
     if method not in _KEYS:
         raise AdapterError(f"{folder}: method {method!r} cannot be written; expected one of {', '.join(_KEYS)}")
     with replacing(folder / CONFIG_NAME) as config_path, replacing(folder / "adapter_model.safetensors") as weights:
         # Both are written in full before either gets its name, the weights first.
         with TemporaryFile(dir=folder) as data:
-            header, ranks, counts = _write_data(data, folder, method, modules, activation, dtype)
+            pairs: Any = modules.items() if isinstance(modules, Mapping) else modules
+            header, ranks, counts = _write_data(data, folder, method, pairs, activation, dtype, others or {})
             data.seek(0)
             with weights.open("wb") as out:
                 out.write(len(header).to_bytes(8, "little") + header)
                 shutil.copyfileobj(data, out, 2**24)
         if not ranks:
             raise AdapterError(f"{folder}: there are no modules to write")
-        r = Counter(ranks.values()).most_common(1)[0][0]
+        r = max(ranks.values()) if alpha is None else Counter(ranks.values()).most_common(1)[0][0]
+        rank_pattern = {f"^{re.escape(module)}": own for module, own in ranks.items() if own != r}
         config = {
             "peft_type": "LORA" if method == "rslora" else method.upper(),
             "base_model_name_or_path": base_model,
@@ -90,10 +101,10 @@ def write_adapter(
             "inference_mode": True,
             "target_modules": list(ranks),
             "r": r,
-            "lora_alpha": alpha if isinstance(alpha, int) else float(alpha),  # not a NumPy scalar
+            "lora_alpha": r if alpha is None else alpha if isinstance(alpha, int) else float(alpha),  # no NumPy scalar
             "use_rslora": rslora or method == "rslora",
-            "rank_pattern": {f"^{re.escape(module)}": own for module, own in ranks.items() if own != r},
-            "alpha_pattern": {},
+            "rank_pattern": rank_pattern,
+            "alpha_pattern": rank_pattern if alpha is None else {},
             "bias": "none",
         }
         if method in ("bora", "melora"):
@@ -110,24 +121,38 @@ def _write_data(
     data: IO[bytes],
     folder: Path,
     method: str,
-    modules: Mapping[str, Mapping[str, Any]],
+    modules: Iterable[tuple[str, Mapping[str, Any]]],
     activation: str,
     dtype: str | None,
+    others: Mapping[str, Raw],
 ) -> tuple[bytes, dict[str, int], set[int]]:
     """Write the tensors one after another; return the header that describes them, each module's r, and the b or N."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     ranks: dict[str, int] = {}
     counts: set[int] = set()
-    stored = dtype  # one type for the file, so that every tensor is aligned
-    for module, factors in modules.items():
+    stored = dtype  # one type for all factors, so that every tensor is aligned
+
+    def copy(tensors: Iterable[tuple[str, Raw]]) -> None:
+        for key, raw in tensors:
+            start = data.tell()
+            data.write(raw.read())
+            entries[key] = {"dtype": raw.dtype, "shape": list(raw.shape), "data_offsets": [start, data.tell()]}
+
+    # The others are aligned too: the wider types before the factors, the narrower ones after.
+    width = {"float64": 8, "float32": 4}.get(dtype or "", 2)
+    by_width = sorted(others.items(), key=lambda item: -item[1].itemsize)
+    copy(item for item in by_width if item[1].itemsize >= width)
+    for module, factors in modules:
         arrays = {part: _as_array(value) for part, value in factors.items()}
+        keys = _EMBEDDING if set(arrays) == set(_EMBEDDING) and _KEYS[method] is _PAIR else _KEYS[method]
         try:
-            _check(method, arrays, activation)
+            _check(method, arrays, keys, activation)
         except FactorError as error:
             raise AdapterError(f"{folder}: {module}: {error}") from None
-        ranks[module] = arrays["A"].shape[-2]
+        first = arrays[next(iter(keys))]
+        ranks[module] = first.shape[1 if method == "melora" else 0]
         counts.add(arrays["A" if method == "melora" else "sigma"].shape[0] if method in ("melora", "bora") else 1)
-        for part, suffix in _KEYS[method].items():
+        for part, suffix in keys.items():
             array = arrays[part]
             stored = stored or array.dtype.name
             if stored not in _DTYPES:
@@ -144,6 +169,7 @@ def _write_data(
                 "shape": list(array.shape),
                 "data_offsets": [start, data.tell()],
             }
+    copy(item for item in by_width if item[1].itemsize < width)
     header = json.dumps(entries, separators=(",", ":")).encode()
     return header + b" " * (-len(header) % 8), ranks, counts  # the data begins at a multiple of 8
 
@@ -155,11 +181,10 @@ def _as_array(value: Any) -> Array:
     return np.asarray(value)
 
 
-def _check(method: str, arrays: Mapping[str, Array], activation: str) -> None:
+def _check(method: str, arrays: Mapping[str, Array], keys: Mapping[str, str], activation: str) -> None:
     """Build the update once: its constructor says what does not fit."""
-    missing = [part for part in _KEYS[method] if part not in arrays]
-    if missing or len(arrays) != len(_KEYS[method]):
-        raise FactorError("factors", f"are {', '.join(arrays)}; expected {', '.join(_KEYS[method])}")
+    if set(arrays) != set(keys):
+        raise FactorError("factors", f"are {', '.join(arrays)}; expected {', '.join(keys)}")
     if method == "bora":
         delta.bora(arrays["B"], arrays["A"], arrays["sigma"], activation=activation)
     elif method == "melora":
@@ -170,7 +195,11 @@ def _check(method: str, arrays: Mapping[str, Array], activation: str) -> None:
         if arrays["A"].shape[1] != arrays["B"].shape[2]:
             raise FactorError("A", "and B differ in r")
     else:
-        delta.lora(arrays["B"], arrays["A"])
+        A, B = (arrays[part] for part in keys)
+        if A.ndim > 2 and B.shape[2:] != (1,) * (A.ndim - 2):
+            raise FactorError("B", f"has shape {B.shape}; expected (m, r, 1…): A is a convolution of shape {A.shape}")
+        flat = A.ndim > 2
+        delta.lora(B.reshape(B.shape[:2]) if flat else B, A.reshape(len(A), -1) if flat else A)
 
 
 def _encode(array: Array, dtype: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .actions import compared
 from .common import ACTIVATIONS, FORMATS, SIGMA_HELP, fail, named_apart, reading, results, usage
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def synth(
 @click.option("--list", "listing", is_flag=True, help="List the figures and exit.")
 @click.option("-o", "--output", metavar="FILE", multiple=True, help="Where to write: .pdf, .svg or .png; repeatable.")
 @click.option("--metric", help="A column of the metrics table (heatmap, trajectory).")
-@click.option("--projection", help="q, k, v … (figure4, spectra, threshold_sweep, trajectory).")
+@click.option("--projection", help="q, k, v … (figure4, spectra, threshold_sweep, trajectory, similarity).")
 @click.option("--model", help="Layer shapes of a known model (optimal_blocks).  [default: queries of the paper's five]")
 @click.option("--width", help="Text width of a venue: neurips, iclr, icml, icml2.")
 @click.argument("name", required=False)
@@ -160,6 +161,8 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
     spec = FIGURES[name]
     if spec.adapters == "required" and not paths:
         raise click.UsageError(f"{name} shows adapters: expected {name} PATH... -o FILE")
+    if spec.source == "similarity" and len(paths) != 2:
+        raise click.UsageError(f"{name} shows two adapters: expected {name} PATH PATH -o FILE")
     if spec.adapters == "none" and paths:
         raise click.UsageError(f"{name} shows no adapters: expected {name} -o FILE, without {' '.join(paths)}")
     names = ("metric", "projection", "model", "width")
@@ -172,7 +175,11 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
         for path in output:
             click.echo(f"wrote {save(drawn, path)}", err=True)
 
-    if spec.adapters == "required":
+    if spec.source == "similarity":
+        with usage():
+            grid, _ = compared(paths, options.pop("modules"), 64, 64, options)
+            write(similarity=grid)
+    elif spec.adapters == "required":
         with results(paths, **options) as tables:
             write(spectra=tables.spectra, layer_metrics=tables.layer_metrics)
     elif paths:
@@ -194,6 +201,7 @@ def first_modules(
     *,
     alpha: float | None,
     activation: str | None,
+    method: str | None,
     experts: str,
     initial: str | None,
     modules: str | None,
@@ -208,8 +216,8 @@ def first_modules(
     updates: dict[str, Update] = {}
     for path in paths:
         try:
-            read = read_adapter(path, alpha=alpha, activation=activation, experts=experts, initial=initial)
-            adapters.append(checkpoints(read)[-1])
+            how: dict[str, Any] = {"method": method, "experts": experts, "initial": initial}
+            adapters.append(checkpoints(read_adapter(path, alpha=alpha, activation=activation, **how))[-1])
         except AdapterError as error:
             failed = True
             fail(error)

@@ -21,19 +21,40 @@ EXPERTS = ("mean", "each", "stacked")  # as in experts, which imports NumPy
 SIGMA_HELP = "How Σ comes from the stored σ (BoRA)"
 
 
-def reading(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options of every command that reads adapters."""
+_SOLVING = (
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:K."),
+    click.option(
+        "--solver",
+        type=click.Choice(["auto", "svd", "gram"]),
+        default="auto",
+        show_default=True,
+        help="svd is exact; gram is faster for cores of 512 and more, and auto takes it where it is as good.",
+    ),
+)
+_COUNTING = (
+    click.option(
+        "--threshold",
+        type=click.FloatRange(min=0),
+        default=0.005,
+        show_default=True,
+        help="effective_rank counts the singular values above it.",
+    ),
+)
+
+
+def reading(
+    *, required: bool = True, count: int = -1, metavar: str = "PATH...", solving: bool = True, counting: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of every command that reads adapters.
+
+    ``count`` PATHs, -1 for any number; ``solving`` for those that want singular values alone, ``counting`` for those
+    that count them.
+    """
     options = (
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:K."),
-        click.option(
-            "--solver",
-            type=click.Choice(["auto", "svd", "gram"]),
-            default="auto",
-            show_default=True,
-            help="svd is exact; gram is faster for cores of 512 and more, and auto takes it where it is as good.",
-        ),
+        *(_SOLVING if solving else ()),
         click.option("--activation", type=click.Choice(ACTIVATIONS), help=f"{SIGMA_HELP} where the file does not say."),
         click.option("--alpha", type=float, help="α where the file does not say."),
+        click.option("--method", help="The method where the file does not say (rslora, melora); otherwise a check."),
         click.option(
             "--experts",
             type=click.Choice(EXPERTS),
@@ -43,14 +64,8 @@ def reading(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable
         ),
         click.option("--initial", metavar="PATH", help="PiSSA, LoRA-GA …: the adapter before training, to subtract."),
         click.option("--modules", metavar="REGEX", help="Only modules in whose path REGEX is found."),
-        click.option(
-            "--threshold",
-            type=click.FloatRange(min=0),
-            default=0.005,
-            show_default=True,
-            help="effective_rank counts the singular values above it.",
-        ),
-        click.argument("paths", nargs=-1, required=required, metavar="PATH..."),
+        *(_COUNTING if counting else ()),
+        click.argument("paths", nargs=count, required=required, metavar=metavar),
     )
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,6 +99,7 @@ def results(
     *,
     alpha: float | None,
     activation: str | None,
+    method: str | None,
     experts: str,
     initial: str | None,
     modules: str | None,
@@ -97,9 +113,8 @@ def results(
     adapters: list[Adapter] = []
     for path in dict.fromkeys(paths):  # an adapter named twice is one adapter
         try:
-            adapters += checkpoints(
-                read_adapter(path, alpha=alpha, activation=activation, experts=experts, initial=initial)
-            )
+            how: dict[str, Any] = {"method": method, "experts": experts, "initial": initial}
+            adapters += checkpoints(read_adapter(path, alpha=alpha, activation=activation, **how))
         except AdapterError as error:
             failed = True
             fail(error)
@@ -113,10 +128,10 @@ def results(
                 failed = True
                 fail(error)
         total = sum(map(len, chosen))
-        with click.progressbar(length=total, label="modules", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        with progress(total) as step:
             for adapter in chosen:
                 try:
-                    parts.append(analyse(adapter, on_module=lambda: bar.update(1), **options))
+                    parts.append(analyse(adapter, on_module=step, **options))
                 except AdapterError as error:
                     failed = True
                     fail(error)
@@ -131,6 +146,32 @@ def results(
         raise click.exceptions.Exit(1)
     if failed:
         raise click.exceptions.Exit(1)
+
+
+def read_one(path: str, modules: str | None, options: dict[str, Any]) -> Adapter:
+    """One adapter, with the options of :func:`reading` that are the reader's; its caveats go to stderr.
+
+    AdapterError where there are several checkpoints.
+    """
+    from inspect import signature
+
+    from ..adapters import Adapter, AdapterError, read_adapter
+    from ..table import select
+
+    known = signature(read_adapter).parameters
+    adapter = read_adapter(path, **{name: value for name, value in options.items() if name in known})
+    if not isinstance(adapter, Adapter):
+        raise AdapterError(f"{path}: holds {len(adapter)} checkpoints; name one")
+    for line in adapter.warnings:
+        click.echo(f"note: {adapter.name}: {line}", err=True)
+    return select(adapter, modules)
+
+
+@contextmanager
+def progress(length: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr where that is a terminal; call what it yields once a module."""
+    with click.progressbar(length=length, label="modules", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        yield lambda: bar.update(1)
 
 
 def named_apart(adapters: list[Adapter]) -> list[Adapter]:
