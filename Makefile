@@ -1,6 +1,7 @@
 # make demo    the main job on the bundled adapters: comparison table on the screen, figures and tables in out/
 # make figures every figure as PDF and PNG in out/figures/: the paper's, and those of the bundled adapters
 # make dashboard  the same in the browser, until Ctrl-C; PORT=8600 for another port
+# make screenshots  the README's pictures of the dashboard, by the browser tests, which need chromium
 # make test    ruff, pyright, import-linter, pytest
 # make bench   the performance targets, with ratios against a peer (installs it into an environment of its own)
 # Every install goes through constraints.txt; running a target twice reinstalls nothing.
@@ -11,8 +12,9 @@ BIN := .venv/bin
 ADAPTERS := $(patsubst %/adapter_config.json,%,$(sort $(wildcard data/*/adapter_config.json)))
 FIGURES := figure4 spectra heatmap threshold_sweep
 RUN := out/synthetic-run
+SHOTS := spectra-light lab-light layers-dark
 
-.PHONY: demo dashboard figures test bench clean
+.PHONY: demo dashboard figures screenshots test bench clean
 
 demo: .venv/.installed
 	$(BIN)/bora-analysis compare $(ADAPTERS)
@@ -38,6 +40,12 @@ figures: .venv/.installed
 	done
 	@$(BIN)/bora-analysis figure trajectory $(RUN) -o out/figures/trajectory.pdf -o out/figures/trajectory.png
 
+screenshots: .venv/.installed-dev
+	$(BIN)/pytest tests/test_dashboard_browser.py -k wide_and_on_a_phone
+	@mkdir -p app/screenshots
+	@$(BIN)/python -c 'import sys; from PIL import Image; [Image.open(f"out/screenshots/{name}.png").convert("RGB") \
+		.crop((0, 0, 1280, 1100)).quantize(96).save(f"app/screenshots/{name}.png", optimize=True) for name in sys.argv[1:]]' $(SHOTS)
+
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +55,7 @@ test: .venv/.installed-dev
 
 bench: .venv/.installed .venv-peer/.installed
 	$(BIN)/python benchmarks/run.py --peer .venv-peer/bin/gradience
+	$(BIN)/python benchmarks/dashboard.py
 
 .venv/.python:
 	$(PYTHON) -m venv .venv

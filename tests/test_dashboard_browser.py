@@ -151,9 +151,9 @@ def in_url(page: Any) -> dict[str, list[str]]:
     return parse_qs(urlsplit(page.url).query)
 
 
-def downloaded(page: Any, label: str, nth: int = 0) -> bytes:
+def downloaded(page: Any, label: str) -> bytes:
     with page.expect_download() as waiting:
-        page.get_by_role("button", name=label).nth(nth).click()
+        page.get_by_test_id("stDownloadButton").filter(has_text=label).first.click()
     return Path(waiting.value.path()).read_bytes()
 
 
