@@ -2,6 +2,7 @@
 # make figures every figure as PDF and PNG in out/figures/: the paper's, and those of the bundled adapters
 # make dashboard  the same in the browser, until Ctrl-C; PORT=8600 for another port
 # make adapters  train the bundled adapters anew (hours)
+# make screenshots  the README's pictures of the dashboard, by the browser tests, which need chromium
 # make test    ruff, pyright, import-linter, pytest
 # make bench   the performance targets, with ratios against a peer (installs it into an environment of its own)
 # Every install goes through constraints.txt; running a target twice reinstalls nothing.
@@ -15,8 +16,9 @@ ADAPTERS := $(SHOWN) $(addprefix data/trained-,hydralora-r4 sbora-fa-r8 sbora-fb
 ABLATIONS := $(addprefix data/trained-,bora-r8-b8 bora-r8-b8-no-exp bora-r8-b8-no-norm)
 RUNS := $(addprefix data/runs/,lora-r8 melora-r8-n4 bora-r8-b8 bora-r8-b16)
 FIGURES := figure4 spectra heatmap threshold_sweep
+SHOTS := spectra-light lab-light layers-dark
 
-.PHONY: adapters bench bundled-figures clean dashboard demo figures test
+.PHONY: adapters bench bundled-figures clean dashboard demo figures screenshots test
 
 demo: .venv/.installed
 	$(BIN)/bora-analysis compare $(ADAPTERS) 2>/dev/null
@@ -49,6 +51,12 @@ adapters: .venv/.installed-dev
 	$(BIN)/python data/prepare.py
 	$(BIN)/python data/make_adapters.py
 
+screenshots: .venv/.installed-dev
+	$(BIN)/pytest tests/test_dashboard_browser.py -k wide_and_on_a_phone
+	@mkdir -p app/screenshots
+	@$(BIN)/python -c 'import sys; from PIL import Image; [Image.open(f"out/screenshots/{name}.png").convert("RGB") \
+		.crop((0, 0, 1280, 1100)).quantize(96).save(f"app/screenshots/{name}.png", optimize=True) for name in sys.argv[1:]]' $(SHOTS)
+
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,6 +66,7 @@ test: .venv/.installed-dev
 
 bench: .venv/.installed .venv-peer/.installed
 	$(BIN)/python benchmarks/run.py --peer .venv-peer/bin/gradience
+	$(BIN)/python benchmarks/dashboard.py
 
 .venv/.python:
 	$(PYTHON) -m venv .venv
