@@ -365,6 +365,7 @@ def test_bad_data_is_one_line_before_any_training(home, tmp_path, name, monkeypa
         ({"target": "G"}, "the model has no projection gate; it has"),
         ({"target": "q_proj"}, "target names q_proj, which the model has not"),
         ({"model": "nowhere"}, "nowhere: AutoTokenizer cannot load it"),
+        ({"model": "./no/where"}, "./no/where: no such folder"),
         ({"validation_share": 1.0}, "expected a share between 0 and 1"),
         ({"dropout": 1.0}, "expected a probability below 1"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from .scoring import scorer, token_losses
 from .settings import Settings
 
 RECORD = "run.json"
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _PACKAGES = ("bora_analysis", "peft", "transformers", "torch", "numpy")
 
 
@@ -347,6 +349,8 @@ def _collator(tokenizer: Any, causal: bool) -> Any:
 
 
 def _loaded(settings: Settings, kind: Any, **options: Any) -> Any:
+    if not Path(settings.model).exists() and not _HUB_ID.fullmatch(settings.model):
+        raise TrainingError(f"{settings.model}: no such folder; expected one of transformers, or a Hub id org/name")
     try:
         return kind.from_pretrained(settings.model, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -383,9 +387,11 @@ def _line(step: int, steps: int, entry: dict[str, Any], metric: str) -> str:
 def _quiet() -> Iterator[None]:
     """Without the libraries' notes on new heads, weights that load, and files on the Hub."""
     import transformers
+    from huggingface_hub.utils import logging as hub
 
-    level = transformers.logging.get_verbosity()
+    level, hub_level = transformers.logging.get_verbosity(), hub.get_verbosity()
     transformers.logging.set_verbosity_error()
+    hub.set_verbosity_error()  # a line for each of its attempts
     transformers.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -394,4 +400,5 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         transformers.logging.set_verbosity(level)
+        hub.set_verbosity(hub_level)
         transformers.logging.enable_progress_bar()
