@@ -267,7 +267,9 @@ def test_figures_are_written_and_repeat(folders, tmp_path, suffix):
 def test_every_listed_figure_can_be_drawn(folders, tmp_path):
     result = run("figure", "--list")
     lines = [line.split() for line in result.stdout.splitlines()]
-    names = "figure1 figure2 figure3 figure4 spectra heatmap threshold_sweep trajectory pareto optimal_blocks"
+    names = (
+        "figure1 figure2 figure3 figure4 spectra heatmap threshold_sweep trajectory similarity pareto optimal_blocks"
+    )
     assert [line[0] for line in lines] == names.split()
     for name, mark, *_ in lines:
         paths = [folders / "run", folders / "bora"] if "PATH..." in mark else []

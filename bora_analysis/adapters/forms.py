@@ -36,10 +36,6 @@ class Form:
     peft_type: str = "LORA"
     alpha: str = "lora_alpha"
 
-    def of(self, arrays: Arrays) -> Form:
-        """The form of one module: LoRA on an embedding has keys of its own."""
-        return _EMBEDDING if self.keys == _PAIR and set(arrays) == set(_EMBEDDING.keys) else self
-
     def check(self, arrays: Arrays, activation: str) -> None:
         """Build the update once: its constructor says what does not fit."""
         if set(arrays) != set(self.keys):
@@ -47,13 +43,14 @@ class Form:
         self.build(arrays, 1.0, activation)
 
 
-_PAIR = {"A": "lora_A.weight", "B": "lora_B.weight"}
+def _columns(array: Array) -> int:
+    return array.shape[-2]
 
 
 def _lora(method: str) -> Form:
     def build(a: Arrays, scaling: float, _: str) -> Update:
         A, B = a["A"], a["B"]
-        if A.ndim > 2:
+        if A.ndim > 2:  # a convolution, its kernel in A
             if B.shape[2:] != (1,) * (A.ndim - 2):
                 raise FactorError(
                     "B", f"has shape {B.shape}; expected (m, r, 1…): A is a convolution of shape {A.shape}"
@@ -61,14 +58,7 @@ def _lora(method: str) -> Form:
             A, B = A.reshape(len(A), -1), B.reshape(B.shape[:2])
         return delta.lora(B, A, scaling=scaling, method=method)
 
-    return Form(_PAIR, build, lambda a: len(a["A"]))
-
-
-_EMBEDDING = Form(
-    {"embedding_A": "lora_embedding_A", "embedding_B": "lora_embedding_B"},
-    lambda a, scaling, _: delta.lora(a["embedding_B"], a["embedding_A"], scaling=scaling),
-    lambda a: len(a["embedding_A"]),
-)
+    return Form({"A": "lora_A.weight", "B": "lora_B.weight"}, build, lambda a: len(a["A"]))
 
 
 def _melora(a: Arrays, scaling: float, _: str) -> Update:
@@ -96,6 +86,14 @@ def _hydralora(a: Arrays, scaling: float, _: str) -> Update:
     return mixed(list(a["B"]), [a["A"]], "mean", method="hydralora", scaling=scaling, router=a["route"].size)
 
 
+#: A LoRA on an embedding, in place of the LoRA of a linear layer.
+EMBEDDING = Form(
+    {"embedding_A": "lora_embedding_A", "embedding_B": "lora_embedding_B"},
+    lambda a, scaling, _: delta.lora(a["embedding_B"], a["embedding_A"], scaling=scaling),
+    lambda a: len(a["embedding_A"]),
+)
+
+
 def _stored(a: Arrays) -> str:
     return delta.coarsest(array.dtype.name for array in a.values())
 
@@ -106,14 +104,14 @@ FORMS: dict[str, Form] = {
     "melora": Form(
         {"A": "melora_A", "B": "melora_B"},
         _melora,
-        lambda a: a["A"].shape[1],
+        lambda a: _columns(a["A"]),
         lambda a: {"num_minis": a["A"].shape[0]},
         "MELORA",
     ),
     "bora": Form(
         {"A": "bora_A", "B": "bora_B", "sigma": "bora_sigma"},
         lambda a, scaling, how: delta.bora(a["B"], a["A"], a["sigma"], scaling=scaling, activation=how),
-        lambda a: len(a["A"]),
+        lambda a: _columns(a["A"]),
         lambda a: {"num_blocks": a["sigma"].shape[0]},
         "BORA",
     ),
@@ -122,7 +120,7 @@ FORMS: dict[str, Form] = {
     "hydralora": Form(
         {"A": "hydralora_A", "B": "hydralora_B", "route": "hydralora_route"},
         _hydralora,
-        lambda a: len(a["A"]),
+        lambda a: _columns(a["A"]),
         lambda a: {"num_experts": a["B"].shape[0]},
         "HYDRALORA",
     ),

@@ -25,8 +25,11 @@ from .tensors import Tensors, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-# In this order: PEFT prefers safetensors where both lie in a folder.
-_WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+# PEFT's, MLX's and diffusers' names. In this order: PEFT prefers safetensors where both lie in a folder.
+_WEIGHT_NAMES = (
+    "adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt",
+    "adapters.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
+)  # fmt: skip
 # What a trainer leaves beside the weights.
 _NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -118,7 +121,7 @@ def read_adapter(
     if place.is_file():
         if place.suffix and place.suffix not in _SUFFIXES:
             raise AdapterError(f"{text}: is no weight file; expected {', '.join(_SUFFIXES)}, or the adapter's folder")
-        named_by_folder = place.stem == "adapter_model"
+        named_by_folder = place.name in _WEIGHT_NAMES
         return _read_one(place, place.parent / CONFIG_NAME, name, named_by_folder, [], options)
     runs = {folder: int(hit[1]) for folder in _folders(place) if (hit := _CHECKPOINT.fullmatch(folder.name))}
     if is_model(place):
@@ -312,7 +315,8 @@ def _some(names: list[str], limit: int = 8) -> str:
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download  # here: only Hub ids need it
 
-    patterns = [CONFIG_NAME, "adapter_model.*", f"checkpoint-*/{CONFIG_NAME}", "checkpoint-*/adapter_model.*"]
+    names = (CONFIG_NAME, *_WEIGHT_NAMES)
+    patterns = [*names, *(f"checkpoint-*/{name}" for name in names)]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:  # offline, unknown, private, disk full …: its errors share no base class

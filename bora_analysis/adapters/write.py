@@ -17,7 +17,7 @@ from .. import delta
 from ..atomic import replacing
 from ..delta import FactorError
 from .errors import AdapterError
-from .forms import FORMS, Form
+from .forms import EMBEDDING, FORMS, Form
 from .read import CONFIG_NAME
 from .tensors import Array, Raw
 
@@ -140,8 +140,8 @@ def _write_data(
     copy(item for item in by_width if item[1].itemsize >= width)
     for module, factors in modules:
         arrays = {part: _as_array(value) for part, value in factors.items()}
+        own = EMBEDDING if form.peft_type == "LORA" and set(arrays) == set(EMBEDDING.keys) else form
         try:
-            own = form.of(arrays)
             own.check(arrays, activation)
         except FactorError as error:
             raise AdapterError(f"{folder}: {module}: {error}") from None
