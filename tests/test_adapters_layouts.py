@@ -7,11 +7,14 @@ import io
 import json
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from bora_analysis import singular_values
@@ -516,6 +519,64 @@ def test_bad_numbers_are_named_as_the_file_names_them(tmp_path: Path) -> None:
     adapter = one(saved(tmp_path, {"q.lora_a": made(8, 2), "q.lora_b": made(2, 6) * np.inf}, mlx()))
     with pytest.raises(AdapterError, match=r"q\.lora_b: B holds NaN or Inf"):
         adapter["q"].to_dense()
+
+
+LAYOUTS: list[dict[str, np.ndarray]] = [
+    {"lora_unet_q.lora_down.weight": made(2, 8), "lora_unet_q.lora_up.weight": made(6, 2), "lora_unet_q.alpha": made()},
+    {
+        "c.lora_down.weight": made(2, 3, 1, 1),
+        "c.lora_up.weight": made(5, 2, 1, 1),
+        "c.lora_mid.weight": made(2, 2, 3, 3),
+    },
+    {
+        "k.lokr_w1": made(2, 2),
+        "k.lokr_w2_a": made(3, 2),
+        "k.lokr_w2_b": made(2, 4),
+        "k.alpha": made(1),
+        "d.diff": made(3, 4),
+    },
+    {"m.lora_a": made(8, 2), "m.lora_b": made(2, 6), "e.lora_a": made(3, 2, 8), "e.lora_b": made(3, 6, 2)},
+    {"unet:0:up": made(6, 2), "unet:0:down": made(2, 8), "<s1>": made(8)},
+    {"w_a_000": made(2, 8), "w_b_000": made(6, 2)},
+    {"g.lora_A": made(4, 8), "g.lora_B": made(6, 2)},
+]
+CONFIGS = (
+    None,
+    {},
+    mlx(),
+    {"lora_parameters": None},
+    {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "enable_lora": [1]},
+)
+
+
+@given(
+    content=st.sampled_from(LAYOUTS),
+    other=st.sampled_from([{}, *LAYOUTS]),
+    config=st.sampled_from(CONFIGS),
+    victim=st.integers(0, 9),
+    harm=st.sampled_from(["drop", "rename", "transpose", "type", "nan"]) | st.lists(st.integers(0, 3), max_size=4),
+)
+@settings(max_examples=80, deadline=None)
+def test_damaged_files_are_read_or_refused_in_one_line(
+    content: dict[str, Any], other: dict[str, Any], config: Any, victim: int, harm: Any
+) -> None:
+    """Nothing but AdapterError, whatever is lost, renamed, turned or of another shape, and layouts in one file."""
+    content = content | other
+    key = sorted(content)[victim % len(content)]
+    value = content.pop(key)
+    if harm != "drop":
+        changed = {"transpose": value.T, "type": np.ones(value.shape, "i4"), "nan": value * np.nan, "rename": value}
+        content[f"{key}.x" if harm == "rename" else key] = made(*harm) if isinstance(harm, list) else changed[harm]
+    with TemporaryDirectory() as folder:
+        path = saved(Path(folder), content, config)
+        message = f"{path}:"
+        try:
+            for update in one(path).values():
+                assert np.isfinite(update.to_dense()).all()
+        except AdapterError as error:
+            message = str(error)
+        assert str(path) in message
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize("content", [["a", 1], [], ["tensor", "tensor", "tensor"]])
