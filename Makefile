@@ -36,6 +36,8 @@ figures: .venv/.installed
 	@for name in $(FIGURES) pareto; do $(BIN)/bora-analysis figure $$name $(ADAPTERS) \
 		-o out/figures/$$name.pdf -o out/figures/$$name.png || exit 1; \
 	done
+	@$(BIN)/bora-analysis figure similarity data/synthetic-lora-r8 data/synthetic-bora-r8-b8 \
+		-o out/figures/similarity.pdf -o out/figures/similarity.png
 	@$(BIN)/bora-analysis figure trajectory $(RUN) -o out/figures/trajectory.pdf -o out/figures/trajectory.png
 
 test: .venv/.installed-dev
