@@ -156,14 +156,28 @@ def _read_one(
     folder = _named(weights.parent)
     hit = _CHECKPOINT.fullmatch(folder.name) if by_folder else None
     title = name or (folder.parent.name if hit else folder.name if by_folder else weights.stem)
-    told = translate(open_tensors(weights), _read_config(config_path))
-    tensors, config = told.tensors, told.config
+    adapter = adapter_of(
+        open_tensors(weights), _read_config(config_path), title, int(hit[1]) if hit else None, **options
+    )
+    return replace(adapter, path=weights, warnings=(*warnings, *adapter.warnings))
+
+
+def adapter_of(
+    opened: Tensors,
+    configuration: Mapping[str, Any] | None,
+    name: str,
+    step: int | None = None,
+    *,
+    initial: Adapter | None = None,
+    **options: Any,
+) -> Adapter:
+    """The adapter in open tensors and their configuration; the rest as for :func:`read_adapter`."""
+    told = translate(opened, configuration)
+    tensors, config, weights = told.tensors, told.config, opened.path
     types = (kind for reader in READERS for kind in reader.types.values())
     refuse_unreadable(weights, config, tensors.keys(), types, (reader.label for reader in READERS))
-    initial: Adapter | None = options["initial"]
-    given = {name: value for name, value in options.items() if name != "initial"}
     stored = {"alphas": told.alphas, "scalings": told.scalings, "ranks": told.ranks}
-    source = Source(tensors, config, **given, packed=_packed(tensors), **stored)
+    source = Source(tensors, config, **options, packed=_packed(tensors), **stored)
     found = _read_parts(source, told.parts)
     if found.loaders and source.method not in (None, *found.method.split("+")):
         raise AdapterError(
@@ -182,14 +196,14 @@ def _read_one(
             f"{weights}: holds no adapter ({len(keys)} tensors{example}); expected keys such as "
             "<module>.lora_A.weight or <module>.bora_A"
         )
+    warnings: list[str] = []
     if scaled and not all(source.says_scaling(module) for module in loaders):
-        warnings = [*warnings, "α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
+        warnings = ["α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
     for settings in source.all_settings if initial is None else ():
         warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
     ordered = {module: loaders[module] for module in sorted(loaders, key=natural)}
-    step = int(hit[1]) if hit else None
     passed_over += tensors.unread
-    return Adapter(title, method, step, weights, ordered, tuple(passed_over), (*warnings, *told.notes, *notes))
+    return Adapter(name, method, step, None, ordered, tuple(passed_over), (*warnings, *told.notes, *notes))
 
 
 def _read_parts(source: Source, parts: Iterable[Tensors]) -> Found:

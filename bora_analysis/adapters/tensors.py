@@ -216,7 +216,7 @@ class TorchFile:
             if self._bytes_read > _REMAP_BYTES:
                 self._tensors, _ = self._load()
                 self._bytes_read = 0
-            tensor = self._tensors[key].detach()
+            tensor = self._tensors[key].detach().cpu()
             self._bytes_read += tensor.numel() * tensor.element_size()
             if self.dtype(key) in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
                 return tensor.float().numpy()
@@ -240,6 +240,17 @@ def _raw(tensors: Tensors, key: str, read: Callable[[], bytes]) -> Raw:
     if dtype not in names:
         raise AdapterError(f"{tensors.path}: {key} has dtype {dtype}, which cannot be copied")
     return Raw(*names[dtype], tensors.shape(key), read)
+
+
+class LiveTensors(TorchFile):
+    """Named tensors of a model in memory, on any device: nothing is copied until it is read."""
+
+    def __init__(self, path: Path, tensors: dict[str, Any]):
+        self._live = tensors
+        super().__init__(path)
+
+    def _load(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        return self._live, ()
 
 
 def _widen(values: Array, dtype: str) -> Array:

@@ -8,6 +8,8 @@ saving work as they do for LoRA. Needs peft 0.21; tested with peft 0.21.0 and 0.
 * :class:`SboraConfig`: SBoRA-FA and SBoRA-FB (Po et al., ICONIP 2024), LoRA with one factor of standard basis vectors.
 * :class:`HydraloraConfig`: arXiv 2404.19245, one A, K matrices B and a router, for comparison; it cannot be merged.
 * :func:`convert`: an adapter of the first three as an exact plain LoRA.
+* :class:`RankCallback`: effective rank, energy and entropy rank while the transformers ``Trainer`` trains.
+* :func:`read_model`: any PEFT model in memory, as the analysis reads it from a file.
 
 Examples
 --------
@@ -33,8 +35,10 @@ except PackageNotFoundError:
     pass  # the imports say so
 
 try:
+    from .callback import RankCallback
     from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
     from .convert import convert
+    from .live import read_model
     from .models import BoraModel, HydraloraModel, MeloraModel, SboraModel
     from .registration import register
 except ModuleNotFoundError as error:
@@ -52,9 +56,11 @@ __all__ = [
     "HydraloraModel",
     "MeloraConfig",
     "MeloraModel",
+    "RankCallback",
     "SboraConfig",
     "SboraModel",
     "convert",
+    "read_model",
     "register",
 ]
 
