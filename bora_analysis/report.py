@@ -73,6 +73,24 @@ def summary_table(frame: pd.DataFrame, threshold: float) -> str:
     return "\n\n".join([*blocks, legend])
 
 
+def factor_ranks_table(frame: pd.DataFrame) -> str:
+    """What `factors` prints: means over the modules, a line per adapter and step."""
+    columns = ["rank_B", "rank_sigma", "rank_A", "rank_bound"]
+    labels, limits, means = [], [], []
+    for (name, step), part in frame.groupby(["adapter", "step"], sort=False, dropna=False):
+        labels.append(f"{name}{_step(step)}")
+        means.append(part[columns].mean())
+        counts = part["limiting"].value_counts()
+        limits.append("; ".join(f"{names} in {count} of {len(part)}" for names, count in counts.items()))
+    numbers = [_numbers(pd.Series([mean[column] for mean in means])) for column in columns]
+    table = grid(["adapter", "rank B'", "rank Σ'", "rank A'", "bound", "least"], [labels, *numbers, limits])
+    legend = (
+        "Numerical ranks of the factors of ΔW = B' Σ' A' (eq. 6), means over the modules; bound: min(m, n, br);\n"
+        "least: the factors that limit the rank of ΔW, in how many modules."
+    )
+    return f"{table}\n\n{legend}"
+
+
 def cut_table(frame: pd.DataFrame) -> str:
     """What `convert` prints: rank and error of each module, and what the LoRA takes."""
     shapes = [f"{m}×{n}" for m, n in zip(frame["out_features"], frame["in_features"], strict=True)]

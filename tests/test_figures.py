@@ -49,7 +49,20 @@ def tables(
 
 def sources(**options) -> dict[str, Any]:
     """What any figure may be drawn from."""
-    return {**tables(**options), "accuracy": paper.tables()}
+    return {**tables(**options), "accuracy": paper.tables(), "similarity": grid_of_phi()}
+
+
+def grid_of_phi(modules=("model.layers.0.q_proj", "model.layers.1.q_proj"), sizes=((3, 5), (4, 4)), names=("a", "b")):
+    """The table of two adapters' similarity; the modules' grids may differ in size."""
+    rng, rows = np.random.default_rng(0), []
+    for module, (high, wide) in zip(modules, sizes, strict=True):
+        for side, d in (("left", 48), ("right", 32)):
+            key = {"adapter_a": names[0], "adapter_b": names[1], "module": module, "side": side, "dimension": d}
+            key |= {"layer": modules.index(module), "projection": module[-6]}
+            for i, j in np.ndindex(high, wide):
+                more = {"i": i + 1, "j": j + 1, "phi": rng.uniform(), "random": max(i, j, 0) / d}
+                rows.append({**key, **more})
+    return pd.DataFrame(rows).astype({"layer": "Int64"})
 
 
 def artist(figure: Figure, gid: str) -> Any:

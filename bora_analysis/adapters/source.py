@@ -201,7 +201,8 @@ class Source:
 
 def module_path(key: str) -> str:
     """The key without what PEFT, torch.compile and FSDP put around a module's own path."""
-    key = _WRAPPERS.sub("", key).removeprefix(".")
+    if "_orig_mod" in key or "_fsdp" in key:  # for every other key this is much faster than the search
+        key = _WRAPPERS.sub("", key).removeprefix(".")
     return key.removeprefix("base_model.model.")
 
 
@@ -216,6 +217,8 @@ def collect(source: Source, parts: str) -> tuple[dict[str, dict[str, str]], list
     found: dict[str, dict[str, str]] = defaultdict(dict)
     rest = []
     keys = source.tensors.keys()
+    if not re.search(rf"\.({parts})([.\n]|\Z)", "\n".join(keys)):  # most readers find nothing, and this is fast
+        return {}, keys
     for key in keys:
         hit = pattern.fullmatch(module_path(key))
         if not hit:

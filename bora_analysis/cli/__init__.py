@@ -10,7 +10,7 @@ import click
 
 from .. import __version__
 from .actions import convert, merge, recommend, similarity
-from .commands import analyze, compare, figure, synth
+from .commands import analyze, compare, factors, figure, synth
 from .cost import cost
 from .dashboard import dashboard
 from .paper import paper
@@ -30,6 +30,7 @@ def main() -> None:
 for command in (
     analyze,
     compare,
+    factors,
     recommend,
     similarity,
     convert,

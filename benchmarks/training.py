@@ -1,0 +1,229 @@
+"""What training costs against PEFT's LoRA, in one run: `python benchmarks/training.py [--rounds N] [--only PART]`.
+
+Our version of the BoRA paper's table 4. Three parts:
+
+* ``step``: forward, backward and AdamW on all-MiniLM-L6-v2 (random weights), query and value of its 6 layers, 32 × 64
+  tokens, two CPU threads, or a CUDA device in bfloat16 where there is one. r = 8; BoRA b = 16, MELoRA 4 minis;
+  HydraLoRA r = 4 and three B, as in the paper.
+* ``layer``: one frozen linear layer and its adapter, 2,048 tokens, forward alone and with backward.
+* ``ranks``: what RankCallback takes of a training run at its default.
+
+The methods take turns, and a ratio is the median over rounds of (method / LoRA in the same round), so that what else
+runs on the machine falls on all of them. Memory is the most that tensors hold at once in a step: the model, gradients,
+AdamW's moments and what the forward pass keeps. Writes Markdown on stdout and exits with 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from bora_analysis import paper
+from bora_analysis.peft_bora import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
+
+STEP_ROUNDS, BATCH, LENGTH, TOKENS = 20, 32, 64, 2048
+#: all-MiniLM-L6-v2; the other settings are BERT's own.
+MINILM: dict[str, Any] = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+#: Shape (m, n) of a layer → rounds.
+SHAPES = {(384, 384): 60, (768, 768): 30, (1024, 4096): 8, (4096, 4096): 7}
+PEER = "LoRA"
+#: BoRA's time and memory over LoRA's, at most.
+TIME, MEMORY = 1.05, 1.02
+
+CUDA = torch.cuda.is_available()
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if CUDA else ("cpu", torch.float32)
+
+
+def configs(targets: list[str]) -> dict[str, Any]:
+    common: dict[str, Any] = {"target_modules": targets, "lora_alpha": 16}
+    return {
+        PEER: LoraConfig(r=8, **common),
+        "BoRA": BoraConfig(r=8, num_blocks=16, **common),
+        "MELoRA": MeloraConfig(r=8, num_minis=4, **common),
+        "HydraLoRA": HydraloraConfig(r=4, num_experts=3, **common),
+        "DoRA": LoraConfig(r=8, use_dora=True, **common),
+        "SBoRA-FA": SboraConfig(r=8, **common),
+        "SBoRA-FB": SboraConfig(r=8, variant="fb", **common),
+    }
+
+
+def seconds(work: Callable[[], object]) -> float:
+    if CUDA:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turn(works: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[list[float]]]:
+    """Name → one list of seconds for each round, after two rounds of warm-up."""
+    times: dict[str, list[list[float]]] = {name: [] for name in works}
+    for k in range(rounds + 2):
+        for name in list(works) if k % 2 else list(works)[::-1]:
+            found = works[name]()
+            if k >= 2:
+                times[name].append(found)
+    return times
+
+
+def over_peer(times: dict[str, list[list[float]]], name: str, part: int) -> float:
+    return statistics.median(own[part] / peer[part] for own, peer in zip(times[name], times[PEER], strict=True))
+
+
+# --- one training step -----------------------------------------------------------------------------------------------
+
+
+class Training:
+    """A model with an adapter, its optimiser and one batch."""
+
+    def __init__(self, config: Any):
+        torch.manual_seed(0)
+        base = BertForSequenceClassification(BertConfig(**MINILM)).to(DEVICE, DTYPE)
+        self.model = get_peft_model(base, config).train()  # pyright: ignore[reportArgumentType]
+        self.trained = [value for value in self.model.parameters() if value.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4)
+        tokens = torch.randint(0, base.config.vocab_size, (BATCH, LENGTH), device=DEVICE)
+        labels = torch.randint(0, 2, (BATCH,), device=DEVICE)
+        self.batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+
+    def step(self) -> None:
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=CUDA):
+            loss = self.model(**self.batch).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def peak(self) -> float:
+        """The most bytes that tensors hold at once during a step."""
+        if CUDA:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step()
+            grown = torch.cuda.max_memory_allocated() - before
+        else:
+            grown = most_allocated(self.step)
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        lasting = [*self.model.parameters(), *self.model.buffers(), *moments]
+        return grown + sum(value.nbytes for value in lasting)
+
+
+def most_allocated(work: Callable[[], object]) -> float:
+    """The highest that the bytes allocated by torch on the CPU rise above where they were."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    level = highest = 0
+    for _, change in changes:
+        level += change
+        highest = max(highest, level)
+    return highest
+
+
+def steps(rounds: float) -> bool:
+    """Print table 4 of ours beside the paper's; whether a target is missed."""
+    runs = {name: Training(config) for name, config in configs(["query", "value"]).items()}
+    times = in_turn({name: lambda run=run: [seconds(run.step)] for name, run in runs.items()}, count(STEP_ROUNDS, rounds))
+    peaks = {name: run.peak() for name, run in runs.items()}
+    printed = {(row.method, row.task): row.value for row in paper.table(4).itertuples()}
+    print(f"One step, all-MiniLM-L6-v2, query and value, {BATCH} × {LENGTH} tokens; the paper: LLaMA-3-8B, QKV, one epoch\n")
+    print("| method | parameters | ms | /LoRA | paper | MB | /LoRA | paper | target |\n|---|---|---|---|---|---|---|---|---|")
+    missed = False
+    for name, run in runs.items():
+        ratio, memory = over_peer(times, name, 0), peaks[name] / peaks[PEER]
+        theirs = [
+            f"{printed[name.lower(), task] / printed['lora', task]:.3f}" if (name.lower(), task) in printed else "–"
+            for task in ("time_min", "memory_gb")
+        ]
+        verdict = ""
+        if name == "BoRA":
+            missed = ratio > TIME or memory > MEMORY
+            verdict = f"≤ {TIME}, ≤ {MEMORY}: {'MISSED' if missed else 'met'}"
+        trained = sum(value.numel() for value in run.trained)
+        spent = 1000 * statistics.median(value for (value,) in times[name])
+        print(
+            f"| {name} | {trained:,} | {spent:.0f} | {ratio:.3f} | {theirs[0]} "
+            f"| {peaks[name] / 1e6:.1f} | {memory:.3f} | {theirs[1]} | {verdict} |"
+        )
+    print()
+    return missed
+
+
+# --- one layer -------------------------------------------------------------------------------------------------------
+
+
+def layer_parts(layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor) -> list[float]:
+    """Seconds of the forward pass, and of both passes."""
+    layer.zero_grad()
+    x.grad = None
+    kept: list[torch.Tensor] = []
+    forward = seconds(lambda: kept.append(layer(x)))
+    return [forward, forward + seconds(lambda: kept[0].backward(gradient))]
+
+
+def layers(rounds: float) -> bool:
+    print("One layer, 2,048 tokens\n\n| m×n | method | forward, ms | /LoRA | with backward | /LoRA | target |")
+    print("|---|---|---|---|---|---|---|")
+    missed = False
+    for (m, n), usual in SHAPES.items():
+        torch.manual_seed(0)
+        x = torch.randn(TOKENS, n, device=DEVICE, dtype=DTYPE, requires_grad=True)
+        gradient = torch.randn(TOKENS, m, device=DEVICE, dtype=DTYPE)
+        found: dict[str, nn.Module] = {"no adapter": nn.Linear(n, m, device=DEVICE, dtype=DTYPE).requires_grad_(False)}
+        for name, config in configs(["0"]).items():
+            base = nn.Sequential(nn.Linear(n, m, device=DEVICE, dtype=DTYPE))
+            found[name] = get_peft_model(base, config, autocast_adapter_dtype=False).base_model.model[0]  # pyright: ignore
+        works = {name: lambda layer=layer: layer_parts(layer, x, gradient) for name, layer in found.items()}
+        times = in_turn(works, count(usual, rounds))
+        for name, values in times.items():
+            forward, both = (1000 * statistics.median(column) for column in zip(*values, strict=True))
+            ratios = over_peer(times, name, 0), over_peer(times, name, 1)
+            verdict = ""
+            if name == "BoRA" and m == n == 4096:
+                missed = ratios[0] > TIME
+                verdict = f"forward ≤ {TIME}: {'MISSED' if missed else 'met'}"
+            print(f"| {m}×{n} | {name} | {forward:.1f} | {ratios[0]:.3f} | {both:.1f} | {ratios[1]:.3f} | {verdict} |")
+    print()
+    return missed
+
+
+def count(usual: int, factor: float) -> int:
+    return max(1, round(usual * factor))
+
+
+PARTS = {"step": steps, "layer": layers}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=float, default=1.0, help="multiplies the number of rounds")
+    parser.add_argument("--only", choices=PARTS, help="one part of the three")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(2)
+    where = torch.cuda.get_device_name() if CUDA else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    print(f"{where}, {str(DTYPE).removeprefix('torch.')}, torch {torch.__version__}; medians\n")
+    missed = [PARTS[name](options.rounds) for name in ([options.only] if options.only else PARTS)]
+    return int(any(missed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
