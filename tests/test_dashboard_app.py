@@ -7,16 +7,18 @@ import sys
 from pathlib import Path
 
 import altair as alt
+import inspection
 import numpy as np
 import pandas as pd
 import pytest
+import server
 import sources
 import uploads
 from dashboard_cases import APP, PAGES, adapter, contents, zipped
 from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
-from bora_analysis import analyse, bundled, read_adapter
+from bora_analysis import analyse, bundled, factor_ranks, read_adapter
 from bora_analysis.adapters import AdapterError
 from bora_analysis.table import join
 
@@ -440,6 +442,38 @@ def test_the_store_is_bounded_and_forgets_the_least_recently_used(tmp_path):
     assert [key[2] for key in store.tables] == ["2", "3"]
     store.get(found[0])
     assert [key[2] for key in store.tables] == ["3", "0"]
+
+
+def test_a_choice_has_one_joined_table_for_all_tabs(tmp_path):
+    store = sources.TableStore()
+    found = [
+        store.get(sources.Source(f"given:{i}", str(i), adapter(tmp_path / str(i), seed=i), "given")) for i in (1, 2)
+    ]
+    assert sources.joined(found[:1]) is found[0]
+    assert sources.joined(found) is sources.joined(list(found))
+    pd.testing.assert_frame_equal(sources.joined(found).spectra, join(found).spectra)
+
+
+def test_the_server_has_analysed_what_is_shown_first(monkeypatch):
+    store = sources.TableStore()
+    monkeypatch.setattr(sources, "table_store", lambda: store)
+    server.warm()
+    assert sources.usual()
+    assert all(store.has(source) for source in sources.usual())
+
+
+def test_an_inspection_is_made_once_and_anew_for_a_new_file(tmp_path):
+    source = sources.Source("given:x", "x", adapter(tmp_path / "x", rank=3), "given")
+    module = "model.layers.1.self_attn.v_proj"
+    first = inspection.inspect(source, module, None)
+    assert inspection.inspect(source, module, None) is first
+    update = read_adapter(source.path)[module]
+    np.testing.assert_allclose(first.delta.image, np.abs(update.to_dense()), rtol=1e-6)
+    assert first.ranks == factor_ranks(update)
+    adapter(tmp_path / "x", rank=2, seed=9)
+    assert inspection.inspect(source, module, None).facts.r == 2
+    with pytest.raises(AdapterError, match="no longer in the file"):
+        inspection.inspect(source, "model.layers.9.q_proj", None)
 
 
 def test_progress_is_told_per_module(tmp_path):

@@ -199,9 +199,9 @@ def test_the_threshold_moves_by_the_keyboard(browser, site, folder):
         for _ in range(2):
             page.keyboard.press("ArrowRight")
         page.wait_for_function("() => location.search.includes('threshold=0.007')")
+        page.get_by_text("τ = 0.007").first.wait_for(state="attached")
         settled(page)
-        assert page.get_by_text("τ = 0.007").count()
-        assert before[1:] == alts(page)[1:], "the threshold is no part of a chart's name"
+        assert before[1].replace("0.005", "0.007") == alts(page)[1]
         page.goto(f"{site}/?path=run&adapters=run&threshold=2.5")
         settled(page, 3)
         last = analyse(read_adapter(folder / "run" / "checkpoint-30"), threshold=2.5).layer_metrics
