@@ -67,12 +67,12 @@ def test_conv1d_is_known_from_the_model_and_not_from_the_shape(tmp_path: Path) -
 
 
 def test_what_is_no_base_model_is_said(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="holds no base model; expected model.safetensors or"):
+    with pytest.raises(AdapterError, match=r"holds no base model; expected model.safetensors or"):
         open_base(tmp_path)
     with pytest.raises(AdapterError, match="no such folder"):
         open_base(tmp_path / "nothing")
     model(tmp_path, {"q.weight": np.zeros((3, 4), np.int8)})
-    with pytest.raises(AdapterError, match="q.weight is quantised"):
+    with pytest.raises(AdapterError, match=r"q.weight is quantised"):
         open_base(tmp_path).matrix("q")
     (tmp_path / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"k.weight": "model.safetensors"}})
