@@ -39,6 +39,7 @@ LAYER_COLUMNS = (
     *COLUMNS,
     "support_rows",
     "support_columns",
+    "noise_floor",
 )
 FACTOR_COLUMNS = (*IDENTITY, "rank_B", "rank_sigma", "rank_A", "rank_bound", "limiting")
 
@@ -59,6 +60,7 @@ def analyse(
     modules: str | None = None,
     solver: str = "auto",
     device: str = "auto",
+    quick: bool = False,
     on_module: Callable[[], None] | None = None,
 ) -> Tables:
     """Both frames in one pass over the files.
@@ -69,6 +71,8 @@ def analyse(
     threshold : of ``effective_rank`` and ``rank_utilisation``.
     modules : regular expression; only modules in whose path it is found are analysed.
     solver, device : see :func:`bora_analysis.singular_values`.
+    quick : of updates without structure, which need the base model, only what a count tells
+        (:func:`bora_analysis.counting.count`): their other columns are missing, and they have no rows in ``spectra``.
     on_module : called after each module, for progress.
 
     Raises
@@ -87,11 +91,12 @@ def analyse(
     for adapter in flat:
         chosen = select(adapter, modules)
         results: dict[str, tuple[Facts, Spectrum]] = {}
-        for module, facts, spectrum in each_spectrum(chosen, solver=solver, device=device):
+        counting = threshold if quick else None
+        for module, facts, spectrum in each_spectrum(chosen, solver=solver, device=device, quick=counting):
             results[module] = facts, spectrum
             if on_module is not None:
                 on_module()
-        provenance.append(_provenance(adapter, [spectrum for _, spectrum in results.values()]))
+        provenance += _provenance(adapter, [spectrum for _, spectrum in results.values()], threshold)
         for module in chosen:
             facts, spectrum = results[module]
             identity = (adapter.name, facts.method, adapter.step, module, layer(module), projection(module))
@@ -100,9 +105,10 @@ def analyse(
             metrics.append((
                 *identity, facts.out_features, facts.in_features, facts.r, facts.blocks, facts.scaling,
                 facts.parameters, facts.macs_per_token, threshold,
-                *(column(values, facts, threshold) for column in COLUMNS.values()),
+                *_metrics(spectrum, facts, threshold),
                 facts.out_features if facts.support_rows is None else facts.support_rows,
                 facts.in_features if facts.support_columns is None else facts.support_columns,
+                spectrum.noise_floor,
             ))  # fmt: skip
     lengths = [len(values) for _, values in spectra]
     columns = zip(*(identity for identity, _ in spectra), strict=True) if spectra else [()] * len(IDENTITY)
@@ -280,15 +286,43 @@ def flatten(adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory]) -> 
     return [checkpoint for item in given for checkpoint in checkpoints(item)]
 
 
-def _provenance(adapter: Adapter, found: list[Spectrum]) -> str:
+def _metrics(spectrum: Spectrum, facts: Facts, threshold: float) -> list[float]:
+    """The values of ``COLUMNS``; NaN for those that a count does not tell."""
+    found = spectrum.counted
+    if found is None:
+        return [column(spectrum.values, facts, threshold) for column in COLUMNS.values()]
+    known = {
+        "effective_rank": found.above,
+        "energy": found.energy,
+        "frobenius_norm": found.energy**0.5,
+        "spectral_norm": found.top,
+        "stable_rank": found.energy / found.top**2 if found.top else 0.0,
+        "participation_ratio": found.energy**2 / found.fourth if found.fourth else 0.0,
+        "rank_bound": facts.rank_bound,
+        "rank_utilisation": found.above / facts.rank_bound,
+    }
+    return [known.get(name, float("nan")) for name in COLUMNS]
+
+
+def _provenance(adapter: Adapter, found: list[Spectrum], threshold: float) -> list[str]:
     def listed(values: Iterable[str]) -> str:
         return ", ".join(sorted(set(values))) or "none"
 
     modules = "1 module" if len(found) == 1 else f"{len(found)} modules"
-    return (
-        f"{adapter.name}: {modules}, factors stored in {listed(s.dtype for s in found)}, "
-        f"singular values in float64 by {listed(s.solver for s in found)} on {listed(s.device for s in found)}"
-    )
+    stored, solvers, devices = (listed(getattr(s, name) for s in found) for name in ("dtype", "solver", "device"))
+    lines = [
+        f"{adapter.name}: {modules}, factors stored in {stored}, singular values in float64 by {solvers} on {devices}"
+    ]
+    still = sum(not s.values.any() and (s.counted is None or not s.counted.energy) for s in found)
+    if still and adapter.method == "full":
+        lines.append(f"{adapter.name}: {still} of {modules} are unchanged: ΔW = 0")
+    below = [s.noise_floor for s in found if s.noise_floor > threshold]
+    if below:
+        lines.append(
+            f"{adapter.name}: the threshold {threshold:g} lies below the noise floor of {len(below)} of {modules} (up "
+            f"to {max(below):.2g}), the σ that rounding alone makes: there effective_rank counts noise"
+        )
+    return lines
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:

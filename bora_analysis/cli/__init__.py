@@ -14,6 +14,7 @@ from .commands import analyze, compare, factors, figure, synth
 from .cost import cost
 from .dashboard import dashboard
 from .paper import paper
+from .relative import relative
 from .train import train
 
 
@@ -33,6 +34,7 @@ for command in (
     factors,
     recommend,
     similarity,
+    relative,
     convert,
     merge,
     figure,

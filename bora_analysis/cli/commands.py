@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 @reading()
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option("-o", "--output", metavar="DIR", help="Also write layer_metrics and spectra there (csv by default).")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="With --base: count the σ above the threshold instead of finding them; columns that need them are empty.",
+)
 def analyze(paths: tuple[str, ...], form: str, output: str | None, **options: Any) -> None:
     """One row per module: ranks, norms, bound.
 

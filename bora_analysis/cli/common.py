@@ -66,6 +66,11 @@ def reading(
             show_default=True,
             help="HydraLoRA, MoELoRA: the uniform mean, each expert, or their stack, a bound on every mixture.",
         ),
+        click.option(
+            "--base",
+            metavar="DIR_OR_HUB_ID",
+            help="The base model: for DoRA, HiRA, HRA, OFT, BOFT, IA³, and a PATH that is a whole fine-tuned model.",
+        ),
         click.option("--initial", metavar="PATH", help="PiSSA, LoRA-GA …: the adapter before training, to subtract."),
         click.option("--steps", is_flag=True, help="The checkpoint-N beside a final adapter, not the adapter."),
         click.option("--modules", metavar="REGEX", help="Only modules in whose path REGEX is found."),
