@@ -186,13 +186,13 @@ def factor_ranks_table(adapters: Adapter | Trajectory | Iterable[Adapter | Traje
     import pandas as pd
 
     rows = []
-    for adapter in _flatten(adapters):
+    for adapter in flatten(adapters):
         for module, update in adapter.items():
             if isinstance(update, Blocked):
                 ranks = factor_ranks(update)
                 identity = (adapter.name, update.facts.method, adapter.step, module, layer(module), projection(module))
                 rows.append((*identity, ranks.B, ranks.sigma, ranks.A, ranks.bound, ", ".join(ranks.limiting)))
-    return _typed(pd.DataFrame(rows, columns=list(FACTOR_COLUMNS))).astype({"limiting": "str"})
+    return typed(pd.DataFrame(rows, columns=list(FACTOR_COLUMNS))).astype({"limiting": "str"})
 
 
 def join(tables: Sequence[Tables]) -> Tables:
