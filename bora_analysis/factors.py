@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from .adapters import Adapter, Trajectory
+from .delta import Blocked
 from .modules import layer, projection
 from .spectrum import factor_ranks
 from .table import IDENTITY, flatten, typed
@@ -19,7 +20,7 @@ FACTOR_COLUMNS = (*IDENTITY, "rank_B", "rank_sigma", "rank_A", "rank_bound", "ra
 def factor_table(
     adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory], *, on_module: Callable[[], None] | None = None
 ) -> pd.DataFrame:
-    """One row per module and step.
+    """One row per module and step, for modules with block factors (LoRA, MELoRA, BoRA); others have no row.
 
     ``rank_B``, ``rank_sigma``, ``rank_A`` are numerical ranks, see :func:`bora_analysis.factor_ranks`; ``rank_bound``
     is Proposition 1's min(m, n, br), ``rank_upper`` the least of the three, ``rank_lower`` Sylvester's floor.
@@ -27,13 +28,11 @@ def factor_table(
 
     Parameters
     ----------
-    adapters : LoRA, MELoRA, BoRA and others with block factors; one, several, or trajectories.
+    adapters : one, several, or trajectories.
     on_module : called after each module, for progress.
 
     Raises
     ------
-    ValueError
-        A method whose update is no product of three such factors.
     AdapterError
         A module that cannot be used, with file and tensor.
 
@@ -51,11 +50,12 @@ def factor_table(
     for adapter in flatten(adapters):
         for module in adapter:
             update = adapter[module]
-            ranks = factor_ranks(update)
-            rows.append((
-                adapter.name, update.facts.method, adapter.step, module, layer(module), projection(module),
-                ranks.B, ranks.sigma, ranks.A, ranks.bound, ranks.upper, ranks.lower, ", ".join(ranks.limiting),
-            ))  # fmt: skip
+            if isinstance(update, Blocked):
+                ranks = factor_ranks(update)
+                rows.append((
+                    adapter.name, update.facts.method, adapter.step, module, layer(module), projection(module),
+                    ranks.B, ranks.sigma, ranks.A, ranks.bound, ranks.upper, ranks.lower, ", ".join(ranks.limiting),
+                ))  # fmt: skip
             if on_module is not None:
                 on_module()
-    return typed(pd.DataFrame(rows, columns=list(FACTOR_COLUMNS)))
+    return typed(pd.DataFrame(rows, columns=list(FACTOR_COLUMNS))).astype({"limiting": "str"})

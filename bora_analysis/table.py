@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .adapters import Adapter, AdapterError, Trajectory, checkpoints
-from .delta import Blocked, Facts
+from .delta import Facts
 from .metrics import COLUMNS, THRESHOLD
 from .modules import layer, projection
-from .spectrum import Spectrum, each_spectrum, factor_ranks
+from .spectrum import Spectrum, each_spectrum
 from .style import PROJECTIONS
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ LAYER_COLUMNS = (
     "support_columns",
     "noise_floor",
 )
-FACTOR_COLUMNS = (*IDENTITY, "rank_B", "rank_sigma", "rank_A", "rank_bound", "limiting")
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,34 +164,6 @@ def layer_metrics(
     [[2.0, 5.0, 2.0]]
     """
     return analyse(adapters, threshold=threshold, modules=modules, solver=solver, device=device).layer_metrics
-
-
-def factor_ranks_table(adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory]) -> pd.DataFrame:
-    """One row per module that is a product B' Σ' A' (eq. 6; LoRA, MELoRA, BoRA): the columns of ``FACTOR_COLUMNS``.
-
-    ``limiting`` names the factors whose rank is least; see :func:`bora_analysis.factor_ranks`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from bora_analysis import Adapter, bora
-    >>> from bora_analysis.table import factor_ranks_table
-    >>> rng = np.random.default_rng(0)
-    >>> update = bora(rng.standard_normal((8, 2)), rng.standard_normal((2, 8)), np.zeros((4, 4, 2)))
-    >>> frame = factor_ranks_table(Adapter.from_updates("demo", {"layers.0.q_proj": update}))
-    >>> frame[["rank_B", "rank_sigma", "rank_A"]].values.tolist()
-    [[8, 2, 8]]
-    """
-    import pandas as pd
-
-    rows = []
-    for adapter in flatten(adapters):
-        for module, update in adapter.items():
-            if isinstance(update, Blocked):
-                ranks = factor_ranks(update)
-                identity = (adapter.name, update.facts.method, adapter.step, module, layer(module), projection(module))
-                rows.append((*identity, ranks.B, ranks.sigma, ranks.A, ranks.bound, ", ".join(ranks.limiting)))
-    return typed(pd.DataFrame(rows, columns=list(FACTOR_COLUMNS))).astype({"limiting": "str"})
 
 
 def join(tables: Sequence[Tables]) -> Tables:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import charts
@@ -14,7 +16,7 @@ from downloads import offer
 from explain import explanation, question
 from plain import markdown
 
-from bora_analysis import factor_ranks, style
+from bora_analysis import factor_table, style
 from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
 
 context = current()
@@ -193,28 +195,27 @@ st.subheader("Which factor limits the rank", anchor=False)
 source = next(source for source in context.sources if source.label == adapter)
 
 
-def factor_table() -> pd.DataFrame:
+def read_factors() -> pd.DataFrame:
     """Ranks of the three factors, module by module and step by step, read anew; with progress."""
-    modules = list(rows["module"].unique())
-    found: list[tuple[Any, ...]] = []
+    modules = set(rows["module"])
+    wanted = [
+        replace(checkpoint, loaders={name: load for name, load in checkpoint.loaders.items() if name in modules})
+        for checkpoint in checkpoints(read_adapter(source.path, steps=True))
+        if checkpoint.step in steps
+    ]
+    total, done = sum(map(len, wanted)), count(1)
     bar = st.progress(0.0, "Reading the factors")
-    wanted = [checkpoint for checkpoint in checkpoints(read_adapter(source.path)) if checkpoint.step in steps]
-    done, total = 0, len(wanted) * len(modules)
-    try:
-        for checkpoint in wanted:
-            for module in modules:
-                if module in checkpoint:
-                    ranks = factor_ranks(checkpoint[module])
-                    found.append(
-                        (checkpoint.step, module, ranks.B, ranks.sigma, ranks.A, ranks.bound, ", ".join(ranks.limiting))
-                    )
-                done += 1
-                if done % 8 == 0 or done == total:
-                    bar.progress(done / total, f"Step {checkpoint.step}: {done} of {total} modules")
-    finally:
-        bar.empty()
-    names = ["step", "module", "rank_B", "rank_sigma", "rank_A", "rank_bound", "limiting"]
-    return pd.DataFrame(found, columns=names)
+
+    def step() -> None:
+        k = next(done)
+        if k % 8 == 0 or k == total:
+            bar.progress(k / total, f"{k} of {total} modules")
+
+    found = factor_table(wanted, on_module=step)
+    bar.empty()
+    if found.empty:
+        raise ValueError(f"{adapter}: its method has no B', Σ', A' (eq. 6)")
+    return found
 
 
 st.caption("The factors are read again for this, module by module; leave the page or change a choice to stop.")
@@ -222,7 +223,7 @@ if st.toggle("Ranks of B′, Σ′, A′ by step", key="factors", bind="query-pa
     wish = (str(source.path), projection, tuple(steps))
     if st.session_state.get("_factors", (None,))[0] != wish:
         try:
-            st.session_state["_factors"] = (wish, factor_table())
+            st.session_state["_factors"] = (wish, read_factors())
         except AdapterError as error:
             st.error(markdown(str(error)), icon=":material/error:")
         except ValueError as error:  # a method that has no such factors

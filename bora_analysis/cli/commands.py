@@ -104,6 +104,9 @@ def factors(paths: tuple[str, ...], modules: str | None, form: str, output: str 
             raise click.exceptions.Exit(1)
         with usage(), progress(sum(map(len, chosen))) as step:
             frame = factor_table(chosen, on_module=step)
+            if frame.empty:
+                methods = ", ".join(sorted({adapter.method for adapter in chosen}))
+                raise ValueError(f"{methods} has no B', Σ', A' (eq. 6); expected LoRA, MELoRA, BoRA …")
         if output is not None:
             write(frame, Path(output), "csv" if form == "table" else form)
         if form == "table":
