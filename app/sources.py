@@ -159,7 +159,14 @@ def arguments() -> argparse.Namespace:
 def bundled() -> list[Source]:
     """The adapters that come with the toolkit and can be read without a base model: trained ones, then synthetic."""
     found = [source for source in map(_bundled, bundled_adapters()) if _readable(source.path)]
-    return sorted(found, key=lambda source: (not source.label.startswith("trained-"), natural(source.label)))
+    groups = ("trained-rating-", "trained-", "")  # the second task after the first, then the synthetic ones
+    order = {"trained-": 0, "trained-rating-": 1, "": 2}
+
+    def place(source: Source) -> tuple[int, list[tuple[int, int, str]]]:
+        group = next(group for group in groups if source.label.startswith(group))
+        return order[group], natural(source.label)
+
+    return sorted(found, key=place)
 
 
 @cache

@@ -265,7 +265,7 @@ explanation(
     [
         (
             (
-                "Above, a metric of every module: bright cells hold more. Below, one module. All methods here cut ΔW "
+                "Above, a metric of every module: bright cells hold more. Below, one module. BoRA and MELoRA cut ΔW "
                 "into b × b blocks (LoRA: one), each a product of thin factors; put together they are three matrices, "
                 "of which the middle one is sparse."
             ),
