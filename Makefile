@@ -3,6 +3,7 @@
 # make dashboard  the same in the browser, until Ctrl-C; PORT=8600 for another port
 # make test    ruff, pyright, import-linter, pytest
 # make bench   the performance targets, with ratios against a peer (installs it into an environment of its own)
+# make bench-training  what a training step costs against PEFT's LoRA: our version of the paper's table 4
 # Every install goes through constraints.txt; running a target twice reinstalls nothing.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ ADAPTERS := $(patsubst %/adapter_config.json,%,$(sort $(wildcard data/*/adapter_
 FIGURES := figure4 spectra heatmap threshold_sweep
 RUN := out/synthetic-run
 
-.PHONY: demo dashboard figures test bench clean
+.PHONY: demo dashboard figures test bench bench-training clean
 
 demo: .venv/.installed
 	$(BIN)/bora-analysis compare $(ADAPTERS)
@@ -47,6 +48,9 @@ test: .venv/.installed-dev
 
 bench: .venv/.installed .venv-peer/.installed
 	$(BIN)/python benchmarks/run.py --peer .venv-peer/bin/gradience
+
+bench-training: .venv/.installed-dev
+	$(BIN)/python benchmarks/training.py
 
 .venv/.python:
 	$(PYTHON) -m venv .venv
