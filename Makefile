@@ -1,6 +1,8 @@
 # make demo    the main job on the bundled adapters: comparison table on the screen, figures and tables in out/
 # make figures every figure as PDF and PNG in out/figures/: the paper's, and those of the bundled adapters
 # make dashboard  the same in the browser, until Ctrl-C; PORT=8600 for another port
+# make adapters  train the bundled adapters anew (hours)
+# make screenshots  the README's pictures of the dashboard, by the browser tests, which need chromium
 # make test    ruff, pyright, import-linter, pytest
 # make bench   the performance targets, with ratios against a peer (installs it into an environment of its own)
 # make bench-training  what a training step costs against PEFT's LoRA: our version of the paper's table 4
@@ -9,45 +11,63 @@
 PYTHON ?= python3
 PORT ?= 8501
 BIN := .venv/bin
-ADAPTERS := $(patsubst %/adapter_config.json,%,$(sort $(wildcard data/*/adapter_config.json)))
+# The trained adapters that can be read without the base model (DoRA's cannot), and those of the figures.
+SHOWN := $(addprefix data/trained-,lora-r8 lora-r16 lora-r32 melora-r8-n4 bora-r8-b8 bora-r8-b16)
+ADAPTERS := $(SHOWN) $(addprefix data/trained-,hydralora-r4 sbora-fa-r8 sbora-fb-r8)
+ABLATIONS := $(addprefix data/trained-,bora-r8-b8 bora-r8-b8-no-exp bora-r8-b8-no-norm)
+RUNS := $(addprefix data/runs/,lora-r8 melora-r8-n4 bora-r8-b8 bora-r8-b16)
 FIGURES := figure4 spectra heatmap threshold_sweep
-RUN := out/synthetic-run
+SHOTS := spectra-light lab-light layers-dark
 
-.PHONY: demo dashboard figures test bench bench-training clean
+.PHONY: adapters bench bench-training bundled-figures clean dashboard demo figures screenshots test
 
 demo: .venv/.installed
-	$(BIN)/bora-analysis compare $(ADAPTERS)
-	$(BIN)/bora-analysis analyze $(ADAPTERS) --format csv -o out/tables
-	@for name in $(FIGURES); do $(BIN)/bora-analysis figure $$name $(ADAPTERS) \
+	$(BIN)/bora-analysis compare $(ADAPTERS) 2>/dev/null
+	@$(BIN)/bora-analysis factors $(RUNS) -o out/tables/factors.csv >/dev/null 2>&1
+	@$(BIN)/bora-analysis analyze $(ADAPTERS) --format csv -o out/tables >/dev/null 2>&1
+	@$(MAKE) --no-print-directory bundled-figures
+	@echo && echo "Tables: out/tables   Figures: out/figures"
+
+bundled-figures: .venv/.installed
+	@for name in $(FIGURES) pareto; do $(BIN)/bora-analysis figure $$name $(SHOWN) \
 		-o out/figures/$$name.pdf -o out/figures/$$name.png 2>/dev/null || exit 1; \
 	done
-	@echo && echo "Tables: out/tables   Figures: out/figures"
+	@$(BIN)/bora-analysis figure spectra $(ABLATIONS) \
+		-o out/figures/ablations.pdf -o out/figures/ablations.png 2>/dev/null
+	@$(BIN)/bora-analysis figure trajectory $(RUNS) --metric effective_rank --projection q \
+		-o out/figures/trajectory.pdf -o out/figures/trajectory.png 2>/dev/null
 
 dashboard: .venv/.installed
 	@$(BIN)/bora-analysis dashboard --port $(PORT)
 
-# No checkpoints are bundled: trajectory shows a synthetic run, whose spectrum grows and flattens.
-figures: .venv/.installed
-	@rm -rf $(RUN)
-	@for step in 10 20 40 60 80; do $(BIN)/bora-analysis synth --method bora --scale 0.0$$step \
-		--decay 1.$$((9 - step / 10)) -o $(RUN)/checkpoint-$$step 2>/dev/null || exit 1; done
+figures: bundled-figures
 	@for name in figure1 figure2 figure3 optimal_blocks; do \
 		$(BIN)/bora-analysis figure $$name -o out/figures/$$name.pdf -o out/figures/$$name.png || exit 1; \
 	done
-	@for name in $(FIGURES) pareto; do $(BIN)/bora-analysis figure $$name $(ADAPTERS) \
-		-o out/figures/$$name.pdf -o out/figures/$$name.png || exit 1; \
-	done
-	@$(BIN)/bora-analysis figure trajectory $(RUN) -o out/figures/trajectory.pdf -o out/figures/trajectory.png
+	@$(BIN)/bora-analysis figure similarity data/trained-lora-r8 data/trained-bora-r8-b8 --modules layer.3 \
+		-o out/figures/similarity.pdf -o out/figures/similarity.png
+
+# The bundled adapters anew: hours on two cores; a second call goes on where the first was stopped.
+adapters: .venv/.installed-dev
+	$(BIN)/python data/prepare.py
+	$(BIN)/python data/make_adapters.py
+
+screenshots: .venv/.installed-dev
+	$(BIN)/pytest tests/test_dashboard_browser.py -k wide_and_on_a_phone
+	@mkdir -p app/screenshots
+	@$(BIN)/python -c 'import sys; from PIL import Image; [Image.open(f"out/screenshots/{name}.png").convert("RGB") \
+		.crop((0, 0, 1280, 1100)).quantize(256).save(f"app/screenshots/{name}.png", optimize=True) for name in sys.argv[1:]]' $(SHOTS)
 
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 bench: .venv/.installed .venv-peer/.installed
 	$(BIN)/python benchmarks/run.py --peer .venv-peer/bin/gradience
+	$(BIN)/python benchmarks/dashboard.py
 
 bench-training: .venv/.installed-dev
 	$(BIN)/python benchmarks/training.py

@@ -333,7 +333,7 @@ def families(
     across = number(x, titles[0], axis=_step_axis(table[x]), scale=_SPAN)
     up = number("y", titles[1], **vertical)
     named = sorted(table[by].unique().tolist())
-    named = named[:: -(-len(named) // 8)]
+    named = named[:: -(-len(named) // 6)]
     legend = {"title": titles[2], "orient": "top", "format": "d", "values": named, "symbolOpacity": 1}
     # The brightest yellow is lost on white, the darkest violet on black.
     shades = {"name": "viridis", "extent": [0.2, 1.0] if night else [0.0, 0.92]}

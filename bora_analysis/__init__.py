@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .adapters import Adapter, AdapterError, Trajectory, merge, read_adapter, write_adapter
     from .conversion import Conversion, Cut, convert
     from .delta import Blocked, FactorError, Facts, Update, activate, bora, dense, lora, melora
+    from .factors import factor_table
     from .recommendation import Recommendation, recommend
     from .spectrum import FactorRanks, Spectrum, each_spectrum, factor_ranks, singular_values
     from .subspaces import principal_angles, similarity, subspace_similarity
@@ -23,6 +24,7 @@ _HOME = {
     "adapters": ("Adapter", "AdapterError", "Trajectory", "merge", "read_adapter", "write_adapter"),
     "conversion": ("Conversion", "Cut", "convert"),
     "delta": ("Blocked", "FactorError", "Facts", "Update", "activate", "bora", "dense", "lora", "melora"),
+    "factors": ("factor_table",),
     "recommendation": ("Recommendation", "recommend"),
     "subspaces": ("principal_angles", "similarity", "subspace_similarity"),
     "spectrum": ("FactorRanks", "Spectrum", "each_spectrum", "factor_ranks", "singular_values"),
@@ -55,6 +57,7 @@ __all__ = [
     "dense",
     "each_spectrum",
     "factor_ranks",
+    "factor_table",
     "layer_metrics",
     "lora",
     "melora",

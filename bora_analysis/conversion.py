@@ -18,9 +18,8 @@ from .adapters import Adapter, AdapterError, read_adapter, write_adapter
 from .adapters.read import CONFIG_NAME
 from .adapters.tensors import Raw, open_tensors
 from .delta import Array, Dense, Facts, Update
-from .metrics import effective_rank, energy_rank, numerical_rank, rounding_tolerance
+from .metrics import effective_rank, energy_rank, numerical_rank
 from .modules import layer, projection
-from .spectrum import each_spectrum
 from .vectors import in_order, singular_vectors
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def convert(
     ...     read_adapter(folder).method, done.cuts["layers.0.q_proj"].rank_before
     ('lora', 8)
     """
-    choose = _rule(rank, energy, threshold)
+    _rule(rank, energy, threshold)  # a wrong wish is an error before anything is read
     adapter = source if isinstance(source, Adapter) else read_adapter(source)
     if not isinstance(adapter, Adapter):
         raise AdapterError(f"{source}: holds several checkpoints; name one")
@@ -171,8 +170,8 @@ def convert(
         return update.facts, *truncated(update, rank=rank, energy=energy, threshold=threshold)
 
     def factors() -> Iterator[tuple[str, dict[str, Array]]]:
-        # The values come without their vectors first: a second, cheap pass instead of all factors in memory.
-        width = max((choose(s.values) for _, _, s in each_spectrum(adapter, solver="svd")), default=0) if pad else 0
+        # A pass for the ranks alone, instead of all factors in memory.
+        width = max((lost.rank for _, (*_, lost) in in_order(cut, adapter)), default=0) if pad else 0
         for module, (known, B, A, lost) in in_order(cut, adapter):
             facts[module], cuts[module] = known, lost
             if on_module is not None:
@@ -193,7 +192,7 @@ def convert(
 
 
 def _rule(rank: int | None, energy: float | None, threshold: float | None) -> Callable[[Array], int]:
-    """Singular values → how many to keep, at most their numerical rank."""
+    """Singular values → how many to keep, be they there or not."""
     given = [
         name for name, value in (("rank", rank), ("energy", energy), ("threshold", threshold)) if value is not None
     ]
@@ -207,12 +206,11 @@ def _rule(rank: int | None, energy: float | None, threshold: float | None) -> Ca
         raise ValueError(f"threshold is {threshold}; expected a number ≥ 0")
 
     def choose(values: Array) -> int:
-        full = numerical_rank(values, rounding_tolerance(values, "float64"))
         if rank is not None:
-            return min(full, rank)
+            return rank
         if energy is not None:
-            return min(full, energy_rank(values, energy))
-        return full if threshold is None else min(full, effective_rank(values, threshold))
+            return energy_rank(values, energy)
+        return len(values) if threshold is None else effective_rank(values, threshold)
 
     return choose
 
@@ -228,7 +226,8 @@ def truncated(
     choose = _rule(rank, energy, threshold)
     found = singular_vectors(update)
     values = found.values
-    full, k = numerical_rank(values, rounding_tolerance(values, "float64")), choose(values)
+    full = numerical_rank(values, found.rounding)
+    k = min(full, choose(values))
     total, tail = float(np.linalg.norm(values)), float(np.linalg.norm(values[k:]))
     relative = tail / total if total else 0.0
     cut = Cut(full, k, 1.0 - relative**2, float(values[k : k + 1].sum()), tail, relative)

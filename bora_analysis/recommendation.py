@@ -260,7 +260,9 @@ def _config(method: str, whole: str, modules: list[_Module], own: Mapping[str, i
 
 
 def _whole(value: float) -> float:
-    return round(value) if abs(value - round(value)) < 1e-9 * max(1.0, abs(value)) else value
+    """A whole number without its ".0", and without the rounding of √k·(α/√k)."""
+    near = round(value, 9)
+    return int(near) if near.is_integer() else value
 
 
 def patterns(values: Mapping[str, V]) -> tuple[V, dict[str, V]]:

@@ -28,15 +28,39 @@ def layer_table(layers: pd.DataFrame, threshold: float) -> str:
         first = part.iloc[0]
         shapes = [f"{m}×{n}" for m, n in zip(part["out_features"], part["in_features"], strict=True)]
         numbers = [_numbers(part[column]) for column in columns]
+        floor = part["noise_floor"].notna().any()  # beside the effective rank, which it puts in doubt
+        names = [*heads[:2], "noise", *heads[2:]] if floor else heads
+        numbers = [*numbers[:2], _numbers(part["noise_floor"]), *numbers[2:]] if floor else numbers
         title = f"{name}{_step(step)}: {_methods(part)}, r = {_span(part['r'])}"
         if (part["blocks"] > 1).any():
             title += f", b = {_span(part['blocks'])}"
         title += f", scaling {first['scaling']:.4g}" if part["scaling"].nunique(dropna=False) == 1 else ""
         title += f"; {len(part)} modules, {part['parameters'].sum():,} parameters"
-        blocks.append(title + "\n" + grid(["module", "out×in", *heads], [list(part["module"]), shapes, *numbers]))
+        blocks.append(title + "\n" + grid(["module", "out×in", *names], [list(part["module"]), shapes, *numbers]))
     legend = (
         f"bound: most the sizes allow; σ>{threshold:g}: effective rank; entropy: exp H(σ/Σσ); stable: ‖ΔW‖_F²/σ₁²;\n"
         "99 %: directions that hold 99 % of Σσ²."
+    )
+    if layers["noise_floor"].notna().any():
+        legend += " noise: the σ that rounding of the stored weights alone makes."
+    return "\n\n".join([*blocks, legend])
+
+
+def relative_table(frame: pd.DataFrame) -> str:
+    """What `relative` prints: one line per module."""
+    blocks = []
+    columns = ["relative_norm", "relative_spectral_norm", "directions", "amplification", "intruder_dimensions"]
+    heads = ["‖ΔW‖/‖W0‖", "σ₁/σ₁", "r", "amplification", "intruders"]
+    for keys, part in frame.groupby(["adapter", "step"], sort=False, dropna=False):
+        name, step = keys if isinstance(keys, tuple) else (keys, None)
+        shapes = [f"{m}×{n}" for m, n in zip(part["out_features"], part["in_features"], strict=True)]
+        numbers = [_numbers(part[column]) for column in columns]
+        title = f"{name}{_step(step)}: {_methods(part)}, {len(part)} modules"
+        blocks.append(title + "\n" + grid(["module", "out×in", *heads], [list(part["module"]), shapes, *numbers]))
+    legend = (
+        "‖ΔW‖/‖W0‖: Frobenius norms; σ₁/σ₁: largest singular values; amplification: ‖ΔW‖_F/‖UᵀW0V‖_F, U and V the top\n"
+        f"r directions of ΔW; intruders: of the {_span(frame['intruder_k'])} largest directions of W0 + ΔW those whose "
+        f"cosine with every direction\nof W0 is below {_span(frame['intruder_epsilon'])}."
     )
     return "\n\n".join([*blocks, legend])
 
@@ -71,6 +95,24 @@ def summary_table(frame: pd.DataFrame, threshold: float) -> str:
     )
     legend += " Same letter under budget: parameters equal within 5 %." if letters else ""
     return "\n\n".join([*blocks, legend])
+
+
+def factor_ranks_table(frame: pd.DataFrame) -> str:
+    """What `factors` prints: means over the modules, a line per adapter and step."""
+    columns = ["rank_B", "rank_sigma", "rank_A", "rank_bound"]
+    labels, limits, means = [], [], []
+    for (name, step), part in frame.groupby(["adapter", "step"], sort=False, dropna=False):
+        labels.append(f"{name}{_step(step)}")
+        means.append(part[columns].mean())
+        counts = part["limiting"].value_counts()
+        limits.append("; ".join(f"{names} in {count} of {len(part)}" for names, count in counts.items()))
+    numbers = [_numbers(pd.Series([mean[column] for mean in means])) for column in columns]
+    table = grid(["adapter", "rank B'", "rank Σ'", "rank A'", "bound", "least"], [labels, *numbers, limits])
+    legend = (
+        "Numerical ranks of the factors of ΔW = B' Σ' A' (eq. 6), means over the modules; bound: min(m, n, br);\n"
+        "least: the factors that limit the rank of ΔW, in how many modules."
+    )
+    return f"{table}\n\n{legend}"
 
 
 def cut_table(frame: pd.DataFrame) -> str:

@@ -187,8 +187,9 @@ def _khatri_rao_triangle(X: Array, Y: Array) -> Array:
     of two matrices with r(r+1)/2 columns, far less work than QR. Cholesky's R has a relative error of about
     ε · condition², so it is taken up to a condition² of 100.
     """
-    from scipy.linalg.lapack import dpocon, dpotrf
+    from scipy.linalg import get_lapack_funcs  # here: importing it takes longer than --help may
 
+    potrf, pocon = get_lapack_funcs(("potrf", "pocon"), dtype=np.float64)
     r, s = X.shape[1], Y.shape[1]
     (i, j), (p, q) = np.triu_indices(r), np.triu_indices(s)
     columns, others = np.ascontiguousarray(X.T), np.ascontiguousarray(Y.T)
@@ -197,8 +198,8 @@ def _khatri_rao_triangle(X: Array, Y: Array) -> Array:
     first[i, j] = first[j, i] = np.arange(i.size)
     second[p, q] = second[q, p] = np.arange(p.size)
     gram = packed[first][:, :, second].transpose(0, 2, 1, 3).reshape(r * s, r * s)
-    factored, failed = dpotrf(gram, lower=0, clean=1)
-    if not failed and dpocon(factored, np.abs(gram).sum(axis=0).max())[0] > 0.01:
+    factored, failed = potrf(gram, lower=0, clean=1)
+    if not failed and pocon(factored, np.abs(gram).sum(axis=0).max())[0] > 0.01:
         return factored
     return triangle(_khatri_rao(X, Y))
 

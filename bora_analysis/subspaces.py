@@ -110,7 +110,7 @@ def principal_angles(a: Update, b: Update, i: int, j: int, side: Side = "left") 
 def bases(update: Update) -> dict[Side, Array]:
     """Orthonormal columns, most important first: ``"left"`` (m, k) and ``"right"`` (n, k), k the numerical rank."""
     found = singular_vectors(update)
-    k = numerical_rank(found.values, rounding_tolerance(found.values, update.facts.dtype))
+    k = numerical_rank(found.values, max(found.rounding, rounding_tolerance(found.values, update.facts.dtype)))
     return {"left": found.left[:, :k], "right": found.right[:k].T}
 
 

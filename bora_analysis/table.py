@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .adapters import Adapter, AdapterError, Trajectory, checkpoints
-from .delta import Blocked, Facts
+from .delta import Facts
 from .metrics import COLUMNS, THRESHOLD
 from .modules import layer, projection
-from .spectrum import Spectrum, each_spectrum, factor_ranks
+from .spectrum import Spectrum, each_spectrum
 from .style import PROJECTIONS
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ LAYER_COLUMNS = (
     *COLUMNS,
     "support_rows",
     "support_columns",
+    "noise_floor",
 )
-FACTOR_COLUMNS = (*IDENTITY, "rank_B", "rank_sigma", "rank_A", "rank_bound", "limiting")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,7 @@ def analyse(
     modules: str | None = None,
     solver: str = "auto",
     device: str = "auto",
+    quick: bool = False,
     on_module: Callable[[], None] | None = None,
 ) -> Tables:
     """Both frames in one pass over the files.
@@ -69,6 +70,8 @@ def analyse(
     threshold : of ``effective_rank`` and ``rank_utilisation``.
     modules : regular expression; only modules in whose path it is found are analysed.
     solver, device : see :func:`bora_analysis.singular_values`.
+    quick : of updates without structure, which need the base model, only what a count tells
+        (:func:`bora_analysis.counting.count`): their other columns are missing, and they have no rows in ``spectra``.
     on_module : called after each module, for progress.
 
     Raises
@@ -82,16 +85,17 @@ def analyse(
 
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; expected a number ≥ 0")
-    flat = _flatten(adapters)
+    flat = flatten(adapters)
     spectra, metrics, provenance = [], [], []
     for adapter in flat:
         chosen = select(adapter, modules)
         results: dict[str, tuple[Facts, Spectrum]] = {}
-        for module, facts, spectrum in each_spectrum(chosen, solver=solver, device=device):
+        counting = threshold if quick else None
+        for module, facts, spectrum in each_spectrum(chosen, solver=solver, device=device, quick=counting):
             results[module] = facts, spectrum
             if on_module is not None:
                 on_module()
-        provenance.append(_provenance(adapter, [spectrum for _, spectrum in results.values()]))
+        provenance += _provenance(adapter, [spectrum for _, spectrum in results.values()], threshold)
         for module in chosen:
             facts, spectrum = results[module]
             identity = (adapter.name, facts.method, adapter.step, module, layer(module), projection(module))
@@ -100,9 +104,10 @@ def analyse(
             metrics.append((
                 *identity, facts.out_features, facts.in_features, facts.r, facts.blocks, facts.scaling,
                 facts.parameters, facts.macs_per_token, threshold,
-                *(column(values, facts, threshold) for column in COLUMNS.values()),
+                *_metrics(spectrum, facts, threshold),
                 facts.out_features if facts.support_rows is None else facts.support_rows,
                 facts.in_features if facts.support_columns is None else facts.support_columns,
+                spectrum.noise_floor,
             ))  # fmt: skip
     lengths = [len(values) for _, values in spectra]
     columns = zip(*(identity for identity, _ in spectra), strict=True) if spectra else [()] * len(IDENTITY)
@@ -112,8 +117,8 @@ def analyse(
     frame["index"] = np.concatenate([np.arange(1, length + 1) for length in lengths] or [np.zeros(0, dtype=int)])
     frame["singular_value"] = np.concatenate([values for _, values in spectra] or [np.zeros(0)])
     return Tables(
-        _typed(frame),
-        _typed(pd.DataFrame(metrics, columns=list(LAYER_COLUMNS))),
+        typed(frame),
+        typed(pd.DataFrame(metrics, columns=list(LAYER_COLUMNS))),
         tuple(provenance),
     )
 
@@ -159,34 +164,6 @@ def layer_metrics(
     [[2.0, 5.0, 2.0]]
     """
     return analyse(adapters, threshold=threshold, modules=modules, solver=solver, device=device).layer_metrics
-
-
-def factor_ranks_table(adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory]) -> pd.DataFrame:
-    """One row per module that is a product B' Σ' A' (eq. 6; LoRA, MELoRA, BoRA): the columns of ``FACTOR_COLUMNS``.
-
-    ``limiting`` names the factors whose rank is least; see :func:`bora_analysis.factor_ranks`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from bora_analysis import Adapter, bora
-    >>> from bora_analysis.table import factor_ranks_table
-    >>> rng = np.random.default_rng(0)
-    >>> update = bora(rng.standard_normal((8, 2)), rng.standard_normal((2, 8)), np.zeros((4, 4, 2)))
-    >>> frame = factor_ranks_table(Adapter.from_updates("demo", {"layers.0.q_proj": update}))
-    >>> frame[["rank_B", "rank_sigma", "rank_A"]].values.tolist()
-    [[8, 2, 8]]
-    """
-    import pandas as pd
-
-    rows = []
-    for adapter in _flatten(adapters):
-        for module, update in adapter.items():
-            if isinstance(update, Blocked):
-                ranks = factor_ranks(update)
-                identity = (adapter.name, update.facts.method, adapter.step, module, layer(module), projection(module))
-                rows.append((*identity, ranks.B, ranks.sigma, ranks.A, ranks.bound, ", ".join(ranks.limiting)))
-    return _typed(pd.DataFrame(rows, columns=list(FACTOR_COLUMNS))).astype({"limiting": "str"})
 
 
 def join(tables: Sequence[Tables]) -> Tables:
@@ -273,23 +250,53 @@ def equal_budgets(parameters: Mapping[str, int], tolerance: float = 0.05) -> dic
     return {name: letters.get(name, "") for name in parameters}
 
 
-def _flatten(adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory]) -> list[Adapter]:
+def flatten(adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory]) -> list[Adapter]:
+    """The adapters in it, one per checkpoint."""
     given: Sequence[Adapter | Trajectory]
     given = [adapters] if isinstance(adapters, Adapter | Trajectory) else list(adapters)
     return [checkpoint for item in given for checkpoint in checkpoints(item)]
 
 
-def _provenance(adapter: Adapter, found: list[Spectrum]) -> str:
+def _metrics(spectrum: Spectrum, facts: Facts, threshold: float) -> list[float]:
+    """The values of ``COLUMNS``; NaN for those that a count does not tell."""
+    found = spectrum.counted
+    if found is None:
+        return [column(spectrum.values, facts, threshold) for column in COLUMNS.values()]
+    known = {
+        "effective_rank": found.above,
+        "energy": found.energy,
+        "frobenius_norm": found.energy**0.5,
+        "spectral_norm": found.top,
+        "stable_rank": found.energy / found.top**2 if found.top else 0.0,
+        "participation_ratio": found.energy**2 / found.fourth if found.fourth else 0.0,
+        "rank_bound": facts.rank_bound,
+        "rank_utilisation": found.above / facts.rank_bound,
+    }
+    return [known.get(name, float("nan")) for name in COLUMNS]
+
+
+def _provenance(adapter: Adapter, found: list[Spectrum], threshold: float) -> list[str]:
     def listed(values: Iterable[str]) -> str:
         return ", ".join(sorted(set(values))) or "none"
 
     modules = "1 module" if len(found) == 1 else f"{len(found)} modules"
-    return (
-        f"{adapter.name}: {modules}, factors stored in {listed(s.dtype for s in found)}, "
-        f"singular values in float64 by {listed(s.solver for s in found)} on {listed(s.device for s in found)}"
-    )
+    stored, solvers, devices = (listed(getattr(s, name) for s in found) for name in ("dtype", "solver", "device"))
+    lines = [
+        f"{adapter.name}: {modules}, factors stored in {stored}, singular values in float64 by {solvers} on {devices}"
+    ]
+    still = sum(not s.values.any() and (s.counted is None or not s.counted.energy) for s in found)
+    if still and adapter.method == "full":
+        lines.append(f"{adapter.name}: {still} of {modules} are unchanged: ΔW = 0")
+    below = [s.noise_floor for s in found if s.noise_floor > threshold]
+    if below:
+        lines.append(
+            f"{adapter.name}: the threshold {threshold:g} lies below the noise floor of {len(below)} of {modules} (up "
+            f"to {max(below):.2g}), the σ that rounding alone makes: there effective_rank counts noise"
+        )
+    return lines
 
 
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with text as text, and `step` and `layer` as nullable integers."""
     texts = dict.fromkeys(("adapter", "method", "module", "projection"), "str")
     return frame.astype({**texts, "step": "Int64", "layer": "Int64"})

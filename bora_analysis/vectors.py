@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.linalg import block_diag, qr, svd
 
-from .delta import Array, BlockProduct, DirectSum, Update
+from .delta import EPSILON, Array, BlockProduct, DirectSum, Update
 from .spectrum import available_cores, one_blas_thread
 
 T = TypeVar("T")
@@ -32,11 +32,14 @@ class SingularVectors:
     values : (k,) float64, descending; k is the inner size of the factors, at most min(m, n). ΔW's other singular
         values are exactly 0.
     right : (k, n) with orthonormal rows.
+    rounding : values up to this may be rounding: √k·ε (ε of float64) times the sum of the norms of the rank-one terms
+        that ΔW is made of. Where these cancel, as in the difference of two adapters, that is far above ε·σ₁.
     """
 
     left: Array
     values: Array
     right: Array
+    rounding: float
 
 
 def singular_vectors(update: Update) -> SingularVectors:
@@ -83,21 +86,29 @@ def _thin_svd(update: Update) -> SingularVectors:
     if isinstance(update, BlockProduct):
         return _of_blocks(update)
     left, right = update.factors()
+    reach = float(np.linalg.norm(left, axis=0) @ np.linalg.norm(right, axis=1))
     if left.shape[1] >= min(left.shape[0], right.shape[1]):  # QR would make nothing smaller
-        return SingularVectors(*_svd(left @ right))
+        U, values, V = _svd(left @ right)
+        return SingularVectors(U, values, V, _rounding(values, reach))
     (Q, R), (P, L) = _qr(left), _qr(right.T)
     U, values, V = _svd(R @ L.T)
-    return SingularVectors(Q @ U, values, V @ P.T)
+    return SingularVectors(Q @ U, values, V @ P.T, _rounding(values, reach))
 
 
 def _of_blocks(update: BlockProduct) -> SingularVectors:
     Q, R = zip(*(_qr(block) for block in update.B), strict=True)
     P, L = zip(*(_qr(block.T) for block in update.A), strict=True)
     # The core is the same product of smaller blocks: C_ij = R_i Σ_ij L_jᵀ.
-    sizes = replace(update.facts, out_features=sum(map(len, R)), in_features=sum(map(len, L)))
-    core = BlockProduct(sizes, np.stack(R), update.sigma, np.stack([block.T for block in L]))
+    shape = replace(update.facts, out_features=sum(map(len, R)), in_features=sum(map(len, L)))
+    core = BlockProduct(shape, np.stack(R), update.sigma, np.stack([block.T for block in L]))
     U, values, V = _svd(core.to_dense())
-    return SingularVectors(_lift(Q, U), values, _lift(P, V.T).T)
+    sizes = [np.stack([np.linalg.norm(block, axis=0) for block in side]) for side in (R, L)]  # (b, r) each
+    terms = np.einsum("ik,ijk,jk->ij", sizes[0], np.abs(update.sigma), sizes[1])
+    return SingularVectors(_lift(Q, U), values, _lift(P, V.T).T, _rounding(values, float(np.linalg.norm(terms))))
+
+
+def _rounding(values: Array, reach: float) -> float:
+    return float(np.sqrt(values.size)) * EPSILON["float64"] * reach
 
 
 def _lift(bases: Sequence[Array], vectors: Array) -> Array:
@@ -112,7 +123,7 @@ def _united(parts: Sequence[SingularVectors]) -> SingularVectors:
     order = np.argsort(-values, kind="stable")
     left: Any = block_diag(*(part.left for part in parts))
     right: Any = block_diag(*(part.right for part in parts))
-    return SingularVectors(left[:, order], values[order], right[order])
+    return SingularVectors(left[:, order], values[order], right[order], max(part.rounding for part in parts))
 
 
 def _qr(X: Array) -> tuple[Array, Array]:

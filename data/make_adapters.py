@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import mean, stdev
 
 WORK = Path("out/training")
 DATA = Path(__file__).parent
@@ -43,7 +44,7 @@ ADAPTERS = {
 #: Task → its data, and the prefix of the bundled adapters' names.
 TASKS = {
     "movies": ("--task classification --data out/training/movies.csv", "trained-"),
-    "products": ("--task regression --data out/training/products.csv", "rating-"),
+    "products": ("--task regression --data out/training/products.csv", "trained-rating-"),
 }
 BUDGET = "--steps 400 --batch-size 8 --learning-rate 1e-3 --max-length 48 --group-by-length"
 SEEDS = (0, 1, 2)
@@ -120,6 +121,21 @@ def bundle() -> None:
         writer.writerows(rows)
 
 
+def table() -> str:
+    """The results as Markdown, in the shape of the paper's table 1: mean ± standard deviation over the seeds."""
+    with (DATA / "results.csv").open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    lines = ["| adapter | parameters | movies, accuracy | products, Pearson |", "|---|--:|--:|--:|"]
+    for name in ADAPTERS:
+        cells = []
+        for task in TASKS:
+            values = [100 * float(row["value"]) for row in rows if (row["task"], row["adapter"]) == (task, name)]
+            cells.append(f"{mean(values):.2f} ± {stdev(values):.2f}")
+        parameters = next(int(row["parameters"]) for row in rows if row["adapter"] == name)
+        lines.append(f"| {name} | {parameters:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _copy(source: Path, target: Path, beside: tuple[str, ...] = ()) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in ("adapter_config.json", "adapter_model.safetensors", *beside):
@@ -130,11 +146,15 @@ def main() -> None:
     """Train what is missing, then bundle it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the commands and exit")
+    parser.add_argument("--table", action="store_true", help="print the table of results.csv and exit")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
     arguments = parser.parse_args()
     if arguments.list:
         for task, name, seed in runs():
             print("bora-analysis", shlex.join(command(task, name, seed)))
+        return
+    if arguments.table:
+        print(table())
         return
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(lambda each: run(*each), runs()))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from bora_analysis import singular_values
@@ -121,6 +125,59 @@ def test_lycoris_convolutions(tmp_path: Path, alpha: float | None) -> None:
     assert adapter[plain].facts.parameters == down.size + up.size
 
 
+def kron(w1: np.ndarray, w2: np.ndarray) -> np.ndarray:
+    """ΔW (m, n·kernel) by the definition: entry (i, j) of w1 times all of w2, kernel last."""
+    (p, q), (u, v) = w1.shape, w2.shape[:2]
+    out = np.zeros((p * u, q * v, *w2.shape[2:]))
+    for i in range(p):
+        for j in range(q):
+            out[i * u : (i + 1) * u, j * v : (j + 1) * v] = float(w1[i, j]) * w2.astype(np.float64)
+    return out.reshape(p * u, -1)
+
+
+def test_lycoris_lokr(tmp_path: Path) -> None:
+    """Factored, whole and Tucker halves. Two whole ones are not scaled, whatever their α says."""
+    w1, w2 = made(3, 2), made(4, 5)
+    w1_a, w1_b, w2_a, w2_b = made(3, 2, seed=1), made(2, 2, seed=1), made(4, 2, seed=1), made(2, 5, seed=1)
+    t2, in_a, in_b = made(2, 2, 3, 3), made(2, 4), made(2, 5)
+    names = {
+        "both": {"lokr_w1": w1, "lokr_w2": w2, "alpha": number(9e9)},
+        "kernel": {"lokr_w1": w1, "lokr_w2": made(4, 5, 3, 3), "alpha": number(1)},
+        "one": {"lokr_w1": w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b, "alpha": number(1)},
+        "none": {"lokr_w1_a": w1_a, "lokr_w1_b": w1_b, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b, "alpha": number(4)},
+        "tucker": {"lokr_w1": w1, "lokr_t2": t2, "lokr_w2_a": in_a, "lokr_w2_b": in_b, "alpha": number(1)},
+    }
+    content = {f"lora_unet_{module}.{key}": value for module, keys in names.items() for key, value in keys.items()}
+    adapter = one(saved(tmp_path, content))
+    assert (adapter.method, len(adapter), adapter.warnings, adapter.passed_over) == ("lokr", 5, (), ())
+    equal(adapter, "lora_unet_both", kron(w1, w2))
+    equal(adapter, "lora_unet_kernel", kron(w1, made(4, 5, 3, 3)))
+    equal(adapter, "lora_unet_one", kron(w1, product(w2_a, w2_b)) / 2)
+    equal(adapter, "lora_unet_none", kron(product(w1_a, w1_b), product(w2_a, w2_b)) * 2)
+    # lycoris/functional/general.py:rebuild_tucker
+    rebuilt = np.einsum("ijkl,ip,jr->prkl", *(X.astype(np.float64) for X in (t2, in_a, in_b)))
+    equal(adapter, "lora_unet_tucker", kron(w1, rebuilt) / 2)
+
+
+def test_lycoris_loha(tmp_path: Path) -> None:
+    """Linear layers, flattened convolutions, and Tucker halves; α of each module."""
+    tucker = [[made(2, 2, 3, 3, seed=seed), made(2, 6, seed=seed), made(2, 5, seed=seed)] for seed in (0, 1)]
+    content = {"lora_unet_q.alpha": number(1), "lora_unet_conv.alpha": number(4)}
+    for half, seed in ((1, 0), (2, 1)):
+        content[f"lora_unet_q.hada_w{half}_a"] = made(6, 2, seed=seed)
+        content[f"lora_unet_q.hada_w{half}_b"] = made(2, 10, seed=seed)
+        for name, value in zip((f"t{half}", f"w{half}_a", f"w{half}_b"), tucker[seed], strict=True):
+            content[f"lora_unet_conv.hada_{name}"] = value
+    adapter = one(saved(tmp_path, content))
+    assert (adapter.method, list(adapter), adapter.warnings) == ("loha", ["lora_unet_conv", "lora_unet_q"], ())
+    halves = [product(made(6, 2, seed=seed), made(2, 10, seed=seed)) for seed in (0, 1)]
+    equal(adapter, "lora_unet_q", halves[0] * halves[1] / 2)
+    one_half, other = (
+        np.einsum("ijkl,ip,jr->prkl", *(X.astype(np.float64) for X in parts)).reshape(6, -1) for parts in tucker
+    )
+    equal(adapter, "lora_unet_conv", one_half * other * 2)
+
+
 def test_several_algorithms_in_one_file(tmp_path: Path) -> None:
     """Whole differences beside LoRA, as a preset of LyCORIS makes them; those of norms and biases are listed."""
     diff = made(5, 3, 3, 3)
@@ -131,9 +188,14 @@ def test_several_algorithms_in_one_file(tmp_path: Path) -> None:
         "lora_unet_conv_in.diff": diff,
         "lora_unet_conv_in.diff_b": made(5),
         "lora_unet_norm.diff": made(5),
+        "lora_unet_down_blocks_0_conv.lokr_w1": made(2, 2),
+        "lora_unet_down_blocks_0_conv.lokr_w2": made(3, 4),
+        "lora_unet_down_blocks_0_conv.alpha": number(2),
     }
     adapter = one(saved(tmp_path / "both", content))
-    assert (adapter.method, list(adapter), adapter.warnings) == ("full+lora", ["lora_unet_conv_in", UNET], ())
+    modules = ["lora_unet_conv_in", "lora_unet_down_blocks_0_conv", UNET]
+    assert (adapter.method, list(adapter), adapter.warnings) == ("full+lokr+lora", modules, ())
+    equal(adapter, "lora_unet_down_blocks_0_conv", kron(made(2, 2), made(3, 4)))
     assert set(adapter.passed_over) == {"lora_unet_conv_in.diff_b", "lora_unet_norm.diff"}
     equal(adapter, "lora_unet_conv_in", diff.reshape(5, -1).astype(np.float64))
     equal(adapter, UNET, product(made(6, 4), made(4, 10)))
@@ -368,12 +430,30 @@ def test_the_method_on_the_command_line(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
 
 
+@pytest.mark.parametrize("name", ["", ".SB_FA_add", ".SB_FA_sampleMul"])
+def test_qsbora_with_its_adapter_names(tmp_path: Path, name: str) -> None:
+    """As PEFT saves it, without the name, and as a raw state dict has it."""
+    index, B = np.array([7, 0, 3]), made(6, 3)
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6}
+    adapter = one(saved(tmp_path, {f"q.lora_A{name}": index, f"q.lora_B{name}.weight": B}, config))
+    assert adapter.method == "sbora-fa"
+    dense = np.zeros((6, 8))
+    dense[:, index] = 2.0 * B
+    equal(adapter, "q", dense)
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 PAIR = {"te_q.lora_down.weight": made(2, 8), "te_q.lora_up.weight": made(6, 2)}
 BAD: dict[str, tuple[dict[str, np.ndarray], Any, list[str]]] = {
     "half a kohya pair": ({"te_q.lora_up.weight": made(6, 2)}, None, ["te_q.lora_up.weight"]),
     "a kohya factor twice": (PAIR | {"te_q.lora.up.weight": made(6, 2)}, None, ["te_q.lora.up.weight", "two factors"]),
+    "a factor in two layouts": (
+        PAIR | {"te_q.lora_A.weight": made(2, 8)}, None, ["te_q.lora_down.weight", "te_q.lora_A.weight", "two factors"],
+    ),
+    "two α": (PAIR | {"te_q.alpha": number(1), "te_q.lora.alpha": number(2)}, None, ["te_q.lora.alpha", "two α"]),
+    "SAM, a number twice": ({"w_a_000": made(2, 6), "w_a_0": made(2, 6)}, None, ["w_a_0", "two factors"]),
+    "cloneofsimo, a number twice": ({"u:0:up": made(6, 2), "u:00:up": made(6, 2)}, None, ["u:00:up", "two factors"]),
     "kohya's sizes differ": (PAIR | {"te_q.lora_up.weight": made(6, 3)}, None, ["te_q.lora_up.weight", "(6, 3)"]),
     "α a vector": (PAIR | {"te_q.alpha": made(2)}, None, ["te_q.alpha", "(2,)", "expected a number"]),
     "α not a number": (PAIR | {"te_q.alpha": number(np.nan)}, None, ["te_q.alpha", "nan"]),
@@ -441,6 +521,64 @@ def test_bad_numbers_are_named_as_the_file_names_them(tmp_path: Path) -> None:
         adapter["q"].to_dense()
 
 
+LAYOUTS: list[dict[str, np.ndarray]] = [
+    {"lora_unet_q.lora_down.weight": made(2, 8), "lora_unet_q.lora_up.weight": made(6, 2), "lora_unet_q.alpha": made()},
+    {
+        "c.lora_down.weight": made(2, 3, 1, 1),
+        "c.lora_up.weight": made(5, 2, 1, 1),
+        "c.lora_mid.weight": made(2, 2, 3, 3),
+    },
+    {
+        "k.lokr_w1": made(2, 2),
+        "k.lokr_w2_a": made(3, 2),
+        "k.lokr_w2_b": made(2, 4),
+        "k.alpha": made(1),
+        "d.diff": made(3, 4),
+    },
+    {"m.lora_a": made(8, 2), "m.lora_b": made(2, 6), "e.lora_a": made(3, 2, 8), "e.lora_b": made(3, 6, 2)},
+    {"unet:0:up": made(6, 2), "unet:0:down": made(2, 8), "<s1>": made(8)},
+    {"w_a_000": made(2, 8), "w_b_000": made(6, 2)},
+    {"g.lora_A": made(4, 8), "g.lora_B": made(6, 2)},
+]
+CONFIGS = (
+    None,
+    {},
+    mlx(),
+    {"lora_parameters": None},
+    {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "enable_lora": [1]},
+)
+
+
+@given(
+    content=st.sampled_from(LAYOUTS),
+    other=st.sampled_from([{}, *LAYOUTS]),
+    config=st.sampled_from(CONFIGS),
+    victim=st.integers(0, 9),
+    harm=st.sampled_from(["drop", "rename", "transpose", "type", "nan"]) | st.lists(st.integers(0, 3), max_size=4),
+)
+@settings(max_examples=80, deadline=None)
+def test_damaged_files_are_read_or_refused_in_one_line(
+    content: dict[str, Any], other: dict[str, Any], config: Any, victim: int, harm: Any
+) -> None:
+    """Nothing but AdapterError, whatever is lost, renamed, turned or of another shape, and layouts in one file."""
+    content = content | other
+    key = sorted(content)[victim % len(content)]
+    value = content.pop(key)
+    if harm != "drop":
+        changed = {"transpose": value.T, "type": np.ones(value.shape, "i4"), "nan": value * np.nan, "rename": value}
+        content[f"{key}.x" if harm == "rename" else key] = made(*harm) if isinstance(harm, list) else changed[harm]
+    with TemporaryDirectory() as folder:
+        path = saved(Path(folder), content, config)
+        message = f"{path}:"
+        try:
+            for update in one(path).values():
+                assert np.isfinite(update.to_dense()).all()
+        except AdapterError as error:
+            message = str(error)
+        assert str(path) in message
+        assert "\n" not in message
+
+
 @pytest.mark.parametrize("content", [["a", 1], [], ["tensor", "tensor", "tensor"]])
 def test_a_bad_list_is_one_line(tmp_path: Path, content: list[Any]) -> None:
     torch = pytest.importorskip("torch")
@@ -485,7 +623,58 @@ def test_real_cloneofsimo_adapters() -> None:
     equal(adapter, "module.47", product(listed[94].detach().numpy(), listed[95].detach().numpy()))
 
 
-# --- names and speed -------------------------------------------------------------------------------------------------
+@real
+def test_a_real_lokr() -> None:
+    path = SHARED / "kohya-lokr-sd1/smart_falcon_4_lokr.safetensors"
+    adapter, stored = one(path), load_file(path)
+    assert (adapter.method, len(adapter), adapter.warnings, adapter.passed_over) == ("lokr", 350, (), ())
+    for module in ("lora_te_text_model_encoder_layers_11_self_attn_v_proj", [*adapter][-1]):
+        w1_a, w1_b, w2_a, w2_b = (stored[f"{module}.lokr_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+        scale = float(stored[f"{module}.alpha"]) / len(w1_b)
+        equal(adapter, module, scale * np.kron(product(w1_a, w1_b), product(w2_a, w2_b)))
+
+
+# Every file that the folders hold: method and number of modules, or the word with which it is refused.
+EVERY: dict[str, tuple[str, int] | str] = {
+    "loralib-roberta-mnli/roberta_base_lora_mnli.bin": ("lora", 24),
+    "peft-roberta-portuguese/checkpoint-500/adapter_model.safetensors": ("lora", 24),
+    "peft-roberta-portuguese/checkpoint-2000/adapter_model.safetensors": ("lora", 24),
+    "peft-roberta-portuguese/checkpoint-6000/adapter_model.safetensors": ("lora", 24),
+    "peft-roberta-agnews-bias-all/adapter_model.safetensors": ("lora", 36),
+    "peft-open-calm-1b-rank1/adapter_model.safetensors": ("lora", 24),
+    "mlx-qwen2.5-0.5b/adapters.safetensors": ("lora", 8),
+    "kohya-lokr-sd1/smart_falcon_4_lokr.safetensors": ("lokr", 350),
+    "sam-lora/lora_rank2.safetensors": ("lora", 24),
+    "sam-lora/lora_rank8.safetensors": ("lora", 24),
+    "cloneofsimo-sd15/lora_disney.safetensors": ("lora", 192),
+    "cloneofsimo-sd15/lora_kiriko2.text_encoder.pt": ("lora", 48),
+    "peft-synthetic-random/adapter_model.safetensors": ("lora", 12),
+    "peft-controls/monteclora-roberta-mrpc/adapter_model.safetensors": ("lora", 24),
+    "peft-controls/random-init-lora_opt-350m/adapter_model.bin": ("lora", 48),
+    "peft-controls/random-init-lora_conv2d/adapter_model.bin": ("lora", 1),
+    "peft-controls/random-init-lora_emb_conv1d/adapter_model.bin": ("lora", 2),
+    "peft-controls/random-init-lora_mlp_modules_to_save/adapter_model.bin": ("lora", 1),
+    "peft-controls/random-init-adalora_mlp/adapter_model.bin": ("adalora", 1),
+    "peft-controls/random-init-ia3_opt-350m/adapter_model.bin": "IA³",
+    "peft-controls/unilora-unsupported/adapter_model.safetensors": "Uni-LoRA",
+}
+
+
+@real
+def test_every_real_file_reads_or_is_refused_by_name() -> None:
+    found = [path for suffix in ("safetensors", "bin", "pt") for path in SHARED.rglob(f"*.{suffix}")]
+    assert {str(path.relative_to(SHARED)) for path in found} == set(EVERY)
+    for name, expected in EVERY.items():
+        if isinstance(expected, str):
+            with pytest.raises(AdapterError, match=expected) as caught:
+                read_adapter(SHARED / name)
+            assert "\n" not in str(caught.value)
+        else:
+            adapter = one(SHARED / name)
+            assert (adapter.method, len(adapter)) == expected, name
+
+
+# --- names, places and speed -----------------------------------------------------------------------------------------
 
 
 def test_keys_print_as_in_the_file(tmp_path: Path) -> None:
@@ -494,6 +683,39 @@ def test_keys_print_as_in_the_file(tmp_path: Path) -> None:
     assert set(keys) == {"te_q.lora_A.weight", "te_q.lora_B.weight"}
     assert {f"{key}" for key in keys} == {str(key) for key in keys} == set(PAIR)
     assert {repr(key) for key in keys} == {repr(key) for key in PAIR}
+
+
+def test_wrappers_of_torch_are_no_part_of_a_path(tmp_path: Path) -> None:
+    content = {f"_fsdp_wrapped_module.unet._orig_mod.{key}": value for key, value in PAIR.items()}
+    content["_fsdp_wrapped_module.unet._orig_mod.te_q.alpha"] = number(1)
+    adapter = one(saved(tmp_path, content))
+    assert {module: update.facts.scaling for module, update in adapter.items()} == {"unet.te_q": 0.5}
+
+
+@pytest.mark.parametrize("name", ["adapters.safetensors", "pytorch_lora_weights.safetensors"])
+def test_other_programs_names_of_the_weight_file(tmp_path: Path, name: str) -> None:
+    """The folder names the adapter; checkpoints of the run beside the file do not hide it."""
+    folder = tmp_path / "mine"
+    saved(folder, PAIR).rename(folder / name)
+    saved(folder, PAIR).rename(folder / f"0000100_{name}")
+    for path in (folder, folder / name):
+        assert one(path).name == "mine"
+    assert one(folder / f"0000100_{name}").name == f"0000100_{name}".removesuffix(".safetensors")
+
+
+def test_names_of_two_thousand_modules_take_less_than_a_second(tmp_path: Path) -> None:
+    content = {}
+    for k in range(2000):
+        module = f"lora_unet_down_blocks_{k % 4}_attentions_{k}_transformer_blocks_0_attn1_to_q"
+        content |= {
+            f"{module}.lora_down.weight": np.ones((1, 4), "f2"),
+            f"{module}.lora_up.weight": np.ones((4, 1), "f2"),
+        }
+        content[f"{module}.alpha"] = np.ones((), "f2")
+    path = saved(tmp_path, content)
+    start = time.process_time()
+    assert len(one(path)) == 2000
+    assert time.process_time() - start < 1
 
 
 PROJECTIONS: list[tuple[str, str, int | None]] = [

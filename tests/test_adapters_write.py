@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 
 from bora_analysis import delta
 from bora_analysis.adapters import Adapter, AdapterError, read_adapter, write_adapter
+from bora_analysis.synthetic import Synthetic, write_synthetic
 
 RNG = np.random.default_rng(11)
 
@@ -89,6 +90,26 @@ def test_torch_tensors_are_accepted(tmp_path: Path) -> None:
     A = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     write_adapter(tmp_path, "lora", {"q": {"A": A, "B": torch.ones(3, 2)}}, alpha=2, dtype="bfloat16")
     np.testing.assert_array_equal(one(tmp_path)["q"].to_dense()[0], A.double().sum(0).numpy())
+
+
+@pytest.mark.parametrize("method", ["adalora", "loha", "lokr", "gralora"])
+def test_peft_loads_the_other_methods_too(tmp_path: Path, method: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft = pytest.importorskip("peft")
+        model = models.tiny_llama()
+    before = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
+    shapes = {name.removesuffix(".weight"): tuple(p.shape) for name, p in model.named_parameters() if "q_proj" in name}
+    raw = Synthetic(method, shapes, 1 if method == "lokr" else 2, 2 if method == "gralora" else 1, alpha=5)
+    write_synthetic(tmp_path, raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = peft.PeftModel.from_pretrained(model, tmp_path).merge_and_unload()
+    adapter = one(tmp_path)
+    after = dict(merged.named_parameters())
+    for module, update in adapter.items():
+        added = after[f"{module}.weight"].detach().double().numpy() - before[f"{module}.weight"]
+        assert models.distance(update.to_dense(), added) < 1e-5
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora"])

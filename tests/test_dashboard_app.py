@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+import altair as alt
+import inspection
 import numpy as np
 import pandas as pd
 import pytest
+import server
 import sources
 import uploads
 from dashboard_cases import APP, PAGES, adapter, contents, zipped
+from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
-from bora_analysis import analyse, read_adapter
+from bora_analysis import analyse, bundled, factor_ranks, read_adapter
 from bora_analysis.adapters import AdapterError
 from bora_analysis.table import join
 
@@ -79,6 +84,104 @@ def test_every_page_with_the_bundled_adapters(start, page):
     assert shown(app) == []
     assert names(app) == BUNDLED
     assert app.title or app.header
+    charts = [element.proto for element in app.get("vega_lite_chart")]
+    assert charts or page == "training"
+    for chart in charts:
+        alt.Chart.from_dict(json.loads(chart.spec), validate=True)  # against Vega-Lite's schema
+        assert chart.alt
+
+
+#: Page → the state of its widgets in a link, and as the session then has it.
+LINKS = {
+    "spectra": {"view": "one module", "module": "model.layers.1.self_attn.v_proj"},
+    "layers": {"adapter": "mine", "metric": "stable rank", "projection": "v", "layer": "1"},
+    "training": {"run": "run", "metric": "stable rank", "projection": "q", "step": "20", "factors": "true"},
+    "lab": {"lab_m": "64", "lab_n": "32", "lab_r": "4", "lab_b": "16", "lab_kind": "decay", "lab_decay": "2.0",
+            "lab_seed": "7", "lab_activation": "no-exp", "lab_same": "same budget"},
+    "budget": {"budget_model": "roberta-base", "budget_parameters": "300000", "budget_target": ["Q", "V"],
+               "budget_methods": ["LoRA", "BoRA"]},
+    "paper": {"paper_view": "Tables", "paper_table": "7"},
+}  # fmt: skip
+STATES = {
+    "layers": {"metric": "stable_rank"},
+    "training": {"metric": "stable_rank", "step": 20, "factors": True},
+    "lab": {"lab_m": 64, "lab_n": 32, "lab_r": 4, "lab_b": 16, "lab_decay": 2.0, "lab_seed": 7, "lab_same": "budget"},
+    "budget": {"budget_parameters": 300_000, "budget_methods": ["lora", "bora"]},
+    "paper": {"paper_table": 7},
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_from_a_link(start, page, tmp_path):
+    adapter(tmp_path / "mine")
+    for step in (10, 20):
+        adapter(tmp_path / "run" / f"checkpoint-{step}", seed=step)
+    app = healthy(start(page, path=["mine", "run"], adapters=["mine", "run"], threshold="0.3", **LINKS[page]))
+    assert shown(app) == []
+    assert names(app) == ["mine", "run"]
+    assert app.session_state["_context"].threshold == 0.3
+    for key, value in {**LINKS[page], **STATES.get(page, {})}.items():
+        assert app.session_state[key] == value, key
+
+
+@pytest.mark.parametrize("page", ["layers", "training"])
+def test_a_method_without_block_factors(start, page, tmp_path):
+    """LoHa's ΔW is no product B' Σ' A': the page says so and shows ΔW alone."""
+    rng = np.random.default_rng(0)
+    for step in (10, 20):
+        folder = adapter(tmp_path / "loha" / f"checkpoint-{step}")
+        config = json.loads((folder / "adapter_config.json").read_text()) | {"peft_type": "LOHA", "alpha": 6}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        tensors = {}
+        for layer in range(2):
+            for name, shape in {"w1_a": (12, 3), "w1_b": (3, 16), "w2_a": (12, 3), "w2_b": (3, 16)}.items():
+                key = f"base_model.model.model.layers.{layer}.self_attn.q_proj.hada_{name}"
+                tensors[key] = rng.standard_normal(shape).astype(np.float32)
+        save_file(tensors, folder / "adapter_model.safetensors")
+    app = healthy(start(page, path="loha", adapters=["loha"], factors="true"))
+    assert names(app) == ["loha"]
+    words = [block.value for block in (*app.markdown, *app.info)]
+    assert shown(app) == []
+    assert any("no product of block factors" in text for text in words), words
+    if page == "layers":
+        assert len(app.get("vega_lite_chart")) == 3  # heat map, spectrum, |ΔW|
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A data folder as it is with trained adapters: two tasks, a run, and one that cannot be read by itself."""
+    data = tmp_path / "data"
+    folders = ["trained-lora-r16", *sources.USUAL, "trained-rating-lora-r8", "trained-dora-r8", "synthetic-lora-r8"]
+    for seed, name in enumerate(folders):
+        adapter(data / name, seed=seed)
+    (data / "trained-dora-r8" / "adapter_model.safetensors").write_bytes(b"needs what is not there")
+    for name in ("lora-r8", "bora-r8-b16"):
+        for step in (0, 40):
+            adapter(data / "runs" / name / f"checkpoint-{step}", seed=step + 1)
+    for module in (sources, bundled):
+        monkeypatch.setattr(module, "data_folder", lambda: data)
+    for cached in (sources.bundled, sources.runs):
+        cached.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cached in (sources.bundled, sources.runs):
+        cached.cache_clear()
+
+
+def test_trained_adapters_come_first_and_their_runs_are_shown(start, trained):
+    app = healthy(start())
+    assert names(app) == list(sources.USUAL)
+    options = app.multiselect(key="adapters").options
+    assert options == [
+        "trained-bora-r8-b8", "trained-bora-r8-b16", "trained-lora-r8", "trained-lora-r16", "trained-melora-r8-n4",
+        "trained-rating-lora-r8", "synthetic-lora-r8", "runs/bora-r8-b16", "runs/lora-r8",
+    ]  # fmt: skip
+    healthy(app.switch_page("app_pages/training.py").run())
+    assert shown(app) == []
+    assert app.selectbox(key="run").options == ["runs/bora-r8-b16", "runs/lora-r8"]
+    healthy(app.toggle(key="factors").set_value(True).run())
+    assert any("Of the 4 modules at step 40" in block.value for block in app.markdown)
+    assert names(app) == list(sources.USUAL), "the runs are the page's own; the choice stays"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -339,6 +442,38 @@ def test_the_store_is_bounded_and_forgets_the_least_recently_used(tmp_path):
     assert [key[2] for key in store.tables] == ["2", "3"]
     store.get(found[0])
     assert [key[2] for key in store.tables] == ["3", "0"]
+
+
+def test_a_choice_has_one_joined_table_for_all_tabs(tmp_path):
+    store = sources.TableStore()
+    found = [
+        store.get(sources.Source(f"given:{i}", str(i), adapter(tmp_path / str(i), seed=i), "given")) for i in (1, 2)
+    ]
+    assert sources.joined(found[:1]) is found[0]
+    assert sources.joined(found) is sources.joined(list(found))
+    pd.testing.assert_frame_equal(sources.joined(found).spectra, join(found).spectra)
+
+
+def test_the_server_has_analysed_what_is_shown_first(monkeypatch):
+    store = sources.TableStore()
+    monkeypatch.setattr(sources, "table_store", lambda: store)
+    server.warm()
+    assert sources.usual()
+    assert all(store.has(source) for source in sources.usual())
+
+
+def test_an_inspection_is_made_once_and_anew_for_a_new_file(tmp_path):
+    source = sources.Source("given:x", "x", adapter(tmp_path / "x", rank=3), "given")
+    module = "model.layers.1.self_attn.v_proj"
+    first = inspection.inspect(source, module, None)
+    assert inspection.inspect(source, module, None) is first
+    update = read_adapter(source.path)[module]
+    np.testing.assert_allclose(first.delta.image, np.abs(update.to_dense()), rtol=1e-6)
+    assert first.ranks == factor_ranks(update)
+    adapter(tmp_path / "x", rank=2, seed=9)
+    assert inspection.inspect(source, module, None).facts.r == 2
+    with pytest.raises(AdapterError, match="no longer in the file"):
+        inspection.inspect(source, "model.layers.9.q_proj", None)
 
 
 def test_progress_is_told_per_module(tmp_path):

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import shlex
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
-from bora_analysis import Adapter, read_adapter, singular_values
+from bora_analysis import Adapter, factor_table, layer_metrics, read_adapter, singular_values
 from bora_analysis.adapters import checkpoints
 from bora_analysis.cli import main
 
 DATA = Path(__file__).parents[1] / "data"
-COMMANDS = re.findall(r"`bora-analysis (synth [^`]*-o data/(\S+))`", (DATA / "README.md").read_text(encoding="utf-8"))
+README = (DATA / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"`bora-analysis (synth [^`]*-o data/(\S+))`", README)
+
+
+def maker() -> Any:
+    """The script that trained the adapters."""
+    spec = spec_from_file_location("make_adapters", DATA / "make_adapters.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def bundled(name: str) -> Adapter:
@@ -48,3 +63,69 @@ def test_the_spectra_are_the_ones_promised():
     for name, times in (("synthetic-lora-r8", 1), ("synthetic-melora-r8-b4", 4)):
         for update in bundled(name).values():
             np.testing.assert_allclose(singular_values(update).values, np.repeat(expected, times), rtol=1e-5)
+
+
+def test_the_readme_says_what_was_trained_and_measured():
+    made = maker()
+    assert made.table() in README
+    for name, words in made.ADAPTERS.items():
+        assert f"| `trained-{name}` | `bora-analysis train MODEL --task classification" in README
+        assert f"{words} BUDGET -o" in README
+    assert made.BUDGET in README
+    with (DATA / "results.csv").open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    runs = {(row["task"], row["adapter"], int(row["seed"])): row for row in rows}
+    assert runs.keys() == set(made.runs())
+    assert {row["steps"] for row in rows} == {"400"}  # equal budgets
+    for (task, name, seed), row in runs.items():
+        if seed == 0:
+            record = json.loads((DATA / f"{made.TASKS[task][1]}{name}" / "run.json").read_text(encoding="utf-8"))
+            assert record["metric"][row["metric"]] == pytest.approx(float(row["value"]), abs=1e-6)
+            assert record["parameters"]["adapter"] == int(row["parameters"])
+            assert shlex.join(made.command(task, name, seed)).endswith(
+                f"--seed {record['settings']['seed']} -o {made.folder(task, name, seed)}"
+            )
+            for package, version in record["versions"].items():
+                assert f"{package} {version.partition('+')[0]}" in README
+
+
+def test_the_trained_adapters_are_small_enough_to_ship():
+    weights = [*DATA.glob("trained-*/*"), *DATA.glob("runs/*/*/*")]
+    assert 10e6 < sum(path.stat().st_size for path in weights) <= 25e6
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("lora-r8", 8, 8),
+        ("lora-r16", 16, 16),
+        ("lora-r32", 32, 32),
+        ("bora-r8-b8", 50, 64),
+        ("bora-r8-b16", 100, 128),
+    ],
+)
+def test_effective_ranks_of_figure_4(name, low, high):
+    """LoRA's is r in every query layer; BoRA's is near br, and its energy well above LoRA's."""
+    layers = layer_metrics(bundled(f"trained-{name}"))
+    queries = layers[layers["projection"] == "q"]
+    assert len(queries) == 6
+    assert queries["effective_rank"].between(low, high).all()
+    if name.startswith("bora"):
+        plain = layer_metrics(bundled("trained-lora-r8"))
+        assert queries["energy"].sum() > 2 * plain.loc[plain["projection"] == "q", "energy"].sum()
+
+
+@pytest.mark.parametrize("name", ["lora-r8", "melora-r8-n4", "bora-r8-b8", "bora-r8-b16"])
+def test_trajectories_begin_at_zero_and_end_with_the_adapter(name):
+    run = checkpoints(read_adapter(DATA / "runs" / name))
+    assert [adapter.step for adapter in run] == [0, 10, 20, 40, 80, 120, 160, 240, 320, 400]
+    ranks = layer_metrics([run[0], run[3], run[-1]]).groupby("step")["effective_rank"].mean()
+    assert ranks.loc[0] == 0
+    assert ranks.loc[0] < ranks.loc[40] <= ranks.loc[400]
+    last, shipped = factor_table(run[-1]), factor_table(bundled(f"trained-{name}"))
+    assert last["rank_B"].equals(shipped["rank_B"])
+    module = next(iter(run[-1]))
+    np.testing.assert_array_equal(run[-1][module].to_dense(), bundled(f"trained-{name}")[module].to_dense())
+    first = factor_table(run[0])
+    assert set(first["limiting"]) == {"B'"}
+    assert (first["rank_B"] == 0).all()

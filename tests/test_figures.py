@@ -49,7 +49,20 @@ def tables(
 
 def sources(**options) -> dict[str, Any]:
     """What any figure may be drawn from."""
-    return {**tables(**options), "accuracy": paper.tables()}
+    return {**tables(**options), "accuracy": paper.tables(), "similarity": grid_of_phi()}
+
+
+def grid_of_phi(modules=("model.layers.0.q_proj", "model.layers.1.q_proj"), sizes=((3, 5), (4, 4)), names=("a", "b")):
+    """The table of two adapters' similarity; the modules' grids may differ in size."""
+    rng, rows = np.random.default_rng(0), []
+    for module, (high, wide) in zip(modules, sizes, strict=True):
+        for side, d in (("left", 48), ("right", 32)):
+            key = {"adapter_a": names[0], "adapter_b": names[1], "module": module, "side": side, "dimension": d}
+            key |= {"layer": modules.index(module), "projection": module[-6]}
+            for i, j in np.ndindex(high, wide):
+                more = {"i": i + 1, "j": j + 1, "phi": rng.uniform(), "random": max(i + 1, j + 1) / d}
+                rows.append({**key, **more})
+    return pd.DataFrame(rows).astype({"layer": "Int64"})
 
 
 def artist(figure: Figure, gid: str) -> Any:
@@ -112,6 +125,27 @@ def test_figure4_shows_energy_rank_and_bound_of_the_query_layers():
         assert ydata(figure, f"bound:{name}") == [r * b, r * b]
     assert figure.axes[1].get_ylabel() == "effective rank\n#{σ > 0.005}"
     assert figure.axes[1].get_xlabel() == "layer (q projection)"
+
+
+def test_similarity_shows_the_mean_of_what_all_modules_have():
+    table = grid_of_phi()
+    figure = figures.draw("similarity", similarity=table)
+    for side, d in (("left", 48), ("right", 32)):
+        mesh = artist(figure, f"phi:{side}")
+        mine = table[(table["side"] == side) & (table["i"] <= 3) & (table["j"] <= 4)]
+        mean = mine.pivot_table(index="i", columns="j", values="phi")
+        np.testing.assert_allclose(np.ma.getdata(mesh.get_array()).reshape(3, 4), mean)
+        assert mesh.norm.vmin == 0
+        assert mesh.norm.vmax == 1
+        title = f"{side}, chance at most {4 / d:.2g}"
+        assert title in [axes.get_title(loc="left") for axes in figure.axes]
+    one = figures.draw("similarity", similarity=table, module="model.layers.1.q_proj")
+    assert np.ma.getdata(artist(one, "phi:left").get_array()).size == 16
+    assert cut_texts(one) == cut_texts(figure) == []
+    with pytest.raises(ValueError, match="no projection 'v' here; there are q"):
+        figures.draw("similarity", similarity=table, projection="v")
+    long = grid_of_phi(sizes=((64, 1), (64, 1)), names=("a-very-long-name-of-an-adapter-$1$" * 3, "b_" * 40))
+    assert cut_texts(figures.draw("similarity", similarity=long, width="icml")) == []
 
 
 def test_figure4_takes_the_threshold_and_the_projection():
@@ -438,7 +472,7 @@ def test_wrong_requests_are_answered_with_what_there_is(name, options, message):
 
 @pytest.mark.parametrize("name", [name for name, spec in figures.FIGURES.items() if spec.adapters == "required"])
 def test_empty_tables_are_refused(name):
-    data = {key: table.iloc[:0] for key, table in tables(layers=(0,)).items()}
+    data = {key: table.iloc[:0] for key, table in sources(layers=(0,)).items()}
     with pytest.raises(ValueError, match="no rows"):
         figures.draw(name, **data)
 
@@ -464,7 +498,7 @@ def test_options_that_are_none_keep_their_default():
 
 def test_the_registry_tells_what_the_functions_take():
     for spec in figures.FIGURES.values():
-        assert spec.source in ("spectra", "layer_metrics", "updates", "accuracy", None)
+        assert spec.source in ("spectra", "layer_metrics", "similarity", "updates", "accuracy", None)
         assert spec.adapters in ("required", "optional", "none")
         assert {"width", "title"} <= set(spec.options)
         assert "\n" not in spec.description

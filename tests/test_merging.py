@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from peft_bora_cases import METHODS, adapted, base, layers, load
 
 from bora_analysis import Adapter, AdapterError, convert, dense, lora, merge, read_adapter, singular_values
+from bora_analysis.conversion import truncated
 from bora_analysis.synthetic import synthetic_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing:FutureWarning")
@@ -68,6 +69,10 @@ def test_an_adapter_less_itself_is_zero_and_relora_is_the_sum_of_its_stages() ->
         assert total[module].facts.rank_bound == 9
         nothing = merge([stages[0], stages[0]], [1, -1])[module]
         assert np.abs(nothing.to_dense()).max() <= 1e-16
+        assert truncated(nothing)[2].rank == 0  # what is left is rounding, however it compares with itself
+        almost = lora(stages[1][module].B[0] * 1e-9, stages[1][module].A[0])
+        small = merge([stages[0], Adapter.from_updates("e", {module: almost}), stages[0]], [1, 1, -1])[module]
+        assert truncated(small)[2].rank == 3
 
 
 def test_a_missing_module_is_zero_and_said() -> None:

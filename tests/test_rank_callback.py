@@ -14,8 +14,9 @@ from peft_bora_cases import METHODS, adapted, base, get_peft_model, randomise
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from bora_analysis import layer_metrics, read_adapter
+from bora_analysis.factors import FACTOR_COLUMNS, factor_table
 from bora_analysis.peft_bora import HydraloraConfig, RankCallback, read_model
-from bora_analysis.table import FACTOR_COLUMNS, LAYER_COLUMNS, factor_ranks_table
+from bora_analysis.table import LAYER_COLUMNS
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.(is_)?gradient_checkpointing:FutureWarning",
@@ -96,7 +97,7 @@ def test_the_rows_are_those_of_the_checkpoints(method: str, tmp_path: Path) -> N
     same(rows[rows["step"] > 0], layer_metrics(checkpoints))
     factors = pd.read_parquet(tmp_path / "factors.parquet")
     assert tuple(factors.columns) == FACTOR_COLUMNS
-    same(factors[factors["step"] > 0], factor_ranks_table(checkpoints))
+    same(factors[factors["step"] > 0], factor_table(checkpoints))
     assert len(factors) == 16
 
 

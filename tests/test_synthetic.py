@@ -13,7 +13,7 @@ SHAPES = {"layers.0.q_proj": (48, 32), "layers.1.q_proj": (48, 32), "layers.1.v_
 
 
 def blocks_of(method):
-    return 4 if method in ("melora", "bora") else 1
+    return {"melora": 4, "bora": 4, "hydralora": 4, "gralora": 2}.get(method, 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -22,7 +22,9 @@ def test_initialised_adapters_are_zero_updates(method):
         assert not singular_values(update).values.any()
 
 
-@pytest.mark.parametrize(("method", "scaling"), [("lora", 2.0), ("rslora", 2 * np.sqrt(4)), ("melora", 2.0)])
+@pytest.mark.parametrize(
+    ("method", "scaling"), [("lora", 2.0), ("rslora", 2 * np.sqrt(4)), ("melora", 2.0), ("adalora", 2.0)]
+)
 def test_decay_is_exact(method, scaling):
     adapter = synthetic_adapter(method, SHAPES, 4, blocks_of(method), kind="decay", scale=0.5, decay=1.5)
     expected = np.repeat(scaling * 0.5 * np.arange(1, 5) ** -1.5, blocks_of(method))
@@ -38,6 +40,17 @@ def test_decay_of_bora_is_that_of_its_slots():
         scales = np.arange(1, 3) ** -1.0
         slots = [np.linalg.svd(slot, compute_uv=False) * c for slot, c in zip(update.slots(), scales, strict=True)]
         np.testing.assert_allclose(singular_values(update).values, np.sort(np.concatenate(slots))[::-1], rtol=1e-5)
+
+
+def test_decay_of_lokr_and_sbora():
+    lokr = synthetic_adapter("lokr", {"q": (48, 35)}, 3, kind="decay", scale=0.5)["q"]  # 6·8 and 5·7
+    np.testing.assert_allclose(singular_values(lokr).values, np.repeat(0.5 * 2 / np.arange(1, 4), 5), rtol=1e-5)
+    for variant, support in (("sbora-fa", (48, 3)), ("sbora-fb", (3, 32))):
+        update = synthetic_adapter(variant, SHAPES, 3, kind="decay", scale=0.25)["layers.0.q_proj"]
+        np.testing.assert_allclose(singular_values(update).values, 2 * np.sqrt(0.25 / np.arange(1, 4)), rtol=1e-5)
+        assert [
+            bool(update.to_dense().any(axis=axis).sum() == size) for axis, size in zip((1, 0), support, strict=True)
+        ] == [True, True]
 
 
 def test_gaussian_spectra_are_flat():
@@ -91,6 +104,9 @@ def test_half_precision_files(tmp_path, dtype):
     ("arguments", "parts"),
     [
         (("dora", SHAPES, 2), ["dora", "lora, rslora, melora, bora"]),
+        (("gralora", SHAPES, 3, 2), ["r = 3", "k = 2"]),
+        (("lokr", SHAPES, 9), ["lokr", "up to 3", "r = 9"]),
+        (("sbora-fa", SHAPES, 33), ["up to 32", "r = 33"]),
         (("lora", SHAPES, 2, 4), ["one block", "4"]),
         (("bora", SHAPES, 2, 5), ["layers.0.q_proj", "b = 5", "1, 2, 4, 8, 16"]),
         (("lora", SHAPES, 0), ["r = 0"]),

@@ -45,7 +45,7 @@ def test_columns_are_frozen(tables):
         "effective_rank", "energy", "frobenius_norm", "spectral_norm", "nuclear_norm",
         "stable_rank", "entropy_rank", "participation_ratio", "numerical_rank",
         "energy_rank_90", "energy_rank_95", "energy_rank_99", "condition", "rank_bound", "rank_utilisation",
-        "support_rows", "support_columns",
+        "support_rows", "support_columns", "noise_floor",
     )  # fmt: skip
 
 

@@ -200,17 +200,19 @@ def factor_table() -> pd.DataFrame:
     bar = st.progress(0.0, "Reading the factors")
     wanted = [checkpoint for checkpoint in checkpoints(read_adapter(source.path)) if checkpoint.step in steps]
     done, total = 0, len(wanted) * len(modules)
-    for checkpoint in wanted:
-        for module in modules:
-            if module in checkpoint:
-                ranks = factor_ranks(checkpoint[module])
-                found.append(
-                    (checkpoint.step, module, ranks.B, ranks.sigma, ranks.A, ranks.bound, ", ".join(ranks.limiting))
-                )
-            done += 1
-            if done % 8 == 0 or done == total:
-                bar.progress(done / total, f"Step {checkpoint.step}: {done} of {total} modules")
-    bar.empty()
+    try:
+        for checkpoint in wanted:
+            for module in modules:
+                if module in checkpoint:
+                    ranks = factor_ranks(checkpoint[module])
+                    found.append(
+                        (checkpoint.step, module, ranks.B, ranks.sigma, ranks.A, ranks.bound, ", ".join(ranks.limiting))
+                    )
+                done += 1
+                if done % 8 == 0 or done == total:
+                    bar.progress(done / total, f"Step {checkpoint.step}: {done} of {total} modules")
+    finally:
+        bar.empty()
     names = ["step", "module", "rank_B", "rank_sigma", "rank_A", "rank_bound", "limiting"]
     return pd.DataFrame(found, columns=names)
 
@@ -221,8 +223,10 @@ if st.toggle("Ranks of B′, Σ′, A′ by step", key="factors", bind="query-pa
     if st.session_state.get("_factors", (None,))[0] != wish:
         try:
             st.session_state["_factors"] = (wish, factor_table())
-        except (AdapterError, ValueError) as error:  # ValueError: a method that has no such factors
+        except AdapterError as error:
             st.error(markdown(str(error)), icon=":material/error:")
+        except ValueError as error:  # a method that has no such factors
+            st.info(markdown(str(error)), icon=":material/info:")
     if st.session_state.get("_factors", (None,))[0] == wish:
         ranks = st.session_state["_factors"][1]
         names = {"rank_B": "B′", "rank_sigma": "Σ′", "rank_A": "A′", "rank_bound": "bound"}

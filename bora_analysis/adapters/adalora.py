@@ -42,10 +42,10 @@ def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
         return partial(_pruned, shapes[0][0], shapes[2][1], scaling, source.tensors.dtype(A))
     for key in (B, E, A):
         source.check_factor(key)
-    return source.loader({"B": B, "E": E, "A": A}, partial(_build, scaling=scaling))
+    return source.loader({"B": B, "E": E, "A": A}, partial(build, scaling=scaling))
 
 
-def _build(B: Array, E: Array, A: Array, *, scaling: float, dtype: str) -> Update:
+def build(B: Array, E: Array, A: Array, *, scaling: float, dtype: str) -> Update:
     return diagonal(B, E[:, 0], A, scaling=scaling, method="adalora", dtype=dtype)
 
 

@@ -43,10 +43,10 @@ def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
         source.expect(source.tensors.shape(keys["A_general"]) == (hybrid, n), keys["A_general"], f"(h, {n})")
         source.expect(source.tensors.shape(keys["B_general"]) == (m, hybrid), keys["B_general"], f"({m}, {hybrid})")
     source.check_rank(module, A, r)
-    return source.loader(keys, partial(_build, scaling=source.scaling(module, r + hybrid, name="alpha")))
+    return source.loader(keys, partial(build, scaling=source.scaling(module, r + hybrid, name="alpha")))
 
 
-def _build(
+def build(
     A: Array,
     B: Array,
     A_general: Array | None = None,

@@ -48,10 +48,10 @@ def _loha(source: Source, module: str, parts: Mapping[str, str]) -> Loader:
     source.check_rank(module, keys[1], r)
     scaling = source.scaling(module, r, name="alpha")
     names = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
-    return source.loader(dict(zip(names, keys, strict=False)), partial(_build_loha, scaling=scaling))
+    return source.loader(dict(zip(names, keys, strict=False)), partial(build_loha, scaling=scaling))
 
 
-def _build_loha(
+def build_loha(
     w1_a: Array,
     w1_b: Array,
     w2_a: Array,
@@ -114,10 +114,10 @@ def _lokr(source: Source, module: str, parts: Mapping[str, str]) -> Loader:
         source.check_rank(module, next(key for name, key in keys.items() if name.endswith("_b")), r)
     rank = r or configured or 1
     scaling = source.scaling(module, rank, name="alpha")
-    return source.loader(keys, partial(_build_lokr, r=configured or r, scaling=scaling))
+    return source.loader(keys, partial(build_lokr, r=configured or r, scaling=scaling))
 
 
-def _build_lokr(
+def build_lokr(
     *,
     w1: Array | None = None,
     w1_a: Array | None = None,

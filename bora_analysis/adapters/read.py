@@ -25,8 +25,11 @@ from .tensors import Tensors, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-# In this order: PEFT prefers safetensors where both lie in a folder.
-_WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+# PEFT's, MLX's and diffusers' names. In this order: PEFT prefers safetensors where both lie in a folder.
+_WEIGHT_NAMES = (
+    "adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt",
+    "adapters.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
+)  # fmt: skip
 # What a trainer leaves beside the weights.
 _NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -44,6 +47,7 @@ def read_adapter(
     shapes: Mapping[str, tuple[int, int]] | None = None,
     name: str | None = None,
     base: str | Path | BaseWeights | None = None,
+    steps: bool = False,
 ) -> Adapter | Trajectory:
     """Read an adapter, or a fine-tuned model: names and shapes now, the factors when asked for.
 
@@ -68,6 +72,7 @@ def read_adapter(
     name : the adapter's name, by default taken from the path.
     base : the base model: a folder, a weight file, or an ``org/name`` of the Hub. DoRA, HiRA, HRA, OFT, BOFT and IA³
         need it, and so does a folder with a whole fine-tuned model, whose update is then the difference of the two.
+    steps : where ``checkpoint-N`` folders lie beside a final adapter, read them and not the adapter.
 
     Returns
     -------
@@ -116,17 +121,19 @@ def read_adapter(
     if place.is_file():
         if place.suffix and place.suffix not in _SUFFIXES:
             raise AdapterError(f"{text}: is no weight file; expected {', '.join(_SUFFIXES)}, or the adapter's folder")
-        named_by_folder = place.stem == "adapter_model"
+        named_by_folder = place.name in _WEIGHT_NAMES
         return _read_one(place, place.parent / CONFIG_NAME, name, named_by_folder, [], options)
     runs = {folder: int(hit[1]) for folder in _folders(place) if (hit := _CHECKPOINT.fullmatch(folder.name))}
     if is_model(place):
         return _read_model(place, name, base)
-    weights = _weights_in(place)
+    weights = None if steps and runs else _weights_in(place)
     if weights:
         beside = []
         if runs:
             example = min(runs, key=lambda folder: runs[folder])
-            beside = [f"{len(runs)} checkpoints lie beside this adapter; name one to read it, such as {example}"]
+            beside = [
+                f"{len(runs)} checkpoints lie beside this adapter; steps (--steps) reads them, or name one: {example}"
+            ]
         return _read_one(weights, place / CONFIG_NAME, name, True, beside, options)
     if not runs:
         raise AdapterError(_nothing_in(place))
@@ -322,7 +329,8 @@ def _some(names: list[str], limit: int = 8) -> str:
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download  # here: only Hub ids need it
 
-    patterns = [CONFIG_NAME, "adapter_model.*", f"checkpoint-*/{CONFIG_NAME}", "checkpoint-*/adapter_model.*"]
+    names = (CONFIG_NAME, *_WEIGHT_NAMES)
+    patterns = [*names, *(f"checkpoint-*/{name}" for name in names)]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except Exception as error:  # offline, unknown, private, disk full …: its errors share no base class

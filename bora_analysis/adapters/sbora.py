@@ -102,13 +102,13 @@ def _loader(source: Source, module: str, keys: Mapping[str, str]) -> Loader:
                 f"{source.path}: {keys['index']}: expected {r} different indices from 0 to {size - 1}, "
                 f"found {index.min()} to {index.max()}, {len(set(index.tolist()))} different"
             )
-        build = partial(_build, side=side, index=index, size=size, scaling=scaling)
-        return source.loader({"factor": keys[side]}, build)()
+        made = partial(build, side=side, index=index, size=size, scaling=scaling)
+        return source.loader({"factor": keys[side]}, made)()
 
     return load
 
 
-def _build(factor: Array, *, side: str, index: Array, size: int, scaling: float, dtype: str) -> Update:
+def build(factor: Array, *, side: str, index: Array, size: int, scaling: float, dtype: str) -> Update:
     basis = np.zeros((len(index), size), dtype=np.float32)
     basis[np.arange(len(index)), index] = 1
     pair: dict[str, Any] = {"B": factor, "A": basis} if side == "B" else {"B": basis.T, "A": factor}

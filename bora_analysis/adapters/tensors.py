@@ -71,12 +71,16 @@ class Tensors(Protocol):
         """The tensor, a copy. bfloat16 and float8 become float32, exactly; other types stay as they are."""
         ...
 
+
+class StoredTensors(Tensors, Protocol):
+    """A file itself, whose tensors can be copied as they are."""
+
     def raw(self, key: str) -> Raw:
         """The tensor as its bytes, whatever they mean, to be copied."""
         ...
 
 
-def open_tensors(path: Path) -> Tensors:
+def open_tensors(path: Path) -> StoredTensors:
     """Open a ``.safetensors`` file or one that ``torch.save`` wrote, without reading tensor data."""
     try:
         with path.open("rb") as handle:

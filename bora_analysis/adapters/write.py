@@ -17,17 +17,10 @@ from .. import delta
 from ..atomic import replacing
 from ..delta import FactorError
 from .errors import AdapterError
+from .forms import EMBEDDING, FORMS, Form
 from .read import CONFIG_NAME
 from .tensors import Array, Raw
 
-_PAIR = {"A": "lora_A.weight", "B": "lora_B.weight"}
-_KEYS = {
-    "lora": _PAIR,
-    "rslora": _PAIR,
-    "melora": {"A": "melora_A", "B": "melora_B"},
-    "bora": {"A": "bora_A", "B": "bora_B", "sigma": "bora_sigma"},
-}
-_EMBEDDING = {"embedding_A": "lora_embedding_A", "embedding_B": "lora_embedding_B"}
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -51,11 +44,12 @@ def write_adapter(
     Parameters
     ----------
     folder : where the two files go. Existing ones are replaced, once the new ones are complete.
-    method : ``"lora"``, ``"rslora"``, ``"melora"`` or ``"bora"``.
+    method : one of ``FORMS`` in :mod:`bora_analysis.adapters.forms`, which has the names of each method's parts.
     modules : module path → ``{"A": …, "B": …}``, for BoRA with ``"sigma"``, the raw σ. Shapes as for
         :func:`bora_analysis.delta.lora` and :func:`~bora_analysis.delta.bora`; for MELoRA A is (N, r, n/N) and B
-        (N, m/N, r). A LoRA on a convolution has A (r, channels, kernel…) and B (m, r, 1…), one on an embedding
-        ``{"embedding_A": (r, V), "embedding_B": (d, r)}``. Or pairs of module path and factors.
+        (N, m/N, r); for the others as in their readers. A LoRA on a convolution has A (r, channels, kernel…) and B
+        (m, r, 1…), one on an embedding ``{"embedding_A": (r, V), "embedding_B": (d, r)}``. Or pairs of module path and
+        factors.
     alpha : α. The scaling is α/r with each module's own r, or α/√r. None: α = r in every module, so that the scaling
         is 1. The configuration's r is then the largest, so that a server which knows no patterns allots enough and
         scales by 1 too.
@@ -79,37 +73,38 @@ def write_adapter(
     folder = Path(folder)
     if others and dtype is None:
         raise AdapterError(f"{folder}: with others the factors' dtype must be given; pass dtype=")
-    if method not in _KEYS:
-        raise AdapterError(f"{folder}: method {method!r} cannot be written; expected one of {', '.join(_KEYS)}")
+    if method not in FORMS:
+        raise AdapterError(f"{folder}: method {method!r} cannot be written; expected one of {', '.join(FORMS)}")
+    form = FORMS[method]
     with replacing(folder / CONFIG_NAME) as config_path, replacing(folder / "adapter_model.safetensors") as weights:
         # Both are written in full before either gets its name, the weights first.
         with TemporaryFile(dir=folder) as data:
             pairs: Any = modules.items() if isinstance(modules, Mapping) else modules
-            header, ranks, counts = _write_data(data, folder, method, pairs, activation, dtype, others or {})
+            header, front, ranks, settings = _write_data(data, folder, form, pairs, activation, dtype, others or {})
             data.seek(0)
             with weights.open("wb") as out:
-                out.write(len(header).to_bytes(8, "little") + header)
+                out.write(len(header).to_bytes(8, "little") + header + front)
                 shutil.copyfileobj(data, out, 2**24)
         if not ranks:
             raise AdapterError(f"{folder}: there are no modules to write")
         r = max(ranks.values()) if alpha is None else Counter(ranks.values()).most_common(1)[0][0]
         rank_pattern = {f"^{re.escape(module)}": own for module, own in ranks.items() if own != r}
         config = {
-            "peft_type": "LORA" if method == "rslora" else method.upper(),
+            "peft_type": form.peft_type,
             "base_model_name_or_path": base_model,
             "task_type": None,
             "inference_mode": True,
             "target_modules": list(ranks),
             "r": r,
-            "lora_alpha": r if alpha is None else alpha if isinstance(alpha, int) else float(alpha),  # no NumPy scalar
+            form.alpha: r if alpha is None else alpha if isinstance(alpha, int) else float(alpha),  # no NumPy scalar
             "use_rslora": rslora or method == "rslora",
             "rank_pattern": rank_pattern,
             "alpha_pattern": rank_pattern if alpha is None else {},
             "bias": "none",
         }
-        if method in ("bora", "melora"):
-            name = "num_blocks" if method == "bora" else "num_minis"
-            config[name] = next(iter(counts)) if len(counts) == 1 else None
+        for name in dict.fromkeys(name for own in settings for name in own):
+            values = {own.get(name) for own in settings}
+            config[name] = values.pop() if len(values) == 1 else None  # None where the modules differ
         if method == "bora":
             config["activation"] = activation
         config |= extra_config or {}
@@ -120,16 +115,17 @@ def write_adapter(
 def _write_data(
     data: IO[bytes],
     folder: Path,
-    method: str,
+    form: Form,
     modules: Iterable[tuple[str, Mapping[str, Any]]],
     activation: str,
     dtype: str | None,
     others: Mapping[str, Raw],
-) -> tuple[bytes, dict[str, int], set[int]]:
-    """Write the tensors one after another; return the header that describes them, each module's r, and the b or N."""
+) -> tuple[bytes, bytes, dict[str, int], list[dict[str, Any]]]:
+    """Write the tensors one after another; return header, whole numbers, each module's r and settings."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     ranks: dict[str, int] = {}
-    counts: set[int] = set()
+    settings: list[dict[str, Any]] = []
+    indices: dict[str, Array] = {}
     stored = dtype  # one type for all factors, so that every tensor is aligned
 
     def copy(tensors: Iterable[tuple[str, Raw]]) -> None:
@@ -144,16 +140,18 @@ def _write_data(
     copy(item for item in by_width if item[1].itemsize >= width)
     for module, factors in modules:
         arrays = {part: _as_array(value) for part, value in factors.items()}
-        keys = _EMBEDDING if set(arrays) == set(_EMBEDDING) and _KEYS[method] is _PAIR else _KEYS[method]
+        own = EMBEDDING if form.peft_type == "LORA" and set(arrays) == set(EMBEDDING.keys) else form
         try:
-            _check(method, arrays, keys, activation)
+            own.check(arrays, activation)
         except FactorError as error:
             raise AdapterError(f"{folder}: {module}: {error}") from None
-        first = arrays[next(iter(keys))]
-        ranks[module] = first.shape[1 if method == "melora" else 0]
-        counts.add(arrays["A" if method == "melora" else "sigma"].shape[0] if method in ("melora", "bora") else 1)
-        for part, suffix in keys.items():
+        ranks[module] = own.rank(arrays)
+        settings.append(own.settings(arrays))
+        for part, suffix in own.keys.items():
             array = arrays[part]
+            if array.dtype.kind in "iu":
+                indices[f"base_model.model.{module}.{suffix}"] = array.astype("<i8")
+                continue
             stored = stored or array.dtype.name
             if stored not in _DTYPES:
                 raise AdapterError(f"{folder}: dtype {stored} cannot be written; expected one of {', '.join(_DTYPES)}")
@@ -170,8 +168,15 @@ def _write_data(
                 "data_offsets": [start, data.tell()],
             }
     copy(item for item in by_width if item[1].itemsize < width)
+    # Whole numbers, of eight bytes each, lie before the others, so that all are aligned.
+    front = b"".join(array.tobytes() for array in indices.values())
+    for entry in (entry for key, entry in entries.items() if key != "__metadata__"):
+        entry["data_offsets"] = [offset + len(front) for offset in entry["data_offsets"]]
+    end = 0
+    for key, array in indices.items():
+        entries[key] = {"dtype": "I64", "shape": list(array.shape), "data_offsets": [end, end := end + array.nbytes]}
     header = json.dumps(entries, separators=(",", ":")).encode()
-    return header + b" " * (-len(header) % 8), ranks, counts  # the data begins at a multiple of 8
+    return header + b" " * (-len(header) % 8), front, ranks, settings  # the data begins at a multiple of 8
 
 
 def _as_array(value: Any) -> Array:
@@ -179,27 +184,6 @@ def _as_array(value: Any) -> Array:
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     return np.asarray(value)
-
-
-def _check(method: str, arrays: Mapping[str, Array], keys: Mapping[str, str], activation: str) -> None:
-    """Build the update once: its constructor says what does not fit."""
-    if set(arrays) != set(keys):
-        raise FactorError("factors", f"are {', '.join(arrays)}; expected {', '.join(keys)}")
-    if method == "bora":
-        delta.bora(arrays["B"], arrays["A"], arrays["sigma"], activation=activation)
-    elif method == "melora":
-        for part, array in arrays.items():
-            if array.ndim != 3:
-                raise FactorError(part, f"has shape {array.shape}; expected three dimensions, the minis first")
-        delta.melora(list(arrays["B"]), list(arrays["A"]))
-        if arrays["A"].shape[1] != arrays["B"].shape[2]:
-            raise FactorError("A", "and B differ in r")
-    else:
-        A, B = (arrays[part] for part in keys)
-        if A.ndim > 2 and B.shape[2:] != (1,) * (A.ndim - 2):
-            raise FactorError("B", f"has shape {B.shape}; expected (m, r, 1…): A is a convolution of shape {A.shape}")
-        flat = A.ndim > 2
-        delta.lora(B.reshape(B.shape[:2]) if flat else B, A.reshape(len(A), -1) if flat else A)
 
 
 def _encode(array: Array, dtype: str) -> bytes:

@@ -10,10 +10,11 @@ import click
 
 from .. import __version__
 from .actions import convert, merge, recommend, similarity
-from .commands import analyze, compare, figure, synth
+from .commands import analyze, compare, factors, figure, synth
 from .cost import cost
 from .dashboard import dashboard
 from .paper import paper
+from .relative import relative
 from .train import train
 
 
@@ -30,8 +31,10 @@ def main() -> None:
 for command in (
     analyze,
     compare,
+    factors,
     recommend,
     similarity,
+    relative,
     convert,
     merge,
     figure,

@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .actions import compared
-from .common import ACTIVATIONS, FORMATS, SIGMA_HELP, fail, named_apart, reading, results, usage
+from .common import (
+    ACTIVATIONS,
+    FORMATS,
+    SIGMA_HELP,
+    SYNTHETIC,
+    opened,
+    progress,
+    reading,
+    results,
+    tell,
+    usage,
+)
 
 if TYPE_CHECKING:
-    from ..adapters import Adapter
     from ..delta import Update
 
 
@@ -23,6 +33,11 @@ if TYPE_CHECKING:
 @reading()
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
 @click.option("-o", "--output", metavar="DIR", help="Also write layer_metrics and spectra there (csv by default).")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="With --base: count the σ above the threshold instead of finding them; columns that need them are empty.",
+)
 def analyze(paths: tuple[str, ...], form: str, output: str | None, **options: Any) -> None:
     """One row per module: ranks, norms, bound.
 
@@ -69,18 +84,51 @@ def compare(paths: tuple[str, ...], form: str, output: str | None, **options: An
 
 
 @click.command()
+@reading(solving=False, counting=False)
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.option("-o", "--output", metavar="FILE", help="Write the table there, in the format of --format (or csv).")
+def factors(paths: tuple[str, ...], modules: str | None, form: str, output: str | None, **options: Any) -> None:
+    """Which factor limits the rank: rank(B'), rank(Σ'), rank(A'), by step.
+
+    For methods with block factors: LoRA, MELoRA, BoRA. The table shows means over the modules; csv, json and parquet
+    have a row for each.
+    """
+    if form == "parquet" and output is None:
+        raise click.UsageError("parquet is no text: give a file with -o FILE")
+    from ..factors import factor_table
+    from ..report import factor_ranks_table, text, write
+
+    with opened(paths, modules, options) as (chosen, _):
+        tell(chosen)
+        if not chosen:
+            raise click.exceptions.Exit(1)
+        with usage(), progress(sum(map(len, chosen))) as step:
+            frame = factor_table(chosen, on_module=step)
+        if output is not None:
+            write(frame, Path(output), "csv" if form == "table" else form)
+        if form == "table":
+            click.echo(factor_ranks_table(frame))
+        elif output is None:
+            click.echo(text(frame, form), nl=False)
+
+
+@click.command()
 @click.option("--model", default="all-minilm-l6-v2", show_default=True, help="Layer shapes of a known model.")
 @click.option("--target", default="qv", show_default=True, help="Projections, as letters of QKVOGUD, or all.")
 @click.option("--shape", metavar="OUTxIN", help="Instead of --model: one projection q of this shape per layer.")
 @click.option("--layers", type=click.IntRange(min=1), help="Number of layers.  [default: the model's; 1 with --shape]")
 @click.option(
     "--method",
-    type=click.Choice(["lora", "rslora", "melora", "bora"]),
+    type=click.Choice(SYNTHETIC),
     default="bora",
     show_default=True,
 )
 @click.option("-r", "--rank", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--blocks", type=click.IntRange(min=1), help="b of BoRA, minis of MELoRA.  [default: 8; 1 for LoRA]")
+@click.option(
+    "--blocks",
+    type=click.IntRange(min=1),
+    help="b of BoRA, minis of MELoRA, experts of HydraLoRA (3), k of GraLoRA (2).",
+)
 @click.option("--alpha", type=float, help="α.  [default: 2r, as in the paper]")
 @click.option(
     "--kind",
@@ -125,7 +173,7 @@ def synth(
             known = replace(known, layers=layers or known.layers)
             chosen = targets(target, known)
         if blocks is None:
-            blocks = 8 if method in ("melora", "bora") else 1
+            blocks = {"melora": 8, "bora": 8, "hydralora": 3, "gralora": 2}.get(method, 1)
         raw = Synthetic(method, known.modules(chosen), rank, blocks, **numbers)
         folder = write_synthetic(output, raw, activation=activation, dtype=dtype)
     click.echo(f"wrote {folder}: {len(raw)} modules", err=True)
@@ -165,6 +213,7 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
         raise click.UsageError(f"{name} shows two adapters: expected {name} PATH PATH -o FILE")
     if spec.adapters == "none" and paths:
         raise click.UsageError(f"{name} shows no adapters: expected {name} -o FILE, without {' '.join(paths)}")
+    options["steps"] |= name == "trajectory"
     names = ("metric", "projection", "model", "width")
     wished = {key: value for key in names if (value := options.pop(key)) is not None}
     if "threshold" in spec.options:
@@ -196,43 +245,20 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
 
 
 @contextmanager
-def first_modules(
-    paths: tuple[str, ...],
-    *,
-    alpha: float | None,
-    activation: str | None,
-    method: str | None,
-    experts: str,
-    initial: str | None,
-    modules: str | None,
-    **_: Any,
-) -> Iterator[dict[str, Update]]:
-    """Adapter → the factors of its first module, of its last step; adapters that cannot be read as in `results`."""
-    from ..adapters import AdapterError, checkpoints, read_adapter
-    from ..table import select
+def first_modules(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> Iterator[dict[str, Update]]:
+    """Adapter → the factors of its first module, of its last step; for errors see :func:`opened`."""
+    from ..adapters import AdapterError
 
-    failed = False
-    adapters: list[Adapter] = []
     updates: dict[str, Update] = {}
-    for path in paths:
-        try:
-            how: dict[str, Any] = {"method": method, "experts": experts, "initial": initial}
-            adapters.append(checkpoints(read_adapter(path, alpha=alpha, activation=activation, **how))[-1])
-        except AdapterError as error:
-            failed = True
-            fail(error)
-    with usage():
-        for adapter in named_apart(adapters):
+    with opened(paths, modules, options) as (chosen, failed):
+        for adapter in {adapter.name: adapter for adapter in chosen}.values():
+            module = next(iter(adapter))
             try:
-                chosen = select(adapter, modules)
-                module = next(iter(chosen))
-                name = adapter.name if adapter.name not in updates else f"{adapter.name} step {adapter.step}"
-                updates[name] = chosen[module]
+                updates[adapter.name] = adapter[module]
                 click.echo(f"note: {adapter.name}: {module}", err=True)
             except AdapterError as error:
-                failed = True
-                fail(error)
-        if updates:
+                failed(error)
+        if not updates:
+            raise click.exceptions.Exit(1)
+        with usage():
             yield updates
-    if failed or not updates:
-        raise click.exceptions.Exit(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "parquet")
 ACTIVATIONS = ("exp-norm", "no-exp", "no-norm", "identity")  # as in delta, which imports NumPy
+# As in adapters.forms, which imports NumPy.
+SYNTHETIC = (
+    "lora", "rslora", "melora", "bora", "sbora-fa", "sbora-fb", "hydralora", "adalora", "loha", "lokr", "gralora",
+)  # fmt: skip
 EXPERTS = ("mean", "each", "stacked")  # as in experts, which imports NumPy
 SIGMA_HELP = "How Σ comes from the stored σ (BoRA)"
 
@@ -62,7 +66,13 @@ def reading(
             show_default=True,
             help="HydraLoRA, MoELoRA: the uniform mean, each expert, or their stack, a bound on every mixture.",
         ),
+        click.option(
+            "--base",
+            metavar="DIR_OR_HUB_ID",
+            help="The base model: for DoRA, HiRA, HRA, OFT, BOFT, IA³, and a PATH that is a whole fine-tuned model.",
+        ),
         click.option("--initial", metavar="PATH", help="PiSSA, LoRA-GA …: the adapter before training, to subtract."),
+        click.option("--steps", is_flag=True, help="The checkpoint-N beside a final adapter, not the adapter."),
         click.option("--modules", metavar="REGEX", help="Only modules in whose path REGEX is found."),
         *(_COUNTING if counting else ()),
         click.argument("paths", nargs=count, required=required, metavar=metavar),
@@ -94,58 +104,75 @@ def usage() -> Iterator[None]:
 
 
 @contextmanager
-def results(
-    paths: tuple[str, ...],
-    *,
-    alpha: float | None,
-    activation: str | None,
-    method: str | None,
-    experts: str,
-    initial: str | None,
-    modules: str | None,
-    **options: Any,
-) -> Iterator[Tables]:
-    """The tables of all adapters that can be read; errors on stderr, and exit code 1 at the end if there were any."""
-    from ..adapters import AdapterError, checkpoints, read_adapter
-    from ..table import analyse, join, select
+def opened(
+    paths: tuple[str, ...], modules: str | None, options: dict[str, Any]
+) -> Iterator[tuple[list[Adapter], Callable[[object], None]]]:
+    """The adapters that can be read, a checkpoint each, with the options of :func:`reading` that are the reader's.
 
-    failed = False
+    Errors go to stderr, and the exit code is 1 at the end if there were any; so do those of the block, told to the
+    function beside the adapters.
+    """
+    from ..adapters import AdapterError, checkpoints, read_adapter
+    from ..table import select
+
+    failures: list[object] = []
+
+    def failed(error: object) -> None:
+        failures.append(error)
+        fail(error)
+
     adapters: list[Adapter] = []
     for path in dict.fromkeys(paths):  # an adapter named twice is one adapter
         try:
-            how: dict[str, Any] = {"method": method, "experts": experts, "initial": initial}
-            adapters += checkpoints(read_adapter(path, alpha=alpha, activation=activation, **how))
+            adapters += checkpoints(read_adapter(path, **_accepted(read_adapter, options)))
         except AdapterError as error:
-            failed = True
-            fail(error)
-    parts: list[Tables] = []
+            failed(error)
     with usage():
         chosen = []
         for adapter in named_apart(adapters):
             try:
                 chosen.append(select(adapter, modules))
             except AdapterError as error:
-                failed = True
-                fail(error)
-        total = sum(map(len, chosen))
-        with progress(total) as step:
+                failed(error)
+    yield chosen, failed
+    if failures:
+        raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def results(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> Iterator[Tables]:
+    """The tables of all adapters that can be read; for errors see :func:`opened`."""
+    from ..adapters import AdapterError
+    from ..table import analyse, join
+
+    parts: list[Tables] = []
+    with opened(paths, modules, options) as (chosen, failed):
+        with usage(), progress(sum(map(len, chosen))) as step:
             for adapter in chosen:
                 try:
-                    parts.append(analyse(adapter, on_module=step, **options))
+                    parts.append(analyse(adapter, on_module=step, **_accepted(analyse, options)))
                 except AdapterError as error:
-                    failed = True
-                    fail(error)
-    notes = [f"{adapter.name}: {line}" for adapter in chosen for line in (*adapter.warnings, *_passed_over(adapter))]
-    notes += [line for part in parts for line in part.provenance]
-    for line in dict.fromkeys(notes):  # the checkpoints of one run would say the same again and again
-        click.echo(f"note: {line}", err=True)
-    if parts:
+                    failed(error)
+        tell(chosen, [line for part in parts for line in part.provenance])
+        if not parts:
+            raise click.exceptions.Exit(1)
         with usage():
             yield join(parts)
-    else:
-        raise click.exceptions.Exit(1)
-    if failed:
-        raise click.exceptions.Exit(1)
+
+
+def tell(adapters: list[Adapter], further: Sequence[str] = ()) -> None:
+    """The adapters' caveats on stderr, each once: the checkpoints of one run would say the same again and again."""
+    notes = [f"{adapter.name}: {line}" for adapter in adapters for line in (*adapter.warnings, *_passed_over(adapter))]
+    for line in dict.fromkeys([*notes, *further]):
+        click.echo(f"note: {line}", err=True)
+
+
+def _accepted(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the function takes."""
+    from inspect import signature
+
+    known = signature(function).parameters
+    return {name: value for name, value in options.items() if name in known}
 
 
 def read_one(path: str, modules: str | None, options: dict[str, Any]) -> Adapter:
@@ -153,13 +180,10 @@ def read_one(path: str, modules: str | None, options: dict[str, Any]) -> Adapter
 
     AdapterError where there are several checkpoints.
     """
-    from inspect import signature
-
     from ..adapters import Adapter, AdapterError, read_adapter
     from ..table import select
 
-    known = signature(read_adapter).parameters
-    adapter = read_adapter(path, **{name: value for name, value in options.items() if name in known})
+    adapter = read_adapter(path, **_accepted(read_adapter, options))
     if not isinstance(adapter, Adapter):
         raise AdapterError(f"{path}: holds {len(adapter)} checkpoints; name one")
     for line in adapter.warnings:

@@ -91,8 +91,8 @@ def train(
 ) -> None:
     """Train an adapter with transformers and PEFT (extra `train`).
 
-    Defaults are the paper's for RoBERTa-Base: AdamW, linear decay, α = 2r, no weight decay. Progress goes to stderr, the
-    last metric to stdout. DIR can be given to every other command; DIR/run.json records the run.
+    Defaults are the paper's for RoBERTa-Base: AdamW, linear decay, α = 2r, no weight decay. Progress goes to stderr,
+    the last metric to stdout. DIR can be given to every other command; DIR/run.json records the run.
     """
     try:
         from ..training import RECIPES, Settings, TrainingError

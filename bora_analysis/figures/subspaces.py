@@ -50,11 +50,15 @@ def similarity(
     # Those that every module has: a mean over fewer would jump.
     sizes = shown.groupby("module")[["i", "j"]].max().min()
     shown = shown[(shown["i"] <= sizes["i"]) & (shown["j"] <= sizes["j"])]
-    first, second = (layout.escaped(style.shortened([shown[f"adapter_{x}"].iloc[0]], 34)[0]) for x in "ab")
-
     tall, across = int(sizes["i"]), int(sizes["j"])
     room = (layout.inches(width) - 1.2) / 2
-    figure = layout.blank(width, float(np.clip(room * tall / across, 0.5, 2.4)) + 0.75)
+    body = float(np.clip(room * tall / across, 1.0, 2.4))
+    names = [shown[f"adapter_{x}"].iloc[0] for x in "ab"]
+    # About 0.075 inches a letter, and "i, " before the name.
+    first, second = (
+        layout.escaped(style.shortened(names, int(length / 0.075) - 3)[k]) for k, length in enumerate((body, room))
+    )
+    figure = layout.blank(width, body + 0.75)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     norm = Normalize(0, 1)
     for axes, side in zip(panels, ("left", "right"), strict=True):

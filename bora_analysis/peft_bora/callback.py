@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from ..atomic import replacing
+from ..factors import factor_table
 from ..metrics import THRESHOLD
-from ..table import factor_ranks_table, layer_metrics
+from ..table import layer_metrics
 from .live import read_model
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class RankCallback(TrainerCallback):
         rows = layer_metrics(adapter, threshold=self.threshold, device="cpu")
         _append(rows, self.path)
         if self.factors is not None:
-            _append(factor_ranks_table(adapter), self.factors)
+            _append(factor_table(adapter), self.factors)
         self.last = state.global_step
         if self.log is not None:
             due = control.should_log  # logging takes it back, and the loss would not be logged at this step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from .scoring import scorer, token_losses
 from .settings import Settings
 
 RECORD = "run.json"
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _PACKAGES = ("bora_analysis", "peft", "transformers", "torch", "numpy")
 
 
@@ -255,7 +257,7 @@ class _Run:
         self.record["seconds"] = round(self.spent + time.monotonic() - self.began, 1)
         self._write_record()
         if history:
-            self.report(_line(step, self.steps, history[-1], self.settings.scored_by))
+            self.report(_line(step, self.steps, self.record["history"][-1], self.settings.scored_by))
 
     def _finish(self) -> None:
         keep_adapter_of(self.folder)
@@ -347,6 +349,8 @@ def _collator(tokenizer: Any, causal: bool) -> Any:
 
 
 def _loaded(settings: Settings, kind: Any, **options: Any) -> Any:
+    if not Path(settings.model).exists() and not _HUB_ID.fullmatch(settings.model):
+        raise TrainingError(f"{settings.model}: no such folder; expected one of transformers, or a Hub id org/name")
     try:
         return kind.from_pretrained(settings.model, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -360,7 +364,10 @@ def _loaded(settings: Settings, kind: Any, **options: Any) -> Any:
 def _clean(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of the Trainer's history without times, which differ from run to run."""
     kept = {key.removeprefix("eval_"): value for key, value in entry.items() if not _is_timing(key)}
-    return {"step": kept.pop("step"), **({"held_out_loss": kept.pop("loss")} if "eval_loss" in entry else {}), **kept}
+    held_out = {"held_out_loss": kept.pop("loss")} if "eval_loss" in entry else {}
+    if "token_loss" in kept:
+        held_out = {"held_out_loss": kept.pop("token_loss")}
+    return {"step": kept.pop("step"), **held_out, **kept}
 
 
 def _is_timing(key: str) -> bool:
@@ -369,8 +376,8 @@ def _is_timing(key: str) -> bool:
 
 def _line(step: int, steps: int, entry: dict[str, Any], metric: str) -> str:
     head = f"step {step:{len(str(steps))}}/{steps}"
-    if f"eval_{metric}" in entry:
-        return f"{head}  {metric} {entry[f'eval_{metric}']:.4f}  held-out loss {entry['eval_loss']:.4f}"
+    if metric in entry:
+        return f"{head}  {metric} {entry[metric]:.4f}  held-out loss {entry['held_out_loss']:.4f}"
     if "loss" in entry:
         return f"{head}  loss {entry['loss']:.4f}  learning rate {entry['learning_rate']:.1e}"
     return f"{head}  finished"
@@ -380,9 +387,11 @@ def _line(step: int, steps: int, entry: dict[str, Any], metric: str) -> str:
 def _quiet() -> Iterator[None]:
     """Without the libraries' notes on new heads, weights that load, and files on the Hub."""
     import transformers
+    from huggingface_hub.utils import logging as hub
 
-    level = transformers.logging.get_verbosity()
+    level, hub_level = transformers.logging.get_verbosity(), hub.get_verbosity()
     transformers.logging.set_verbosity_error()
+    hub.set_verbosity_error()  # a line for each of its attempts
     transformers.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -391,4 +400,5 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         transformers.logging.set_verbosity(level)
+        hub.set_verbosity(hub_level)
         transformers.logging.enable_progress_bar()

@@ -59,7 +59,8 @@ def scorer(metric: str) -> Callable[[Any], dict[str, float]]:
             predictions = predictions[0]
         if metric == "perplexity":  # rows of token_losses
             total, tokens = np.asarray(predictions, dtype=np.float64).sum(axis=0)
-            return {metric: math.exp(min(total / tokens, 700.0))}  # exp(710) is Inf
+            # The Trainer's own loss divides by all tokens, the first ones too, which nothing predicts.
+            return {metric: math.exp(min(total / tokens, 700.0)), "token_loss": total / tokens}  # exp(710) is Inf
         labels = np.asarray(evaluated.label_ids)
         if metric == "pearson":
             values = np.asarray(predictions, dtype=np.float64).reshape(-1)

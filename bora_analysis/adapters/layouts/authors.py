@@ -12,7 +12,7 @@ from typing import Any
 
 from ..source import module_path
 from ..tensors import Tensors
-from .view import Key, Translation, View
+from .view import Derived, Translation, View, add
 
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.magnitude(\.[^.]+)?\.weight")
 _PAIR = re.compile(r"(?P<module>.+)\.lora_A(\.[^.]+)??(\.weight)?")
@@ -25,8 +25,11 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
     if not magnitudes:
         return None
     pairs = {hit["module"] for path in paths.values() if (hit := _PAIR.fullmatch(path))}
-    entries: dict[str, str] = {}
+    entries: dict[str, str | Derived] = {}
     for key in paths:
         module = magnitudes.get(key)
-        entries[Key(f"{module}.lora_magnitude_vector", key) if module in pairs else key] = key
+        if module in pairs:
+            add(entries, tensors, f"{module}.lora_magnitude_vector", key)
+        else:
+            entries[key] = key
     return Translation(View(tensors, entries), config)

@@ -30,13 +30,12 @@ import numpy as np
 from ..errors import AdapterError
 from ..source import module_path
 from ..tensors import Array, Tensors
-from .view import Derived, Key, Translation, View
+from .view import Derived, Translation, View, add
 
 _FACTOR = re.compile(
     r"(?P<module>.+?)(\.lora_linear_layer\.|\.lora\.|_lora\.|(?<=_lora\d)\.|\.lora_)(?P<part>down|up|mid)\.weight"
 )
 _SEPARATOR = re.compile(r"(\.lora_linear_layer|\.lora|_lora)$")
-_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
 # Changes of biases and norms, and learned tokens.
 _NOT_LOW_RANK = re.compile(r".+\.(diff_b|w_norm|b_norm)|bundle_emb\..+")
 _WHOLE = ("lokr_w1", "lokr_w2", "diff")  # ΔW or its Kronecker factors, which no α scales
@@ -63,7 +62,10 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
                 )
             parts[module][hit["part"]] = key
         elif path.endswith(".alpha"):
-            alpha_keys[_SEPARATOR.sub("", path.removesuffix(".alpha")).replace(".processor.", ".")] = key
+            module = _SEPARATOR.sub("", path.removesuffix(".alpha")).replace(".processor.", ".")
+            if module in alpha_keys:
+                raise AdapterError(f"{tensors.path}: {key} and {alpha_keys[module]}: two α for one module")
+            alpha_keys[module] = key
         elif path.endswith(".dora_scale"):
             magnitudes[path.removesuffix(".dora_scale")] = key
         elif _NOT_LOW_RANK.fullmatch(path):
@@ -79,15 +81,16 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
         if module not in parts and f"{module}.lora_A.weight" not in entries:
             raise AdapterError(f"{tensors.path}: {key}: DoRA over another update than LoRA's is not readable")
         columns = tensors.shape(key)[:1] == (1,) and len(tensors.shape(key)) > 1
-        entries[Key(f"{module}.lora_magnitude_{'columns' if columns else 'vector'}", key)] = key
+        add(entries, tensors, f"{module}.lora_magnitude_{'columns' if columns else 'vector'}", key)
     counted: dict[str, int] = {}
     for module, found in parts.items():
-        for part, name in _NAMES.items():
-            if part in found:
-                entries[Key(f"{module}.{name}", found[part])] = found[part]
-        if "mid" in found:
-            entries[Key(f"{module}.lora_A.weight", found["mid"])] = _tucker(tensors, found)
+        right = _tucker(tensors, found) if "mid" in found else None
+        if right:
             counted[module] = sum(prod(tensors.shape(key)) for key in found.values())
+        if "down" in found:
+            add(entries, tensors, f"{module}.lora_A.weight", found["down"], right)
+        if "up" in found:
+            add(entries, tensors, f"{module}.lora_B.weight", found["up"])
     alphas = {module: _number(tensors, key) for module, key in alpha_keys.items()}
     algorithms: dict[str, dict[str, str | Derived]] = defaultdict(dict)
     for key, entry in entries.items():

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import AdapterError
 from ..tensors import Array, Tensors
-from .view import Derived, Key, Translation, View, transposed
+from .view import Derived, Translation, View, add, transposed
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[ab])")
 _EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe)")
@@ -47,13 +47,14 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
     modules: list[str] = []
     for module, keys in factors.items():
         if f"{module}.m" in entries:
-            entries[Key(f"{module}.lora_magnitude_vector", f"{module}.m")] = str(entries.pop(f"{module}.m"))
+            del entries[f"{module}.m"]
+            add(entries, tensors, f"{module}.lora_magnitude_vector", f"{module}.m")
         if set(keys) == {"a", "b"} and len(tensors.shape(keys["b"])) == 3:
             modules += _experts(tensors, module, keys, entries)
             continue
         kind = "embedding_" if _EMBEDDING.fullmatch(module) else ""
         for side, key in keys.items():
-            entries[Key(f"{module}.lora_{kind}{side.upper()}", key)] = transposed(tensors, key)
+            add(entries, tensors, f"{module}.lora_{kind}{side.upper()}", key, transposed(tensors, key))
         modules.append(module)
     scale, notes = _scale(tensors, config)
     scalings = {} if scale is None else dict.fromkeys(modules, scale)
@@ -70,8 +71,8 @@ def _experts(tensors: Tensors, module: str, keys: Mapping[str, str], entries: di
         )
     for e in range(count):
         path = f"{module}.{e}"
-        entries[Key(f"{path}.lora_A", keys["a"])] = Derived((keys["a"],), (r, A[-1]), _slice(count, e))
-        entries[Key(f"{path}.lora_B", keys["b"])] = Derived((keys["b"],), (m, r), _slice(count, e))
+        add(entries, tensors, f"{path}.lora_A", keys["a"], Derived((keys["a"],), (r, A[-1]), _slice(count, e)))
+        add(entries, tensors, f"{path}.lora_B", keys["b"], Derived((keys["b"],), (m, r), _slice(count, e)))
     return [f"{module}.{e}" for e in range(count)]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import AdapterError
 from ..tensors import Tensors
-from .view import Key, Translation, View
+from .view import Derived, Translation, View, add
 
 _CLONEOFSIMO = re.compile(r"(?P<model>[\w.]+):(?P<number>\d+):(?P<side>up|down)")
 _ITEM = re.compile(r"\[(\d+)\]")  # entry of a list
@@ -26,7 +26,7 @@ _SAM = re.compile(r"w_(?P<side>[ab])_(?P<number>\d+)")
 def cloneofsimo(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translation | None:
     """The view under PEFT's names, or None where the file is not cloneofsimo's."""
     names = {"up": "lora_B", "down": "lora_A"}
-    entries: dict[str, str] = {}
+    entries: dict[str, str | Derived] = {}
     modules = []
     keys = tensors.keys()
     if keys and all(_ITEM.fullmatch(key) for key in keys):
@@ -35,14 +35,14 @@ def cloneofsimo(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translat
                 f"{tensors.path}: is a list of {len(keys)} tensors; expected pairs up, down (cloneofsimo/lora)"
             )
         for position, key in enumerate(keys):
-            entries[Key(f"module.{position // 2}.{names['down' if position % 2 else 'up']}", key)] = key
+            add(entries, tensors, f"module.{position // 2}.{names['down' if position % 2 else 'up']}", key)
         modules = [f"module.{number}" for number in range(len(keys) // 2)]
     else:
         for key in keys:
             hit = _CLONEOFSIMO.fullmatch(key)
             if hit:
-                modules.append(f"{hit['model']}.{hit['number']}")
-                entries[Key(f"{modules[-1]}.{names[hit['side']]}", key)] = key
+                modules.append(f"{hit['model']}.{int(hit['number'])}")
+                add(entries, tensors, f"{modules[-1]}.{names[hit['side']]}", key)
             else:
                 entries[key] = key
     return _translation(tensors, entries, modules, "the trainer found them")
@@ -50,7 +50,7 @@ def cloneofsimo(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translat
 
 def sam(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translation | None:
     """The view under PEFT's names, or None where the file is not SAM-LoRA's."""
-    entries: dict[str, str] = {}
+    entries: dict[str, str | Derived] = {}
     modules = []
     keys = tensors.keys()
     for key in keys:
@@ -58,13 +58,15 @@ def sam(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translation | No
         if hit:
             block, value = divmod(int(hit["number"]), 2)
             modules.append(f"image_encoder.blocks.{block}.attn.{'v' if value else 'q'}")
-            entries[Key(f"{modules[-1]}.lora_{hit['side'].upper()}", key)] = key
+            add(entries, tensors, f"{modules[-1]}.lora_{hit['side'].upper()}", key)
         else:
             entries[key] = key
     return _translation(tensors, entries, modules, "the blocks were adapted, which need not be all")
 
 
-def _translation(tensors: Tensors, entries: Mapping[str, str], modules: list[str], order: str) -> Translation | None:
+def _translation(
+    tensors: Tensors, entries: Mapping[str, str | Derived], modules: list[str], order: str
+) -> Translation | None:
     if not modules:
         return None
     note = f"the file names no modules; they are numbered in the order in which {order}"

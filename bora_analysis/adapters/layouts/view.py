@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...delta import EPSILON
+from ..errors import AdapterError
 from ..tensors import Array, Tensors
 
 
@@ -108,6 +109,17 @@ class Translation:
     passed_over: tuple[str, ...] = ()
     alpha_keys: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def add(
+    entries: dict[str, str | Derived], given: Tensors, name: str, stored: str, derived: Derived | None = None
+) -> None:
+    """Give a tensor of the file PEFT's name; AdapterError where another one has it."""
+    key = Key(name, stored)
+    if key in entries:
+        other = next(other for other in entries if other == key)
+        raise AdapterError(f"{given.path}: {stored} and {other}: two factors for one module")
+    entries[key] = derived or stored
 
 
 def transposed(given: Tensors, key: str) -> Derived:
