@@ -5,6 +5,7 @@
 # make screenshots  the README's pictures of the dashboard, by the browser tests, which need chromium
 # make test    ruff, pyright, import-linter, pytest
 # make bench   the performance targets, with ratios against a peer (installs it into an environment of its own)
+# make bench-training  what a training step costs against PEFT's LoRA: our version of the paper's table 4
 # Every install goes through constraints.txt; running a target twice reinstalls nothing.
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ RUNS := $(addprefix data/runs/,lora-r8 melora-r8-n4 bora-r8-b8 bora-r8-b16)
 FIGURES := figure4 spectra heatmap threshold_sweep
 SHOTS := spectra-light lab-light layers-dark
 
-.PHONY: adapters bench bundled-figures clean dashboard demo figures screenshots test
+.PHONY: adapters bench bench-training bundled-figures clean dashboard demo figures screenshots test
 
 demo: .venv/.installed
 	$(BIN)/bora-analysis compare $(ADAPTERS) 2>/dev/null
@@ -67,6 +68,9 @@ test: .venv/.installed-dev
 bench: .venv/.installed .venv-peer/.installed
 	$(BIN)/python benchmarks/run.py --peer .venv-peer/bin/gradience
 	$(BIN)/python benchmarks/dashboard.py
+
+bench-training: .venv/.installed-dev
+	$(BIN)/python benchmarks/training.py
 
 .venv/.python:
 	$(PYTHON) -m venv .venv
