@@ -214,7 +214,7 @@ def read_factors() -> pd.DataFrame:
     found = factor_table(wanted, on_module=step)
     bar.empty()
     if found.empty:
-        raise ValueError(f"{adapter}: its method has no B', Σ', A' (eq. 6)")
+        raise ValueError(f"{adapter} has no B', Σ', A' (eq. 6): its update is no product of block factors")
     return found
 
 
