@@ -135,7 +135,7 @@ def recommend(tables: Tables, *, energy: float = 0.99) -> Recommendation:
         metrics, spectra = metrics[metrics["step"] == step], spectra[spectra["step"] == step]
     values = {name: part.to_numpy() for name, part in spectra.groupby("module", sort=False)["singular_value"]}
     method = "+".join(sorted(set(metrics["method"])))
-    rows: list[dict[str, Any]] = metrics.to_dict("records")
+    rows: list[Any] = metrics.to_dict("records")
     modules = [_module(row, values[row["module"]], energy) for row in rows if row["energy"] > 0]
     unused = tuple(row["module"] for row in rows if not row["energy"] > 0)
     if not modules:

@@ -201,9 +201,9 @@ def _largest(matrix: Any, k: int) -> SingularVectors:
     """The k largest singular values of a matrix or operator, with their vectors."""
     if isinstance(matrix, np.ndarray) and (min(matrix.shape) <= max(DENSE_UP_TO, 2 * k) or not matrix.any()):
         left, values, right = svd(matrix, full_matrices=False)
-        return SingularVectors(left[:, :k], values[:k], right[:k])
+        return SingularVectors(left[:, :k], values[:k], right[:k], rounding_tolerance(values, "float64"))
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))
     options: dict[str, Any] = {"k": k, "v0": start, "tol": 1e-10}
     left, values, right = cast(tuple[Array, Array, Array], svds(matrix, **options))
     order = np.argsort(values)[::-1]
-    return SingularVectors(left[:, order], values[order], right[order])
+    return SingularVectors(left[:, order], values[order], right[order], rounding_tolerance(values, "float64"))

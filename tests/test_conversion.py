@@ -53,14 +53,14 @@ def test_the_error_is_that_of_eckart_and_young(structure: str, data: st.DataObje
     assert len(A) == max(1, cut.rank)
     assert cut.rank <= rank
     left, middle, right = update.expanded()  # pyright: ignore[reportAttributeAccessIssue]
-    reach = np.linalg.norm(left, 2) * np.linalg.norm(middle, 2) * np.linalg.norm(right, 2)
-    s = scipy.linalg.svdvals(exact)
-    lost, norm = exact - B @ A, np.linalg.norm(s)
+    reach = float(np.linalg.norm(left, 2) * np.linalg.norm(middle, 2) * np.linalg.norm(right, 2))
+    s: Any = scipy.linalg.svdvals(exact)
+    lost, norm = exact - B @ A, float(np.linalg.norm(s))
     for told, found, dense_svd in (
         (cut.error_spectral, np.linalg.norm(lost, 2), s[cut.rank : cut.rank + 1].sum()),
         (cut.error_frobenius, np.linalg.norm(lost), np.linalg.norm(s[cut.rank :])),
     ):
-        np.testing.assert_allclose([told, found], dense_svd, rtol=1e-9, atol=1e-11 * reach)
+        np.testing.assert_allclose([told, float(found)], float(dense_svd), rtol=1e-9, atol=1e-11 * reach)
     if cut.rank:
         np.testing.assert_allclose(cut.error_relative, np.linalg.norm(s[cut.rank :]) / norm, atol=1e-9 * reach / norm)
         np.testing.assert_allclose(cut.energy_kept, np.sum(s[: cut.rank] ** 2) / norm**2, atol=1e-9 * reach / norm)
@@ -76,6 +76,7 @@ def test_energy_and_threshold_choose_the_rank() -> None:
     assert (B.shape, A.shape, np.abs(B @ A).max()) == ((8, 1), (1, 6), 0.0)
     assert (cut.energy_kept, cut.error_relative, cut.error_spectral) == (0.0, 1.0, 4.0)
     assert truncated(dense(np.diag([3.0, 2.0, 1.0])), rank=2)[2].error_spectral == pytest.approx(1.0)
+    wrong: Any
     for wrong in ({"rank": 0}, {"energy": 0.0}, {"energy": 1.1}, {"threshold": -1}, {"rank": 1, "energy": 0.5}):
         with pytest.raises(ValueError, match="expected"):
             truncated(update, **wrong)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,6 +34,7 @@ def test_the_ranks_are_those_of_the_dense_factors():
     frame = factor_table(Adapter.from_updates("a", updates, step=7))
     assert tuple(frame.columns) == FACTOR_COLUMNS
     assert list(frame["step"]) == [7] * 4
+    row: Any
     for row in frame.itertuples():
         parts = updates[str(row.module)].expanded()
         assert (row.rank_B, row.rank_sigma, row.rank_A) == (rank(parts.B), rank(parts.sigma), rank(parts.A))

@@ -70,7 +70,8 @@ def test_an_adapter_less_itself_is_zero_and_relora_is_the_sum_of_its_stages() ->
         nothing = merge([stages[0], stages[0]], [1, -1])[module]
         assert np.abs(nothing.to_dense()).max() <= 1e-16
         assert truncated(nothing)[2].rank == 0  # what is left is rounding, however it compares with itself
-        almost = lora(stages[1][module].B[0] * 1e-9, stages[1][module].A[0])
+        other: Any = stages[1][module]
+        almost = lora(other.B[0] * 1e-9, other.A[0])
         small = merge([stages[0], Adapter.from_updates("e", {module: almost}), stages[0]], [1, 1, -1])[module]
         assert truncated(small)[2].rank == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def test_the_rank_keeps_the_energy_in_every_module_and_no_less_would():
         adapter = synthetic_adapter(method, shapes, r, b, kind="decay", decay=2.0, seed=2)
         for share in (0.9, 0.99):
             found = recommend(analyse(adapter), energy=share)
-            for row in found.table.itertuples():
+            rows: Any = found.table.itertuples()
+            for row in rows:
                 assert row.verdict != "exhausted"
                 kept = {}
                 for module in (m for m in shapes if m.split(".")[2][0] == row.projection):
@@ -51,7 +53,7 @@ def test_the_rank_keeps_the_energy_in_every_module_and_no_less_would():
 def test_wasted_fits_exhausted():
     flat, falling, dropping = [1.0] * 8, [1.0, 0.7, 0.5, 0.4, 0.3, 0.2, 0.05, 0.01], [1.0, 0.5, 0.2] + [0.001] * 5
     found = recommend(of_spectra({"l.0.q_proj": dropping, "l.0.k_proj": falling, "l.0.v_proj": flat}))
-    table = found.table.set_index("projection")
+    table: Any = found.table.set_index("projection")
     assert table["verdict"].to_dict() == {"q": "wasted", "k": "fits", "v": "exhausted"}
     assert table["rank"].to_dict() == {"q": 3, "k": 6, "v": 16}  # 16 = 2R, to try
     assert table["needed"].to_dict() == {"q": 3, "k": 6, "v": 8}
@@ -161,7 +163,7 @@ NAMES = st.lists(
 def test_patterns_say_what_they_should_by_pefts_own_rule(values):
     default, found = patterns(values)
     for module, value in values.items():
-        key = get_pattern_key(found.keys(), module)
+        key = get_pattern_key(list(found), module)
         assert found.get(key, default) == value, (module, found)
     assert default in Counter(values.values())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -93,8 +95,9 @@ def test_tables_of_two_adapters():
     assert len(grid) == 2 * len(SHAPES) * 3 * 4  # two's rank is 4
     assert summary["module"].tolist() == list(one)
     assert set(zip(summary["i"], summary["j"], strict=True)) == {(3, 4)}
-    for row in summary.itertuples():
-        for side, d in (("left", 48), ("right", 32)):
+    rows: Any = summary.itertuples()
+    for row in rows:
+        for side, d in zip(SIDES, (48, 32), strict=True):
             phi = subspace_similarity(one[row.module], two[row.module], side)[2, 3]
             assert getattr(row, f"phi_{side}") == pytest.approx(phi, abs=1e-12)
             assert getattr(row, f"random_{side}") == 4 / d

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -20,7 +22,7 @@ def test_they_are_the_svd_of_the_update(structure, data):
     update, exact = data.draw(updates(structure))
     found = singular_vectors(update)
     left, middle, right = update.expanded()
-    reach = np.linalg.norm(left, 2) * np.linalg.norm(middle, 2) * np.linalg.norm(right, 2)
+    reach = float(np.linalg.norm(left, 2) * np.linalg.norm(middle, 2) * np.linalg.norm(right, 2))
     k = len(found.values)
     assert found.left.shape == (exact.shape[0], k)
     assert found.right.shape == (k, exact.shape[1])
@@ -28,7 +30,7 @@ def test_they_are_the_svd_of_the_update(structure, data):
     np.testing.assert_allclose(found.right @ found.right.T, np.eye(k), atol=1e-12)
     assert np.linalg.norm((found.left * found.values) @ found.right - exact, 2) <= 1e-12 * reach
     assert (np.diff(found.values) <= 0).all()
-    expected = scipy.linalg.svdvals(exact)
+    expected: Any = scipy.linalg.svdvals(exact)
     np.testing.assert_allclose(found.values, np.pad(expected, (0, max(0, k - len(expected))))[:k], atol=1e-12 * reach)
 
 
