@@ -198,8 +198,8 @@ def main() -> int:
                 page.goto(f"{address}/?path=lora-{k}&adapters=lora-{k}", wait_until="commit")
             peak = one
             for page in pages:
-                page.set_default_timeout(300_000)
-                page.wait_for_function(DRAWN, arg=3)
+                # By the clock: a tab behind others may paint no frames to look at.
+                page.wait_for_function(DRAWN, arg=3, polling=500, timeout=900_000)
                 peak = max(peak, memory(process))
             each = (peak - one) / (TABS - 1)
             size = (large / "adapter_model.safetensors").stat().st_size / 1e6
