@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from peft import PeftModel
 
 from .. import conversion
+from ..adapters import AdapterError
 
 
 def convert(
@@ -56,6 +57,9 @@ def convert(
         return conversion.convert(source, folder, dtype=dtype).folder
     if adapter_name not in source.peft_config:
         raise ValueError(f"the model has no adapter {adapter_name!r}; it has {', '.join(source.peft_config)}")
+    if source.peft_config[adapter_name].peft_type == "HYDRALORA":
+        # Its experts' uniform mean can be converted from a folder, but it is not what the model computes.
+        raise AdapterError(f"adapter {adapter_name} is HydraLoRA, whose update depends on the token: no LoRA equals it")
     with TemporaryDirectory() as temporary:
         # Through a file: the reader is the one place that knows what the keys and settings mean.
         source.save_pretrained(temporary, selected_adapters=[adapter_name], save_embedding_layers=False)  # pyright: ignore[reportArgumentType]
