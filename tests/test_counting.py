@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,7 +77,7 @@ def test_a_quick_analysis_fills_what_a_count_tells(monkeypatch):
                "rank_bound", "rank_utilisation"]  # fmt: skip
     for name in columns:
         np.testing.assert_allclose(quick.layer_metrics[name], whole.layer_metrics[name], rtol=1e-8, err_msg=name)
-    row = quick.layer_metrics.set_index("projection").loc["q"]
+    row: Any = quick.layer_metrics.set_index("projection").loc["q"]
     assert np.isnan([float(row[name]) for name in COLUMNS if name not in columns]).all()
     assert set(quick.spectra["projection"]) == {"v", "k"}
     assert "count" in quick.provenance[0]
