@@ -59,6 +59,9 @@ METHODS: dict[str, Method] = {
     "pvera": Method("PVeRA", BLACK, ">"),
     "vblora": Method("VB-LoRA", BLACK, "<"),
     "oft": Method("OFT", BLACK, "^"),
+    "hra": Method("HRA", BLACK, "s"),
+    "boft": Method("BOFT", BLACK, "D"),
+    "ia3": Method("IA³", BLACK, "P"),
     "full": Method("full fine-tuning", BLACK, "*"),
 }
 
