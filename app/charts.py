@@ -1,17 +1,20 @@
 """Charts for the screen, from the tidy tables: the same colours, markers and names as the figures for a paper.
 
-Every function takes a frame and gives an Altair chart; none of them reads or computes a tensor. A logarithmic axis has
-only positive numbers: what is smaller than the floor of the axis, and 0, lies on it, and the tooltip tells the value.
+Every function takes a frame and gives a :class:`Chart`; none of them reads or computes a tensor. A specification is
+plain Vega-Lite and depends on as little as possible, the data stand beside it under names: while only data change, the
+browser updates the picture that it has, which takes a tenth of drawing it anew. So the ends of logarithmic axes lie on
+half decades, and a threshold is data. A logarithmic axis has only positive numbers: what is smaller than the floor of
+the axis, and 0, lies on it, and the tooltip tells the value.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-import altair as alt
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -21,6 +24,7 @@ from bora_analysis import style
 from bora_analysis.style import Look
 
 Array = NDArray[Any]
+Spec = dict[str, Any]
 
 # matplotlib's letters → the shapes of Vega, in which any other is a path in a square from −1 to 1.
 SHAPES = {
@@ -37,6 +41,44 @@ _MUTED = {False: "#666666", True: "#A0A6AC"}
 _EXACT = ".10~g"
 
 
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """A Vega-Lite specification, and the frames that it names as its data."""
+
+    spec: Spec
+    data: Mapping[str, pd.DataFrame]
+
+
+def draw(chart: Chart, key: str, alt: str, **options: Any) -> Any:
+    """Put a chart on the page, as wide as its place. ``alt`` is what a screen reader says."""
+    import pyarrow as pa
+
+    datasets = {name: pa.Table.from_pandas(frame, preserve_index=False) for name, frame in chart.data.items()}
+    spec = {**chart.spec, "datasets": datasets}
+    return st.vega_lite_chart(spec=spec, width="stretch", key=key, alt=alt, **options)
+
+
+def layered(height: int, *layers: Spec, **more: Any) -> Spec:
+    """A specification of layers that lie on one another."""
+    return {"layer": list(layers), "height": height, **more}
+
+
+def layer(data: str, mark: str | Spec, *filters: str, **encoding: Any) -> Spec:
+    """One layer: the name of its data, its mark, and the rows that it shows."""
+    made: Spec = {"data": {"name": data}, "mark": mark, "encoding": encoding}
+    return {**made, "transform": [{"filter": words} for words in filters]} if filters else made
+
+
+def number(field: str, title: str | None = None, **more: Any) -> Spec:
+    """A field as a quantity."""
+    return {"field": field, "type": "quantitative", **({"title": title} if title is not None else {}), **more}
+
+
+def category(field: str, title: str | None = None, **more: Any) -> Spec:
+    """A field as a name."""
+    return {"field": field, "type": "nominal", **({"title": title} if title is not None else {}), **more}
+
+
 def looks_of(frame: pd.DataFrame) -> dict[str, Look]:
     """Adapter → look, from the whole table, before anything is left out of it."""
     pairs: Any = frame[["adapter", "method"]].drop_duplicates()
@@ -44,13 +86,22 @@ def looks_of(frame: pd.DataFrame) -> dict[str, Look]:
 
 
 def metric_name(metric: str) -> str:
-    """A metric in a menu, and so in the URL: without its formula, which has the threshold in it.
+    """A metric in a menu, and so in the URL: without its formula.
 
     >>> metric_name("stable_rank"), metric_name("energy_rank_99")
     ('stable rank', 'energy rank, 99 %')
     """
     name, formula = style.METRICS[metric]
     return f"{name}, {formula.partition(' of')[0]}" if metric.startswith("energy_rank") else name
+
+
+def metric_title(metric: str) -> str:
+    """A metric on an axis. The threshold is τ there: a number would be another specification with each move of it.
+
+    >>> metric_title("effective_rank")
+    'effective rank  #{σ > τ}'
+    """
+    return "  ".join(style.METRICS[metric])
 
 
 def dark() -> bool:
@@ -88,7 +139,7 @@ def curves(spectra: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def spectrum(table: pd.DataFrame, looks: Mapping[str, Look], threshold: float, night: bool) -> Any:
+def spectrum(table: pd.DataFrame, looks: Mapping[str, Look], threshold: float, night: bool) -> Chart:
     """σ against its index, logarithmic: line, band where there are several modules, threshold, bounds.
 
     Parameters
@@ -99,6 +150,7 @@ def spectrum(table: pd.DataFrame, looks: Mapping[str, Look], threshold: float, n
     floor, ceiling = _log_ends(medians[medians > 0], table["largest"].to_numpy(float), threshold)
     shown = table.assign(
         label=_labels(table, looks),
+        filled=_filled(table, looks),
         curve=table["adapter"] + " " + table["bound"].astype(str),
         y=np.fmax(table["median"], floor),
         low=np.fmax(table["least"], floor),
@@ -107,35 +159,39 @@ def spectrum(table: pd.DataFrame, looks: Mapping[str, Look], threshold: float, n
     )
     several = bool((table["modules"] > 1).any())
     x = _index_axis(table["index"], table["bound"])
-    title = "singular value σ" + (", median and range" if several else "")
-    scale = alt.Scale(type="log", domain=[floor, ceiling], nice=False)
-    y = alt.Y("y:Q", title=title, scale=scale, axis=_decades(scale))
+    y = number(
+        "y",
+        "singular value σ" + (", median and range" if several else ""),
+        scale=_log_scale(floor, ceiling),
+        axis=_decades(floor, ceiling),
+    )
     colour, shape, dash = _encodings(shown, looks, night)
     tips = [
-        alt.Tooltip("label:N", title="adapter"),
-        alt.Tooltip("index:Q"),
-        alt.Tooltip("median:Q", title="median σ" if several else "σ", format=_EXACT),
+        category("label", "adapter"),
+        number("index", "index"),
+        number("median", "median σ" if several else "σ", format=_EXACT),
     ]
     if several:
-        tips += [alt.Tooltip("least:Q", format=_EXACT), alt.Tooltip("largest:Q", format=_EXACT)]
-        tips += [alt.Tooltip("modules:Q", title="modules")]
-    base = alt.Chart(shown).encode(x=x, detail="curve:N", color=colour)
-    at_end = shown[shown["index"] == shown["bound"]]
-    ends = alt.Chart(at_end).encode(x=x, color=colour)
-    layers: list[Any] = []
-    if several:
-        layers.append(base.mark_area(opacity=0.16, clip=True).encode(y=alt.Y("low:Q"), y2="high:Q"))
-    layers += [
-        base.mark_line(strokeWidth=2, clip=True).encode(y=y, strokeDash=dash),
-        ends.mark_rule(strokeWidth=1, opacity=0.7).encode(y=y, y2="floor:Q"),
-        *_markers(at_end, looks, night, 70, x=x, y=y, color=colour, shape=shape),
-        base.mark_point(size=90, opacity=0, filled=True).encode(y=y, tooltip=tips),
-        *_threshold(threshold, "y", night),
+        tips += [number("least", "least", format=_EXACT), number("largest", "largest", format=_EXACT)]
+        tips += [number("modules", "modules")]
+    each = {"x": x, "color": colour, "detail": category("curve")}
+    layers = [
+        layer("curves", {"type": "line", "strokeWidth": 2, "clip": True}, **each, y=y, strokeDash=dash),
+        layer(
+            "ends", {"type": "rule", "strokeWidth": 1, "opacity": 0.7}, x=x, color=colour, y=y, y2={"field": "floor"}
+        ),
+        *_markers("ends", shown, night, 70, x=x, y=y, color=colour, shape=shape),
+        layer("curves", {"type": "point", "size": 90, "opacity": 0, "filled": True}, **each, y=y, tooltip=tips),
+        *_threshold(night),
     ]
-    return _layered(430, *layers)
+    if several:
+        band = {"type": "area", "opacity": 0.16, "clip": True}
+        layers.insert(0, layer("curves", band, **each, y=number("low"), y2={"field": "high"}))
+    ends = shown[shown["index"] == shown["bound"]]
+    return Chart(layered(430, *layers), {"curves": shown, "ends": ends, "threshold": _threshold_data(threshold)})
 
 
-def over_layers(table: pd.DataFrame, metric: str, threshold: float, looks: Mapping[str, Look], night: bool) -> Any:
+def over_layers(table: pd.DataFrame, metric: str, looks: Mapping[str, Look], night: bool) -> Chart:
     """A metric over the layers, with the rank bound where the metric counts directions below it.
 
     Parameters
@@ -145,58 +201,51 @@ def over_layers(table: pd.DataFrame, metric: str, threshold: float, looks: Mappi
     values = table[metric].to_numpy(float)
     positive = values[values > 0]
     logarithmic = metric == "energy" and positive.size > 0 and float(positive.max() / positive.min()) > 20
-    shown = table.assign(label=_labels(table, looks), y=table[metric])
-    if logarithmic:
-        shown["y"], scale = _log_scale(values, None)
-    else:
-        scale = alt.Scale(zero=True)
-    name = style.metric_label(metric, threshold, "  ")
-    axis = _decades(scale) if logarithmic else alt.Axis()
-    x = alt.X(
-        "layer:Q",
-        title="layer",
-        axis=alt.Axis(tickMinStep=1, format="d", grid=False),
-        scale=alt.Scale(zero=False, nice=False, padding=8),
+    shown = table.assign(label=_labels(table, looks), filled=_filled(table, looks), y=values)
+    shown["y"], vertical = _vertical(values, logarithmic)
+    x = number(
+        "layer",
+        "layer",
+        axis={"tickMinStep": 1, "format": "d", "grid": False},
+        scale={"zero": False, "nice": False, "padding": 8},
     )
-    y = alt.Y("y:Q", title=name, scale=scale, axis=axis)
+    y = number("y", metric_title(metric), **vertical)
     colour, shape, dash = _encodings(shown, looks, night)
     tips = [
-        alt.Tooltip("label:N", title="adapter"),
-        alt.Tooltip("layer:Q"),
-        alt.Tooltip(f"{metric}:Q", title=style.METRICS[metric][0], format=_EXACT),
-        alt.Tooltip("rank_bound:Q", title="bound", format=_EXACT),
-        alt.Tooltip("modules:Q", title="modules"),
+        category("label", "adapter"),
+        number("layer", "layer"),
+        number(metric, style.METRICS[metric][0], format=_EXACT),
+        number("rank_bound", "bound", format=_EXACT),
+        number("modules", "modules"),
     ]
-    base = alt.Chart(shown).encode(x=x, color=colour)
-    layers: list[Any] = []
+    layers = [
+        layer("layers", {"type": "line", "strokeWidth": 1.5, "clip": True}, x=x, y=y, color=colour, strokeDash=dash),
+        *_markers("layers", shown, night, 55, x=x, y=y, color=colour, shape=shape, tooltip=tips),
+    ]
     if metric == "effective_rank":
-        layers.append(base.mark_line(strokeWidth=1, strokeDash=[4, 3], opacity=0.8).encode(y=alt.Y("rank_bound:Q")))
-    layers += [
-        base.mark_line(strokeWidth=1.5, clip=True).encode(y=y, strokeDash=dash),
-        *_markers(shown, looks, night, 55, x=x, y=y, color=colour, shape=shape, tooltip=tips),
-    ]
-    return _layered(340, *layers)
+        dashed = {"type": "line", "strokeWidth": 1, "strokeDash": [4, 3], "opacity": 0.8}
+        layers.insert(0, layer("layers", dashed, x=x, y=number("rank_bound"), color=colour))
+    return Chart(layered(340, *layers), {"layers": shown})
 
 
-def runs(means: pd.DataFrame, metric: str, threshold: float, looks: Mapping[str, Look], night: bool) -> Any:
+def runs(means: pd.DataFrame, metric: str, looks: Mapping[str, Look], night: bool) -> Chart:
     """A metric against the training step, a line per run.
 
     Parameters
     ----------
     means : columns adapter, step and the metric.
     """
-    shown = means.assign(label=_labels(means, looks))
+    shown = means.assign(label=_labels(means, looks), filled=_filled(means, looks))
     colour, shape, dash = _encodings(shown, looks, night)
-    span = alt.Scale(zero=False, nice=False, padding=8)
-    x = alt.X("step:Q", title="training step", axis=_step_axis(means["step"]), scale=span)
-    y = alt.Y(f"{metric}:Q", title=style.metric_label(metric, threshold, "  "))
-    tips = [alt.Tooltip("label:N", title="run"), alt.Tooltip("step:Q"), alt.Tooltip(f"{metric}:Q", format=_EXACT)]
-    base = alt.Chart(shown).encode(x=x, y=y, color=colour)
-    points = _markers(shown, looks, night, 55, x=x, y=y, color=colour, shape=shape, tooltip=tips)
-    return _layered(320, base.mark_line(strokeWidth=2).encode(strokeDash=dash), *points)
+    x = number("step", "training step", axis=_step_axis(means["step"]), scale=_SPAN)
+    y = number(metric, metric_title(metric))
+    tips = [category("label", "run"), number("step", "step"), number(metric, style.METRICS[metric][0], format=_EXACT)]
+    line = layer("runs", {"type": "line", "strokeWidth": 2}, x=x, y=y, color=colour, strokeDash=dash)
+    points = _markers("runs", shown, night, 55, x=x, y=y, color=colour, shape=shape, tooltip=tips)
+    return Chart(layered(320, line, *points), {"runs": shown})
 
 
-def heatmap(cells: pd.DataFrame, metric: str, threshold: float, chosen: tuple[str, str], night: bool) -> Any:
+def heatmap(cells: pd.DataFrame, metric: str, chosen: tuple[str, str], night: bool) -> Chart:
     """A metric over layers and projections; a click on a cell is the selection ``cell``.
 
     Parameters
@@ -209,45 +258,51 @@ def heatmap(cells: pd.DataFrame, metric: str, threshold: float, chosen: tuple[st
     values = cells[metric].to_numpy(float)
     positive = values[values > 0]
     spreads = positive.size == values.size and values.size and float(positive.max() / positive.min()) > 100
-    scale = alt.Scale(scheme="viridis", type="log" if spreads else "linear", zero=False)
-    name = style.metric_label(metric, threshold, "  ")
-    legend = alt.Legend(
-        title=name,
-        orient="top",
-        format="~g",
-        tickCount=5,
-        gradientLength=alt.ExprRef("min(width, 320)"),
-        titleLimit=600,
-    )
-    click = alt.selection_point(name="cell", fields=["layer", "projection"], toggle=False)
+    legend = {
+        "title": metric_title(metric),
+        "orient": "top",
+        "format": "~g",
+        "tickCount": 5,
+        "gradientLength": {"expr": "min(width, 320)"},
+        "titleLimit": 600,
+    }
     # About fifteen labels have room on a phone; every layer is in its cell's tooltip.
     every = max(1, -(-len(layers) // 16))
-    x = alt.X(
-        "layer:O",
-        sort=layers,
-        title="layer",
-        axis=alt.Axis(labelAngle=0, values=layers[::every], ticks=False, domain=False),
-    )
-    y = alt.Y("projection:N", sort=projections, title=None, axis=alt.Axis(ticks=False, domain=False, labelLimit=120))
-    base = alt.Chart(cells).encode(x=x, y=y)
+    bare = {"ticks": False, "domain": False}
+    x = {
+        "field": "layer",
+        "type": "ordinal",
+        "sort": layers,
+        "title": "layer",
+        "axis": {"labelAngle": 0, "values": layers[::every], **bare},
+    }
+    y = {
+        "field": "projection",
+        "type": "nominal",
+        "sort": projections,
+        "title": None,
+        "axis": {"labelLimit": 120, **bare},
+    }
     tips = [
-        alt.Tooltip("layer:N"),
-        alt.Tooltip("projection:N"),
-        alt.Tooltip(f"{metric}:Q", title=style.METRICS[metric][0], format=_EXACT),
-        alt.Tooltip("modules:Q", title="modules in the cell"),
+        category("layer", "layer"),
+        category("projection", "projection"),
+        number(metric, style.METRICS[metric][0], format=_EXACT),
+        number("modules", "modules in the cell"),
     ]
-    grid = (
-        base.mark_rect(cursor="pointer", cornerRadius=2, stroke=_BACKGROUND[night], strokeWidth=1)
-        .encode(color=alt.Color(f"{metric}:Q", scale=scale, legend=legend), tooltip=tips)
-        .add_params(click)
-    )
+    scale = {"scheme": "viridis", "type": "log" if spreads else "linear", "zero": False}
+    cell = {"type": "rect", "cursor": "pointer", "cornerRadius": 2, "stroke": _BACKGROUND[night], "strokeWidth": 1}
+    grid = layer("cells", cell, x=x, y=y, color=number(metric, scale=scale, legend=legend), tooltip=tips)
+    ring = {"type": "rect", "fillOpacity": 0, "stroke": style.VERMILLION, "strokeWidth": 3, "cornerRadius": 2}
+    frame = layer("chosen", {**ring, "tooltip": None}, x=x, y=y)
+    click = {"type": "point", "fields": ["layer", "projection"], "toggle": False}
     here = cells[(cells["layer"] == chosen[0]) & (cells["projection"] == chosen[1])]
-    frame = (
-        alt.Chart(here)
-        .mark_rect(fillOpacity=0, stroke=style.VERMILLION, strokeWidth=3, cornerRadius=2, tooltip=None)
-        .encode(x=x, y=y)
+    spec = layered(
+        38 * max(2, len(projections)) + 150,
+        {**grid, "name": "grid"},
+        frame,
+        params=[{"name": "cell", "select": click, "views": ["grid"]}],
     )
-    return _layered(38 * max(2, len(projections)) + 150, grid, frame)
+    return Chart(spec, {"cells": cells, "chosen": here})
 
 
 def families(
@@ -260,7 +315,7 @@ def families(
     night: bool,
     bold: str | None = None,
     threshold: float | None = None,
-) -> Any:
+) -> Chart:
     """A family of lines, coloured by a number (depth, slot, step), with one of them, or a mean, in bold.
 
     Parameters
@@ -272,49 +327,41 @@ def families(
     """
     values = table[y].to_numpy(float)
     positive = values[values > 0]
-    logarithmic = positive.size > 0 and float(positive.max() / positive.min()) > 20
-    shown = table.assign(y=values)
-    if threshold is not None or logarithmic:
-        shown["y"], scale = _log_scale(values, threshold)
-        logarithmic = True
-    else:
-        scale = alt.Scale(zero=True)
-    span = alt.Scale(zero=False, nice=False, padding=8)
-    across = alt.X(f"{x}:Q", title=titles[0], axis=_step_axis(table[x]), scale=span)
-    up = alt.Y("y:Q", title=titles[1], scale=scale, axis=_decades(scale) if logarithmic else alt.Axis())
+    spreads = positive.size > 0 and float(positive.max() / positive.min()) > 20
+    shown = table.copy()
+    shown["y"], vertical = _vertical(values, threshold is not None or spreads, threshold)
+    across = number(x, titles[0], axis=_step_axis(table[x]), scale=_SPAN)
+    up = number("y", titles[1], **vertical)
     named = sorted(table[by].unique().tolist())
     named = named[:: -(-len(named) // 8)]
-    legend = alt.Legend(title=titles[2], orient="top", format="d", values=named, symbolOpacity=1)
-    ends = [float(table[by].min()), float(table[by].max())]
+    legend = {"title": titles[2], "orient": "top", "format": "d", "values": named, "symbolOpacity": 1}
     # The brightest yellow is lost on white, the darkest violet on black.
-    shades = alt.SchemeParams(name="viridis", extent=[0.2, 1.0] if night else [0.0, 0.92])
-    colour = alt.Color(f"{by}:Q", scale=alt.Scale(scheme=shades, domain=ends), legend=legend)
-    tips = [
-        alt.Tooltip(f"{by}:N", title=titles[2]),
-        alt.Tooltip(f"{x}:Q", title=titles[0]),
-        alt.Tooltip(f"{y}:Q", title=titles[1], format=_EXACT),
+    shades = {"name": "viridis", "extent": [0.2, 1.0] if night else [0.0, 0.92]}
+    ends = [float(table[by].min()), float(table[by].max())]
+    colour = number(by, scale={"scheme": shades, "domain": ends}, legend=legend)
+    tips = [category(by, titles[2]), number(x, titles[0]), number(y, titles[1], format=_EXACT)]
+    thin = {"x": across, "y": up, "color": colour, "detail": category(by)}
+    layers = [
+        layer("lines", {"type": "line", "strokeWidth": 1.5, "opacity": 0.9}, **thin),
+        layer("lines", {"type": "point", "size": 28, "filled": True, "opacity": 0.9}, **thin, tooltip=tips),
     ]
-    thin = shown[~shown["bold"]] if "bold" in shown else shown
-    base = alt.Chart(thin).encode(x=across, y=up, detail=f"{by}:N", color=colour)
-    layers: list[Any] = [
-        base.mark_line(strokeWidth=1.5, opacity=0.9),
-        base.mark_point(size=28, filled=True, opacity=0.9).encode(tooltip=tips),
-    ]
+    data = {"lines": shown}
     if bold is not None and "bold" in shown:
-        ink = _ink(night)
-        heavy = alt.Chart(shown[shown["bold"]].assign(bold_name=bold)).encode(x=across, y=up)
+        data = {"lines": shown[~shown["bold"]], "bold": shown[shown["bold"]].assign(bold_name=bold)}
+        ink = "#E8E6E3" if night else "#1A1A1A"
+        heavy = {"x": across, "y": up}
+        point = {"type": "point", "size": 45, "filled": True, "color": ink, "opacity": 1}
         layers += [
-            heavy.mark_line(strokeWidth=3, color=ink),
-            heavy.mark_point(size=45, filled=True, color=ink, opacity=1).encode(
-                tooltip=[alt.Tooltip("bold_name:N", title=titles[2]), *tips[1:]]
-            ),
+            layer("bold", {"type": "line", "strokeWidth": 3, "color": ink}, **heavy),
+            layer("bold", point, **heavy, tooltip=[category("bold_name", titles[2]), *tips[1:]]),
         ]
     if threshold is not None:
-        layers += _threshold(threshold, "y", night)
-    return _layered(400, *layers)
+        layers += _threshold(night)
+        data["threshold"] = _threshold_data(threshold)
+    return Chart(layered(400, *layers), data)
 
 
-def ranks_by_step(table: pd.DataFrame, night: bool) -> Any:
+def ranks_by_step(table: pd.DataFrame, night: bool) -> Chart:
     """Mean ranks of B', Σ', A' against the step.
 
     Parameters
@@ -328,24 +375,25 @@ def ranks_by_step(table: pd.DataFrame, night: bool) -> Any:
         "Σ′": (style.VERMILLION, 4.5),
         "B′": (style.BLUE, 1.8),
     }
-    x = alt.X(
-        "step:Q",
-        title="training step",
-        axis=_step_axis(table["step"]),
-        scale=alt.Scale(zero=False, nice=False, padding=8),
+    x = number("step", "training step", axis=_step_axis(table["step"]), scale=_SPAN)
+    y = number("rank", "rank, mean over the modules", scale={"zero": True})
+    tips = [category("factor", "factor"), number("step", "step"), number("rank", "rank", format=_EXACT)]
+    colour = category(
+        "factor",
+        scale={
+            "domain": list(strokes)[::-1],
+            "range": [readable(colour, night) for colour, _ in strokes.values()][::-1],
+        },
+        legend={"title": None, "orient": "top", "symbolType": "square", "symbolSize": 120, "symbolOpacity": 1},
     )
-    y = alt.Y("rank:Q", title="rank, mean over the modules", scale=alt.Scale(zero=True))
-    legend = alt.Legend(title=None, orient="top", symbolType="square", symbolSize=120, symbolOpacity=1)
-    scale = alt.Scale(domain=list(strokes)[::-1], range=[readable(c, night) for c, _ in strokes.values()][::-1])
-    tips = [alt.Tooltip("factor:N"), alt.Tooltip("step:Q"), alt.Tooltip("rank:Q", format=_EXACT)]
-    colour = alt.Color("factor:N", scale=scale, legend=legend)
-    layers: list[Any] = []
+    layers = []
     for factor, (_, width) in strokes.items():
-        base = alt.Chart(table[table["factor"] == factor]).encode(x=x, y=y, color=colour, tooltip=tips)
+        only = f"datum.factor == '{factor}'"
         opacity = 0.35 if factor == "bound" else 1.0
-        layers.append(base.mark_line(strokeWidth=width, opacity=opacity, strokeCap="round"))
-        layers.append(base.mark_point(size=(width + 4) ** 2, filled=True, opacity=opacity))
-    return _layered(340, *layers)
+        line = {"type": "line", "strokeWidth": width, "opacity": opacity, "strokeCap": "round"}
+        point = {"type": "point", "size": (width + 4) ** 2, "filled": True, "opacity": opacity}
+        layers += [layer("ranks", mark, only, x=x, y=y, color=colour, tooltip=tips) for mark in (line, point)]
+    return Chart(layered(340, *layers), {"ranks": table})
 
 
 def picture(
@@ -354,7 +402,7 @@ def picture(
     lines: tuple[Sequence[float], Sequence[float]],
     title: str,
     names: tuple[str, str],
-) -> Any:
+) -> Chart:
     """A matrix as an image with lines between its blocks. Row 1 is at the top.
 
     Parameters
@@ -365,121 +413,124 @@ def picture(
     title : of the colours.
     names : of the rows and the columns.
     """
+    m, n = size
+    top = float(image.max(initial=0.0)) or 1.0
+    bare = {"grid": False, "format": ",d", "tickCount": 4, "tickMinStep": 1}
+    x = number("x", names[1], scale={"domain": [0, n], "nice": False}, axis=bare)
+    y = number("y", names[0], scale={"domain": [0, m], "nice": False, "reverse": True}, axis=bare)
+    painted = {
+        "type": "image",
+        "width": {"expr": "width"},
+        "height": {"expr": "height"},
+        "aspect": False,
+        "align": "left",
+        "baseline": "top",
+        "smooth": False,
+    }
+    legend = {
+        "title": title,
+        "orient": "top",
+        "format": ".3~g",
+        "gradientLength": 180,
+        "titleLimit": 400,
+        "tickCount": 3,
+    }
+    colour = number("value", scale={"scheme": "viridis", "zero": True, "nice": False}, legend=legend)
+    rule = {"type": "rule", "color": "#FFFFFF", "opacity": 0.55, "strokeWidth": 0.8}
+    spec = layered(
+        430,
+        layer("image", painted, x=x, y=y, url={"field": "url", "type": "nominal"}),
+        layer("key", {"type": "point", "opacity": 0}, x=x, y=y, color=colour),
+        layer("rows", rule, y=y),
+        layer("columns", rule, x=x),
+    )
+    return Chart(
+        spec,
+        {
+            "image": pd.DataFrame({"x": [0.0], "y": [0.0], "url": [_png(image / top)]}),
+            "key": pd.DataFrame({"x": [0.0, 0.0], "y": [0.0, 0.0], "value": [0.0, top]}),
+            "rows": pd.DataFrame({"y": np.asarray(lines[0], dtype=float)}),
+            "columns": pd.DataFrame({"x": np.asarray(lines[1], dtype=float)}),
+        },
+    )
+
+
+def _png(image: Array) -> str:
+    """Numbers in [0, 1] as an image in viridis, a byte for each, as the address of its data."""
     from matplotlib import colormaps  # here: the other pages go without it
     from PIL import Image
 
-    m, n = size
-    top = float(image.max(initial=0.0))
-    pixels = np.round(255 * colormaps["viridis"](image / (top or 1.0))[..., :3]).astype(np.uint8)
+    pixels = Image.fromarray(np.round(255 * image).astype(np.uint8))
+    pixels.putpalette(colormaps["viridis"](np.arange(256), bytes=True)[:, :3].tobytes())
     buffer = BytesIO()
-    # Enlarged here, since browsers smooth what they enlarge.
-    grow = tuple(max(1, -(-512 // edge)) for edge in image.shape)
-    Image.fromarray(np.repeat(np.repeat(pixels, grow[0], 0), grow[1], 1)).save(buffer, "png", compress_level=1)
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-    bare = alt.Axis(grid=False, format=",d", tickCount=4, tickMinStep=1)
-    x = alt.X("x:Q", scale=alt.Scale(domain=[0, n], nice=False), title=names[1], axis=bare)
-    y = alt.Y("y:Q", scale=alt.Scale(domain=[0, m], nice=False, reverse=True), title=names[0], axis=bare)
-    painted = (
-        alt.Chart(pd.DataFrame({"x": [0.0], "y": [0.0], "url": [url]}))
-        .mark_image(
-            width=alt.ExprRef("width"), height=alt.ExprRef("height"), aspect=False, align="left", baseline="top"
-        )
-        .encode(x=x, y=y, url="url:N")
-    )
-    scale = alt.Scale(scheme="viridis", domain=[0, top or 1.0])
-    legend = alt.Legend(title=title, orient="top", format=".3~g", gradientLength=180, titleLimit=400, tickCount=3)
-    key = (
-        alt.Chart(pd.DataFrame({"x": [0.0, 0.0], "y": [0.0, 0.0], "value": [0.0, top]}))
-        .mark_point(opacity=0)
-        .encode(x=x, y=y, color=alt.Color("value:Q", scale=scale, legend=legend))
-    )
-    places: tuple[tuple[dict[str, Any], Sequence[float]], ...] = (({"y": y}, lines[0]), ({"x": x}, lines[1]))
-    rules = [
-        alt.Chart(pd.DataFrame({name: list(at) for name in axis}))
-        .mark_rule(color="#FFFFFF", opacity=0.55, strokeWidth=0.8)
-        .encode(**axis)
-        for axis, at in places
-        if len(at)
-    ]
-    return _layered(430, painted, key, *rules)
+    pixels.save(buffer, "png", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _index_axis(index: pd.Series, bounds: pd.Series) -> alt.X:
+_SPAN = {"zero": False, "nice": False, "padding": 8}
+
+
+def _index_axis(index: pd.Series, bounds: pd.Series) -> Spec:
     """Logarithmic where the bounds lie so far apart that the shortest curve would be a stroke."""
     most, least = float(index.max()), float(bounds.min())
     wide = most > 40 * least
-    scale = alt.Scale(type="log" if wide else "linear", domain=[1 if wide else 0, most * 1.02], nice=False)
-    axis = alt.Axis(tickMinStep=1, grid=False, format="d", labelOverlap=True)
-    return alt.X("index:Q", title="index of the singular value", axis=axis, scale=scale)
+    return number(
+        "index",
+        "index of the singular value",
+        axis={"tickMinStep": 1, "grid": False, "format": "d", "labelOverlap": True},
+        scale={"type": "log" if wide else "linear", "domain": [1 if wide else 0, most * 1.02], "nice": False},
+    )
 
 
-def _step_axis(values: pd.Series) -> alt.Axis:
+def _step_axis(values: pd.Series) -> Spec:
     """Whole numbers; the very ones that there are, if they are few."""
     stops = sorted(int(value) for value in values.unique())
-    axis = alt.Axis(tickMinStep=1, format="d", grid=False, labelOverlap=True)
-    if len(stops) <= 12:
-        axis.values = stops
-    return axis
-
-
-class _Trusted(alt.LayerChart):
-    """A chart that is not held against Vega-Lite's schema each time it is drawn, which took most of a redraw."""
-
-    def to_dict(self, validate: bool = True, **options: Any) -> dict[str, Any]:
-        return super().to_dict(validate=False, **options)
-
-
-def _layered(height: int, *layers: Any) -> Any:
-    return _Trusted(layer=list(layers), height=height)
+    axis = {"tickMinStep": 1, "format": "d", "grid": False, "labelOverlap": True}
+    return {**axis, "values": stops} if len(stops) <= 12 else axis
 
 
 def _labels(table: pd.DataFrame, looks: Mapping[str, Look]) -> list[str]:
     return [looks[adapter].label for adapter in table["adapter"]]
 
 
-def _encodings(shown: pd.DataFrame, looks: Mapping[str, Look], night: bool) -> tuple[Any, Any, Any]:
+def _filled(table: pd.DataFrame, looks: Mapping[str, Look]) -> list[bool]:
+    return [looks[adapter].filled for adapter in table["adapter"]]
+
+
+def _encodings(shown: pd.DataFrame, looks: Mapping[str, Look], night: bool) -> tuple[Spec, Spec, Spec]:
     """Colour, shape and dash by the label, with one legend."""
-    here = [looks[adapter] for adapter in dict.fromkeys(shown["adapter"])]
+    adapters = list(dict.fromkeys(shown["adapter"]))
+    here = [looks[adapter] for adapter in adapters]
     domain = [look.label for look in here]
-    legend = alt.Legend(
-        title=None,
-        orient="top",
-        labelLimit=340,
-        symbolSize=90,
-        symbolOpacity=1,
-        symbolStrokeWidth=2,
-        columns=alt.ExprRef("max(1, floor(width / 290))"),
-    )
-
-    def scale(values: list[Any]) -> alt.Scale:
-        return alt.Scale(domain=domain, range=values)
-
+    legend = {
+        "title": None,
+        "orient": "top",
+        "labelLimit": 340,
+        "symbolSize": 90,
+        "symbolOpacity": 1,
+        "symbolStrokeWidth": 2,
+        "columns": {"expr": "max(1, floor(width / 290))"},
+    }
+    colours = [readable(look.colour, night) for look in here]
+    shapes = [SHAPES[look.marker] for look in here]
+    dashes = [[2 * x for x in look.dash] or [1, 0] for look in here]
     return (
-        alt.Color("label:N", scale=scale([readable(look.colour, night) for look in here]), legend=legend),
-        alt.Shape("label:N", scale=scale([SHAPES[look.marker] for look in here]), legend=legend),
+        category("label", scale={"domain": domain, "range": colours}, legend=legend),
+        category("label", scale={"domain": domain, "range": shapes}, legend=legend),
         # By another field: Vega-Lite would merge its (absent) legend with that of the label.
-        alt.StrokeDash(
-            "adapter:N",
-            scale=alt.Scale(
-                domain=list(dict.fromkeys(shown["adapter"])),
-                range=[[2 * x for x in look.dash] or [1, 0] for look in here],
-            ),
-            legend=None,
-        ),
+        category("adapter", scale={"domain": adapters, "range": dashes}, legend=None),
     )
 
 
-def _markers(shown: pd.DataFrame, looks: Mapping[str, Look], night: bool, size: int, **encodings: Any) -> list[Any]:
+def _markers(data: str, shown: pd.DataFrame, night: bool, size: int, **encodings: Any) -> list[Spec]:
     """Filled and open markers, as the figures have them."""
-    filled = np.array([looks[adapter].filled for adapter in shown["adapter"]], dtype=bool)
+    full = {"type": "point", "size": size, "opacity": 1, "filled": True}
+    open_ = {**full, "filled": False, "fill": _BACKGROUND[night], "strokeWidth": 1.8}
     layers = []
-    for part, ground in ((shown[filled], None), (shown[~filled], _BACKGROUND[night])):
-        if len(part):
-            options: dict[str, Any] = (
-                {"filled": True} if ground is None else {"filled": False, "fill": ground, "strokeWidth": 1.8}
-            )
-            layers.append(alt.Chart(part).mark_point(size=size, opacity=1, **options).encode(**encodings))
+    if shown["filled"].any():
+        layers.append(layer(data, full, "datum.filled", **encodings))
+    if not shown["filled"].all():
+        layers.append(layer(data, open_, "!datum.filled", **encodings))
     return layers
 
 
@@ -507,19 +558,14 @@ def _luminance(colour: str) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def _ink(night: bool) -> str:
-    return "#E8E6E3" if night else "#1A1A1A"
-
-
-def _decades(scale: alt.Scale) -> alt.Axis:
+def _decades(low: float, high: float) -> Spec:
     """Powers of ten only; of many some. Where the axis has fewer than two, Vega's own choice."""
-    low, high = scale.to_dict()["domain"]
     powers = [float(10.0**k) for k in range(int(np.ceil(np.log10(low))), int(np.floor(np.log10(high))) + 1)]
     if len(powers) < 2:
-        return alt.Axis(format="~g", tickCount=4)
+        return {"format": "~g", "tickCount": 4}
     powers = powers[:: -(-len(powers) // 8)]
     labels = " : ".join(f"datum.value == {p!r} ? '{_power(p)}'" for p in powers) + " : ''"
-    return alt.Axis(values=powers, labelExpr=labels)
+    return {"values": powers, "labelExpr": labels}
 
 
 def _power(value: float) -> str:
@@ -530,30 +576,56 @@ def _power(value: float) -> str:
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
+def _log_scale(low: float, high: float) -> Spec:
+    return {"type": "log", "domain": [low, high], "nice": False}
+
+
+def _half_decades(low: float, high: float) -> tuple[float, float]:
+    """The next half decades below and above: ends that stay while the numbers between them move."""
+    below, above = np.floor(2 * np.log10(low)) / 2, np.ceil(2 * np.log10(high)) / 2
+    return float(10**below), float(10**above)
+
+
 def _log_ends(medians: Array, largest: Array, threshold: float) -> tuple[float, float]:
     """Ends of an axis of σ that shows all medians above 0, all maxima and the threshold; two decades at least."""
-    low = min(threshold, float(medians.min(initial=threshold))) / 3
-    high = max(threshold, float(largest.max(initial=threshold))) * 2
+    low = min(threshold, float(medians.min(initial=threshold))) / 1.5
+    high = max(threshold, float(largest.max(initial=threshold))) * 1.2
     widen = max(1.0, float(np.sqrt(100 * low / high)))
-    return low / widen, high * widen
+    return _half_decades(low / widen, high * widen)
 
 
-def _log_scale(values: Array, threshold: float | None) -> tuple[Array, alt.Scale]:
-    """The values, none below the floor of the logarithmic axis, and the axis."""
+def _vertical(values: Array, logarithmic: bool, threshold: float | None = None) -> tuple[Array, Spec]:
+    """The values, none below the floor of a logarithmic axis, and the scale and the axis."""
+    if not logarithmic:
+        return values, {"scale": {"zero": True}}
     positive = values[values > 0]
     if threshold is not None:
         low, high = _log_ends(positive, values, threshold)
     else:
-        low, high = float(positive.min()) / 1.5, float(positive.max()) * 1.5
-    return np.fmax(values, low), alt.Scale(type="log", domain=[low, high], nice=False)
+        low, high = _half_decades(float(positive.min()) / 1.1, float(positive.max()) * 1.1)
+    return np.fmax(values, low), {"scale": _log_scale(low, high), "axis": _decades(low, high)}
 
 
-def _threshold(threshold: float, axis: str, night: bool) -> list[Any]:
-    data = pd.DataFrame({axis: [threshold], "text": [f"τ = {threshold:g}"]})
-    line = alt.Chart(data).mark_rule(strokeDash=[5, 4], color=_MUTED[night], strokeWidth=1.2).encode(y=f"{axis}:Q")
-    words = (
-        alt.Chart(data)
-        .mark_text(align="left", baseline="top", dy=4, dx=3, color=_MUTED[night], fontSize=12)
-        .encode(y=f"{axis}:Q", x=alt.value(0), text="text:N")
-    )
-    return [line, words]
+def _threshold(night: bool) -> list[Spec]:
+    line = {"type": "rule", "strokeDash": [5, 4], "color": _MUTED[night], "strokeWidth": 1.2}
+    words = {
+        "type": "text",
+        "align": "left",
+        "baseline": "top",
+        "dy": 4,
+        "dx": 3,
+        "color": _MUTED[night],
+        "fontSize": 12,
+    }
+    here = number("y")
+    place = {"y": here, "x": {"value": 0}, "text": category("text")}
+    return [
+        layer("threshold", line, y=here),
+        # A rim in the colour of the ground, where a curve passes behind the words.
+        layer("threshold", {**words, "stroke": _BACKGROUND[night], "strokeWidth": 4}, **place),
+        layer("threshold", words, **place),
+    ]
+
+
+def _threshold_data(threshold: float) -> pd.DataFrame:
+    return pd.DataFrame({"y": [threshold], "text": [f"τ = {threshold:g}"]})

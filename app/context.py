@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
+import sources
 import streamlit as st
+from plain import markdown
 from sources import Source
+
+from bora_analysis.adapters import AdapterError
+from bora_analysis.table import LAYER_COLUMNS, SPECTRA_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,35 @@ def current() -> Context:
     return st.session_state["_context"]
 
 
+def load(chosen: Sequence[Source], threshold: float) -> Context:
+    """The tables of the chosen adapters; one that cannot be read shows its line and the others go on."""
+    store, tables, read = sources.table_store(), [], []
+    for source in chosen:
+        slot, name = st.empty(), markdown(source.label)
+
+        def told(done: int, total: int, slot=slot, name=name) -> None:
+            if done % 8 == 0 or done == total:
+                slot.progress(done / total, f"{name}: {done} of {total} modules")
+
+        try:
+            if not store.has(source):
+                slot.progress(0.0, f"{name}: reading")
+            tables.append(store.get(source, told))
+        except AdapterError as error:
+            slot.error(markdown(str(error)), icon=":material/error:")
+            continue
+        slot.empty()
+        read.append(source)
+    if not tables:
+        nothing = pd.DataFrame(columns=list(SPECTRA_COLUMNS)), pd.DataFrame(columns=list(LAYER_COLUMNS))
+        return Context((), *nothing, threshold)
+    together = sources.joined(tables)
+    return Context(tuple(read), together.spectra, sources.with_threshold(together, threshold), threshold)
+
+
 def latest(frame: pd.DataFrame) -> pd.DataFrame:
     """Each adapter's last step only."""
+    if frame["step"].isna().all():
+        return frame
     last = frame.groupby("adapter")["step"].transform("max")
     return frame[(frame["step"] == last) | (frame["step"].isna() & last.isna())]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import streamlit as st
 
@@ -11,6 +12,13 @@ def question(title: str, sentence: str) -> None:
     """The head of a page: its name and the one question that it answers."""
     st.title(title, anchor=False)
     st.markdown(sentence)
+
+
+@contextmanager
+def folded(label: str, key: str, icon: str = ":material/table:") -> Iterator[bool]:
+    """A box that is closed at first; ``if`` it is open, its content is worth computing and sending."""
+    with st.expander(label, icon=icon, key=key, on_change="rerun") as box:
+        yield bool(box.open)
 
 
 def explanation(parts: Sequence[tuple[str, str]], references: Sequence[str]) -> None:

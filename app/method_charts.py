@@ -1,4 +1,4 @@
-"""Charts of the pages on methods (lab, budget, paper): numbers in, Altair out.
+"""Charts of the pages on methods (lab, budget, paper): numbers in, :class:`charts.Chart` out.
 
 Log axes are given positive data only; colours, labels and markers are those of the figures.
 """
@@ -6,19 +6,14 @@ Log axes are given positive data only; colours, labels and markers are those of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
-from functools import lru_cache
 from typing import Any
 
-import altair as alt
 import pandas as pd
-from charts import SHAPES, dark, readable
+from charts import SHAPES, Chart, Spec, category, dark, layer, layered, number, readable
 
 from bora_analysis import style
 
 DASHED = [4, 3]
-#: Name of the data in the specs of :func:`sweep_specs`.
-SWEEP = "sweep"
 
 
 def guide() -> str:
@@ -31,20 +26,25 @@ def on_screen(colour: str) -> str:
     return readable(colour, dark())
 
 
-def colour_scale(methods: Sequence[str]) -> alt.Scale:
+def colour_scale(methods: Sequence[str]) -> Spec:
     """Method → its colour in the figures. The domain is the methods' labels."""
     looks = [style.method_look(method) for method in methods]
-    return alt.Scale(domain=[look.label for look in looks], range=[on_screen(look.colour) for look in looks])
+    return {"domain": [look.label for look in looks], "range": [on_screen(look.colour) for look in looks]}
 
 
-def shape_scale(methods: Sequence[str]) -> alt.Scale:
+def shape_scale(methods: Sequence[str]) -> Spec:
     looks = [style.method_look(method) for method in methods]
-    return alt.Scale(domain=[look.label for look in looks], range=[SHAPES[look.marker] for look in looks])
+    return {"domain": [look.label for look in looks], "range": [SHAPES[look.marker] for look in looks]}
 
 
-def legend(**options: Any) -> alt.Legend:
+def legend(**options: Any) -> Spec:
     # Above the chart: beside it, it would leave a phone no room for the data.
-    return alt.Legend(orient="top", title=None, symbolStrokeWidth=2, labelLimit=260, **options)
+    return {"orient": "top", "title": None, "symbolStrokeWidth": 2, "symbolOpacity": 1, "labelLimit": 260, **options}
+
+
+def columns(width: int) -> Spec:
+    """As many columns of a legend as have that width, so that a phone has fewer."""
+    return {"expr": f"max(1, floor(width / {width}))"}
 
 
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
@@ -52,7 +52,7 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(label=[style.method_look(method).label for method in frame["method"]])
 
 
-def spectra(frame: pd.DataFrame, bounds: dict[str, int], threshold: float) -> Any:
+def spectra(frame: pd.DataFrame, bounds: dict[str, int], threshold: float) -> Chart:
     """Singular values of one layer against their index, a line per method, with threshold and rank bounds.
 
     Parameters
@@ -61,182 +61,181 @@ def spectra(frame: pd.DataFrame, bounds: dict[str, int], threshold: float) -> An
     bounds : method → rank bound.
     """
     methods = list(bounds)
-    colour = alt.Color("label:N", scale=colour_scale(methods), legend=legend())
+    colour = category("label", scale=colour_scale(methods), legend=legend())
+    shape = category("label", scale=shape_scale(methods), legend=legend())
     # A little beyond the last bound, whose rule the edge would cut in half.
-    scale = alt.Scale(domain=[0, 1.02 * max(bounds.values())], nice=False)
-    x = alt.X("index:Q", title="index k", scale=scale, axis=alt.Axis(tickMinStep=1, grid=False))
-    y = alt.Y("singular_value:Q", title="singular value σₖ", scale=alt.Scale(type="log"), axis=log_axis())
+    scale = {"domain": [0, 1.02 * max(bounds.values())], "nice": False}
+    x = number("index", "index k", scale=scale, axis={"tickMinStep": 1, "grid": False})
+    y = number("singular_value", "singular value σₖ", scale={"type": "log"}, axis=log_axis())
     tooltip = [
-        alt.Tooltip("label:N", title="method"),
-        alt.Tooltip("index:Q", title="k"),
-        alt.Tooltip("singular_value:Q", title="σₖ", format=".12g"),
+        category("label", "method"),
+        number("index", "k"),
+        number("singular_value", "σₖ", format=".12g"),
     ]
-    shape = alt.Shape("label:N", scale=shape_scale(methods), legend=legend())
-    dots = alt.OverlayMarkDef(filled=True, size=34 if len(frame) < 200 else 12, opacity=1)
-    curves = alt.Chart(labelled(frame)).mark_line(strokeWidth=1.8, point=dots)
-    curves = curves.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip)
+    dots = {"filled": True, "size": 34 if len(frame) < 200 else 12, "opacity": 1}
+    line = {"type": "line", "strokeWidth": 1.8, "point": dots}
     edges = labelled(pd.DataFrame({"method": methods, "bound": list(bounds.values())}))
     # Equal bounds lie on one another: dashes of different lengths let both colours show.
     edges["dash"] = [f"{k}" for k in range(len(edges))]
-    dashes = alt.StrokeDash(
-        "dash:N", legend=None, scale=alt.Scale(domain=list(edges["dash"]), range=[[2, 6], [6, 6], [3, 9]])
-    )
-    bound = (
-        alt.Chart(edges)
-        .mark_rule(strokeWidth=1.5)
-        .encode(
-            x="bound:Q",
+    dashes = {"domain": list(edges["dash"]), "range": [[2, 6], [6, 6], [3, 9]]}
+    layers = [
+        layer("curves", line, x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
+        layer(
+            "bounds",
+            {"type": "rule", "strokeWidth": 1.5},
+            x=number("bound"),
             color=colour,
-            strokeDash=dashes,
-            tooltip=[alt.Tooltip("label:N", title="method"), alt.Tooltip("bound:Q", title="rank bound")],
-        )
-    )
-    layers: list[Any] = [curves, bound]
-    if threshold > 0:
-        layers += _level(threshold, f"τ = {threshold:g}")
-    return alt.layer(*layers).properties(height=340)
-
-
-def _level(value: float, text: str) -> list[Any]:
-    here = alt.Chart(pd.DataFrame({"singular_value": [value], "text": [text]})).encode(y="singular_value:Q")
-    words = here.mark_text(align="left", baseline="top", dx=4, dy=3, color=guide())
-    return [here.mark_rule(color=guide(), strokeDash=DASHED), words.encode(x=alt.value(0), text="text:N")]
-
-
-def log_axis() -> alt.Axis:
-    """Labels at powers of ten, short: "1e-3" takes less room than "0.001"."""
-    return alt.Axis(format="~g", tickCount=6, grid=True)
-
-
-def blocks_axis(blocks: Sequence[int]) -> alt.X:
-    """b on a log₂ axis, labelled where the values are."""
-    few = [b for b in blocks if not b & (b - 1)] or list(blocks)
-    return alt.X(
-        "blocks:Q",
-        title="blocks b",
-        scale=alt.Scale(type="log", base=2, nice=False, padding=12),
-        axis=alt.Axis(values=few, format="d", grid=False),
-    )
-
-
-@lru_cache(maxsize=32)
-def sweep_specs(blocks: tuple[int, ...], optimum: float, chosen: int, night: bool) -> tuple[dict[str, Any], ...]:
-    """Vega-Lite of the sweep's three charts, without the data: rank, parameters, parameters per unit of rank.
-
-    To build and check a chart takes Altair longer than the sweep; a new seed changes nothing but the data.
-    ``blocks`` and ``night`` (the theme, as :func:`dark` has it) are what the charts depend on besides.
-    """
-    charts = (
-        sweep_ranks(blocks, optimum, chosen),
-        sweep_price(blocks, "parameters", "parameters (m+n+b²)r", optimum, chosen),
-        sweep_price(blocks, "parameters_per_rank", "parameters per unit of bound", optimum, chosen),
-    )
-    return tuple(chart.to_dict() for chart in charts)
-
-
-def with_sweep(spec: dict[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
-    """A chart of :func:`sweep_specs` with its data, a table of ``lab_model.sweep``."""
-    return {**deepcopy(spec), "datasets": {**spec["datasets"], SWEEP: frame}}
-
-
-def sweep_ranks(blocks: Sequence[int], optimum: float, chosen: int) -> Any:
-    """Rank bound (open) and measured rank (filled) of BoRA against b."""
-    colour = style.method_look("bora").colour
-    tooltip = [
-        alt.Tooltip("blocks:Q", title="b"),
-        alt.Tooltip("rank_bound:Q", title="bound"),
-        alt.Tooltip("measured_rank:Q", title="measured rank"),
+            strokeDash=category("dash", legend=None, scale=dashes),
+            tooltip=[category("label", "method"), number("bound", "rank bound")],
+        ),
     ]
-    base = alt.Chart(alt.NamedData(SWEEP)).encode(x=blocks_axis(blocks), tooltip=tooltip)
-    rings = alt.OverlayMarkDef(
-        shape="diamond", filled=False, stroke=colour, fill="transparent", size=150, strokeWidth=1.4, opacity=1
+    data = {"curves": labelled(frame), "bounds": edges}
+    if threshold > 0:
+        words = {"type": "text", "align": "left", "baseline": "top", "dx": 4, "dy": 3, "color": guide()}
+        here = number("singular_value")
+        layers += [
+            layer("threshold", {"type": "rule", "color": guide(), "strokeDash": DASHED}, y=here),
+            layer("threshold", words, y=here, x={"value": 0}, text=category("text")),
+        ]
+        data["threshold"] = pd.DataFrame({"singular_value": [threshold], "text": [f"τ = {threshold:g}"]})
+    return Chart(layered(340, *layers), data)
+
+
+def log_axis() -> Spec:
+    """Labels at powers of ten, short: "1e-3" takes less room than "0.001"."""
+    return {"format": "~g", "tickCount": 6, "grid": True}
+
+
+def blocks_axis(blocks: Sequence[int]) -> Spec:
+    """b on a log₂ axis, labelled where the values are."""
+    few = [int(b) for b in blocks if not b & (b - 1)] or [int(b) for b in blocks]
+    return number(
+        "blocks",
+        "blocks b",
+        scale={"type": "log", "base": 2, "nice": False, "padding": 12},
+        axis={"values": few, "format": "d", "grid": False, "labelOverlap": True},
     )
-    bound = base.mark_line(color=colour, strokeWidth=1.2, strokeDash=DASHED, point=rings)
-    measured = base.mark_point(shape="diamond", filled=True, color=colour, size=45, opacity=1)
-    layers = [bound.encode(y=alt.Y("rank_bound:Q", title="rank of ΔW")), measured.encode(y="measured_rank:Q")]
-    return alt.layer(_chosen(chosen), *layers, *_marks(optimum)).properties(height=260)
 
 
-def sweep_price(blocks: Sequence[int], column: str, title: str, optimum: float, chosen: int) -> Any:
+def sweep_ranks(curve: pd.DataFrame, optimum: float, chosen: int) -> Chart:
+    """Rank bound (open) and measured rank (filled) of BoRA against b; a table of ``lab_model.sweep``."""
+    colour = style.method_look("bora").colour
+    tooltip = [number("blocks", "b"), number("rank_bound", "bound"), number("measured_rank", "measured rank")]
+    x = blocks_axis(list(curve["blocks"]))
+    rings = {
+        "shape": "diamond",
+        "filled": False,
+        "stroke": colour,
+        "fill": "transparent",
+        "size": 150,
+        "strokeWidth": 1.4,
+        "opacity": 1,
+    }
+    bound = {"type": "line", "color": colour, "strokeWidth": 1.2, "strokeDash": DASHED, "point": rings}
+    measured = {"type": "point", "shape": "diamond", "filled": True, "color": colour, "size": 45, "opacity": 1}
+    return _sweep(
+        curve,
+        optimum,
+        chosen,
+        layer("sweep", bound, x=x, y=number("rank_bound", "rank of ΔW"), tooltip=tooltip),
+        layer("sweep", measured, x=x, y=number("measured_rank"), tooltip=tooltip),
+    )
+
+
+def sweep_price(curve: pd.DataFrame, column: str, title: str, optimum: float, chosen: int) -> Chart:
     """One price of BoRA against b, on a log axis; a column of ``lab_model.sweep``."""
     colour = style.method_look("bora").colour
-    base = alt.Chart(alt.NamedData(SWEEP)).encode(
-        x=blocks_axis(blocks),
-        y=alt.Y(f"{column}:Q", title=title, scale=alt.Scale(type="log"), axis=alt.Axis(format="~s", tickCount=5)),
-        tooltip=[
-            alt.Tooltip("blocks:Q", title="b"),
-            alt.Tooltip("parameters:Q", format=","),
-            alt.Tooltip("rank_bound:Q", title="rank bound"),
-            alt.Tooltip("parameters_per_rank:Q", title="parameters per rank", format=".12g"),
-        ],
+    dots = {"shape": "diamond", "filled": True, "color": colour, "size": 60, "opacity": 1}
+    line = {"type": "line", "color": colour, "strokeWidth": 1.2, "point": dots}
+    tooltip = [
+        number("blocks", "b"),
+        number("parameters", "parameters", format=","),
+        number("rank_bound", "rank bound"),
+        number("parameters_per_rank", "parameters per rank", format=".12g"),
+    ]
+    y = number(column, title, scale={"type": "log"}, axis={"format": "~s", "tickCount": 5})
+    return _sweep(
+        curve, optimum, chosen, layer("sweep", line, x=blocks_axis(list(curve["blocks"])), y=y, tooltip=tooltip)
     )
-    dots = alt.OverlayMarkDef(shape="diamond", filled=True, color=colour, size=60, opacity=1)
-    line = base.mark_line(color=colour, strokeWidth=1.2, point=dots)
-    return alt.layer(_chosen(chosen), line, *_marks(optimum)).properties(height=260)
 
 
-def _marks(optimum: float) -> list[Any]:
-    """√(m+n)."""
-    where = alt.Chart(pd.DataFrame({"blocks": [optimum], "text": ["√(m+n)"]})).encode(x="blocks:Q")
-    text = where.mark_text(align="right", baseline="top", dx=-4, color=guide())
-    return [where.mark_rule(color=guide(), strokeDash=DASHED), text.encode(text="text:N", y=alt.value(2))]
+def _sweep(curve: pd.DataFrame, optimum: float, chosen: int, *layers: Spec) -> Chart:
+    """Between a band at the b of the controls and a rule at √(m+n)."""
+    x = number("blocks")
+    band = {"type": "rule", "color": guide(), "strokeWidth": 7, "opacity": 0.25}
+    text = {"type": "text", "align": "right", "baseline": "top", "dx": -4, "color": guide()}
+    spec = layered(
+        260,
+        layer("chosen", band, x=x),
+        *layers,
+        layer("optimum", {"type": "rule", "color": guide(), "strokeDash": DASHED}, x=x),
+        layer("optimum", text, x=x, y={"value": 2}, text=category("text")),
+    )
+    data = {
+        "sweep": curve,
+        "chosen": pd.DataFrame({"blocks": [chosen]}),
+        "optimum": pd.DataFrame({"blocks": [optimum], "text": ["√(m+n)"]}),
+    }
+    return Chart(spec, data)
 
 
-def _chosen(blocks: int) -> Any:
-    """A band at the b of the controls."""
-    here = alt.Chart(pd.DataFrame({"blocks": [blocks]})).mark_rule(color=guide(), strokeWidth=7, opacity=0.25)
-    return here.encode(x="blocks:Q")
-
-
-def pareto(frame: pd.DataFrame, front: pd.DataFrame, budget: int, methods: Sequence[str]) -> Any:
+def pareto(frame: pd.DataFrame, front: pd.DataFrame, budget: int, methods: Sequence[str]) -> Chart:
     """Rank bound against parameters, a point per (method, r, b); the front as a line, the budget as a rule.
 
     Parameters
     ----------
     frame : fields of :class:`bora_analysis.cost.Choice`. front : those of its rows that no cheaper one reaches.
     """
-    x = alt.X(
-        "parameters:Q",
-        title="trained parameters",
-        scale=alt.Scale(type="log", nice=False, padding=14),
-        axis=alt.Axis(format="~s", tickCount=6),
+    x = number(
+        "parameters",
+        "trained parameters",
+        scale={"type": "log", "nice": False, "padding": 14},
+        axis={"format": "~s", "tickCount": 6},
     )
-    y = alt.Y(
-        "rank_bound:Q",
-        title="rank bound, mean over the matrices",
-        scale=alt.Scale(type="log", base=2, nice=False, padding=14),
-        axis=alt.Axis(format="~g", tickCount=8),
+    y = number(
+        "rank_bound",
+        "rank bound, mean over the matrices",
+        scale={"type": "log", "base": 2, "nice": False, "padding": 14},
+        axis={"format": "~g", "tickCount": 8},
     )
     tooltip = [
-        alt.Tooltip("label:N", title="method"),
-        alt.Tooltip("r:Q"),
-        alt.Tooltip("blocks:Q", title="b"),
-        alt.Tooltip("parameters:Q", format=","),
-        alt.Tooltip("rank_bound:Q", title="rank bound", format=",.12g"),
-        alt.Tooltip("macs_per_token:Q", title="MACs per token", format=","),
+        category("label", "method"),
+        number("r", "r"),
+        number("blocks", "b"),
+        number("parameters", "parameters", format=","),
+        number("rank_bound", "rank bound", format=",.12g"),
+        number("macs_per_token", "MACs per token", format=","),
     ]
-    points = (
-        alt.Chart(labelled(frame))
-        .mark_point(filled=True, size=42, opacity=1)
-        .encode(
+    key = legend(columns=columns(105))
+    line = {
+        "type": "line",
+        "color": guide(),
+        "strokeWidth": 1.2,
+        "interpolate": "step-after",
+        "strokeDash": DASHED,
+    }
+    text = {"type": "text", "align": "right", "baseline": "top", "dx": -4, "color": guide()}
+    spec = layered(
+        380,
+        layer("front", line, x=x, y=y),
+        layer(
+            "choices",
+            {"type": "point", "filled": True, "size": 42, "opacity": 1},
             x=x,
             y=y,
-            color=alt.Color("label:N", scale=colour_scale(methods), legend=legend(columns=7)),
-            shape=alt.Shape("label:N", scale=shape_scale(methods), legend=legend(columns=7)),
+            color=category("label", scale=colour_scale(methods), legend=key),
+            shape=category("label", scale=shape_scale(methods), legend=key),
             tooltip=tooltip,
-        )
+        ),
+        layer("budget", {"type": "rule", "color": guide(), "strokeWidth": 1.5}, x=number("parameters")),
+        layer("budget", text, x=number("parameters"), y={"value": 2}, text=category("text")),
     )
-    line = alt.Chart(labelled(front)).mark_line(
-        color=guide(), strokeWidth=1.2, interpolate="step-after", strokeDash=DASHED
-    )
-    limit = alt.Chart(pd.DataFrame({"parameters": [budget], "text": ["budget"]}))
-    rule = limit.mark_rule(color=guide(), strokeWidth=1.5).encode(x="parameters:Q")
-    text = limit.mark_text(align="right", baseline="top", dx=-4, color=guide())
-    note = text.encode(x="parameters:Q", y=alt.value(2), text="text:N")
-    return alt.layer(line.encode(x=x, y=y), points, rule, note).properties(height=380)
+    limit = pd.DataFrame({"parameters": [budget], "text": ["budget"]})
+    drawn = ["label", "r", "blocks", "parameters", "rank_bound", "macs_per_token"]
+    return Chart(spec, {"front": labelled(front)[drawn], "choices": labelled(frame)[drawn], "budget": limit})
 
 
-def adapters_pareto(frame: pd.DataFrame, looks: dict[str, style.Look]) -> Any:
+def adapters_pareto(frame: pd.DataFrame, looks: dict[str, style.Look]) -> Chart:
     """Chosen adapters: mean rank bound (open) and mean effective rank (filled) against parameters.
 
     Parameters
@@ -244,39 +243,46 @@ def adapters_pareto(frame: pd.DataFrame, looks: dict[str, style.Look]) -> Any:
     frame : columns adapter, parameters, rank_bound, effective_rank.
     """
     order = list(looks)
-    scale = alt.Scale(domain=order, range=[on_screen(looks[adapter].colour) for adapter in order])
-    shapes = alt.Scale(domain=order, range=[SHAPES[looks[adapter].marker] for adapter in order])
-    x = alt.X(
-        "parameters:Q",
-        title="trained parameters",
-        scale=alt.Scale(type="log", nice=False, padding=30),
-        axis=alt.Axis(format="~s", tickCount=4),
+    scale = {"domain": order, "range": [on_screen(looks[adapter].colour) for adapter in order]}
+    shapes = {"domain": order, "range": [SHAPES[looks[adapter].marker] for adapter in order]}
+    x = number(
+        "parameters",
+        "trained parameters",
+        scale={"type": "log", "nice": False, "padding": 30},
+        axis={"format": "~s", "tickCount": 4},
+    )
+    y = number("rank", "rank, mean over the modules")
+    key = legend(columns=columns(290))
+    colour = category("adapter", scale=scale, legend=key)
+    shape = category("adapter", scale=shapes, legend=key)
+    tooltip = [
+        category("adapter", "adapter"),
+        category("kind", "kind"),
+        number("rank", "rank", format=".12g"),
+        number("parameters", "parameters", format=","),
+    ]
+    open_ = {"type": "point", "size": 110, "filled": False, "opacity": 1}
+    full = {"type": "point", "size": 70, "filled": True, "opacity": 1}
+    drawn = {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip}
+    spec = layered(
+        340,
+        layer(
+            "spans",
+            {"type": "rule", "strokeWidth": 1.2},
+            x=x,
+            y=number("rank_bound"),
+            y2={"field": "effective_rank"},
+            color=colour,
+        ),
+        layer("points", open_, "datum.kind == 'rank bound'", **drawn),
+        layer("points", full, "datum.kind == 'effective rank'", **drawn),
     )
     long = frame.melt(["adapter", "parameters"], ["rank_bound", "effective_rank"], "kind", "rank")
     long["kind"] = long["kind"].map({"rank_bound": "rank bound", "effective_rank": "effective rank"})
-    colour = alt.Color("adapter:N", scale=scale, legend=legend(columns=1))
-    points = alt.Chart(long).encode(
-        x=x,
-        y=alt.Y("rank:Q", title="rank, mean over the modules"),
-        color=colour,
-        shape=alt.Shape("adapter:N", scale=shapes, legend=legend(columns=1)),
-        tooltip=[
-            "adapter:N",
-            "kind:N",
-            alt.Tooltip("rank:Q", format=".12g"),
-            alt.Tooltip("parameters:Q", format=","),
-        ],
-    )
-    spans = (
-        alt.Chart(frame).mark_rule(strokeWidth=1.2).encode(x=x, y="rank_bound:Q", y2="effective_rank:Q", color=colour)
-    )
-    open_, filled = (points.transform_filter(alt.datum.kind == kind) for kind in ("rank bound", "effective rank"))
-    return alt.layer(
-        spans, open_.mark_point(size=110, filled=False, opacity=1), filled.mark_point(size=70, filled=True, opacity=1)
-    ).properties(height=320)
+    return Chart(spec, {"spans": frame, "points": long})
 
 
-def block_price(frame: pd.DataFrame, rules: pd.DataFrame) -> Any:
+def block_price(frame: pd.DataFrame, rules: pd.DataFrame) -> Chart:
     """N(b)/R = (m+n)/b + b against b, a line per shape.
 
     Parameters
@@ -286,104 +292,99 @@ def block_price(frame: pd.DataFrame, rules: pd.DataFrame) -> Any:
     """
     shapes = list(dict.fromkeys(frame["shape"]))
     colours = [on_screen(style.shade(style.method_look("bora").colour, k)) for k in range(len(shapes))]
-    colour = alt.Color("shape:N", scale=alt.Scale(domain=shapes, range=colours), legend=legend(columns=2))
-    y = alt.Y(
-        "price:Q",
-        title="parameters per unit of rank",
-        scale=alt.Scale(type="log"),
-        axis=alt.Axis(format="~s", tickCount=6),
+    colour = category("shape", scale={"domain": shapes, "range": colours}, legend=legend(columns=columns(170)))
+    y = number("price", "parameters per unit of rank", scale={"type": "log"}, axis={"format": "~s", "tickCount": 6})
+    tooltip = [category("shape", "shape"), number("blocks", "b"), number("price", "(m+n)/b + b", format=",.12g")]
+    drawn = {"x": blocks_axis(sorted(set(frame["blocks"]))), "y": y, "color": colour, "tooltip": tooltip}
+    point = {"type": "point", "shape": "diamond", "size": 36, "filled": True, "opacity": 1}
+    ring = {"type": "point", "shape": "circle", "size": 330, "filled": False, "color": guide(), "opacity": 1}
+    spec = layered(
+        340,
+        layer("prices", {"type": "line", "strokeWidth": 1.2}, **drawn),
+        layer("prices", point, **drawn),
+        layer("prices", {**point, "size": 170}, "datum.best", **drawn),
+        layer("rules", ring, x=number("blocks"), y=number("price"), tooltip=tooltip),
     )
-    tooltip = [
-        alt.Tooltip("shape:N"),
-        alt.Tooltip("blocks:Q", title="b"),
-        alt.Tooltip("price:Q", title="(m+n)/b + b", format=",.12g"),
-    ]
-    base = alt.Chart(frame).encode(x=blocks_axis(sorted(set(frame["blocks"]))), y=y, color=colour, tooltip=tooltip)
-    lines = base.mark_line(strokeWidth=1.2)
-    points = base.mark_point(shape="diamond", size=36, filled=True, opacity=1)
-    best = base.transform_filter(alt.datum.best).mark_point(shape="diamond", size=170, filled=True, opacity=1)
-    layers: list[Any] = [lines, points, best]
-    if not rules.empty:
-        ring = alt.Chart(rules).mark_point(shape="circle", size=330, filled=False, color=guide(), opacity=1)
-        layers.append(ring.encode(x="blocks:Q", y="price:Q", tooltip=tooltip))
-    return alt.layer(*layers).properties(height=340)
+    return Chart(spec, {"prices": frame, "rules": rules})
 
 
-def ablations(rows: pd.DataFrame) -> alt.Chart:
+def ablations(rows: pd.DataFrame) -> Chart:
     """Figure 3 (a): BoRA without the exponential or the normalisation; columns name, variant, value."""
     colour = style.method_look("bora").colour
     names = ["BoRA", "w.o. Exp", "w.o. Norm"]
-    return (
-        alt.Chart(rows)
-        .mark_point(size=110, filled=True, opacity=1)
-        .encode(
-            x=_accuracy("x"),
-            y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=110, grid=True)),
-            color=alt.Color(
-                "variant:N",
-                scale=alt.Scale(
-                    domain=names, range=[colour, on_screen(style.shade(colour, 2)), on_screen(style.shade(colour, 1))]
-                ),
-                legend=legend(),
-            ),
-            shape=alt.Shape(
-                "variant:N",
-                scale=alt.Scale(domain=names, range=["diamond", "triangle-up", "triangle-down"]),
-                legend=legend(),
-            ),
-            tooltip=["name:N", "variant:N", alt.Tooltip("value:Q", title="accuracy (%)", format=".2f")],
-        )
-        .properties(height=300)
+    colours = [colour, on_screen(style.shade(colour, 2)), on_screen(style.shade(colour, 1))]
+    models = category("name", sort=None, axis={"title": None, "labelLimit": 110, "grid": True})
+    points = layer(
+        "rows",
+        {"type": "point", "size": 110, "filled": True, "opacity": 1},
+        x=_accuracy(),
+        y=models,
+        color=category("variant", scale={"domain": names, "range": colours}, legend=legend()),
+        shape=category(
+            "variant",
+            scale={"domain": names, "range": ["diamond", "triangle-up", "triangle-down"]},
+            legend=legend(),
+        ),
+        tooltip=[category("name", "model"), category("variant", "variant"), _accuracy(format=".2f")],
     )
+    return Chart(layered(300, points), {"rows": rows})
 
 
-def ranks_and_blocks(bora: pd.DataFrame, lora: pd.DataFrame) -> Any:
+def ranks_and_blocks(bora: pd.DataFrame, lora: pd.DataFrame) -> Chart:
     """Figure 3 (b): BoRA over b, a line per r; dashed, LoRA of that r. Columns rank, blocks, value."""
     ranks = list(dict.fromkeys(bora["rank"]))
     # One hue, from light to strong, as r grows; on a dark page the light end is the one that is seen best.
     shades = ["#F6C6A0", "#F0A877", "#E88A4F", "#D55E00", "#A84A00", "#7A3600"][: len(ranks)]
     shades = [on_screen(shade) for shade in reversed(shades)] if dark() else shades
-    colour = alt.Color("rank:N", sort=None, scale=alt.Scale(domain=ranks, range=shades), legend=legend(columns=3))
-    tooltip = ["rank:N", alt.Tooltip("blocks:Q", title="b"), alt.Tooltip("value:Q", title="accuracy (%)", format=".2f")]
-    base = alt.Chart(bora).encode(
-        x=blocks_axis(sorted(set(bora["blocks"]))), y=_accuracy("y"), color=colour, tooltip=tooltip
+    colour = category("rank", sort=None, scale={"domain": ranks, "range": shades}, legend=legend(columns=3))
+    value = number("value", "accuracy (%)", format=".2f")
+    drawn = {"x": blocks_axis(sorted(set(bora["blocks"]))), "y": _accuracy(), "color": colour}
+    tooltip = [category("rank", "rank"), number("blocks", "b"), value]
+    level = {"type": "rule", "strokeDash": DASHED, "strokeWidth": 1.2}
+    point = {"type": "point", "shape": "diamond", "filled": True, "size": 55, "opacity": 1}
+    spec = layered(
+        300,
+        layer(
+            "lora",
+            level,
+            y=number("value"),
+            color=colour,
+            tooltip=[category("method", "method"), category("rank", "rank"), value],
+        ),
+        layer("bora", {"type": "line", "strokeWidth": 1.8}, **drawn, tooltip=tooltip),
+        layer("bora", point, **drawn, tooltip=tooltip),
     )
-    levels = alt.Chart(lora.assign(method="LoRA")).mark_rule(strokeDash=DASHED, strokeWidth=1.2)
-    dashed = levels.encode(y="value:Q", color=colour, tooltip=["method:N", *tooltip[:1], *tooltip[2:]])
-    return alt.layer(
-        dashed, base.mark_line(strokeWidth=1.8), base.mark_point(shape="diamond", filled=True, size=55, opacity=1)
-    ).properties(height=300)
+    return Chart(spec, {"bora": bora, "lora": lora.assign(method="LoRA")})
 
 
-def granularity(rows: pd.DataFrame) -> Any:
+def granularity(rows: pd.DataFrame) -> Chart:
     """Figure 3 (c): LoRA and BoRA over the adapted projections; columns method, target, value, params."""
     targets = list(dict.fromkeys(rows["target"]))
-    colour = alt.Color("label:N", scale=colour_scale(["lora", "bora"]), legend=legend())
-    base = alt.Chart(labelled(rows)).encode(
-        x=alt.X(
-            "target:N", title="adapted projections", sort=targets, axis=alt.Axis(labelAngle=-35, labelOverlap=False)
-        ),
-        y=_accuracy("y"),
-        color=colour,
-        tooltip=[
-            alt.Tooltip("label:N", title="method"),
-            "target:N",
-            alt.Tooltip("params:N", title="#Params"),
-            alt.Tooltip("value:Q", title="accuracy (%)", format=".2f"),
-        ],
+    x = category("target", "adapted projections", sort=targets, axis={"labelAngle": -35, "labelOverlap": False})
+    tooltip = [
+        category("label", "method"),
+        category("target", "projections"),
+        category("params", "#Params"),
+        number("value", "accuracy (%)", format=".2f"),
+    ]
+    colour = category("label", scale=colour_scale(["lora", "bora"]), legend=legend())
+    shape = category("label", scale=shape_scale(["lora", "bora"]), legend=legend())
+    drawn = {"x": x, "y": _accuracy(), "color": colour, "tooltip": tooltip}
+    spec = layered(
+        300,
+        layer("rows", {"type": "line", "strokeWidth": 1.4}, **drawn),
+        layer("rows", {"type": "point", "filled": True, "size": 70, "opacity": 1}, **drawn, shape=shape),
     )
-    shape = alt.Shape("label:N", scale=shape_scale(["lora", "bora"]), legend=legend())
-    return alt.layer(
-        base.mark_line(strokeWidth=1.4), base.mark_point(filled=True, size=70, opacity=1).encode(shape=shape)
-    ).properties(height=300)
+    return Chart(spec, {"rows": labelled(rows)})
 
 
-def _accuracy(channel: str) -> Any:
-    kind = alt.X if channel == "x" else alt.Y
-    return kind("value:Q", title="accuracy (%)", scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
+def _accuracy(**tip: Any) -> Spec:
+    """The axis; or, with a format, the line of a tooltip."""
+    more = tip or {"scale": {"zero": False, "nice": True}, "axis": {"tickCount": 5}}
+    return number("value", "accuracy (%)", **more)
 
 
-def runs(rows: pd.DataFrame, title: str, methods: Sequence[str]) -> Any:
+def runs(rows: pd.DataFrame, title: str, methods: Sequence[str]) -> Chart:
     """One task of a table: a row per run, its value, and ± its standard deviation where the paper gives one.
 
     Parameters
@@ -391,21 +392,24 @@ def runs(rows: pd.DataFrame, title: str, methods: Sequence[str]) -> Any:
     rows : of one model, in the paper's order; columns run, label, value, low, high, params.
     """
     order = list(dict.fromkeys(rows["run"]))
-    y = alt.Y("run:N", title=None, sort=order, axis=alt.Axis(labelLimit=180, labelFlush=False, grid=True, ticks=False))
-    colour = alt.Color("label:N", scale=colour_scale(methods), legend=None)
-    base = alt.Chart(rows).encode(
-        y=y,
-        color=colour,
-        tooltip=[
-            "run:N",
-            alt.Tooltip("params:N", title="#Params"),
-            alt.Tooltip("value:Q", title=title, format=".2f"),
-            alt.Tooltip("std:Q", title="standard deviation", format=".2f"),
-        ],
+    axis = {"title": None, "labelLimit": 180, "labelFlush": False, "grid": True, "ticks": False}
+    y = category("run", sort=order, axis=axis)
+    x = number("value", title, scale={"zero": False, "padding": 14}, axis={"tickCount": 6})
+    colour = category("label", scale=colour_scale(methods), legend=None)
+    shape = category("label", scale=shape_scale(methods), legend=None)
+    tooltip = [
+        category("run", "run"),
+        category("params", "#Params"),
+        number("value", title, format=".2f"),
+        number("std", "standard deviation", format=".2f"),
+    ]
+    bar = {"type": "rule", "strokeWidth": 1.5}
+    point = {"type": "point", "filled": True, "size": 75, "opacity": 1}
+    spec = layered(
+        26 * len(order) + 50,
+        layer(
+            "rows", bar, "isValid(datum.low)", y=y, x=number("low"), x2={"field": "high"}, color=colour, tooltip=tooltip
+        ),
+        layer("rows", point, y=y, x=x, color=colour, shape=shape, tooltip=tooltip),
     )
-    x = alt.X("value:Q", title=title, scale=alt.Scale(zero=False, padding=14), axis=alt.Axis(tickCount=6))
-    points = base.mark_point(filled=True, size=75, opacity=1).encode(
-        x=x, shape=alt.Shape("label:N", scale=shape_scale(methods), legend=None)
-    )
-    bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5).encode(x="low:Q", x2="high:Q")
-    return alt.layer(bars, points).properties(height=26 * len(order) + 50)
+    return Chart(spec, {"rows": rows})

@@ -58,7 +58,7 @@ def magnitude(update: Update, cells: int = CELLS) -> Picture:
             sums[np.searchsorted(rows, top, "right") - 1, left : left + strip.size] += strip
     totals = np.add.reduceat(sums, columns[:-1], axis=1)
     counts = np.diff(rows)[:, None] * np.diff(columns)[None, :]
-    return Picture(totals / counts, (m, n), *_lines(update))
+    return Picture((totals / counts).astype(np.float32), (m, n), *_lines(update))
 
 
 def middle(update: Blocked) -> Picture:
@@ -73,7 +73,8 @@ def middle(update: Blocked) -> Picture:
         lines = tuple(int(k) for k in inner) if b <= LINES else ()
     else:
         lines = tuple(range(size // b, size, size // b)) if 1 < b <= LINES else ()
-    return Picture(sums / (np.diff(edges)[:, None] * np.diff(edges)[None, :]), (size, size), lines, lines)
+    means = sums / (np.diff(edges)[:, None] * np.diff(edges)[None, :])
+    return Picture(means.astype(np.float32), (size, size), lines, lines)
 
 
 def slot_tiles(update: Blocked) -> Picture | None:
@@ -86,7 +87,7 @@ def slot_tiles(update: Blocked) -> Picture | None:
     across = next(k for k in range(1, r + 1) if r % k == 0 and k * k >= r)  # no empty place in the grid
     down = r // across
     image = slots.reshape(down, across, b, b).transpose(0, 2, 1, 3).reshape(down * b, across * b)
-    return Picture(image, image.shape, tuple(range(b, down * b, b)), tuple(range(b, across * b, b)))
+    return Picture(image.astype(np.float32), image.shape, tuple(range(b, down * b, b)), tuple(range(b, across * b, b)))
 
 
 def _edges(length: int, blocks: int, cells: int) -> Array:

@@ -6,29 +6,38 @@ import argparse
 import re
 import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from bounded import Bounded
 from plain import one_line
 
 from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
-from bora_analysis.bundled import data_folder
+from bora_analysis.adapters.adapter import natural
+from bora_analysis.bundled import bundled_adapters, bundled_runs, data_folder
 from bora_analysis.style import shortened
 from bora_analysis.table import Tables, analyse, join
 
 #: Tables beyond this are dropped, the least recently used first.
 TABLE_BYTES = 256 << 20
+#: The same for the rows of several adapters in one frame.
+JOINED_BYTES = 128 << 20
 #: Analyses at a time. Each holds a few layers; a twentieth tab that waits is better than twenty at once.
 ANALYSES = 2
+
+#: What is shown at first, where it is there: the methods at about the same budget.
+USUAL = ("trained-lora-r8", "trained-melora-r8-n4", "trained-bora-r8-b8", "trained-bora-r8-b16")
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _CONFIG = "adapter_config.json"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+Key = tuple[str, int, str]  # path, stamp, label
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,13 @@ class TableStore:
     """
 
     limit: int = TABLE_BYTES
-    tables: OrderedDict[tuple[str, int, str], Tables | AdapterError] = field(default_factory=OrderedDict)
+    tables: Bounded[Key, Tables | AdapterError] = field(init=False)
+    busy: dict[Key, threading.Lock] = field(default_factory=dict)
     guard: threading.Lock = field(default_factory=threading.Lock)
-    busy: dict[tuple[str, int, str], threading.Lock] = field(default_factory=dict)
     turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(ANALYSES))
+
+    def __post_init__(self) -> None:
+        self.tables = Bounded(self.limit, _bytes)
 
     def get(self, source: Source, on_module: Callable[[int, int], None] | None = None) -> Tables:
         """The tables of a source; ``on_module(done, total)`` is told of the progress of an analysis.
@@ -74,59 +86,60 @@ class TableStore:
             The one line of the reader, with the label in place of the path.
         """
         check(source)
-        key = (str(source.path), _stamp(source.path), source.label)
-        with self.guard:
-            lock = None if key in self.tables else self.busy.setdefault(key, threading.Lock())
-        if lock is not None:
+        key = (str(source.path), stamp(source.path), source.label)
+        found = self.tables.get(key)
+        if found is None:
+            with self.guard:
+                lock = self.busy.setdefault(key, threading.Lock())
             with lock:
-                with self.guard:
-                    known = key in self.tables
-                if not known:
-                    self._fill(key, source, on_module)
-        with self.guard:
-            found = self.tables.get(key)
-            if found is not None:
-                self.tables.move_to_end(key)
-        if found is None:  # dropped since, by an upload's end or for want of room
-            raise AdapterError(f"{source.label}: was removed while it was read; choose it again")
+                found = self.tables.get(key)  # another session may have made them in the meantime
+                if found is None:
+                    found = self._fill(key, source, on_module)
         if isinstance(found, AdapterError):
             raise AdapterError(str(found))
         return found
 
     def has(self, source: Source) -> bool:
         """Whether ``get`` would return at once."""
-        with self.guard:
-            return (str(source.path), _stamp(source.path), source.label) in self.tables
+        return (str(source.path), stamp(source.path), source.label) in self.tables
 
     def drop(self, source: Source) -> None:
         """Forget the tables of a source."""
-        with self.guard:
-            for key in [key for key in self.tables if key[0] == str(source.path)]:
-                del self.tables[key]
+        self.tables.drop(lambda key: key[0] == str(source.path))
 
-    def _fill(self, key: tuple[str, int, str], source: Source, on_module: Callable[[int, int], None] | None) -> None:
+    def _fill(self, key: Key, source: Source, on_module: Callable[[int, int], None] | None) -> Tables | AdapterError:
         try:
             with self.turns:
-                made = _analyse(source, on_module)
+                return self.tables.put(key, _analyse(source, on_module))
         except RecursionError:  # JSON of ten thousand brackets
-            made = AdapterError(f"{source.label}: its configuration is nested too deeply")
+            return self.tables.put(key, AdapterError(f"{source.label}: its configuration is nested too deeply"))
         except (AdapterError, OSError) as error:
             # Where a visitor's adapter lies on this machine is not the visitor's business.
             hidden = source.origin in ("path", "upload")
-            made = AdapterError(str(error).replace(str(source.path), source.label) if hidden else str(error))
+            words = str(error).replace(str(source.path), source.label) if hidden else str(error)
+            return self.tables.put(key, AdapterError(words))
         finally:
             with self.guard:
                 self.busy.pop(key, None)
-        with self.guard:
-            self.tables[key] = made
-            while len(self.tables) > 1 and sum(map(_bytes, self.tables.values())) > self.limit:
-                self.tables.popitem(last=False)
 
 
 @cache
 def table_store() -> TableStore:
     """The store of this process."""
     return TableStore()
+
+
+def joined(tables: Sequence[Tables]) -> Tables:
+    """The rows of several analyses; the same choice in another tab, or after a click, has the same frames."""
+    if len(tables) == 1:
+        return tables[0]
+    key = tuple(tables)
+    return _joins().get(key) or _joins().put(key, join(tables))
+
+
+@cache
+def _joins() -> Bounded[tuple[Tables, ...], Tables]:
+    return Bounded(JOINED_BYTES, _bytes)
 
 
 @cache
@@ -142,10 +155,39 @@ def arguments() -> argparse.Namespace:
     return known
 
 
+@cache
 def bundled() -> list[Source]:
-    """The adapters that come with the toolkit."""
-    folders = sorted(path.parent for path in data_folder().glob("*/adapter_config.json"))
-    return [Source(f"bundled:{folder.name}", folder.name, folder, "bundled") for folder in folders]
+    """The adapters that come with the toolkit and can be read without a base model: trained ones, then synthetic."""
+    found = [source for source in map(_bundled, bundled_adapters()) if _readable(source.path)]
+    return sorted(found, key=lambda source: (not source.label.startswith("trained-"), natural(source.label)))
+
+
+@cache
+def runs() -> list[Source]:
+    """The training runs that come with the toolkit, each a folder of checkpoints."""
+    found = [source for source in map(_bundled, bundled_runs()) if _readable(source.path)]
+    return sorted(found, key=lambda source: natural(source.label))
+
+
+def usual() -> list[Source]:
+    """Those of the bundled adapters that a visitor sees first."""
+    known = {source.label: source for source in bundled()}
+    return [known[name] for name in USUAL if name in known] or [
+        source for name, source in known.items() if name.startswith("synthetic-")
+    ]
+
+
+def _bundled(folder: Path) -> Source:
+    name = folder.relative_to(data_folder()).as_posix()
+    return Source(f"bundled:{name}", name, folder, "bundled")
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        read_adapter(folder)
+    except AdapterError:
+        return False
+    return True
 
 
 def given() -> list[Source]:
@@ -294,7 +336,7 @@ def _analyse(source: Source, on_module: Callable[[int, int], None] | None) -> Ta
     return join([analyse(adapter, on_module=told) for adapter in adapters])
 
 
-def _stamp(path: Path) -> int:
+def stamp(path: Path) -> int:
     """Changes when a file of the adapter does, so that an analysis is not shown after its file was replaced."""
     marks = []
     for file in files_of(path) if path.exists() else []:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
 import sources
 import streamlit as st
-from context import Context
+from context import load
 from plain import markdown
 from uploads import upload_box, upload_store
 
 from bora_analysis.adapters import AdapterError
 from bora_analysis.metrics import THRESHOLD
-from bora_analysis.table import LAYER_COLUMNS, SPECTRA_COLUMNS
 
 st.set_page_config(page_title="bora_analysis", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
 
@@ -45,12 +43,12 @@ def picker() -> tuple[list[sources.Source], float]:
     first by ``path`` or ``upload``, so that a link brings them with it.
     """
     added: dict[str, sources.Source] = st.session_state.setdefault("added", {})
-    fixed = [*sources.given(), *sources.bundled()]
+    fixed = [*sources.given(), *sources.bundled(), *sources.runs()]
     errors = []
     for source in linked(errors):
         added.setdefault(source.key, source)
     known = sources.named_apart(fixed, added.values())
-    first = [source.key for source in sources.given()] or [source.key for source in sources.bundled()]
+    first = [source.key for source in (*sources.given(), *sources.usual()) if source.key in known]
     in_link(added)
     new = [key for key in st.session_state.pop("_choose", []) if key in known]
     if new:  # before the widget is made: afterwards its state may not be set
@@ -63,7 +61,9 @@ def picker() -> tuple[list[sources.Source], float]:
             format_func=lambda key: known[key].label,
             key="adapters",
             bind="query-params",
-            placeholder="Choose adapters",
+            placeholder="Choose, or type to search",
+            help="Type a part of a name to search. Trained adapters come first, then synthetic ones, whose spectra are "
+            "known, and training runs with all their steps.",
         )
         threshold = st.select_slider(
             "Threshold τ of the effective rank",
@@ -144,35 +144,6 @@ def remember(new: list[sources.Source], known: dict[str, sources.Source]) -> Non
             added[source.key] = source
     st.session_state["_choose"] = [places.get(source.path, source.key) for source in new]
     st.rerun()
-
-
-def load(chosen: list[sources.Source], threshold: float) -> Context:
-    """The tables of the chosen adapters; one that cannot be read shows its line and the others go on."""
-    store, spectra, layers, read = sources.table_store(), [], [], []
-    for source in chosen:
-        slot, name = st.empty(), markdown(source.label)
-
-        def told(done: int, total: int, slot=slot, name=name) -> None:
-            if done % 8 == 0 or done == total:
-                slot.progress(done / total, f"{name}: {done} of {total} modules")
-
-        try:
-            if not store.has(source):
-                slot.progress(0.0, f"{name}: reading")
-            tables = store.get(source, told)
-        except AdapterError as error:
-            slot.error(markdown(str(error)), icon=":material/error:")
-            continue
-        slot.empty()
-        spectra.append(tables.spectra)
-        layers.append(sources.with_threshold(tables, threshold))
-        read.append(source)
-    return Context(
-        tuple(read),
-        pd.concat(spectra, ignore_index=True) if spectra else pd.DataFrame(columns=list(SPECTRA_COLUMNS)),
-        pd.concat(layers, ignore_index=True) if layers else pd.DataFrame(columns=list(LAYER_COLUMNS)),
-        threshold,
-    )
 
 
 page = st.navigation(PAGES)

@@ -15,6 +15,16 @@ def app_folder() -> Path:
     return _bundled("app", "streamlit_app.py", "dashboard")
 
 
+def bundled_adapters() -> list[Path]:
+    """The folders of the bundled adapters."""
+    return sorted(path.parent for path in data_folder().glob("*/adapter_config.json"))
+
+
+def bundled_runs() -> list[Path]:
+    """The folders of the bundled training runs, each with its ``checkpoint-N``."""
+    return sorted({path.parent.parent for path in data_folder().glob("runs/*/checkpoint-*/adapter_config.json")})
+
+
 def _bundled(name: str, sign: str, what: str) -> Path:
     package = Path(__file__).parent
     for folder in (package / name, package.parent / name):

@@ -70,6 +70,9 @@ class Facts:
     dtype : the coarsest dtype in which a factor was stored (the computation is in float64).
     support_rows, support_columns : how many rows and columns of ΔW the method can change (SBoRA's index factor, a
         sparse update); None for all of them.
+    kind : what ΔW belongs to: ``"linear"``, ``"embedding"`` (ΔW is d × V), ``"conv"``, ``"grouped conv"``, or a
+        ``"parameter"`` that is no layer of its own (an expert's slice, a part of nn.MultiheadAttention).
+    kernel : a convolution's kernel, whose size counts in n; empty for others.
     """
 
     method: str
@@ -84,6 +87,8 @@ class Facts:
     dtype: str
     support_rows: int | None = None
     support_columns: int | None = None
+    kind: str = "linear"
+    kernel: tuple[int, ...] = ()
 
 
 class Expanded(NamedTuple):
@@ -512,6 +517,7 @@ def is_finite(array: Array) -> bool:
 
 
 def coarsest(dtypes: Any) -> str:
+    """The dtype with the largest spacing."""
     return max(dtypes, key=lambda name: EPSILON.get(name, 0.0))
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import sys
+import textwrap
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from .atomic import replacing
+from .recommendation import LIMITS, Recommendation
 from .style import method_look
 
 
@@ -68,6 +71,102 @@ def summary_table(frame: pd.DataFrame, threshold: float) -> str:
     )
     legend += " Same letter under budget: parameters equal within 5 %." if letters else ""
     return "\n\n".join([*blocks, legend])
+
+
+def factor_ranks_table(frame: pd.DataFrame) -> str:
+    """What `factors` prints: means over the modules, a line per adapter and step."""
+    columns = ["rank_B", "rank_sigma", "rank_A", "rank_bound"]
+    labels, limits, means = [], [], []
+    for (name, step), part in frame.groupby(["adapter", "step"], sort=False, dropna=False):
+        labels.append(f"{name}{_step(step)}")
+        means.append(part[columns].mean())
+        counts = part["limiting"].value_counts()
+        limits.append("; ".join(f"{names} in {count} of {len(part)}" for names, count in counts.items()))
+    numbers = [_numbers(pd.Series([mean[column] for mean in means])) for column in columns]
+    table = grid(["adapter", "rank B'", "rank Σ'", "rank A'", "bound", "least"], [labels, *numbers, limits])
+    legend = (
+        "Numerical ranks of the factors of ΔW = B' Σ' A' (eq. 6), means over the modules; bound: min(m, n, br);\n"
+        "least: the factors that limit the rank of ΔW, in how many modules."
+    )
+    return f"{table}\n\n{legend}"
+
+
+def cut_table(frame: pd.DataFrame) -> str:
+    """What `convert` prints: rank and error of each module, and what the LoRA takes."""
+    shapes = [f"{m}×{n}" for m, n in zip(frame["out_features"], frame["in_features"], strict=True)]
+    numbers = [_numbers(frame[column]) for column in ("rank_before", "rank")]
+    errors = [[_error(x) for x in frame[column]] for column in ("error_spectral", "error_frobenius", "error_relative")]
+    table = grid(
+        ["module", "out×in", "rank", "kept", "energy", "‖error‖₂", "‖error‖_F", "relative"],
+        [list(frame["module"]), shapes, *numbers, [f"{x:.2%}" for x in frame["energy_kept"]], *errors],
+    )
+    before, after = int(frame["parameters_before"].sum()), int(frame["parameters"].sum())
+    worst = frame.loc[frame["error_relative"].idxmax()]
+    return (
+        f"{table}\n\n{_methods(frame)} of {before:,} parameters as a LoRA of {after:,}, ranks {_span(frame['rank'])}; "
+        f"the largest relative error is {_error(worst['error_relative'])}.\n"
+        "error: ΔW − ΔW_k, in float64: ‖·‖₂ = σ_{k+1}, ‖·‖_F = √Σ_{i>k}σᵢ², the least that rank k can have."
+    )
+
+
+def advice_table(found: Sequence[Recommendation], energy: float) -> str:
+    """What `recommend` prints: a table per adapter, what it saves, the settings for PEFT, and the limits of it all."""
+    blocks = []
+    for each in found:
+        frame, first = each.table, each.table.iloc[0]
+        blocked = "best_r" in frame
+        heads = ["projection", "layers", "R", "needed", "σ_R/σ₁", "verdict", "rank", "keeps", "params", "→"]
+        columns = [
+            list(frame["projection"]), list(frame["layers"]), *(_numbers(frame[x]) for x in ("rank_bound", "needed")),
+            [f"{x:.2g}" for x in frame["tail"]], list(frame["verdict"]),
+            [f"{'≥' if row.verdict == 'exhausted' else ''}{row.rank}" for row in frame.itertuples()],
+            ["?" if pd.isna(x) else f"{x:.2%}" for x in frame["kept"]],
+            [_count(x) for x in frame["parameters"]], [_count(x) for x in frame["advised_parameters"]],
+        ]  # fmt: skip
+        if blocked:
+            heads += ["r, b", "cheapest r, b", "→"]
+            columns += [
+                [f"{r}, {b}" for r, b in zip(frame["r"], frame["blocks"], strict=True)],
+                [f"{r}, {b}" for r, b in zip(frame["best_r"], frame["best_blocks"], strict=True)],
+                [_count(x) for x in frame["best_parameters"]],
+            ]
+        change = each.advised_parameters / each.parameters - 1
+        label = method_look(str(first["method"])).label
+        lines = [
+            f"{first['adapter']}{_step(first['step'])}: {label}, the rank that keeps {energy:.4g} of Σσ²",
+            grid(heads, columns),
+            f"{each.parameters:,} parameters trained, {each.advised_parameters:,} advised ({change:+.0%}). PEFT:",
+            json.dumps(each.config),
+        ]
+        if each.unused:
+            lines.append(f"ΔW = 0 in {len(each.unused)} modules, about which nothing can be said ({each.unused[0]} …).")
+        blocks.append("\n".join(lines))
+    legend = (
+        "R: rank bound as trained; needed: least rank with that share, the most of the layers; σ_R/σ₁: last direction\n"
+        "to first; wasted: at most half of R is needed; exhausted: the last direction has at least 1 minus that share\n"
+        "of the first one's energy. The settings for PEFT keep the scaling of each module."
+    )
+    return "\n\n".join([*blocks, legend, textwrap.fill(LIMITS, 110)])
+
+
+def similarity_table(frame: pd.DataFrame) -> str:
+    """What `similarity` prints: φ, chance, and the smallest angle of each module."""
+    first = frame.iloc[0]
+    names = ("phi", "random", "angle")
+    columns = [[_number(x) for x in frame[f"{name}_{side}"]] for side in ("left", "right") for name in names]
+    table = grid(
+        ["module", "i", "j", *(f"{head} {side}" for side in ("left", "right") for head in ("φ", "chance", "angle"))],
+        [list(frame["module"]), *(_numbers(frame[x]) for x in ("i", "j")), *columns],
+    )
+    means = ", ".join(
+        f"{side} {_number(frame[f'phi_{side}'].mean())} (chance {_number(frame[f'random_{side}'].mean())})"
+        for side in ("left", "right")
+    )
+    return (
+        f"{first['adapter_a']} (i) and {first['adapter_b']} (j)\n{table}\n\nMean φ: {means}.\n"
+        "φ = ‖UᵢᵀUⱼ‖_F² / min(i, j), 1 where the smaller subspace lies in the other; chance: max(i, j)/d, two random\n"
+        "subspaces; angle: smallest principal angle in degrees. left: where ΔW writes, right: what it reads."
+    )
 
 
 def text(frame: pd.DataFrame, form: str) -> str:
@@ -143,6 +242,10 @@ def _numbers(values: pd.Series) -> list[str]:
     """A column of numbers: whole where all are, else two decimals; very small and very large ones in e-notation."""
     whole = all(value == round(value) for value in values.dropna()) and values.abs().max() < 1e7
     return [f"{value:.0f}" if whole and pd.notna(value) else _number(value) for value in values]
+
+
+def _error(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3g}"
 
 
 def _number(value: float) -> str:

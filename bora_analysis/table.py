@@ -81,7 +81,7 @@ def analyse(
 
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; expected a number ≥ 0")
-    flat = _flatten(adapters)
+    flat = flatten(adapters)
     spectra, metrics, provenance = [], [], []
     for adapter in flat:
         chosen = select(adapter, modules)
@@ -111,8 +111,8 @@ def analyse(
     frame["index"] = np.concatenate([np.arange(1, length + 1) for length in lengths] or [np.zeros(0, dtype=int)])
     frame["singular_value"] = np.concatenate([values for _, values in spectra] or [np.zeros(0)])
     return Tables(
-        _typed(frame),
-        _typed(pd.DataFrame(metrics, columns=list(LAYER_COLUMNS))),
+        typed(frame),
+        typed(pd.DataFrame(metrics, columns=list(LAYER_COLUMNS))),
         tuple(provenance),
     )
 
@@ -244,7 +244,8 @@ def equal_budgets(parameters: Mapping[str, int], tolerance: float = 0.05) -> dic
     return {name: letters.get(name, "") for name in parameters}
 
 
-def _flatten(adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory]) -> list[Adapter]:
+def flatten(adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory]) -> list[Adapter]:
+    """The adapters in it, one per checkpoint."""
     given: Sequence[Adapter | Trajectory]
     given = [adapters] if isinstance(adapters, Adapter | Trajectory) else list(adapters)
     return [checkpoint for item in given for checkpoint in checkpoints(item)]
@@ -261,6 +262,7 @@ def _provenance(adapter: Adapter, found: list[Spectrum]) -> str:
     )
 
 
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with text as text, and `step` and `layer` as nullable integers."""
     texts = dict.fromkeys(("adapter", "method", "module", "projection"), "str")
     return frame.astype({**texts, "step": "Int64", "layer": "Int64"})

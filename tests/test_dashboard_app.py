@@ -17,7 +17,7 @@ from bora_analysis import analyse, read_adapter
 from bora_analysis.adapters import AdapterError
 from bora_analysis.table import join
 
-BUNDLED = [source.label for source in sources.bundled()]
+BUNDLED = [source.label for source in sources.usual()]
 TIMEOUT = 180  # seconds; the first run of a page imports and analyses, and machines are shared
 
 
@@ -61,6 +61,18 @@ def names(app: AppTest) -> list[str]:
     return [source.label for source in context.sources]
 
 
+def own(app: AppTest) -> list[str]:
+    """The adapters beside the bundled ones, which are there all the same."""
+    every = names(app)
+    assert [name for name in every if name in BUNDLED] == BUNDLED
+    return [name for name in every if name not in BUNDLED]
+
+
+def own_layers(app: AppTest) -> pd.DataFrame:
+    layers = app.session_state["_context"].layer_metrics
+    return layers[~layers["adapter"].isin(BUNDLED)].reset_index(drop=True)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_with_the_bundled_adapters(start, page):
     app = healthy(start(page))
@@ -73,8 +85,9 @@ def test_every_page_with_the_bundled_adapters(start, page):
 def test_every_page_with_a_path_from_the_command_line(start, page, tmp_path):
     app = healthy(start(page, adapter(tmp_path / "mine")))
     assert shown(app) == []
-    assert names(app) == ["mine"]
-    assert set(app.multiselect(key="adapters").options) == {"mine", *BUNDLED}
+    assert names(app) == ["mine", *BUNDLED]
+    bundled = [source.label for source in (*sources.bundled(), *sources.runs())]
+    assert app.multiselect(key="adapters").options == ["mine", *bundled]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -82,8 +95,8 @@ def test_every_page_with_checkpoints(start, page, tmp_path):
     for step in (10, 20, 100):
         adapter(tmp_path / "run" / f"checkpoint-{step}", seed=step)
     app = healthy(start(page, tmp_path / "run"))
-    assert names(app) == ["run"]
-    assert app.session_state["_context"].spectra["step"].unique().tolist() == [10, 20, 100]
+    assert own(app) == ["run"]
+    assert own_layers(app)["step"].unique().tolist() == [10, 20, 100]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -102,7 +115,7 @@ def test_every_page_with_a_broken_adapter_shows_one_line_and_goes_on(start, page
     (line,) = shown(app)
     assert "bad" in line
     assert "\n" not in line
-    assert names(app) == ["good"]
+    assert own(app) == ["good"]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -113,7 +126,7 @@ def test_every_page_with_hostile_names(start, page, tmp_path):
     folder = tmp_path / "<img src=x onerror=alert(1)> **b** $k$ :red[x]"
     write_adapter(folder, "lora", module, alpha=2)
     app = healthy(start(page, folder))
-    assert names(app) == [folder.name]
+    assert own(app) == [folder.name]
     for block in app.markdown:
         assert not block.allow_html or "<img" not in block.value
         assert "onerror=alert(1)>" not in block.value, "a name that is not escaped"
@@ -240,23 +253,23 @@ def test_the_threshold_moves_every_number(start, tmp_path):
     app = start("spectra", folder)
     healthy(app.select_slider(key="threshold").set_value(8.0).run())
     expected = analyse(read_adapter(folder), threshold=8.0).layer_metrics
-    pd.testing.assert_frame_equal(app.session_state["_context"].layer_metrics, expected)
+    pd.testing.assert_frame_equal(own_layers(app), expected)
     assert expected["effective_rank"].sum() < 12  # or the test would show nothing
 
 
 def test_two_adapters_of_one_name_are_told_apart(start, tmp_path):
     one, two = adapter(tmp_path / "a" / "lora", seed=1), adapter(tmp_path / "b" / "lora", seed=2)
     app = healthy(start("spectra", one, two))
-    assert names(app) == ["a/lora", "b/lora"]
-    layers = app.session_state["_context"].layer_metrics
+    assert own(app) == ["a/lora", "b/lora"]
+    layers = own_layers(app)
     assert layers.groupby("adapter").size().tolist() == [4, 4]
 
 
 def test_one_that_is_added_leaves_the_labels_alone(start, tmp_path):
     one = adapter(tmp_path / "a" / "lora", seed=1)
     adapter(tmp_path / "b" / "lora", seed=2)
-    assert names(healthy(start("spectra", one, path="b/lora"))) == ["lora", "b/lora"]
-    assert names(healthy(start("spectra", one, path="a/lora"))) == ["lora"]
+    assert own(healthy(start("spectra", one, path="b/lora"))) == ["lora", "b/lora"]
+    assert own(healthy(start("spectra", one, path="a/lora"))) == ["lora"]
 
 
 def test_an_adapter_that_vanishes_becomes_an_error(start, tmp_path):
@@ -266,7 +279,7 @@ def test_an_adapter_that_vanishes_becomes_an_error(start, tmp_path):
     (tmp_path / "mine").rmdir()
     healthy(app.run())
     assert len(shown(app)) == 1
-    assert names(app) == ["other"]
+    assert own(app) == ["other"]
 
 
 def test_an_adapter_that_is_replaced_is_read_again(start, tmp_path):
@@ -274,7 +287,7 @@ def test_an_adapter_that_is_replaced_is_read_again(start, tmp_path):
     app = start("spectra", folder)
     adapter(folder, rank=2, seed=9)
     healthy(app.run())
-    assert app.session_state["_context"].layer_metrics["r"].unique().tolist() == [2]
+    assert own_layers(app)["r"].unique().tolist() == [2]
 
 
 @pytest.mark.parametrize("threshold", [1e-6, 0.005, 0.3, 1.0, 5.0, 100.0])

@@ -172,6 +172,19 @@ def test_the_update_is_what_merging_adds(tmp_path: Path, name: str) -> None:
     layer_metrics(adapter)  # every column is defined
 
 
+@pytest.mark.parametrize("name", ["vera-drawn", "miss", "fourierft-seed", "shira"])
+def test_the_base_model_tells_the_sizes(tmp_path: Path, name: str) -> None:
+    from safetensors.torch import save_file
+
+    case = CASES[name]
+    save_file(case.model().state_dict(), tmp_path / "base.safetensors")
+    deltas = models.save_and_merge(prepare(case), tmp_path / "adapter")
+    adapter = one(tmp_path / "adapter", base=tmp_path / "base.safetensors")
+    assert not adapter.warnings
+    for module, update in adapter.items():
+        assert models.distance(update.to_dense(), deltas[f"{module}.weight"]) < CLOSE, module
+
+
 def test_adalora_after_pruning(tmp_path: Path) -> None:
     """PEFT drops what the budget took and keeps the scaling of init_r; a module may lose every direction."""
     config = peft.AdaLoraConfig(init_r=5, lora_alpha=7, total_step=9, target_modules=["up", "down"])

@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import STRUCTURES, exact_rank, updates
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import convert_to_lora, save_as_lora
 from peft_bora_cases import METHODS, TARGETS, adapted, base, layers, load, output, randomise
 
-from bora_analysis import bora, read_adapter, write_adapter
+from bora_analysis import read_adapter, write_adapter
 from bora_analysis.adapters import Adapter, AdapterError
 from bora_analysis.peft_bora import convert
-from bora_analysis.peft_bora.convert import lora_factors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing:FutureWarning")
 
@@ -93,25 +89,6 @@ def test_a_fresh_adapter_becomes_a_lora_of_zeros(tmp_path: Path) -> None:
     lora = load(base("plain"), convert(adapter, tmp_path))
     assert lora.base_model.model.first.r["default"] == 1
     torch.testing.assert_close(output(lora, "plain"), output(base("plain"), "plain"), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("structure", STRUCTURES)
-@given(data=st.data())
-def test_factors_of_any_update(structure: str, data: st.DataObject) -> None:
-    update, dense = data.draw(updates(structure))
-    B, A = lora_factors(update)
-    assert len(A) <= max(1, update.facts.rank_bound)
-    left, middle, right = update.expanded()
-    reach = np.linalg.norm(left, 2) * np.linalg.norm(middle, 2) * np.linalg.norm(right, 2)
-    assert np.linalg.norm(B @ A - dense, 2) <= 1e-12 * reach
-
-
-def test_the_rank_is_no_larger_than_needed() -> None:
-    rng = np.random.default_rng(0)
-    B, A = rng.integers(-3, 4, (12, 2)), rng.integers(-3, 4, (2, 16))
-    for sigma in (np.ones((4, 4, 2)), rng.integers(-3, 4, (4, 4, 2)), np.eye(4)[:, :, None].repeat(2, axis=2)):
-        update = bora(B, A, sigma, activation="identity")
-        assert len(lora_factors(update)[1]) == exact_rank(np.rint(update.to_dense()))
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # PEFT's converter forgets it for Conv1D

@@ -109,9 +109,9 @@ def buys(model: str, parts: list[Matrices], budget: int, methods: list[str]) -> 
         f"The highest bound for at most {budget:,} parameters has **{style.method_look(first['method']).label}** with "
         f"**r = {first['r']}{blocks}**: {first['rank_bound']:,.6g} for {first['parameters']:,} parameters."
     )
-    st.altair_chart(
+    charts.draw(
         method_charts.pareto(frame, front_of(frame), budget, methods),
-        width="stretch",
+        key="pareto",
         alt=f"Rank bound against trained parameters, both logarithmic, of {len(frame)} settings within the budget. "
         f"Highest: {style.method_look(first['method']).label}, bound {first['rank_bound']:,.6g}.",
     )
@@ -161,9 +161,9 @@ def best_blocks(model: str, parts: list[Matrices]) -> None:
     curve = pd.DataFrame(rows, columns=["shape", "blocks", "price", "best"])
     rule = pd.DataFrame(rules, columns=["shape", "blocks", "price"])
     table = pd.DataFrame(summary, columns=["shape", "best b", "√(m+n)", "⌊√n⌋", "parameters per rank"])
-    st.altair_chart(
+    charts.draw(
         method_charts.block_price(curve, rule),
-        width="stretch",
+        key="block_price",
         alt="Parameters of BoRA per unit of rank against b. Best: "
         + "; ".join(f"{row[0]} b = {row[1]}" for row in summary)
         + ".",
@@ -201,9 +201,9 @@ def your_adapters() -> None:
         )
         .reset_index()
     )
-    st.altair_chart(
+    charts.draw(
         method_charts.adapters_pareto(totals, looks),
-        width="stretch",
+        key="adapters_pareto",
         alt=f"Mean rank bound and mean effective rank of {len(totals)} adapters against their trained parameters.",
     )
     st.caption(f"Open: rank bound; filled: effective rank, #{{σ > {current().threshold:g}}}; means over the modules.")

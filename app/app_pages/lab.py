@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import sqrt
 from typing import Any
 
+import charts
 import method_charts
 import pandas as pd
 import streamlit as st
@@ -189,9 +190,9 @@ if visible.empty:
 else:
     bounds = dict(zip(ranks["method"], ranks["rank_bound"], strict=True))
     described = ", ".join(f"{row.label} {row.measured_rank} of {row.rank_bound}" for row in ranks.itertuples())
-    st.altair_chart(
+    charts.draw(
         method_charts.spectra(visible, bounds, threshold),
-        width="stretch",
+        key="lab_spectrum",
         alt=f"Singular values against index, logarithmic, of LoRA, MELoRA and BoRA. Measured rank: {described}.",
     )
     st.caption("Upright dashes: the rank bound of each method. Level dashes: the threshold τ of the sidebar.")
@@ -228,14 +229,17 @@ else:
         f"cheaper with every block up to √(m+n) = {optimum:.4g}, as long as br ≤ min(m, n); beyond, σ costs more than "
         "it brings. Open: bound; filled: measured; grey band: the b chosen above."
     )
-    specs = method_charts.sweep_specs(tuple(curve["blocks"]), optimum, setting.blocks, method_charts.dark())
-    words = (
-        "Rank bound and measured rank against b.",
-        "Parameters against b.",
-        "Parameters per unit of the rank bound against b, least near the square root of m + n.",
-    )
-    for column, spec, text in zip(st.columns(3), specs, words, strict=True):
-        column.vega_lite_chart(spec=method_charts.with_sweep(spec, curve), width="stretch", alt=text)
+    prices = {"parameters": "parameters (m+n+b²)r", "parameters_per_rank": "parameters per unit of bound"}
+    drawn = [
+        (method_charts.sweep_ranks(curve, optimum, setting.blocks), "Rank bound and measured rank against b."),
+        *(
+            (method_charts.sweep_price(curve, name, title, optimum, setting.blocks), f"{title} against b.")
+            for name, title in prices.items()
+        ),
+    ]
+    for k, (column, (chart, words)) in enumerate(zip(st.columns(3), drawn, strict=True)):
+        with column:
+            charts.draw(chart, key=f"sweep{k}", alt=words)
     with st.expander("Table", icon=":material/table:"):
         st.dataframe(curve, hide_index=True)
         offer(curve, "lab-blocks")

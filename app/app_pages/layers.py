@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import charts
-import numpy as np
 import pandas as pd
-import pictures
 import streamlit as st
 from context import current
 from downloads import offer
-from explain import explanation, question
+from explain import explanation, folded, question
+from inspection import Inspection, inspect
+from pictures import Picture
 from plain import markdown
 
-from bora_analysis import factor_ranks, style
-from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
-from bora_analysis.delta import Blocked, Update
+from bora_analysis import style
+from bora_analysis.adapters import AdapterError
 
 OUTSIDE = "none"  # the "layer" of modules outside the layers
 
@@ -74,8 +73,9 @@ def clicked() -> None:
 
 
 def boxed() -> None:
-    """The chart must forget its selection, or a click on the same cell as before would not be told."""
-    st.session_state["_heat"] = st.session_state.get("_heat", 0) + 1
+    """A chart with a selection must forget it, or a click on the same cell as before would not be told."""
+    if st.session_state.get(heat_key, {}).get("selection", {}).get("cell"):
+        st.session_state["_heat"] = st.session_state.get("_heat", 0) + 1
 
 
 heat_key = f"heat{st.session_state.get('_heat', 0)}"
@@ -84,7 +84,8 @@ boxes = st.columns([2, 2, 5], vertical_alignment="bottom")
 with boxes[0]:
     projection = choose("Projection", style.projections_in_order(table["projection"]), "projection", on_change=boxed)
 with boxes[1]:
-    having = [layer for layer in in_order if ((table["layer"] == layer) & (table["projection"] == projection)).any()]
+    of_projection = set(table.loc[table["projection"] == projection, "layer"])
+    having = [layer for layer in in_order if layer in of_projection]
     layer = choose("Layer", having, "layer", on_change=boxed)
 candidates = table[(table["layer"] == layer) & (table["projection"] == projection)]
 with boxes[2]:
@@ -92,9 +93,8 @@ with boxes[2]:
 row = candidates[candidates["module"] == module].iloc[0]
 
 with heat_place:
-    st.altair_chart(
-        charts.heatmap(cells, metric, threshold, (layer, projection), night),
-        width="stretch",
+    charts.draw(
+        charts.heatmap(cells, metric, (layer, projection), night),
         key=heat_key,
         on_select=clicked,
         selection_mode="cell",
@@ -111,45 +111,22 @@ def heat_figure() -> Any:
     return draw(shown[shown["step"] == step] if steps else shown, metric=metric)
 
 
-def chosen_update() -> Update:
-    """The factors of the one module, read now and kept by nobody."""
-    source = next(source for source in context.sources if source.label == adapter)
-    for checkpoint in checkpoints(read_adapter(source.path)):
-        if (checkpoint.step == step or not steps) and module in checkpoint:
-            return checkpoint[module]
-    raise AdapterError(f"{source.label}: {module} is no longer in the file; reload the page")
-
-
-def slot_spectra(update: Blocked) -> pd.DataFrame:
-    """Singular values of each S_k: slot, index, singular_value."""
-    values = [np.linalg.svd(slot, compute_uv=False) for slot in update.slots()]
-    return pd.DataFrame(
-        {
-            "slot": np.repeat(np.arange(1, len(values) + 1), [len(v) for v in values]),
-            "index": np.concatenate([np.arange(1, len(v) + 1) for v in values]),
-            "singular_value": np.concatenate(values),
-        }
-    )
-
-
-def image(picture: pictures.Picture, title: str, key: str, words: str, names: tuple[str, str]) -> None:
-    st.altair_chart(
+def image(picture: Picture, title: str, key: str, words: str, names: tuple[str, str]) -> None:
+    charts.draw(
         charts.picture(picture.image, picture.size, (picture.rows, picture.columns), title, names),
-        width="stretch",
         key=key,
         alt=words,
     )
 
 
-def inspect(update: Update) -> None:
-    facts = update.facts
-    method = style.method_look(facts.method).label
+def ranks_of(found: Inspection, method: str) -> None:
+    """Sizes in a line, ranks as numbers, and which factor limits."""
+    facts, ranks = found.facts, found.ranks
     st.caption(
         f"{markdown(method)}, ΔW is {facts.out_features:,} × {facts.in_features:,}, r = {facts.r}"
         + (f", b = {facts.blocks}" if facts.blocks > 1 else "")
         + f", {facts.parameters:,} parameters, factors stored in {markdown(facts.dtype)}."
     )
-    ranks = factor_ranks(update) if isinstance(update, Blocked) else None
     with st.container(horizontal=True):
         if ranks:
             for name, value in (("B′", ranks.B), ("Σ′", ranks.sigma), ("A′", ranks.A)):
@@ -158,59 +135,41 @@ def inspect(update: Update) -> None:
         st.metric("bound", facts.rank_bound, help="Most that the sizes allow: Proposition 1")
         st.metric(f"σ > {threshold:g}", int(row["effective_rank"]), help="Effective rank")
         st.metric("entropy rank", f"{row['entropy_rank']:.2f}", help="exp H(σ/Σσ)")
-    if ranks:
-        between = f"{ranks.upper}" if ranks.lower == ranks.upper else f"between {ranks.lower} and {ranks.upper}"
-        least = " and ".join(ranks.limiting)
-        who = {1: f"{least} allows no more.", 2: f"{least} allow no more."}.get(
-            len(ranks.limiting), "all three allow the same."
-        )
-        st.markdown(f"By the ranks of its factors, rank ΔW is {between}: {who}")
-    else:
+    if ranks is None:
         st.markdown(f"{markdown(method)} has no B′, Σ′, A′: its ΔW is no product of block factors.")
+        return
+    between = f"{ranks.upper}" if ranks.lower == ranks.upper else f"between {ranks.lower} and {ranks.upper}"
+    least = " and ".join(name.replace("'", "′") for name in ranks.limiting)
+    who = {1: f"{least} allows no more.", 2: f"{least} allow no more."}.get(
+        len(ranks.limiting), "all three allow the same."
+    )
+    st.markdown(f"By the ranks of its factors, rank ΔW is {between}: {who}")
 
+
+def module_spectrum() -> None:
     mine = context.spectra[(context.spectra["adapter"] == adapter) & (context.spectra["module"] == module)]
     mine = mine[mine["step"] == step] if steps else mine
-    left, right = st.columns(2)
-    with left:
-        st.markdown("**Singular values of ΔW**")
-        st.altair_chart(
-            charts.spectrum(charts.curves(mine), looks, threshold, night),
-            width="stretch",
-            key="module_spectrum",
-            alt=f"Singular values of {module}, {len(mine)} in all, logarithmic.",
-        )
-        offer(mine, "module_spectrum", lambda: _module_figure(mine))
-    if isinstance(update, Blocked):
-        with right:
-            slot_chart(update, method)
-    left, right = st.columns(2)
-    with left:
-        picture = pictures.magnitude(update)
-        p, q = picture.image.shape
-        st.markdown("**|ΔW|**" + ("" if picture.exact else f", each of the {p} × {q} cells a mean"))
-        image(
-            picture,
-            "|ΔW|",
-            "delta",
-            f"Magnitude of ΔW, {p} by {q} cells, blocks {facts.blocks} by {facts.blocks}",
-            (f"output, m = {facts.out_features:,}", f"input, n = {facts.in_features:,}"),
-        )
-    if isinstance(update, Blocked):
-        with right:
-            middle_image(update)
+    st.markdown("**Singular values of ΔW**")
+    charts.draw(
+        charts.spectrum(charts.curves(mine), looks, threshold, night),
+        key="module_spectrum",
+        alt=f"Singular values of {module}, {len(mine)} in all, logarithmic.",
+    )
+    offer(mine, "module_spectrum", lambda: _module_figure(mine))
 
 
-def slot_chart(update: Blocked, method: str) -> None:
-    slots = slot_spectra(update)
+def slot_chart(found: Inspection, slots: pd.DataFrame, method: str) -> None:
     st.markdown("**Singular values of the Sₖ**, whose ranks add up to rank Σ′")
     if slots["index"].max() == 1:
         values = slots["singular_value"]
-        what = f"the scaling {update.facts.scaling:.4g}: nothing is trained between B′ and A′"
+        what = f"the scaling {found.facts.scaling:.4g}: nothing is trained between B′ and A′"
         if values.nunique() > 1:
             what = f"{values.min():.4g} to {values.max():.4g} in size, the scaling included"
-        st.caption(f"{method} has one number in each slot, {what}; rank Σ′ is the number of slots that are not zero.")
+        st.caption(
+            f"{markdown(method)} has one number in each slot, {what}; rank Σ′ is the number of slots that are not zero."
+        )
         return
-    st.altair_chart(
+    charts.draw(
         charts.families(
             slots,
             x="index",
@@ -220,15 +179,26 @@ def slot_chart(update: Blocked, method: str) -> None:
             bold=None,
             night=night,
         ),
-        width="stretch",
         key="slot_spectra",
         alt=f"Singular values of the {slots['slot'].nunique()} matrices Sₖ, logarithmic, coloured by k.",
     )
     offer(slots, "slot_spectra")
 
 
-def middle_image(update: Blocked) -> None:
-    tiles = pictures.slot_tiles(update)
+def delta_image(found: Inspection) -> None:
+    facts, picture = found.facts, found.delta
+    p, q = picture.image.shape
+    st.markdown("**|ΔW|**" + ("" if picture.exact else f", each of the {p} × {q} cells a mean"))
+    image(
+        picture,
+        "|ΔW|",
+        "delta",
+        f"Magnitude of ΔW, {p} by {q} cells, blocks {facts.blocks} by {facts.blocks}",
+        (f"output, m = {facts.out_features:,}", f"input, n = {facts.in_features:,}"),
+    )
+
+
+def middle_image(middle: Picture, tiles: Picture | None) -> None:
     form = None
     if tiles is not None:
         form = st.segmented_control(
@@ -246,12 +216,31 @@ def middle_image(update: Blocked) -> None:
         image(tiles, "|Sₖ|, with the scaling", "tiles", "The Sₖ beside each other", ("output block", "input block"))
     else:
         image(
-            pictures.middle(update),
+            middle,
             "|Σ′|, with the scaling",
             "sigma_image",
             "Magnitude of Σ'",
             ("row of Σ′", "column of Σ′"),
         )
+
+
+def one_module() -> None:
+    source = next(source for source in context.sources if source.label == adapter)
+    found = inspect(source, module, step)
+    method = style.method_look(found.facts.method).label
+    ranks_of(found, method)
+    left, right = st.columns(2)
+    with left:
+        module_spectrum()
+    if found.slots is not None:
+        with right:
+            slot_chart(found, found.slots, method)
+        left, right = st.columns(2)
+    with left if found.middle is not None else right:
+        delta_image(found)
+    if found.middle is not None:
+        with right:
+            middle_image(found.middle, found.tiles)
 
 
 def _module_figure(mine: pd.DataFrame) -> Any:
@@ -261,13 +250,14 @@ def _module_figure(mine: pd.DataFrame) -> Any:
 
 
 offer(table, "layer_metrics", heat_figure)
-with st.expander("Table", icon=":material/table:"):
-    st.dataframe(table, hide_index=True)
+with folded("Table", "table") as opened:
+    if opened:
+        st.dataframe(table, hide_index=True)
 
 st.subheader("One module", anchor=False)
 st.text(module)
 try:
-    inspect(chosen_update())
+    one_module()
 except AdapterError as error:
     st.error(markdown(str(error)), icon=":material/error:")
 

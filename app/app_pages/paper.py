@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import charts
 import method_charts
 import pandas as pd
 import streamlit as st
@@ -55,25 +56,25 @@ def figure_3() -> None:
     rows = rows.assign(name=rows["model"].map(MODELS), variant=rows["method"].map(VARIANTS))
     with first:
         st.markdown("**(a) Ablations**")
-        st.altair_chart(
+        charts.draw(
             method_charts.ablations(rows),
-            width="stretch",
+            key="figure3a",
             alt="Accuracy of BoRA, and without its exponential and its normalisation, for three models.",
         )
     rows = averages(9)
     rows = rows.assign(rank=[f"r = {r}" for r in rows["r"]]).sort_values(["r", "blocks"], kind="stable")
     with second:
         st.markdown("**(b) Rank and blocks**")
-        st.altair_chart(
+        charts.draw(
             method_charts.ranks_and_blocks(rows[rows["method"] == "bora"], rows[rows["method"] == "lora"]),
-            width="stretch",
+            key="figure3b",
             alt="Accuracy of BoRA on LLaMA-3-8B against the number of blocks, a line per r, and LoRA of the same r.",
         )
     with third:
         st.markdown("**(c) Projections**")
-        st.altair_chart(
+        charts.draw(
             method_charts.granularity(averages(8)),
-            width="stretch",
+            key="figure3c",
             alt="Accuracy of LoRA and BoRA on LLaMA-3-8B for five choices of the adapted projections.",
         )
 
@@ -127,9 +128,9 @@ def table() -> None:
         best = part.loc[part["value"].idxmax()]
         with column:
             st.markdown(f"**{markdown(str(MODELS.get(model, model)))}**")
-            st.altair_chart(
+            charts.draw(
                 method_charts.runs(part, unit, list(dict.fromkeys(method_of(name) for name in part["method"]))),
-                width="stretch",
+                key=f"runs_{model}",
                 alt=f"{unit} of {len(part)} runs on {model}. Highest: {best['run']}, {best['value']:.2f}.",
             )
     if rows["std"].notna().any():

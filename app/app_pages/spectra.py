@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 from context import current, latest
 from downloads import offer
-from explain import explanation, question
+from explain import explanation, folded, question
 from plain import markdown
 
 from bora_analysis import style
@@ -36,11 +36,11 @@ def numbers(frame: pd.DataFrame) -> None:
         "parameters": st.column_config.NumberColumn("parameters", format="localized"),
         "rank_bound": st.column_config.NumberColumn("bound", format="%.4g", help="Most that the sizes allow"),
         "effective_rank": st.column_config.NumberColumn(f"σ > {threshold:g}", format="%.2f", help="Effective rank"),
-        "rank_utilisation": st.column_config.ProgressColumn(
-            "used", format="percent", min_value=0.0, max_value=1.0, help="Effective rank as a share of the bound"
+        "rank_utilisation": st.column_config.NumberColumn(
+            "used", format="percent", help="Effective rank as a share of the bound"
         ),
-        "entropy_rank": st.column_config.NumberColumn("entropy rank", format="%.2f", help="exp H(σ/Σσ)"),
-        "stable_rank": st.column_config.NumberColumn("stable rank", format="%.2f", help="Σσ² / σ₁²"),
+        "entropy_rank": st.column_config.NumberColumn("entropy", format="%.2f", help="Entropy rank, exp H(σ/Σσ)"),
+        "stable_rank": st.column_config.NumberColumn("stable", format="%.2f", help="Stable rank, Σσ² / σ₁²"),
         "energy_rank_99": st.column_config.NumberColumn("99 %", format="%.2f", help="Directions that hold it of Σσ²"),
         "energy": st.column_config.NumberColumn("Σσ²", format="%.4g", help="Energy, ‖ΔW‖_F², summed"),
         "modules": st.column_config.NumberColumn("modules"),
@@ -86,9 +86,8 @@ ranks = "; ".join(
     f"{name}: {value:.4g} of {bound:.4g}"
     for name, value, bound in rows.groupby("adapter", sort=False)[["effective_rank", "rank_bound"]].mean().itertuples()
 )
-st.altair_chart(
+charts.draw(
     charts.spectrum(charts.curves(shown), looks, threshold, night),
-    width="stretch",
     key="spectrum",
     alt=f"Singular values against their index, logarithmic, {where}. Mean effective rank of the bound: {ranks}.",
 )
@@ -137,9 +136,8 @@ if module is None:
         left, right = st.columns(2)
         for column, metric in ((left, "effective_rank"), (right, "energy")):
             with column:
-                st.altair_chart(
-                    charts.over_layers(by_layer, metric, threshold, looks, night),
-                    width="stretch",
+                charts.draw(
+                    charts.over_layers(by_layer, metric, looks, night),
                     key=f"layers_{metric}",
                     alt=f"{style.metric_label(metric, threshold, ', ')}, over the layers, {where}, a line per adapter.",
                 )
@@ -151,12 +149,13 @@ if module is None:
 
         offer(by_layer, "figure4", figure4)
 
-with st.expander("Tables", icon=":material/table:"):
-    st.caption("One row per module and adapter.")
-    st.dataframe(rows, hide_index=True)
-    offer(rows, "layer_metrics")
-    st.caption("The summary above.")
-    offer(totals, "summary")
+with folded("Tables", "tables") as opened:
+    if opened:
+        st.caption("One row per module and adapter.")
+        st.dataframe(rows, hide_index=True)
+        offer(rows, "layer_metrics")
+        st.caption("The summary above.")
+        offer(totals, "summary")
 
 explanation(
     [

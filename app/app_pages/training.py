@@ -7,8 +7,9 @@ from typing import Any
 
 import charts
 import pandas as pd
+import sources
 import streamlit as st
-from context import current
+from context import current, load
 from downloads import offer
 from explain import explanation, question
 from plain import markdown
@@ -23,8 +24,18 @@ question(
     "Training", "How does the rank of an adapter grow while it is trained, layer by layer, and what holds it back?"
 )
 
-counts = context.layer_metrics.groupby("adapter", sort=False)["step"].nunique()
-trajectories = [str(name) for name in counts.index[counts >= 2]]
+
+def runs_in(frame: pd.DataFrame) -> list[str]:
+    """The adapters of a table that have two steps or more."""
+    counts = frame.groupby("adapter", sort=False)["step"].nunique()
+    return [str(name) for name in counts.index[counts >= 2]]
+
+
+trajectories = runs_in(context.layer_metrics)
+if not trajectories and sources.runs():
+    st.caption("None of the chosen adapters has two or more steps: these are the runs that come with the toolkit.")
+    context = load(sources.runs(), threshold)
+    trajectories = runs_in(context.layer_metrics)
 
 
 def explained() -> None:
@@ -101,17 +112,16 @@ where = "all modules" if projection == "all" else f"projection {projection}"
 lines = rows[rows["layer"].notna()].groupby(["layer", "step"])[metric].mean().reset_index().assign(bold=False)
 mean = rows.groupby("step")[metric].mean().reset_index().assign(bold=True, layer=0)
 both = pd.concat([lines, mean], ignore_index=True).astype({"layer": int, "step": int})
-st.altair_chart(
+charts.draw(
     charts.families(
         both,
         x="step",
         y=metric,
         by="layer",
-        titles=("training step", style.metric_label(metric, threshold, "  "), "layer"),
+        titles=("training step", charts.metric_title(metric), "layer"),
         bold="mean",
         night=night,
     ),
-    width="stretch",
     key="trajectory",
     alt=f"{metric} against the training step, {where} of {adapter}; the mean goes from {mean[metric].iloc[0]:.4g} "
     f"to {mean[metric].iloc[-1]:.4g}.",
@@ -131,9 +141,8 @@ if len(trajectories) > 1:
         together = narrowed(context.layer_metrics[context.layer_metrics["adapter"].isin(trajectories)])
         together = together[together["step"].notna()]
         means = together.groupby(["adapter", "step"], sort=False)[metric].mean().reset_index().astype({"step": int})
-        st.altair_chart(
-            charts.runs(means, metric, threshold, charts.looks_of(context.layer_metrics), night),
-            width="stretch",
+        charts.draw(
+            charts.runs(means, metric, charts.looks_of(context.layer_metrics), night),
             key="runs",
             alt=f"{metric} against the training step, {where}, a line per run.",
         )
@@ -157,7 +166,7 @@ medians = (
     .reset_index()
     .astype({"step": int})
 )
-st.altair_chart(
+charts.draw(
     charts.families(
         medians.assign(bold=medians["step"] == step),
         x="index",
@@ -168,7 +177,6 @@ st.altair_chart(
         night=night,
         threshold=threshold,
     ),
-    width="stretch",
     key="step_spectrum",
     alt=f"Median singular values of {where} at step {step}, logarithmic, with other steps thin behind them.",
 )
@@ -220,9 +228,8 @@ if st.toggle("Ranks of B′, Σ′, A′ by step", key="factors", bind="query-pa
         names = {"rank_B": "B′", "rank_sigma": "Σ′", "rank_A": "A′", "rank_bound": "bound"}
         tidy = ranks.groupby("step")[list(names)].mean().rename(columns=names).reset_index()
         tidy = tidy.melt("step", var_name="factor", value_name="rank")
-        st.altair_chart(
+        charts.draw(
             charts.ranks_by_step(tidy, night),
-            width="stretch",
             key="factor_ranks",
             alt=f"Mean ranks of B', Σ' and A' against the training step, {where} of {adapter}.",
         )

@@ -2,7 +2,8 @@
 
 from .adapter import Adapter, Trajectory, checkpoints
 from .errors import AdapterError
+from .merging import merge
 from .read import read_adapter
 from .write import write_adapter
 
-__all__ = ["Adapter", "AdapterError", "Trajectory", "checkpoints", "read_adapter", "write_adapter"]
+__all__ = ["Adapter", "AdapterError", "Trajectory", "checkpoints", "merge", "read_adapter", "write_adapter"]

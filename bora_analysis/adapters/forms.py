@@ -36,6 +36,10 @@ class Form:
     peft_type: str = "LORA"
     alpha: str = "lora_alpha"
 
+    def of(self, arrays: Arrays) -> Form:
+        """The form of one module: LoRA on an embedding has keys of its own."""
+        return _EMBEDDING if self.keys == _PAIR and set(arrays) == set(_EMBEDDING.keys) else self
+
     def check(self, arrays: Arrays, activation: str) -> None:
         """Build the update once: its constructor says what does not fit."""
         if set(arrays) != set(self.keys):
@@ -43,16 +47,28 @@ class Form:
         self.build(arrays, 1.0, activation)
 
 
-def _columns(array: Array) -> int:
-    return array.shape[-2]
+_PAIR = {"A": "lora_A.weight", "B": "lora_B.weight"}
 
 
 def _lora(method: str) -> Form:
-    return Form(
-        {"A": "lora_A.weight", "B": "lora_B.weight"},
-        lambda a, scaling, _: delta.lora(a["B"], a["A"], scaling=scaling, method=method),
-        lambda a: _columns(a["A"]),
-    )
+    def build(a: Arrays, scaling: float, _: str) -> Update:
+        A, B = a["A"], a["B"]
+        if A.ndim > 2:
+            if B.shape[2:] != (1,) * (A.ndim - 2):
+                raise FactorError(
+                    "B", f"has shape {B.shape}; expected (m, r, 1…): A is a convolution of shape {A.shape}"
+                )
+            A, B = A.reshape(len(A), -1), B.reshape(B.shape[:2])
+        return delta.lora(B, A, scaling=scaling, method=method)
+
+    return Form(_PAIR, build, lambda a: len(a["A"]))
+
+
+_EMBEDDING = Form(
+    {"embedding_A": "lora_embedding_A", "embedding_B": "lora_embedding_B"},
+    lambda a, scaling, _: delta.lora(a["embedding_B"], a["embedding_A"], scaling=scaling),
+    lambda a: len(a["embedding_A"]),
+)
 
 
 def _melora(a: Arrays, scaling: float, _: str) -> Update:
@@ -90,14 +106,14 @@ FORMS: dict[str, Form] = {
     "melora": Form(
         {"A": "melora_A", "B": "melora_B"},
         _melora,
-        lambda a: _columns(a["A"]),
+        lambda a: a["A"].shape[1],
         lambda a: {"num_minis": a["A"].shape[0]},
         "MELORA",
     ),
     "bora": Form(
         {"A": "bora_A", "B": "bora_B", "sigma": "bora_sigma"},
         lambda a, scaling, how: delta.bora(a["B"], a["A"], a["sigma"], scaling=scaling, activation=how),
-        lambda a: _columns(a["A"]),
+        lambda a: len(a["A"]),
         lambda a: {"num_blocks": a["sigma"].shape[0]},
         "BORA",
     ),
@@ -106,7 +122,7 @@ FORMS: dict[str, Form] = {
     "hydralora": Form(
         {"A": "hydralora_A", "B": "hydralora_B", "route": "hydralora_route"},
         _hydralora,
-        lambda a: _columns(a["A"]),
+        lambda a: len(a["A"]),
         lambda a: {"num_experts": a["B"].shape[0]},
         "HYDRALORA",
     ),

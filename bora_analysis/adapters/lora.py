@@ -152,12 +152,13 @@ def check_pair(source: Source, module: str, pair: Pair, told: bool = True) -> tu
 def _one(source: Source, module: str, pair: Pair, method: str) -> Loader:
     r, groups = check_pair(source, module, pair)
     scaling = source.scaling(module, r)
-    build = partial(_build, scaling=scaling, method=method, embedding=pair.embedding, groups=groups)
+    kind = "parameter" if ".base_layer." in module_path(pair.A) else "embedding" if pair.embedding else "linear"
+    build = partial(_build, scaling=scaling, method=method, kind=kind, groups=groups)
     return source.loader({"B": pair.B, "A": pair.A}, build)
 
 
 def _build(
-    B: Array, A: Array, *, scaling: float, method: str, dtype: str, embedding: bool = False, groups: int = 1
+    B: Array, A: Array, *, scaling: float, method: str, dtype: str, kind: str = "linear", groups: int = 1
 ) -> Update:
     """ΔW = scaling · B A with the kernel of a convolution in ΔW's columns.
 
@@ -172,11 +173,14 @@ def _build(
         full[index, :, index, :] = left.reshape(groups, m // groups, columns)
         left = full.reshape(m, r)
     update = delta.lora(left, right, scaling=scaling, method=method, dtype=dtype, any_rank=True)
-    facts = update.facts
-    if embedding:
+    facts = replace(update.facts, kind=kind)
+    if A.ndim > 2:
+        facts = replace(facts, kind="conv", kernel=A.shape[2:])
+    if kind == "embedding":
         facts = replace(facts, macs_per_token=m * r)
     if groups > 1:
-        facts = replace(facts, parameters=m * columns + r * n, macs_per_token=m * columns + r * n)
+        size = m * columns + r * n
+        facts = replace(facts, kind="grouped conv", parameters=size, macs_per_token=size)
     return replace(update, facts=facts)
 
 
@@ -256,4 +260,5 @@ def _expert(B: Array, A: Array, *, expert: int, count: int, scaling: float, meth
     """B (m, r·E) holds the expert in its last index, A (E·r, n) in its first (PEFT's ``ParamWrapper``)."""
     left = B.reshape(B.shape[0], -1, count)[:, :, expert]
     right = A.reshape(count, -1, A.shape[1])[expert]
-    return delta.lora(left.copy(), right.copy(), scaling=scaling, method=method, dtype=dtype, any_rank=True)
+    update = delta.lora(left.copy(), right.copy(), scaling=scaling, method=method, dtype=dtype, any_rank=True)
+    return replace(update, facts=replace(update.facts, kind="parameter"))

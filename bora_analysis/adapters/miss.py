@@ -2,7 +2,8 @@
 
 PEFT: ``<module>.miss_block`` (r, m), or (r, mini_r) repeated down the rows with ``init_weights: mini``. The block's
 transpose is added to columns 0 … r−1, r … 2r−1 and so on, the last group cut off at n (``miss/layer.py``). The file
-does not store n, which the singular values depend on. ``init_weights: bat`` multiplies the base model's weights.
+does not store n, which the singular values depend on. The variant ``init_weights: bat`` multiplies the base model's
+weights and is read in :mod:`.on_base`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from functools import partial
 import numpy as np
 
 from ..delta import Update, lora
-from .errors import AdapterError
 from .source import Found, Loader, Source, collect, others
 from .tensors import Array
 
@@ -23,10 +23,6 @@ def read(source: Source) -> Found | None:
     found, rest = collect(source, "miss_block")
     if not found:
         return None
-    if str((source.config or {}).get("init_weights")) == "bat":
-        raise AdapterError(
-            f"{source.path}: MiSS with init_weights bat multiplies the base model's weights; not readable"
-        )
     loaders = {module: _loader(source, module, parts["miss_block"]) for module, parts in found.items()}
     return Found("miss", loaders, others(source, rest), [], scaled=False)
 

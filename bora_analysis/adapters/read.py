@@ -47,6 +47,7 @@ def read_adapter(
     shapes: Mapping[str, tuple[int, int]] | None = None,
     name: str | None = None,
     base: str | Path | BaseWeights | None = None,
+    steps: bool = False,
 ) -> Adapter | Trajectory:
     """Read an adapter, or a fine-tuned model: names and shapes now, the factors when asked for.
 
@@ -71,6 +72,7 @@ def read_adapter(
     name : the adapter's name, by default taken from the path.
     base : the base model: a folder, a weight file, or an ``org/name`` of the Hub. DoRA, HiRA, HRA, OFT, BOFT and IA³
         need it, and so does a folder with a whole fine-tuned model, whose update is then the difference of the two.
+    steps : where ``checkpoint-N`` folders lie beside a final adapter, read them and not the adapter.
 
     Returns
     -------
@@ -124,12 +126,14 @@ def read_adapter(
     runs = {folder: int(hit[1]) for folder in _folders(place) if (hit := _CHECKPOINT.fullmatch(folder.name))}
     if is_model(place):
         return _read_model(place, name, base)
-    weights = _weights_in(place)
+    weights = None if steps and runs else _weights_in(place)
     if weights:
         beside = []
         if runs:
             example = min(runs, key=lambda folder: runs[folder])
-            beside = [f"{len(runs)} checkpoints lie beside this adapter; name one to read it, such as {example}"]
+            beside = [
+                f"{len(runs)} checkpoints lie beside this adapter; steps (--steps) reads them, or name one: {example}"
+            ]
         return _read_one(weights, place / CONFIG_NAME, name, True, beside, options)
     if not runs:
         raise AdapterError(_nothing_in(place))

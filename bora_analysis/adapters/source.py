@@ -115,6 +115,11 @@ class Source:
             raise AdapterError(f"{self.path}: the configuration says {name} = {value!r}; expected {wanted}")
         return value
 
+    @property
+    def sized(self) -> bool:
+        """Whether the sizes of the layers are known from elsewhere than the file."""
+        return self.shapes is not None or self.base is not None
+
     def shape_of(self, module: str, key: str) -> tuple[int, int]:
         """(m, n) of a layer, for a method whose file does not store it."""
         if self.shapes is None or module not in self.shapes:

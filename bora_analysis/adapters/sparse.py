@@ -57,7 +57,7 @@ def read_shira(source: Source) -> Found | None:
         return None
     loaders = {module: _shira(source, module, parts) for module, parts in found.items()}
     notes = []
-    if source.shapes is None:
+    if not source.sized:
         notes.append(
             "SHiRA's file does not store the sizes of the layers, so each ΔW ends after its last row and column; the "
             "spectrum is right, out_features and in_features may be too small"
@@ -70,7 +70,7 @@ def _shira(source: Source, module: str, parts: dict[str, str]) -> Loader:
     source.check_factor(weight)
     (count,) = source.tensors.shape(weight)
     source.expect(source.tensors.shape(indices) == (2, count), indices, f"(2, {count}) from shira_weight")
-    size = None if source.shapes is None else source.shape_of(module, weight)
+    size = source.shape_of(module, weight) if source.sized else None
 
     return source.loader({"spectrum": weight, "indices": indices}, partial(_build_shira, size=size))
 

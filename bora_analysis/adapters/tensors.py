@@ -9,6 +9,7 @@ import json
 import threading
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -42,6 +43,15 @@ _SAFETENSORS_DTYPES = {
 _REMAP_BYTES = 64 * 2**20
 
 
+class Raw(NamedTuple):
+    """A tensor as it lies in a file."""
+
+    dtype: str  # safetensors' name
+    itemsize: int
+    shape: tuple[int, ...]
+    read: Callable[[], bytes]
+
+
 class Tensors(Protocol):
     """A weight file that is open for reading."""
 
@@ -59,6 +69,10 @@ class Tensors(Protocol):
 
     def read(self, key: str) -> Array:
         """The tensor, a copy. bfloat16 and float8 become float32, exactly; other types stay as they are."""
+        ...
+
+    def raw(self, key: str) -> Raw:
+        """The tensor as its bytes, whatever they mean, to be copied."""
         ...
 
 
@@ -122,6 +136,13 @@ class SafetensorsFile:
         return self._entries[key].dtype
 
     def read(self, key: str) -> Array:
+        entry = self._entries[key]
+        return _widen(self._stored(key), entry.dtype).reshape(entry.shape)
+
+    def raw(self, key: str) -> Raw:
+        return _raw(self, key, lambda: self._stored(key).tobytes())
+
+    def _stored(self, key: str) -> Array:
         dtype, stored, shape, offset = self._entries[key]
         if not stored:
             raise AdapterError(f"{self.path}: {key} has dtype {dtype}, which cannot be read")
@@ -132,7 +153,7 @@ class SafetensorsFile:
             raise AdapterError(f"{self.path}: cannot be read: {error.strerror or error}") from None
         if values.size != count:
             raise AdapterError(f"{self.path}: {key} ends early: the file has changed since it was opened")
-        return _widen(values, dtype).reshape(shape)
+        return values
 
 
 class TorchFile:
@@ -199,6 +220,22 @@ class TorchFile:
                 return np.array(tensor.numpy())  # a copy, or the map would live as long as the array
             except (TypeError, RuntimeError) as error:
                 raise AdapterError(f"{self.path}: {key} has dtype {self.dtype(key)}: {error}") from None
+
+    def raw(self, key: str) -> Raw:
+        def read() -> bytes:
+            import torch
+
+            return self._tensors[key].detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+        return _raw(self, key, read)
+
+
+def _raw(tensors: Tensors, key: str, read: Callable[[], bytes]) -> Raw:
+    names = {torch: (name, np.dtype(stored).itemsize) for name, (torch, stored) in _SAFETENSORS_DTYPES.items()}
+    dtype = tensors.dtype(key)
+    if dtype not in names:
+        raise AdapterError(f"{tensors.path}: {key} has dtype {dtype}, which cannot be copied")
+    return Raw(*names[dtype], tensors.shape(key), read)
 
 
 def _widen(values: Array, dtype: str) -> Array:

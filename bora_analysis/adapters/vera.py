@@ -52,10 +52,10 @@ def read(source: Source) -> Found | None:
         project, widest = _saved(source, shared)
     else:
         project, widest = _drawn(source, kind, pairs)
-    if source.shapes is None and len({module.rpartition(".")[2] for module in pairs}) > 1:
+    if not source.sized and len({module.rpartition(".")[2] for module in pairs}) > 1:
         notes.append(
-            f"the file does not store in_features of the layers; all are taken to have {widest}, the largest; give the "
-            "sizes of the base model's layers (shapes) if they differ"
+            f"the file does not store in_features of the layers; all are taken to have {widest}, the largest; if they "
+            "differ give the base model (--base) or the sizes of its layers (shapes)"
         )
     loaders = {module: _loader(source, module, kind, b, d, widest, project) for module, (b, d) in pairs.items()}
     return Found(kind, loaders, others(source, left), notes, scaled=False)
@@ -108,7 +108,7 @@ def _loader(
 ) -> Loader:
     (m,), (r,) = source.tensors.shape(b), source.tensors.shape(d)
     source.check_rank(module, d, r // 2 if kind == "pvera" else r)
-    n = widest if source.shapes is None else source.shape_of(module, b)[1]
+    n = source.shape_of(module, b)[1] if source.sized else widest
 
     def build(lambda_b: Array, lambda_d: Array, *, dtype: str) -> Update:
         A, B = project()

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -19,7 +19,7 @@ from ..delta import FactorError
 from .errors import AdapterError
 from .forms import FORMS, Form
 from .read import CONFIG_NAME
-from .tensors import Array
+from .tensors import Array, Raw
 
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -27,18 +27,19 @@ _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF
 def write_adapter(
     folder: str | Path,
     method: str,
-    modules: Mapping[str, Mapping[str, Any]],
+    modules: Mapping[str, Mapping[str, Any]] | Iterable[tuple[str, Mapping[str, Any]]],
     *,
-    alpha: float,
+    alpha: float | None,
     activation: str = "exp-norm",
     rslora: bool = False,
     base_model: str | None = None,
     dtype: str | None = None,
     extra_config: Mapping[str, Any] | None = None,
+    others: Mapping[str, Raw] | None = None,
 ) -> Path:
     """Write an adapter; :func:`read_adapter` reads it back, and PEFT too where the method is LoRA.
 
-    The modules are taken one at a time, so a mapping that makes them when asked needs memory for one.
+    The modules are taken one at a time, so a mapping or a generator that makes them when asked needs memory for one.
 
     Parameters
     ----------
@@ -46,13 +47,18 @@ def write_adapter(
     method : one of ``FORMS`` in :mod:`bora_analysis.adapters.forms`, which has the names of each method's parts.
     modules : module path → ``{"A": …, "B": …}``, for BoRA with ``"sigma"``, the raw σ. Shapes as for
         :func:`bora_analysis.delta.lora` and :func:`~bora_analysis.delta.bora`; for MELoRA A is (N, r, n/N) and B
-        (N, m/N, r); for the others as in their readers.
-    alpha : α. The scaling is α/r with each module's own r, or α/√r.
+        (N, m/N, r); for the others as in their readers. A LoRA on a convolution has A (r, channels, kernel…) and B
+        (m, r, 1…), one on an embedding ``{"embedding_A": (r, V), "embedding_B": (d, r)}``. Or pairs of module path and
+        factors.
+    alpha : α. The scaling is α/r with each module's own r, or α/√r. None: α = r in every module, so that the scaling
+        is 1. The configuration's r is then the largest, so that a server which knows no patterns allots enough and
+        scales by 1 too.
     activation : for BoRA, how Σ comes from σ.
     rslora : scale by α/√r; ``"rslora"`` implies it.
     dtype : ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"`` (rounded to nearest even); by default that of
         the arrays.
     extra_config : more entries for ``adapter_config.json``.
+    others : key → tensor that goes into the file as it is (heads, embeddings); needs ``dtype``.
 
     Returns
     -------
@@ -65,20 +71,24 @@ def write_adapter(
         Factors that do not fit together or are not finite, an unknown method or dtype, arrays of several dtypes.
     """
     folder = Path(folder)
+    if others and dtype is None:
+        raise AdapterError(f"{folder}: with others the factors' dtype must be given; pass dtype=")
     if method not in FORMS:
         raise AdapterError(f"{folder}: method {method!r} cannot be written; expected one of {', '.join(FORMS)}")
     form = FORMS[method]
     with replacing(folder / CONFIG_NAME) as config_path, replacing(folder / "adapter_model.safetensors") as weights:
         # Both are written in full before either gets its name, the weights first.
         with TemporaryFile(dir=folder) as data:
-            header, front, ranks, settings = _write_data(data, folder, form, modules, activation, dtype)
+            pairs: Any = modules.items() if isinstance(modules, Mapping) else modules
+            header, front, ranks, settings = _write_data(data, folder, form, pairs, activation, dtype, others or {})
             data.seek(0)
             with weights.open("wb") as out:
                 out.write(len(header).to_bytes(8, "little") + header + front)
                 shutil.copyfileobj(data, out, 2**24)
         if not ranks:
             raise AdapterError(f"{folder}: there are no modules to write")
-        r = Counter(ranks.values()).most_common(1)[0][0]
+        r = max(ranks.values()) if alpha is None else Counter(ranks.values()).most_common(1)[0][0]
+        rank_pattern = {f"^{re.escape(module)}": own for module, own in ranks.items() if own != r}
         config = {
             "peft_type": form.peft_type,
             "base_model_name_or_path": base_model,
@@ -86,10 +96,10 @@ def write_adapter(
             "inference_mode": True,
             "target_modules": list(ranks),
             "r": r,
-            form.alpha: alpha if isinstance(alpha, int) else float(alpha),  # not a NumPy scalar
+            form.alpha: r if alpha is None else alpha if isinstance(alpha, int) else float(alpha),  # no NumPy scalar
             "use_rslora": rslora or method == "rslora",
-            "rank_pattern": {f"^{re.escape(module)}": own for module, own in ranks.items() if own != r},
-            "alpha_pattern": {},
+            "rank_pattern": rank_pattern,
+            "alpha_pattern": rank_pattern if alpha is None else {},
             "bias": "none",
         }
         for name in dict.fromkeys(name for own in settings for name in own):
@@ -106,25 +116,38 @@ def _write_data(
     data: IO[bytes],
     folder: Path,
     form: Form,
-    modules: Mapping[str, Mapping[str, Any]],
+    modules: Iterable[tuple[str, Mapping[str, Any]]],
     activation: str,
     dtype: str | None,
+    others: Mapping[str, Raw],
 ) -> tuple[bytes, bytes, dict[str, int], list[dict[str, Any]]]:
     """Write the tensors one after another; return header, whole numbers, each module's r and settings."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     ranks: dict[str, int] = {}
     settings: list[dict[str, Any]] = []
     indices: dict[str, Array] = {}
-    stored = dtype  # one type for the file, so that every tensor is aligned
-    for module, factors in modules.items():
+    stored = dtype  # one type for all factors, so that every tensor is aligned
+
+    def copy(tensors: Iterable[tuple[str, Raw]]) -> None:
+        for key, raw in tensors:
+            start = data.tell()
+            data.write(raw.read())
+            entries[key] = {"dtype": raw.dtype, "shape": list(raw.shape), "data_offsets": [start, data.tell()]}
+
+    # The others are aligned too: the wider types before the factors, the narrower ones after.
+    width = {"float64": 8, "float32": 4}.get(dtype or "", 2)
+    by_width = sorted(others.items(), key=lambda item: -item[1].itemsize)
+    copy(item for item in by_width if item[1].itemsize >= width)
+    for module, factors in modules:
         arrays = {part: _as_array(value) for part, value in factors.items()}
         try:
-            form.check(arrays, activation)
+            own = form.of(arrays)
+            own.check(arrays, activation)
         except FactorError as error:
             raise AdapterError(f"{folder}: {module}: {error}") from None
-        ranks[module] = form.rank(arrays)
-        settings.append(form.settings(arrays))
-        for part, suffix in form.keys.items():
+        ranks[module] = own.rank(arrays)
+        settings.append(own.settings(arrays))
+        for part, suffix in own.keys.items():
             array = arrays[part]
             if array.dtype.kind in "iu":
                 indices[f"base_model.model.{module}.{suffix}"] = array.astype("<i8")
@@ -144,6 +167,7 @@ def _write_data(
                 "shape": list(array.shape),
                 "data_offsets": [start, data.tell()],
             }
+    copy(item for item in by_width if item[1].itemsize < width)
     # Whole numbers, of eight bytes each, lie before the others, so that all are aligned.
     front = b"".join(array.tobytes() for array in indices.values())
     for entry in (entry for key, entry in entries.items() if key != "__metadata__"):

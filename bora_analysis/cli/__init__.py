@@ -9,10 +9,12 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from .commands import analyze, compare, figure, synth
+from .actions import convert, merge, recommend, similarity
+from .commands import analyze, compare, factors, figure, synth
 from .cost import cost
 from .dashboard import dashboard
 from .paper import paper
+from .train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -25,5 +27,19 @@ def main() -> None:
     """
 
 
-for command in (analyze, compare, figure, synth, cost, paper, dashboard):
+for command in (
+    analyze,
+    compare,
+    factors,
+    recommend,
+    similarity,
+    convert,
+    merge,
+    figure,
+    synth,
+    cost,
+    train,
+    paper,
+    dashboard,
+):
     main.add_command(command)

@@ -11,10 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import ACTIVATIONS, FORMATS, SIGMA_HELP, SYNTHETIC, fail, named_apart, reading, results, usage
+from .actions import compared
+from .common import (
+    ACTIVATIONS,
+    FORMATS,
+    SIGMA_HELP,
+    SYNTHETIC,
+    opened,
+    progress,
+    reading,
+    results,
+    tell,
+    usage,
+)
 
 if TYPE_CHECKING:
-    from ..adapters import Adapter
     from ..delta import Update
 
 
@@ -63,6 +74,35 @@ def compare(paths: tuple[str, ...], form: str, output: str | None, **options: An
             write(frame, Path(output), "csv" if form == "table" else form)
         if form == "table":
             click.echo(summary_table(frame, options["threshold"]))
+        elif output is None:
+            click.echo(text(frame, form), nl=False)
+
+
+@click.command()
+@reading(solving=False, counting=False)
+@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.option("-o", "--output", metavar="FILE", help="Write the table there, in the format of --format (or csv).")
+def factors(paths: tuple[str, ...], modules: str | None, form: str, output: str | None, **options: Any) -> None:
+    """Which factor limits the rank: rank(B'), rank(Σ'), rank(A'), by step.
+
+    For methods with block factors: LoRA, MELoRA, BoRA. The table shows means over the modules; csv, json and parquet
+    have a row for each.
+    """
+    if form == "parquet" and output is None:
+        raise click.UsageError("parquet is no text: give a file with -o FILE")
+    from ..factors import factor_table
+    from ..report import factor_ranks_table, text, write
+
+    with opened(paths, modules, options) as (chosen, _):
+        tell(chosen)
+        if not chosen:
+            raise click.exceptions.Exit(1)
+        with usage(), progress(sum(map(len, chosen))) as step:
+            frame = factor_table(chosen, on_module=step)
+        if output is not None:
+            write(frame, Path(output), "csv" if form == "table" else form)
+        if form == "table":
+            click.echo(factor_ranks_table(frame))
         elif output is None:
             click.echo(text(frame, form), nl=False)
 
@@ -138,7 +178,7 @@ def synth(
 @click.option("--list", "listing", is_flag=True, help="List the figures and exit.")
 @click.option("-o", "--output", metavar="FILE", multiple=True, help="Where to write: .pdf, .svg or .png; repeatable.")
 @click.option("--metric", help="A column of the metrics table (heatmap, trajectory).")
-@click.option("--projection", help="q, k, v … (figure4, spectra, threshold_sweep, trajectory).")
+@click.option("--projection", help="q, k, v … (figure4, spectra, threshold_sweep, trajectory, similarity).")
 @click.option("--model", help="Layer shapes of a known model (optimal_blocks).  [default: queries of the paper's five]")
 @click.option("--width", help="Text width of a venue: neurips, iclr, icml, icml2.")
 @click.argument("name", required=False)
@@ -164,8 +204,11 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
     spec = FIGURES[name]
     if spec.adapters == "required" and not paths:
         raise click.UsageError(f"{name} shows adapters: expected {name} PATH... -o FILE")
+    if spec.source == "similarity" and len(paths) != 2:
+        raise click.UsageError(f"{name} shows two adapters: expected {name} PATH PATH -o FILE")
     if spec.adapters == "none" and paths:
         raise click.UsageError(f"{name} shows no adapters: expected {name} -o FILE, without {' '.join(paths)}")
+    options["steps"] |= name == "trajectory"
     names = ("metric", "projection", "model", "width")
     wished = {key: value for key in names if (value := options.pop(key)) is not None}
     if "threshold" in spec.options:
@@ -176,7 +219,11 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
         for path in output:
             click.echo(f"wrote {save(drawn, path)}", err=True)
 
-    if spec.adapters == "required":
+    if spec.source == "similarity":
+        with usage():
+            grid, _ = compared(paths, options.pop("modules"), 64, 64, options)
+            write(similarity=grid)
+    elif spec.adapters == "required":
         with results(paths, **options) as tables:
             write(spectra=tables.spectra, layer_metrics=tables.layer_metrics)
     elif paths:
@@ -193,43 +240,20 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
 
 
 @contextmanager
-def first_modules(
-    paths: tuple[str, ...],
-    *,
-    alpha: float | None,
-    activation: str | None,
-    method: str | None,
-    experts: str,
-    initial: str | None,
-    modules: str | None,
-    **_: Any,
-) -> Iterator[dict[str, Update]]:
-    """Adapter → the factors of its first module, of its last step; adapters that cannot be read as in `results`."""
-    from ..adapters import AdapterError, checkpoints, read_adapter
-    from ..table import select
+def first_modules(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> Iterator[dict[str, Update]]:
+    """Adapter → the factors of its first module, of its last step; for errors see :func:`opened`."""
+    from ..adapters import AdapterError
 
-    failed = False
-    adapters: list[Adapter] = []
     updates: dict[str, Update] = {}
-    for path in paths:
-        try:
-            how: dict[str, Any] = {"method": method, "experts": experts, "initial": initial}
-            adapters.append(checkpoints(read_adapter(path, alpha=alpha, activation=activation, **how))[-1])
-        except AdapterError as error:
-            failed = True
-            fail(error)
-    with usage():
-        for adapter in named_apart(adapters):
+    with opened(paths, modules, options) as (chosen, failed):
+        for adapter in {adapter.name: adapter for adapter in chosen}.values():
+            module = next(iter(adapter))
             try:
-                chosen = select(adapter, modules)
-                module = next(iter(chosen))
-                name = adapter.name if adapter.name not in updates else f"{adapter.name} step {adapter.step}"
-                updates[name] = chosen[module]
+                updates[adapter.name] = adapter[module]
                 click.echo(f"note: {adapter.name}: {module}", err=True)
             except AdapterError as error:
-                failed = True
-                fail(error)
-        if updates:
+                failed(error)
+        if not updates:
+            raise click.exceptions.Exit(1)
+        with usage():
             yield updates
-    if failed or not updates:
-        raise click.exceptions.Exit(1)

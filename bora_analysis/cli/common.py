@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,17 +25,37 @@ EXPERTS = ("mean", "each", "stacked")  # as in experts, which imports NumPy
 SIGMA_HELP = "How Σ comes from the stored σ (BoRA)"
 
 
-def reading(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options of every command that reads adapters."""
+_SOLVING = (
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:K."),
+    click.option(
+        "--solver",
+        type=click.Choice(["auto", "svd", "gram"]),
+        default="auto",
+        show_default=True,
+        help="svd is exact; gram is faster for cores of 512 and more, and auto takes it where it is as good.",
+    ),
+)
+_COUNTING = (
+    click.option(
+        "--threshold",
+        type=click.FloatRange(min=0),
+        default=0.005,
+        show_default=True,
+        help="effective_rank counts the singular values above it.",
+    ),
+)
+
+
+def reading(
+    *, required: bool = True, count: int = -1, metavar: str = "PATH...", solving: bool = True, counting: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options of every command that reads adapters.
+
+    ``count`` PATHs, -1 for any number; ``solving`` for those that want singular values alone, ``counting`` for those
+    that count them.
+    """
     options = (
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:K."),
-        click.option(
-            "--solver",
-            type=click.Choice(["auto", "svd", "gram"]),
-            default="auto",
-            show_default=True,
-            help="svd is exact; gram is faster for cores of 512 and more, and auto takes it where it is as good.",
-        ),
+        *(_SOLVING if solving else ()),
         click.option("--activation", type=click.Choice(ACTIVATIONS), help=f"{SIGMA_HELP} where the file does not say."),
         click.option("--alpha", type=float, help="α where the file does not say."),
         click.option("--method", help="The method where the file does not say (rslora, melora); otherwise a check."),
@@ -47,15 +67,10 @@ def reading(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable
             help="HydraLoRA, MoELoRA: the uniform mean, each expert, or their stack, a bound on every mixture.",
         ),
         click.option("--initial", metavar="PATH", help="PiSSA, LoRA-GA …: the adapter before training, to subtract."),
+        click.option("--steps", is_flag=True, help="The checkpoint-N beside a final adapter, not the adapter."),
         click.option("--modules", metavar="REGEX", help="Only modules in whose path REGEX is found."),
-        click.option(
-            "--threshold",
-            type=click.FloatRange(min=0),
-            default=0.005,
-            show_default=True,
-            help="effective_rank counts the singular values above it.",
-        ),
-        click.argument("paths", nargs=-1, required=required, metavar="PATH..."),
+        *(_COUNTING if counting else ()),
+        click.argument("paths", nargs=count, required=required, metavar=metavar),
     )
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,58 +99,98 @@ def usage() -> Iterator[None]:
 
 
 @contextmanager
-def results(
-    paths: tuple[str, ...],
-    *,
-    alpha: float | None,
-    activation: str | None,
-    method: str | None,
-    experts: str,
-    initial: str | None,
-    modules: str | None,
-    **options: Any,
-) -> Iterator[Tables]:
-    """The tables of all adapters that can be read; errors on stderr, and exit code 1 at the end if there were any."""
-    from ..adapters import AdapterError, checkpoints, read_adapter
-    from ..table import analyse, join, select
+def opened(
+    paths: tuple[str, ...], modules: str | None, options: dict[str, Any]
+) -> Iterator[tuple[list[Adapter], Callable[[object], None]]]:
+    """The adapters that can be read, a checkpoint each, with the options of :func:`reading` that are the reader's.
 
-    failed = False
+    Errors go to stderr, and the exit code is 1 at the end if there were any; so do those of the block, told to the
+    function beside the adapters.
+    """
+    from ..adapters import AdapterError, checkpoints, read_adapter
+    from ..table import select
+
+    failures: list[object] = []
+
+    def failed(error: object) -> None:
+        failures.append(error)
+        fail(error)
+
     adapters: list[Adapter] = []
     for path in dict.fromkeys(paths):  # an adapter named twice is one adapter
         try:
-            how: dict[str, Any] = {"method": method, "experts": experts, "initial": initial}
-            adapters += checkpoints(read_adapter(path, alpha=alpha, activation=activation, **how))
+            adapters += checkpoints(read_adapter(path, **_accepted(read_adapter, options)))
         except AdapterError as error:
-            failed = True
-            fail(error)
-    parts: list[Tables] = []
+            failed(error)
     with usage():
         chosen = []
         for adapter in named_apart(adapters):
             try:
                 chosen.append(select(adapter, modules))
             except AdapterError as error:
-                failed = True
-                fail(error)
-        total = sum(map(len, chosen))
-        with click.progressbar(length=total, label="modules", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+                failed(error)
+    yield chosen, failed
+    if failures:
+        raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def results(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> Iterator[Tables]:
+    """The tables of all adapters that can be read; for errors see :func:`opened`."""
+    from ..adapters import AdapterError
+    from ..table import analyse, join
+
+    parts: list[Tables] = []
+    with opened(paths, modules, options) as (chosen, failed):
+        with usage(), progress(sum(map(len, chosen))) as step:
             for adapter in chosen:
                 try:
-                    parts.append(analyse(adapter, on_module=lambda: bar.update(1), **options))
+                    parts.append(analyse(adapter, on_module=step, **_accepted(analyse, options)))
                 except AdapterError as error:
-                    failed = True
-                    fail(error)
-    notes = [f"{adapter.name}: {line}" for adapter in chosen for line in (*adapter.warnings, *_passed_over(adapter))]
-    notes += [line for part in parts for line in part.provenance]
-    for line in dict.fromkeys(notes):  # the checkpoints of one run would say the same again and again
-        click.echo(f"note: {line}", err=True)
-    if parts:
+                    failed(error)
+        tell(chosen, [line for part in parts for line in part.provenance])
+        if not parts:
+            raise click.exceptions.Exit(1)
         with usage():
             yield join(parts)
-    else:
-        raise click.exceptions.Exit(1)
-    if failed:
-        raise click.exceptions.Exit(1)
+
+
+def tell(adapters: list[Adapter], further: Sequence[str] = ()) -> None:
+    """The adapters' caveats on stderr, each once: the checkpoints of one run would say the same again and again."""
+    notes = [f"{adapter.name}: {line}" for adapter in adapters for line in (*adapter.warnings, *_passed_over(adapter))]
+    for line in dict.fromkeys([*notes, *further]):
+        click.echo(f"note: {line}", err=True)
+
+
+def _accepted(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the function takes."""
+    from inspect import signature
+
+    known = signature(function).parameters
+    return {name: value for name, value in options.items() if name in known}
+
+
+def read_one(path: str, modules: str | None, options: dict[str, Any]) -> Adapter:
+    """One adapter, with the options of :func:`reading` that are the reader's; its caveats go to stderr.
+
+    AdapterError where there are several checkpoints.
+    """
+    from ..adapters import Adapter, AdapterError, read_adapter
+    from ..table import select
+
+    adapter = read_adapter(path, **_accepted(read_adapter, options))
+    if not isinstance(adapter, Adapter):
+        raise AdapterError(f"{path}: holds {len(adapter)} checkpoints; name one")
+    for line in adapter.warnings:
+        click.echo(f"note: {adapter.name}: {line}", err=True)
+    return select(adapter, modules)
+
+
+@contextmanager
+def progress(length: int) -> Iterator[Callable[[], None]]:
+    """A bar on stderr where that is a terminal; call what it yields once a module."""
+    with click.progressbar(length=length, label="modules", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        yield lambda: bar.update(1)
 
 
 def named_apart(adapters: list[Adapter]) -> list[Adapter]:

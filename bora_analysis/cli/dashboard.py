@@ -29,10 +29,10 @@ def dashboard(paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ..
     from ..bundled import app_folder
 
     try:
-        script = app_folder() / "streamlit_app.py"
+        app = app_folder()
         trouble = _unavailable(host, port)
     except FileNotFoundError as error:
-        script, trouble = Path(), str(error)
+        app, trouble = Path(), str(error)
     if trouble is not None:
         fail(trouble)
         raise click.exceptions.Exit(1)
@@ -40,7 +40,8 @@ def dashboard(paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ..
     # Absolute, so that none looks like an option; what is no path here may be a Hub id.
     named = [os.path.abspath(path) if Path(path).exists() else path for path in paths]  # noqa: PTH100 (links stay)
     below = [f"--root={Path(root).resolve()}" for root in roots or (".",)]
-    command = [sys.executable, "-m", "streamlit", "run", *options, str(script), "--", *below, "--", *named]
+    script = str(app / "streamlit_app.py")
+    command = [sys.executable, str(app / "server.py"), *options, script, "--", *below, "--", *named]
     sys.stdout.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # its address is no result
     # In the place of this process, so that Ctrl-C and every other signal reach the server itself.

@@ -20,6 +20,7 @@ from .block_products import figure1
 from .cost import optimal_blocks, pareto
 from .forward_pass import figure2
 from .layout import in_style
+from .subspaces import similarity
 from .tables import figure4, heatmap, spectra, threshold_sweep, trajectory
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "optimal_blocks",
     "pareto",
     "save",
+    "similarity",
     "spectra",
     "threshold_sweep",
     "trajectory",
@@ -63,6 +65,7 @@ class Spec:
     source : what it is drawn from, the keyword under which :func:`draw` takes it, and the function's first parameter:
 
         * ``"spectra"``, ``"layer_metrics"``: a tidy table of adapters;
+        * ``"similarity"``: the grid of two adapters;
         * ``"updates"``: label → the factors of one module; synthetic ones where none are given;
         * ``"accuracy"``: the paper's tables as one frame;
         * ``None``: nothing but its options.
@@ -80,9 +83,8 @@ class Spec:
     @property
     def adapters(self) -> str:
         """Whether adapters have to be given: ``"required"``, ``"optional"`` or ``"none"``."""
-        return {"spectra": "required", "layer_metrics": "required", "updates": "optional"}.get(
-            self.source or "", "none"
-        )
+        needs = dict.fromkeys(("spectra", "layer_metrics", "similarity"), "required") | {"updates": "optional"}
+        return needs.get(self.source or "", "none")
 
 
 #: Name → figure, in the order in which they are listed.
@@ -95,6 +97,7 @@ FIGURES: dict[str, Spec] = {
     "heatmap": Spec(heatmap, "a metric over layers and projections, one panel per adapter", "layer_metrics"),
     "threshold_sweep": Spec(threshold_sweep, "effective rank against the threshold", "spectra"),
     "trajectory": Spec(trajectory, "a metric against the training step, from checkpoints", "layer_metrics"),
+    "similarity": Spec(similarity, "subspace similarity of two adapters, as LoRA's figure 3", "similarity"),
     "pareto": Spec(pareto, "rank bound and effective rank against trained parameters", "layer_metrics"),
     "optimal_blocks": Spec(optimal_blocks, "parameters per unit of rank against the number of blocks", None),
 }
@@ -105,6 +108,7 @@ def draw(
     *,
     spectra: pd.DataFrame | None = None,
     layer_metrics: pd.DataFrame | None = None,
+    similarity: pd.DataFrame | None = None,
     updates: Mapping[str, Update] | None = None,
     accuracy: pd.DataFrame | None = None,
     **options: Any,
@@ -113,8 +117,8 @@ def draw(
 
     Parameters
     ----------
-    spectra, layer_metrics, updates, accuracy : the sources, see :class:`Spec`. The figure takes its own and leaves the
-        others.
+    spectra, layer_metrics, similarity, updates, accuracy : the sources, see :class:`Spec`. The figure takes its own
+        and leaves the others.
 
     Raises
     ------
@@ -132,7 +136,14 @@ def draw(
     wished = {option: value for option, value in options.items() if value is not None}
     if spec.source is None:
         return spec.function(**wished)
-    given = {"spectra": spectra, "layer_metrics": layer_metrics, "updates": updates, "accuracy": accuracy}[spec.source]
+    sources: dict[str, Any] = {
+        "spectra": spectra,
+        "layer_metrics": layer_metrics,
+        "similarity": similarity,
+        "updates": updates,
+        "accuracy": accuracy,
+    }
+    given = sources[spec.source]
     if given is None and spec.adapters != "optional":
         raise ValueError(f"figure {name} is drawn from {spec.source}, and none was given")
     return spec.function(given, **wished)

@@ -196,7 +196,7 @@ def layer_lines(figure: Figure, axes: Axes, x: Sequence[int], curves: Mapping[in
         colour = "0.6" if layer is None else scale.to_rgba(np.array(layer))
         axes.plot(x, y, color=colour, lw=0.7, gid=f"layer:{'–' if layer is None else layer}")
     if high > low:
-        bar = _colour_bar(figure, scale, [axes], "layer", 1.0, 30)
+        bar = colour_bar(figure, scale, [axes], "layer", 1.0, 30)
         bar.locator = MaxNLocator(6, integer=True)
 
 
@@ -227,7 +227,7 @@ def heat_panels(
     write = cell_texts(values, cell_width - 0.05) if cell_height > 0.12 else None
     for axes, (adapter, grid) in zip(panels.flat, grids.items(), strict=False):
         gap = 0.3 if min(cell_width, cell_height) > 0.08 else 0.0
-        _heat_cells(axes, grid, norm, gap, write).set_gid(f"cells:{adapter}")
+        heat_cells(axes, grid, norm, gap, write).set_gid(f"cells:{adapter}")
         axes.set_title(escaped(looks[adapter].label), size=7, loc="left", pad=2.5)
     for k, axes in enumerate(panels.flat):
         axes.set_visible(k < len(grids))
@@ -242,11 +242,11 @@ def heat_panels(
     if text_width(label, 7) > body - 0.2:
         label = label.replace("  ", "\n")
     tall = min(body, 2.5)
-    _colour_bar(figure, ScalarMappable(norm, "viridis"), list(panels.flat), label, tall / body, 12 * tall)
+    colour_bar(figure, ScalarMappable(norm, "viridis"), list(panels.flat), label, tall / body, 12 * tall)
     return figure
 
 
-def _heat_cells(axes: Axes, grid: Array, norm: Normalize, gap: float, write: Callable[[float], str] | None) -> QuadMesh:
+def heat_cells(axes: Axes, grid: Array, norm: Normalize, gap: float, write: Callable[[float], str] | None) -> QuadMesh:
     """One heat map: vector cells (an image would be smoothed by some viewers), the axes' hatch where NaN."""
     axes.patch.set(facecolor="white", edgecolor="0.8", hatch="//////", linewidth=0)
     # A logarithm has no colour for 0: the least one of the scale.
@@ -271,7 +271,7 @@ def _heat_cells(axes: Axes, grid: Array, norm: Normalize, gap: float, write: Cal
     return mesh
 
 
-def _colour_bar(figure: Figure, scale: ScalarMappable, axes: list[Axes], label: str, shrink: float, aspect: float):
+def colour_bar(figure: Figure, scale: ScalarMappable, axes: list[Axes], label: str, shrink: float, aspect: float):
     bar = figure.colorbar(scale, ax=axes, pad=0.02, shrink=shrink, aspect=aspect)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.ax.tick_params(width=0.4, length=2)

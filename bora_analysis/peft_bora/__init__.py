@@ -1,4 +1,4 @@
-"""BoRA, MELoRA and SBoRA as PEFT methods, to be trained like PEFT's own.
+"""BoRA, MELoRA, SBoRA and HydraLoRA as PEFT methods, to be trained like PEFT's own.
 
 One import is all that PEFT needs; ``get_peft_model``, ``PeftModel.from_pretrained``, several adapters, merging and
 saving work as they do for LoRA. Needs peft 0.21; tested with peft 0.21.0 and 0.21.2, transformers 5.23.
@@ -6,7 +6,8 @@ saving work as they do for LoRA. Needs peft 0.21; tested with peft 0.21.0 and 0.
 * :class:`BoraConfig`: arXiv 2508.06953, ΔW_ij = B_i Σ_ij A_j with a trained diagonal for each pair of blocks.
 * :class:`MeloraConfig`: arXiv 2402.17263, equal mini-LoRAs along the diagonal.
 * :class:`SboraConfig`: SBoRA-FA and SBoRA-FB (Po et al., ICONIP 2024), LoRA with one factor of standard basis vectors.
-* :func:`convert`: an adapter of any of them as an exact plain LoRA.
+* :class:`HydraloraConfig`: arXiv 2404.19245, one A, K matrices B and a router, for comparison; it cannot be merged.
+* :func:`convert`: an adapter of the first three as an exact plain LoRA.
 
 Examples
 --------
@@ -32,9 +33,9 @@ except PackageNotFoundError:
     pass  # the imports say so
 
 try:
-    from .config import BoraConfig, MeloraConfig, SboraConfig
+    from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
     from .convert import convert
-    from .models import BoraModel, MeloraModel, SboraModel
+    from .models import BoraModel, HydraloraModel, MeloraModel, SboraModel
     from .registration import register
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("peft", "transformers"):
@@ -47,6 +48,8 @@ except ModuleNotFoundError as error:
 __all__ = [
     "BoraConfig",
     "BoraModel",
+    "HydraloraConfig",
+    "HydraloraModel",
     "MeloraConfig",
     "MeloraModel",
     "SboraConfig",

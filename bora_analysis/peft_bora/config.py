@@ -13,7 +13,7 @@ from ..delta import ACTIVATIONS
 
 @dataclass
 class AdapterConfig(PeftConfig):
-    """What the three methods share, as in ``LoraConfig``.
+    """What the methods here share, as in ``LoraConfig``.
 
     Attributes
     ----------
@@ -153,6 +153,34 @@ class SboraConfig(AdapterConfig):
         super().__post_init__()
         self._check("SBORA")
         _expect(self.variant in ("fa", "fb"), "variant", self.variant, "'fa' or 'fb'")
+
+
+@dataclass
+class HydraloraConfig(AdapterConfig):
+    """HydraLoRA (arXiv 2404.19245, eq. 5 and 6): y = W x + (α/r) Σ_k softmax(G x)_k B_k A x.
+
+    One A (r, n), K matrices B_k (m, r) and a linear router G (K, n). ΔW depends on the token, so it can be neither
+    merged nor converted. BoRA's tables use r = 4 and three B (§4.1).
+
+    A saved adapter has, for each module, ``hydralora_A`` (r, n), ``hydralora_B`` (K, m, r) and ``hydralora_route``
+    (K, n). A and G start Kaiming-uniform, the B_k at zero.
+
+    Attributes
+    ----------
+    num_experts : K.
+
+    Examples
+    --------
+    >>> HydraloraConfig(r=4).num_experts
+    3
+    """
+
+    num_experts: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("HYDRALORA")
+        _expect(_is_count(self.num_experts), "num_experts", self.num_experts, "a positive integer")
 
 
 def _expect(condition: bool, name: str, value: Any, expected: str) -> None:

@@ -1,18 +1,17 @@
-"""y + ΔW x, and ΔW, from the factors, in the cheapest order for the shape (BoRA, arXiv 2508.06953, eq. 8).
+"""y + ΔW x, and ΔW, from the factors, in the cheapest order (BoRA, arXiv 2508.06953, eq. 8).
 
-Shapes: x (T, n) for T tokens, A (b, r, n/b), B (b, m/b, r), Σ (b, b, r), output block first. Autograd does the rest.
+Shapes: x (T, n) for T tokens, A (b, r, n/b), B (b, m/b, r), Σ (b, b, r), output block first.
+
+Between the factors the tokens come last, (b, r, T): then every product reads and writes rows as they lie in memory,
+forwards and backwards, for any shape. The same products with T in the middle take 5 to 10 times as long.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn import functional
-
-#: Up to this br, Σ'A' is multiplied out to one (br, n) matrix. Measured, forward and backward, 2,048 tokens, two CPU
-#: cores, r = 8, against PEFT's LoRA of rank 8, folded and by blocks: 384², b = 16: 1.2, 1.45; 4096², b = 16: 0.98,
-#: 1.00; 1024², b = 32: 1.15, 1.2; 2048², b = 64: 1.21, 1.08; 4096², b = 64: 1.11, 1.03. ΔW itself: 2.3 at 4096².
-FOLD_UP_TO = 256
 
 
 def effective_sigma(sigma: Tensor, activation: str, scaling: float) -> Tensor:
@@ -31,24 +30,12 @@ def effective_sigma(sigma: Tensor, activation: str, scaling: float) -> Tensor:
 
 def add_bora(result: Tensor, x: Tensor, B: Tensor, sigma: Tensor, A: Tensor) -> Tensor:
     """result + B' Σ' A' x, with the scaling in Σ. ``result`` is (…, m) and x (…, n)."""
-    b, r, _ = A.shape
-    tokens = x.reshape(-1, x.shape[-1])
-    sigma = sigma.to(A.dtype)
-    if _folds(len(tokens), b * r):
-        return _add_folded(result, tokens, B, _middle(sigma, A).flatten(0, 1))
-    hidden = _per_block(tokens, A)  # (b, T, r)
-    # For each slot k a b×b product, S_k (b, b) · (b, T).
-    mixed = torch.bmm(sigma.permute(2, 0, 1), hidden.permute(2, 0, 1)).permute(1, 2, 0)
-    return _add_blocks(result, mixed, B)
+    return _add(result, x, B, sigma.permute(2, 0, 1), A)
 
 
 def add_melora(result: Tensor, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
     """result + blkdiag(B_i A_i) x."""
-    b, r, _ = A.shape
-    tokens = x.reshape(-1, x.shape[-1])
-    if _folds(len(tokens), b * r):
-        return _add_folded(result, tokens, B, torch.block_diag(*A))
-    return _add_blocks(result, _per_block(tokens, A), B)
+    return _add(result, x, B, None, A)
 
 
 def dense_bora(B: Tensor, sigma: Tensor, A: Tensor) -> Tensor:
@@ -66,11 +53,6 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _folds(tokens: int, rank: int) -> bool:
-    # With fewer tokens than rows of Σ'A', as when text is generated, forming it costs more than it saves.
-    return rank <= min(FOLD_UP_TO, tokens)
-
-
 def _middle(sigma: Tensor, A: Tensor) -> Tensor:
     """Σ'A' in its row blocks, (b, r, n)."""
     b, r, _ = A.shape
@@ -79,18 +61,63 @@ def _middle(sigma: Tensor, A: Tensor) -> Tensor:
     return (sigma.transpose(1, 2).contiguous()[..., None] * columns).reshape(b, r, -1)
 
 
-def _per_block(tokens: Tensor, A: Tensor) -> Tensor:
-    b, _, columns = A.shape
-    return torch.bmm(tokens.view(-1, b, columns).transpose(0, 1), A.transpose(1, 2))
+def _add(result: Tensor, x: Tensor, B: Tensor, S: Tensor | None, A: Tensor) -> Tensor:
+    kind = x.device.type
+    # By hand, because autocast reaches into a Function's forward pass and not into its backward pass.
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else A.dtype
+    x = x.reshape(-1, x.shape[-1]).to(dtype)
+    y = result.reshape(-1, result.shape[-1])
+    out: Any = _BlockProduct.apply(y, x, B.to(dtype), None if S is None else S.to(dtype), A.to(dtype))
+    return out.view(result.shape)
 
 
-def _add_folded(result: Tensor, tokens: Tensor, B: Tensor, middle: Tensor) -> Tensor:
-    b, _, r = B.shape
-    return _add_blocks(result, functional.linear(tokens, middle).view(-1, b, r).transpose(0, 1), B)
+class _BlockProduct(torch.autograd.Function):
+    """y + B' Σ' A' x for S = (S_k) (r, b, b), the slots of Σ', or None for Σ' = I.
+
+    Autograd's own backward pass would put the tokens in the middle. What lies between the factors is not kept but found
+    again from x, which LoRA keeps too: b times as large as LoRA's, it would show in the memory, and costs little. The
+    backward pass can be differentiated: it is made of the inputs, by differentiable operations.
+    """
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, B: Tensor, S: Tensor | None, A: Tensor) -> Tensor:
+        hidden = _mix(S, torch.bmm(A, _blocks(x, A)))
+        # Added before the blocks are put side by side: one pass, without a copy.
+        return (y.unflatten(1, (len(B), -1)) + _rows(hidden, B.transpose(1, 2))).flatten(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, B, S, A = ctx.saved_tensors
+        _, of_x, of_B, of_S, of_A = ctx.needs_input_grad
+        dx = dB = dS = dA = None
+        columns, rows = _blocks(x, A), _blocks(gradient.to(x.dtype), B)
+        back = torch.bmm(B.transpose(1, 2), rows)
+        if of_B or of_S:
+            hidden = torch.bmm(A, columns)
+            dB = torch.bmm(_mix(S, hidden), rows.transpose(1, 2)).transpose(1, 2)
+            dS = torch.bmm(back.transpose(0, 1), hidden.permute(1, 2, 0)) if of_S else None
+        back = _mix(None if S is None else S.transpose(1, 2), back)
+        if of_A:
+            dA = torch.bmm(back, columns.transpose(1, 2))
+        if of_x:
+            dx = _rows(back, A).flatten(1)
+        return gradient, dx, dB, dS, dA
 
 
-def _add_blocks(result: Tensor, hidden: Tensor, B: Tensor) -> Tensor:
-    """result + B' hidden, for hidden (b, T, r)."""
-    b, rows, _ = B.shape
-    out = torch.bmm(hidden, B.transpose(1, 2)).transpose(0, 1)
-    return (result.reshape(-1, b, rows) + out).reshape(result.shape)  # one pass, without a copy of ``out``
+def _blocks(x: Tensor, factor: Tensor) -> Tensor:
+    """x (T, n) in the blocks of a factor (b, …), (b, n/b, T)."""
+    return x.unflatten(1, (len(factor), -1)).permute(1, 2, 0)
+
+
+def _mix(S: Tensor | None, hidden: Tensor) -> Tensor:
+    """Σ' hidden for hidden (b, r, T): for each slot k a product with S_k (b, b)."""
+    return hidden if S is None else torch.bmm(S, hidden.transpose(0, 1)).transpose(0, 1)
+
+
+def _rows(hidden: Tensor, factor: Tensor) -> Tensor:
+    """hiddenᵀ · factor, block by block, (T, b, n/b), for hidden (b, r, T) and factor (b, r, n/b)."""
+    return torch.bmm(hidden.transpose(1, 2), factor).transpose(0, 1)

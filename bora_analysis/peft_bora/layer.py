@@ -1,4 +1,4 @@
-"""What the three methods' layers share: bookkeeping of several adapters, forward, merging."""
+"""What the methods' layers share: bookkeeping of several adapters, forward, merging."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..cost import check_blocks, optimal_blocks
-from .config import BoraConfig, MeloraConfig, SboraConfig
-from .contraction import add_bora, add_melora, dense_bora, dense_melora, effective_sigma
+from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
+from .contraction import add_bora, add_melora, dense_bora, dense_melora, effective_sigma, wide
 from .layer import AdapterLayer, initialised, of_pattern, wide_factor
 
 
@@ -140,6 +140,52 @@ class SboraLayer(AdapterLayer):
 
     def _trained(self, name: str) -> Tensor:
         return self.sbora_B[name] if name in self.sbora_B else self.sbora_A[name]
+
+
+class HydraloraLayer(AdapterLayer):
+    """HydraLoRA: ``hydralora_A`` (r, n), ``hydralora_B`` (K, m, r), ``hydralora_route`` (K, n)."""
+
+    adapter_layer_names = ("hydralora_A", "hydralora_B", "hydralora_route")
+    other_param_names = (*AdapterLayer.other_param_names, "num_experts")
+
+    def make_containers(self) -> None:
+        self.hydralora_A, self.hydralora_B = nn.ParameterDict(), nn.ParameterDict()
+        self.hydralora_route = nn.ParameterDict()
+        self.num_experts: dict[str, int] = {}
+
+    def make_factors(self, adapter_name: str, r: int, config: HydraloraConfig) -> None:
+        count = config.num_experts
+        self.num_experts[adapter_name] = count
+        self.hydralora_A[adapter_name] = initialised(r, self.in_features)
+        self.hydralora_B[adapter_name] = initialised(count, self.out_features, r, zero=config.init_lora_weights)
+        self.hydralora_route[adapter_name] = initialised(count, self.in_features)
+
+    def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
+        B = self.hydralora_B[adapter_name]
+        A = self.hydralora_A[adapter_name] * self.scaling[adapter_name]
+        # The router sees the input without dropout, as in the authors' code; its softmax is float32 at least.
+        logits = functional.linear(x, self.hydralora_route[adapter_name])
+        gates = logits.softmax(-1, dtype=wide(logits.dtype)).to(x.dtype)
+        hidden = functional.linear(self.lora_dropout[adapter_name](x), A)
+        gated = (gates[..., None] * hidden[..., None, :]).flatten(-2)  # (…, K r)
+        return result + functional.linear(gated, B.transpose(0, 1).flatten(1))
+
+    def dense_delta(self, adapter_name: str) -> Tensor:
+        raise ValueError(
+            f"{self.module_name}: HydraLoRA's update depends on the token, so there is no single ΔW; "
+            "expected a method that has one (BoRA, MELoRA, SBoRA, LoRA)"
+        )
+
+    def check_mergeable(self) -> None:
+        raise ValueError(
+            f"{self.module_name}: HydraLoRA's update depends on the token and cannot be merged; keep the adapter"
+        )
+
+    def trained_dtype(self, adapter_name: str) -> torch.dtype:
+        return self.hydralora_B[adapter_name].dtype
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False
 
 
 def _check_blocks(b: int, layer: AdapterLayer) -> None:

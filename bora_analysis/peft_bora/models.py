@@ -9,11 +9,11 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
 from .layer import AdapterLayer
-from .layers import BoraLayer, MeloraLayer, SboraLayer
+from .layers import BoraLayer, HydraloraLayer, MeloraLayer, SboraLayer
 
 
 class AdapterModel(BaseTuner):
-    """What the three share."""
+    """What the methods share."""
 
     tuner_layer_cls: type[AdapterLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -96,3 +96,20 @@ class SboraModel(AdapterModel):
 
     prefix: str = "sbora_"
     tuner_layer_cls = SboraLayer
+
+
+class HydraloraModel(AdapterModel):
+    """A model adapted by HydraLoRA (arXiv 2404.19245).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bora_analysis.peft_bora import HydraloraConfig, HydraloraModel
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6))
+    >>> adapted = HydraloraModel(model, HydraloraConfig(r=1, num_experts=2, target_modules=["0"]), "default")
+    >>> sum(value.numel() for value in adapted.parameters() if value.requires_grad)  # nr + K(mr + n)
+    24
+    """
+
+    prefix: str = "hydralora_"
+    tuner_layer_cls = HydraloraLayer

@@ -10,18 +10,19 @@ from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 
-from .config import BoraConfig, MeloraConfig, SboraConfig
-from .models import BoraModel, MeloraModel, SboraModel
+from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
+from .models import BoraModel, HydraloraModel, MeloraModel, SboraModel
 
 _METHODS = {
     "bora": (BoraConfig, BoraModel),
     "melora": (MeloraConfig, MeloraModel),
     "sbora": (SboraConfig, SboraModel),
+    "hydralora": (HydraloraConfig, HydraloraModel),
 }
 
 
 def register() -> None:
-    """Make BoRA, MELoRA and SBoRA known to PEFT. Importing the package does it; again does no harm.
+    """Make BoRA, MELoRA, SBoRA and HydraLoRA known to PEFT. Importing the package does it; again does no harm.
 
     Raises
     ------

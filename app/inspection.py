@@ -1,0 +1,99 @@
+"""What the page Layers shows of one module: found from its factors once, kept as small tables and images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pictures
+from bounded import Bounded
+from pictures import Picture
+from sources import Source, stamp
+
+from bora_analysis import factor_ranks
+from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
+from bora_analysis.delta import Blocked, Facts, Update
+from bora_analysis.spectrum import FactorRanks
+
+#: Inspections beyond this are dropped, the least recently used first.
+INSPECTION_BYTES = 48 << 20
+
+Key = tuple[str, int, str, int | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """One module, without its tensors.
+
+    Attributes
+    ----------
+    ranks, slots, middle : ranks of B', Σ', A', the singular values of the S_k, and |Σ'|; None for an update that is no
+        such product.
+    delta : |ΔW|.
+    tiles : the |S_k| beside each other; None where they are numbers, or too large.
+    """
+
+    facts: Facts
+    delta: Picture
+    ranks: FactorRanks | None = None
+    slots: pd.DataFrame | None = None
+    middle: Picture | None = None
+    tiles: Picture | None = None
+
+
+def inspect(source: Source, module: str, step: int | None) -> Inspection:
+    """The inspection of a module, from the store or from the file; ``step`` is None for a lone adapter.
+
+    Raises
+    ------
+    AdapterError
+        The file cannot be read, or no longer holds the module.
+    """
+    key = (str(source.path), stamp(source.path), module, step)
+    found = _store().get(key)
+    return found if found is not None else _store().put(key, _inspected(_update(source, module, step)))
+
+
+def _inspected(update: Update) -> Inspection:
+    if not isinstance(update, Blocked):
+        return Inspection(update.facts, pictures.magnitude(update))
+    return Inspection(
+        update.facts,
+        pictures.magnitude(update),
+        factor_ranks(update),
+        slot_spectra(update),
+        pictures.middle(update),
+        pictures.slot_tiles(update),
+    )
+
+
+def slot_spectra(update: Blocked) -> pd.DataFrame:
+    """Singular values of each S_k: slot, index, singular_value."""
+    values = [np.linalg.svd(slot, compute_uv=False) for slot in update.slots()]
+    return pd.DataFrame(
+        {
+            "slot": np.repeat(np.arange(1, len(values) + 1), [len(v) for v in values]),
+            "index": np.concatenate([np.arange(1, len(v) + 1) for v in values]),
+            "singular_value": np.concatenate(values),
+        }
+    )
+
+
+def _update(source: Source, module: str, step: int | None) -> Update:
+    """The factors of the one module, read now and kept by nobody."""
+    for checkpoint in checkpoints(read_adapter(source.path)):
+        if step in (None, checkpoint.step) and module in checkpoint:
+            return checkpoint[module]
+    raise AdapterError(f"{source.label}: {module} is no longer in the file; reload the page")
+
+
+@cache
+def _store() -> Bounded[Key, Inspection]:
+    return Bounded(INSPECTION_BYTES, _bytes)
+
+
+def _bytes(found: Inspection) -> int:
+    images = [picture.image.nbytes for picture in (found.delta, found.middle, found.tiles) if picture is not None]
+    return sum(images) + (0 if found.slots is None else int(found.slots.memory_usage().sum()))

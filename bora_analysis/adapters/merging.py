@@ -1,0 +1,108 @@
+"""Sums and differences of adapters of the same modules, as concatenated factors.
+
+Σ_k w_k ΔW_k = [w_1 L_1 … w_K L_K] · [R_1; …; R_K], exactly, where ΔW_k = L_k R_k. ReLoRA (arXiv 2307.05695) is the sum
+of its stages; PiSSA (arXiv 2404.02948) and LoRA-GA (arXiv 2407.05000) update the original model by the difference to
+their initial adapter, as do two seeds or two steps of one run by theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from .. import delta
+from ..delta import Update
+from .adapter import Adapter, natural
+from .errors import AdapterError
+
+
+def merge(
+    adapters: Sequence[Adapter], weights: Sequence[float] | None = None, *, name: str | None = None, method: str = "sum"
+) -> Adapter:
+    """Σ_k w_k ΔW_k of adapters, module by module, read when asked for.
+
+    Parameters
+    ----------
+    adapters : one or more. Where an adapter lacks a module, its update there is zero; a warning lists such modules.
+    weights : one per adapter; default 1. (1, −1) is the difference.
+    name : default the adapters' names with their weights.
+    method : the name under which the updates appear in tables.
+
+    Returns
+    -------
+    Adapter
+        In memory: ``path`` is None. Each update has r = the summed inner sizes of the factors, scaling 1, and the
+        parameters of its parts together. Its rank bound is the sum of theirs, at most min(m, n).
+
+    Raises
+    ------
+    AdapterError
+        No adapters, another number of weights, or a weight that is not finite; when a module is asked for, shapes
+        that differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import Adapter, lora, merge
+    >>> one = Adapter.from_updates("one", {"q": lora(np.ones((4, 1)), np.ones((1, 3)))})
+    >>> two = Adapter.from_updates("two", {"q": lora(np.full((4, 1), 4.0), np.ones((1, 3)))})
+    >>> difference = merge([one, two], [1, -1])
+    >>> difference.name, difference["q"].to_dense()[0].tolist()
+    ('one-two', [-3.0, -3.0, -3.0])
+    """
+    weights = [1.0] * len(adapters) if weights is None else [float(weight) for weight in weights]
+    if not adapters or len(weights) != len(adapters):
+        raise AdapterError(
+            f"merge: {len(adapters)} adapters and {len(weights)} weights; expected as many, at least one"
+        )
+    for adapter, weight in zip(adapters, weights, strict=True):
+        if not np.isfinite(weight):
+            raise AdapterError(f"merge: the weight of {adapter.name} is {weight}; expected a finite number")
+    modules = sorted({module for adapter in adapters for module in adapter}, key=natural)
+    warnings = [f"{adapter.name}: {line}" for adapter in adapters for line in adapter.warnings]
+    for adapter in adapters:
+        missing = [module for module in modules if module not in adapter]
+        if missing:
+            shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+            warnings.append(f"{adapter.name} has {len(missing)} of {len(modules)} modules not; zero there ({shown})")
+    title = name or "".join(_term(adapter.name, weight) for adapter, weight in zip(adapters, weights, strict=True))
+    parts = list(zip(adapters, weights, strict=True))
+    loaders = {module: partial(_load, parts, module, method) for module in modules}
+    return Adapter(title.removeprefix("+"), method, None, None, loaders, warnings=tuple(dict.fromkeys(warnings)))
+
+
+def _term(name: str, weight: float) -> str:
+    factor = {1.0: "+", -1.0: "-"}.get(weight)
+    return f"{factor}{name}" if factor else f"{weight:+g}·{name}"
+
+
+def _load(parts: Sequence[tuple[Adapter, float]], module: str, method: str) -> Update:
+    present = [(adapter, weight, adapter[module]) for adapter, weight in parts if module in adapter]
+    shapes = {(u.facts.out_features, u.facts.in_features, u.facts.kind, u.facts.kernel) for _, _, u in present}
+    if len(shapes) > 1:
+        found = ", ".join(
+            f"{adapter.name} {u.facts.out_features}×{u.facts.in_features} ({u.facts.kind})" for adapter, _, u in present
+        )
+        raise AdapterError(f"merge: {module} differs in shape or kind: {found}; expected adapters of one base model")
+    return _sum([update for _, _, update in present], [weight for _, weight, _ in present], method)
+
+
+def _sum(updates: Sequence[Update], weights: Sequence[float], method: str) -> Update:
+    facts = [update.facts for update in updates]
+    pairs = [update.factors() for update in updates]
+    left = np.concatenate([weight * L for weight, (L, _) in zip(weights, pairs, strict=True)], axis=1)
+    right = np.concatenate([R for _, R in pairs])
+    dtype = delta.coarsest(f.dtype for f in facts)
+    total = delta.lora(left, right, method=method, dtype=dtype, any_rank=True)
+    sizes = replace(
+        total.facts,
+        parameters=sum(f.parameters for f in facts),
+        macs_per_token=sum(f.macs_per_token for f in facts),
+        rank_bound=min(total.facts.rank_bound, sum(f.rank_bound for f in facts)),
+        kind=facts[0].kind,
+        kernel=facts[0].kernel,
+    )
+    return replace(total, facts=sizes)

@@ -1,0 +1,77 @@
+"""The subspace similarity of two adapters, from the table of its grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .. import style
+from . import data, layout
+
+
+@layout.in_style
+def similarity(
+    table: pd.DataFrame,
+    *,
+    projection: str | None = None,
+    module: str | None = None,
+    width: str = "neurips",
+    title: str | None = None,
+) -> Figure:
+    """φ(i, j) of two adapters as heat maps, left and right, as figure 3 of LoRA (arXiv 2106.09685).
+
+    The colour scale is φ's own, 0 to 1. Each panel says what two random subspaces would give at its far corner.
+
+    Parameters
+    ----------
+    table : the grid of :func:`bora_analysis.similarity`. Several modules are averaged; shown are the i and j that all
+        of them have.
+    projection : by default "q", else "qkv", else the one with most layers.
+    module : this one alone.
+    width : a venue of :data:`bora_analysis.style.VENUES`.
+    """
+    if table.empty:
+        raise ValueError("nothing to draw: the table has no rows (one of the adapters is zero in every module)")
+    rows: Any = table.drop_duplicates(["module"])
+    places = [
+        data.Value(a, name, None if pd.isna(layer) else int(layer), kind, None, 0.0)
+        for a, name, layer, kind in zip(*(rows[x] for x in ("adapter_a", "module", "layer", "projection")), strict=True)
+    ]
+    if module is None:
+        projection = projection or data.default_projection(places)
+    chosen = {each.module for each in data.narrowed(places, projection=projection, module=module)}
+    shown: Any = table[table["module"].isin(chosen)]
+    # Those that every module has: a mean over fewer would jump.
+    sizes = shown.groupby("module")[["i", "j"]].max().min()
+    shown = shown[(shown["i"] <= sizes["i"]) & (shown["j"] <= sizes["j"])]
+    first, second = (layout.escaped(style.shortened([shown[f"adapter_{x}"].iloc[0]], 34)[0]) for x in "ab")
+
+    tall, across = int(sizes["i"]), int(sizes["j"])
+    room = (layout.inches(width) - 1.2) / 2
+    figure = layout.blank(width, float(np.clip(room * tall / across, 0.5, 2.4)) + 0.75)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    norm = Normalize(0, 1)
+    for axes, side in zip(panels, ("left", "right"), strict=True):
+        mine = shown[shown["side"] == side]
+        grid = mine.pivot_table(index="i", columns="j", values="phi", aggfunc="mean").to_numpy(float)
+        layout.heat_cells(axes, grid, norm, 0.0, None).set_gid(f"phi:{side}")
+        chance = mine["random"].max()
+        axes.set_title(f"{side}, chance at most {chance:.2g}", size=7, loc="left", pad=2.5)
+        axes.set_xlabel(f"j, {second}")
+        for axis, count in ((axes.xaxis, across), (axes.yaxis, tall)):
+            axis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+            ticks = [t for t in axis.get_major_locator().tick_values(1, count) if 1 <= t <= count] or [1]
+            axis.set_ticks([t - 1 for t in ticks], [f"{t:.0f}" for t in ticks])
+    panels[0].set_ylabel(f"i, {first}")
+    panels[0].set_ylim(tall - 0.5, -0.5)
+    label = "φ(i, j)" + (f", {layout.plain(projection)}" if projection else "")
+    label += f", mean of {len(chosen)}" if len(chosen) > 1 else ""
+    layout.colour_bar(figure, ScalarMappable(norm, "viridis"), list(panels), label, 1.0, 20)
+    layout.finish(figure, title, [])
+    return figure

@@ -1,0 +1,394 @@
+"""One training run: transformers' Trainer on a PEFT model, kept steps, a record, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..atomic import replacing
+from .checkpoints import discard_after, keep_adapter, newest_state, prune, set_base_name
+from .data import Data, Example, load_data
+from .errors import TrainingError
+from .methods import peft_config
+from .scoring import scorer, token_losses
+from .settings import Settings
+
+RECORD = "run.json"
+_PACKAGES = ("bora_analysis", "peft", "transformers", "torch", "numpy")
+
+
+def train(
+    settings: Settings,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    report: Callable[[str], None] = lambda line: None,
+    callbacks: tuple[Any, ...] = (),
+) -> dict[str, Any]:
+    """Train an adapter.
+
+    ``output`` then holds the adapter (``adapter_config.json``, ``adapter_model.safetensors``), ``checkpoint-N`` for
+    each kept step, and ``run.json``: settings, versions, trained parameters, the history of loss and metric.
+
+    Parameters
+    ----------
+    settings : what to train; see :class:`Settings`.
+    output : a new or empty folder; with ``resume``, that of a run that did not finish.
+    resume : go on from the newest complete checkpoint. On the same machine, with the same number of threads, the
+        result is the one that an unbroken run would have had.
+    device : ``"auto"`` (CUDA if there is one), ``"cpu"`` or ``"cuda"``.
+    report : is told the progress, line by line.
+    callbacks : further callbacks for the Trainer.
+
+    Returns
+    -------
+    dict
+        The content of ``run.json``.
+
+    Raises
+    ------
+    TrainingError
+        One line, before anything is trained: bad data, a model that cannot be loaded, a folder in use.
+    """
+    folder = Path(output)
+    record = _claim(settings, folder, resume)
+    data = load_data(settings)
+    with _quiet():
+        return _Run(settings, folder, data, record, report).train(resume, device, callbacks)
+
+
+def _claim(settings: Settings, folder: Path, resume: bool) -> dict[str, Any]:
+    """Check that the folder may be written; the record of the run that is in it, or a new one."""
+    told = settings.as_record()
+    path = folder / RECORD
+    if not path.exists():
+        if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+            raise TrainingError(f"{folder}: exists and is no training run; expected a new or empty folder")
+        return {"status": "running", "settings": told, "seconds": 0.0, "history": []}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        earlier = dict(record["settings"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise TrainingError(f"{path}: is no record of a run ({type(error).__name__}); choose another folder") from None
+    if record.get("status") == "finished":
+        raise TrainingError(f"{folder}: holds a finished run; choose another folder")
+    if not resume:
+        raise TrainingError(f"{folder}: holds a run that did not finish; go on with --resume, or choose another folder")
+    changed = sorted(key for key in told.keys() | earlier.keys() if told.get(key) != earlier.get(key))
+    if changed:
+        shown = ", ".join(f"{key} was {earlier.get(key)!r} and is {told.get(key)!r}" for key in changed[:3])
+        raise TrainingError(f"{folder}: cannot go on with other settings: {shown}")
+    return record
+
+
+class _Run:
+    """A run that may begin."""
+
+    def __init__(
+        self, settings: Settings, folder: Path, data: Data, record: dict[str, Any], report: Callable[[str], None]
+    ):
+        self.settings, self.folder, self.data, self.record, self.report = settings, folder, data, record, report
+        self.steps = settings.total_steps(len(data.train))
+        self.kept = settings.kept_steps(self.steps)
+        self.began = time.monotonic()
+        self.spent: float = record["seconds"]
+
+    def train(self, resume: bool, device: str, callbacks: tuple[Any, ...]) -> dict[str, Any]:
+        import transformers
+        from transformers import Trainer
+
+        settings = self.settings
+        transformers.set_seed(settings.seed)
+        tokenizer = _loaded(settings, transformers.AutoTokenizer)
+        model = self._adapted(tokenizer)
+        trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+        adapter = sum(
+            value.numel()
+            for name, value in model.named_parameters()
+            if value.requires_grad and "modules_to_save" not in name
+        )
+        self.record |= {
+            "versions": {name: version(name) for name in _PACKAGES},
+            "parameters": {"adapter": adapter, "trained": trained},
+            "examples": {"train": len(self.data.train), "held_out": len(self.data.held_out)},
+            "classes": list(self.data.classes),
+            "steps": self.steps,
+        }
+        state = newest_state(self.folder) if resume else None
+        discard_after(self.folder, int(state.name.partition("-")[2]) if state else -1)
+        self._write_record()
+        encoded = [_encoded(example, tokenizer, settings) for example in self.data.train]
+        measured = [_encoded(example, tokenizer, settings) for example in self.data.held_out]
+        self.report(
+            f"{settings.method}, {adapter:,} parameters, {len(encoded):,} examples, {self.steps:,} steps"
+            + (f", going on from {state.name}" if state else "")
+        )
+        causal = settings.task == "causal-lm"
+        trainer = Trainer(
+            model=model,
+            args=self._arguments(device),
+            data_collator=_collator(tokenizer, causal),
+            train_dataset=_Ordered(encoded, self._order(encoded)),
+            eval_dataset=measured,
+            compute_metrics=scorer(settings.scored_by),
+            preprocess_logits_for_metrics=token_losses if causal else None,
+            callbacks=[*callbacks, _callback(self)],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)  # it prints dictionaries to stdout
+        self.trainer = trainer
+        try:
+            trainer.train(resume_from_checkpoint=str(state) if state else None)
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
+            raise TrainingError(
+                f"{settings.model}: out of memory with batches of {settings.batch_size} × {settings.max_length} "
+                "tokens; halve batch_size and double accumulate, or set gradient_checkpointing"
+            ) from None
+        model.save_pretrained(self.folder)
+        self._finish()
+        return self.record
+
+    def _adapted(self, tokenizer: Any) -> Any:
+        import torch
+        import transformers
+        from peft import get_peft_model
+
+        settings, causal = self.settings, self.settings.task == "causal-lm"
+        options: dict[str, Any] = {"dtype": getattr(torch, settings.dtype)}
+        kind: Any = transformers.AutoModelForCausalLM
+        if not causal:
+            kind = transformers.AutoModelForSequenceClassification
+            options["num_labels"] = len(self.data.classes) if settings.task == "classification" else 1
+            options["problem_type"] = (
+                "single_label_classification" if settings.task == "classification" else "regression"
+            )
+        model = _loaded(settings, kind, **options)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        if settings.gradient_checkpointing:
+            model.enable_input_require_grads()  # or no gradient would reach the first adapted layer
+        try:
+            return get_peft_model(model, peft_config(settings, model))
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
+
+    def _arguments(self, device: str) -> Any:
+        import torch
+        from transformers import TrainingArguments
+
+        settings = self.settings
+        if device == "cuda" and not torch.cuda.is_available():
+            raise TrainingError("device is cuda, but torch sees no CUDA device; expected auto or cpu")
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        checkpointing: Any = {_checkpointing(TrainingArguments): settings.gradient_checkpointing}
+        return TrainingArguments(
+            output_dir=str(self.folder),
+            max_steps=self.steps,
+            per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=settings.batch_size * (1 if settings.task == "causal-lm" else 2),
+            gradient_accumulation_steps=settings.accumulate,
+            **checkpointing,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=settings.warmup_steps(self.steps),
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            optim="adamw_torch",
+            bf16=settings.dtype == "bfloat16",
+            logging_strategy="steps",
+            logging_steps=settings.log_every or max(1, self.steps // 20),
+            eval_strategy="no",  # both by the callback
+            save_strategy="no",
+            train_sampling_strategy="sequential",  # the order is the data's own
+            remove_unused_columns=False,
+            label_names=["labels"],
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=on_cpu,
+            dataloader_pin_memory=not on_cpu,
+            seed=settings.seed,
+        )
+
+    def _order(self, encoded: list[dict[str, Any]]) -> list[int]:
+        """The example of every place in every batch of the run: a permutation for each epoch.
+
+        Fixed beforehand, so that a run that goes on sees what an unbroken one would see.
+        """
+        import numpy as np
+
+        settings = self.settings
+        size = settings.batch_size * settings.accumulate
+        rng = np.random.default_rng([settings.seed, 2])
+        lengths = np.array([len(example["input_ids"]) for example in encoded])
+        order: list[int] = []
+        while len(order) < size * self.steps:
+            epoch = rng.permutation(len(encoded))
+            if settings.group_by_length:
+                # Fifty batches at a time are sorted, and the batches mixed: like transformers' group_by_length.
+                window = 50 * size
+                parts = [epoch[i : i + window] for i in range(0, len(epoch), window)]
+                epoch = np.concatenate([part[np.argsort(-lengths[part], kind="stable")] for part in parts])
+                whole = len(epoch) // size * size
+                batches = epoch[:whole].reshape(-1, size)
+                epoch = np.concatenate([batches[rng.permutation(len(batches))].ravel(), epoch[whole:]])
+            order += epoch.tolist()
+        return order[: size * self.steps]
+
+    def keep_start(self, model: Any) -> None:
+        """The adapter of step 0, which the Trainer never saves."""
+        model.save_pretrained(self.folder / "checkpoint-0")
+        keep_adapter(self.folder / "checkpoint-0")
+
+    def log(self, step: int, history: list[dict[str, Any]]) -> None:
+        """Write the record and report the newest line of the Trainer's history."""
+        self.record["history"] = [_clean(entry) for entry in history]
+        self.record["seconds"] = round(self.spent + time.monotonic() - self.began, 1)
+        self._write_record()
+        if history:
+            self.report(_line(step, self.steps, history[-1], self.settings.scored_by))
+
+    def _finish(self) -> None:
+        keep_adapter_of(self.folder)
+        prune(self.folder, self.kept, None)
+        if self.settings.model_name:
+            for place in (self.folder, *(self.folder / f"checkpoint-{step}" for step in self.kept)):
+                if (place / "adapter_config.json").exists():
+                    set_base_name(place, self.settings.model_name)
+        scores = [entry for entry in self.record["history"] if self.settings.scored_by in entry]
+        self.record |= {"status": "finished", "metric": {self.settings.scored_by: scores[-1][self.settings.scored_by]}}
+        self._write_record()
+
+    def _write_record(self) -> None:
+        with replacing(self.folder / RECORD) as path:
+            path.write_text(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def keep_adapter_of(folder: Path) -> None:
+    """Remove the model card that PEFT writes beside an adapter: it says nothing that ``run.json`` does not."""
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+class _Ordered:
+    """The examples of a run, one after another: a dataset as long as the run."""
+
+    def __init__(self, examples: list[dict[str, Any]], order: list[int]):
+        self.examples, self.order = examples, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self.examples[self.order[place]]
+
+
+def _callback(run: _Run) -> Any:
+    from transformers import TrainerCallback
+
+    settings = run.settings
+
+    class Keeper(TrainerCallback):
+        """Tells the Trainer when to evaluate and save, prunes what it saved, and keeps the record."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if state.global_step == 0 and 0 in run.kept:
+                run.keep_start(model)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            step, every = state.global_step, settings.evaluate_every
+            control.should_evaluate |= step == run.steps or bool(every and step % every == 0)
+            control.should_save |= step in run.kept or step % settings.resume_every == 0
+            # A logged loss is a mean since the last one, which a run that goes on could not know across a checkpoint.
+            control.should_log |= control.should_save
+
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            run.log(state.global_step, state.log_history)
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            prune(run.folder, run.kept, state.global_step)
+
+    return Keeper()
+
+
+def _encoded(example: Example, tokenizer: Any, settings: Settings) -> dict[str, Any]:
+    if settings.task == "causal-lm":
+        ids = tokenizer(example.texts[0], truncation=True, max_length=settings.max_length)["input_ids"]
+        if (
+            tokenizer.eos_token_id is not None
+            and len(ids) < settings.max_length
+            and ids[-1:] != [tokenizer.eos_token_id]
+        ):
+            ids = [*ids, tokenizer.eos_token_id]
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(ids)}
+    encoded = tokenizer(*example.texts, truncation=True, max_length=settings.max_length)
+    return {**encoded, "labels": example.label}
+
+
+def _checkpointing(arguments: Any) -> str:
+    """The setting's name, which transformers 5 changed."""
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    return next(name for name in names if name in arguments.__dataclass_fields__)
+
+
+def _collator(tokenizer: Any, causal: bool) -> Any:
+    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
+
+    # Seq2Seq's pads labels with −100, which the loss passes over.
+    return DataCollatorForSeq2Seq(tokenizer) if causal else DataCollatorWithPadding(tokenizer)
+
+
+def _loaded(settings: Settings, kind: Any, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(settings.model, **options)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TrainingError(
+            f"{settings.model}: {kind.__name__} cannot load it: {reason}; expected a folder of transformers with "
+            "config.json, weights and tokenizer, or a Hub id"
+        ) from None
+
+
+def _clean(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the Trainer's history without times, which differ from run to run."""
+    kept = {key.removeprefix("eval_"): value for key, value in entry.items() if not _is_timing(key)}
+    return {"step": kept.pop("step"), **({"held_out_loss": kept.pop("loss")} if "eval_loss" in entry else {}), **kept}
+
+
+def _is_timing(key: str) -> bool:
+    return key.endswith(("runtime", "per_second")) or key in ("total_flos", "epoch")
+
+
+def _line(step: int, steps: int, entry: dict[str, Any], metric: str) -> str:
+    head = f"step {step:{len(str(steps))}}/{steps}"
+    if f"eval_{metric}" in entry:
+        return f"{head}  {metric} {entry[f'eval_{metric}']:.4f}  held-out loss {entry['eval_loss']:.4f}"
+    if "loss" in entry:
+        return f"{head}  loss {entry['loss']:.4f}  learning rate {entry['learning_rate']:.1e}"
+    return f"{head}  finished"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' notes on new heads, weights that load, and files on the Hub."""
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Could not find a config file")
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks for it
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        transformers.logging.enable_progress_bar()

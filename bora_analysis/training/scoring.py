@@ -1,0 +1,85 @@
+"""The metrics of the held-out examples, as the paper reports them (Appendix B), as fractions and not per cent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def accuracy(predicted: Array, labels: Array) -> float:
+    """Share of classes that are right.
+
+    >>> accuracy(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]))
+    0.75
+    """
+    return float((predicted == labels).mean())
+
+
+def matthews(predicted: Array, labels: Array) -> float:
+    """Matthews' correlation of predicted and true classes, for any number of classes (Gorodkin 2004, R_K).
+
+    It is the correlation of the two one-hot tables; 0 where one of them is constant.
+
+    >>> round(matthews(np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])), 6)
+    0.57735
+    """
+    classes = np.unique(np.concatenate([predicted, labels]))
+    left, right = (values[:, None] == classes for values in (predicted, labels))
+    left, right = left - left.mean(axis=0), right - right.mean(axis=0)
+    scale = math.sqrt(float((left**2).sum() * (right**2).sum()))
+    return float((left * right).sum()) / scale if scale else 0.0
+
+
+def pearson(predicted: Array, labels: Array) -> float:
+    """Pearson's correlation; 0 where one side is constant.
+
+    >>> round(pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.5])), 6)
+    0.997176
+    """
+    left, right = predicted - predicted.mean(), labels - labels.mean()
+    scale = math.sqrt(float((left**2).sum() * (right**2).sum()))
+    return float((left * right).sum()) / scale if scale else 0.0
+
+
+SCORES: dict[str, Callable[[Array, Array], float]] = {"accuracy": accuracy, "matthews": matthews, "pearson": pearson}
+
+
+def scorer(metric: str) -> Callable[[Any], dict[str, float]]:
+    """``compute_metrics`` of a transformers Trainer."""
+
+    def compute(evaluated: Any) -> dict[str, float]:
+        predictions = evaluated.predictions
+        if isinstance(predictions, tuple):  # some models give hidden states along
+            predictions = predictions[0]
+        if metric == "perplexity":  # rows of token_losses
+            total, tokens = np.asarray(predictions, dtype=np.float64).sum(axis=0)
+            return {metric: math.exp(min(total / tokens, 700.0))}  # exp(710) is Inf
+        labels = np.asarray(evaluated.label_ids)
+        if metric == "pearson":
+            values = np.asarray(predictions, dtype=np.float64).reshape(-1)
+            return {metric: pearson(values, labels.reshape(-1).astype(np.float64))}
+        return {metric: SCORES[metric](np.asarray(predictions).argmax(axis=-1), labels)}
+
+    return compute
+
+
+def token_losses(logits: Any, labels: Any) -> Any:
+    """(N, 2): each sequence's summed negative log-likelihood and its number of tokens, in place of the logits.
+
+    A mean over batches would weigh short sequences more, and the logits of a held-out set fill a memory.
+    """
+    import torch
+    from torch.nn import functional
+
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    targets = labels[:, 1:]
+    losses = functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), targets, ignore_index=-100, reduction="none"
+    )
+    return torch.stack([losses.sum(dim=1), (targets != -100).sum(dim=1).to(losses.dtype)], dim=1)

@@ -1,0 +1,95 @@
+"""Sums and differences of adapters, through PEFT and dense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import STRUCTURES, updates
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft_bora_cases import METHODS, adapted, base, layers, load
+
+from bora_analysis import Adapter, AdapterError, convert, dense, lora, merge, read_adapter, singular_values
+from bora_analysis.synthetic import synthetic_adapter
+
+pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing:FutureWarning")
+SHAPES = {f"layers.{k}.q_proj": (48, 32) for k in (0, 2, 10)}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@given(data=st.data())
+@settings(max_examples=25)
+def test_the_sum_is_that_of_the_dense_updates(structure: str, data: st.DataObject) -> None:
+    one, exact = data.draw(updates(structure))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    other = rng.standard_normal(exact.shape)
+    weights = data.draw(st.lists(st.sampled_from([1.0, -1.0, 0.5, 0.0, -3.0]), min_size=3, max_size=3))
+    parts = [one, dense(other), lora(other[:, :1], other[:1], any_rank=True)]
+    total = merge([Adapter.from_updates(str(k), {"q": part}) for k, part in enumerate(parts)], weights)["q"]
+    expected = weights[0] * exact + weights[1] * other + weights[2] * other[:, :1] @ other[:1]
+    scale = sum(abs(w) * np.linalg.norm(part.to_dense()) for w, part in zip(weights, parts, strict=True))
+    assert np.linalg.norm(total.to_dense() - expected) <= 1e-13 * max(scale, 1e-300)
+    assert total.facts.parameters == sum(part.facts.parameters for part in parts)
+    assert total.facts.rank_bound == min(exact.shape)  # the dense one alone has it
+    assert (total.facts.scaling, total.facts.method) == (1.0, "sum")
+
+
+def test_two_adapters_through_peft(tmp_path: Path) -> None:
+    """A BoRA and a MELoRA of one model, merged by PEFT one after the other, and our LoRA of 1·BoRA − 0.5·MELoRA."""
+    exact: dict[str, Any] = {}
+    for name, weight in (("bora", 1.0), ("melora", -0.5)):
+        model = adapted("llama", METHODS[name](lora_alpha=5))
+        model.save_pretrained(tmp_path / name)
+        for key, layer in layers(model).items():
+            exact[key] = exact.get(key, 0) + weight * layer.get_delta_weight("default").detach().double().numpy()
+    parts: list[Any] = [read_adapter(tmp_path / name) for name in ("bora", "melora")]
+    done = convert(merge(parts, [1, -0.5]), tmp_path / "sum")
+    plain = {name: value.detach().numpy() for name, value in base("llama").named_parameters()}
+    merged = load(base("llama"), tmp_path / "sum").merge_and_unload()
+    after = {name: value.detach().numpy() for name, value in merged.named_parameters()}
+    for key, value in exact.items():
+        found = after[f"{key}.weight"].astype(np.float64) - plain[f"{key}.weight"]
+        np.testing.assert_allclose(found, value, atol=1e-5 * np.abs(value).max())
+        assert done.cuts[key].rank == np.linalg.matrix_rank(value, tol=1e-5)
+
+
+def test_an_adapter_less_itself_is_zero_and_relora_is_the_sum_of_its_stages() -> None:
+    stages = [synthetic_adapter("lora", SHAPES, r=3, seed=seed) for seed in range(3)]
+    total = merge(stages)
+    assert total.name == "lora-r3+lora-r3+lora-r3"
+    assert list(total) == list(SHAPES)
+    for module in SHAPES:
+        exact = sum(stage[module].to_dense() for stage in stages)
+        found = singular_values(total[module]).values
+        np.testing.assert_allclose(found, np.linalg.svd(exact, compute_uv=False)[:9], rtol=1e-10)
+        assert total[module].facts.rank_bound == 9
+        nothing = merge([stages[0], stages[0]], [1, -1])[module]
+        assert np.abs(nothing.to_dense()).max() <= 1e-16
+
+
+def test_a_missing_module_is_zero_and_said() -> None:
+    one, two = synthetic_adapter("lora", SHAPES, r=2, name="one"), synthetic_adapter("bora", SHAPES, r=2, blocks=2)
+    few = Adapter("few", two.method, None, None, {"layers.2.q_proj": two.loaders["layers.2.q_proj"]})
+    total = merge([one, few], [1, 2], name="both")
+    assert total.name == "both"
+    assert total.warnings == ("few has 2 of 3 modules not; zero there (layers.0.q_proj, layers.10.q_proj)",)
+    np.testing.assert_allclose(total["layers.0.q_proj"].to_dense(), one["layers.0.q_proj"].to_dense(), rtol=1e-12)
+    expected = one["layers.2.q_proj"].to_dense() + 2 * two["layers.2.q_proj"].to_dense()
+    np.testing.assert_allclose(total["layers.2.q_proj"].to_dense(), expected, rtol=1e-9, atol=1e-15)
+
+
+def test_what_cannot_be_added() -> None:
+    one = Adapter.from_updates("one", {"q": lora(np.ones((4, 1)), np.ones((1, 4)))})
+    two = Adapter.from_updates("two", {"q": lora(np.ones((4, 1)), np.ones((1, 5)))})
+    with pytest.raises(AdapterError, match=r"q differs in shape or kind: one 4×4 \(linear\), two 4×5"):
+        merge([one, two])["q"]
+    for adapters, weights, part in (
+        ([], None, "at least one"),
+        ([one], [1, 2], "1 adapters and 2 weights"),
+        ([one], [np.nan], "finite"),
+    ):
+        with pytest.raises(AdapterError, match=part):
+            merge(adapters, weights)
