@@ -120,7 +120,7 @@ def recommend(tables: Tables, *, energy: float = 0.99) -> Recommendation:
     >>> shapes = {f"layers.{k}.q_proj": (64, 32) for k in range(2)}
     >>> found = recommend(analyse(synthetic_adapter("lora", shapes, r=16, kind="decay", decay=2.0)))
     >>> found.table[["projection", "rank_bound", "rank", "verdict"]].values.tolist(), found.config["r"]
-    ([['q', 16, 2, 'wasted']], 2)
+    ([['q', 16, 3, 'wasted']], 3)
     """
     import pandas as pd
 

@@ -40,7 +40,7 @@ def pearson(predicted: Array, labels: Array) -> float:
     """Pearson's correlation; 0 where one side is constant.
 
     >>> round(pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.5])), 6)
-    0.997176
+    0.997949
     """
     left, right = predicted - predicted.mean(), labels - labels.mean()
     scale = math.sqrt(float((left**2).sum() * (right**2).sum()))
