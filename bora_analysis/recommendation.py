@@ -273,7 +273,7 @@ def patterns(values: Mapping[str, V]) -> tuple[V, dict[str, V]]:
     them come first.
 
     >>> patterns({"layers.0.q_proj": 8, "layers.1.q_proj": 2, "layers.0.v_proj": 4, "layers.1.v_proj": 4})
-    (4, {'layers\\\\.0\\\\.q_proj': 8, 'layers\\\\.1\\\\.q_proj': 2})
+    (4, {'^layers\\\\.1\\\\.q_proj': 2, 'q_proj': 8})
     """
     default = Counter(values.values()).most_common(1)[0][0]
     kin: dict[tuple[str, ...], list[str]] = defaultdict(list)
