@@ -131,14 +131,61 @@ def _krona(s: _Sizes) -> Cost:
     return _kronecker(s.m, s.n, second=u * v, rank=min(p, q) * min(u, v))
 
 
+def _gralora(s: _Sizes) -> Cost:
+    size = (s.m + s.n) * s.r  # k pairs, of (m/k) r and (n/k) r
+    return Cost(size, size, min(s.m, s.n, s.blocks * s.r))
+
+
+def _delora(s: _Sizes) -> Cost:
+    size = (s.m + s.n) * s.r
+    # The norms of A's rows and B's columns are taken in every pass.
+    return Cost(size + 1, size + s.r + s.n, min(s.m, s.n, s.r), macs_per_pass=size)
+
+
+def _c3a(s: _Sizes) -> Cost:
+    size = s.m * s.n // (gcd(s.m, s.n) // s.blocks)
+    return Cost(size, size, min(s.m, s.n))
+
+
+def _miss(s: _Sizes) -> Cost:
+    return Cost(s.m * s.r, s.m * s.r, min(s.m, s.n, s.r))
+
+
+def _fourierft(s: _Sizes) -> Cost:
+    dense = s.m * s.n
+    trained = min(FREQUENCIES, dense)
+    return Cost(trained, dense, min(s.m, s.n, 2 * trained))
+
+
+def _vblora(s: _Sizes) -> Cost:
+    size = (s.m + s.n) * s.r  # every number of A and B has one logit, as h = v
+    return Cost(size, size, min(s.m, s.n, s.r), macs_per_pass=2 * size)
+
+
+def _bdlora_a(s: _Sizes) -> Cost:
+    size = s.m * s.r + s.n * s.r // s.blocks
+    return Cost(size, size, min(s.m, s.n, s.r))
+
+
+def _bdlora_b(s: _Sizes) -> Cost:
+    size = s.m * s.r // s.blocks + s.n * s.r
+    return Cost(size, size, min(s.m, s.n, s.r))
+
+
 def _kronecker(m: int, n: int, *, second: int, rank: int) -> Cost:
     """w1 (p, q) ⊗ w2 (u, v), with ``second`` trained numbers in w2; x is taken as a q×v matrix: w1 x w2ᵀ."""
     (p, u), (q, _) = kronecker_factors(m), kronecker_factors(n)
     return Cost(p * q + second, q * second + p * q * u, rank)
 
 
+#: FourierFT's trained coefficients (PEFT's default ``n_frequency``), or all m·n where there are fewer.
+FREQUENCIES = 1000
+#: Numbers in VB-LoRA's bank (PEFT's defaults: 256 vectors of length 256), which all matrices share.
+BANK = 256 * 256
+
 _FORMULAS: dict[str, Callable[[_Sizes], Cost]] = {
     "lora": _lora,
+    "lora+": _lora,
     "rslora": _lora,
     "melora": _melora,
     "bora": _bora,
@@ -152,13 +199,26 @@ _FORMULAS: dict[str, Callable[[_Sizes], Cost]] = {
     "loha": _loha,
     "lokr": _lokr,
     "hira": _hira,
+    "gralora": _gralora,
+    "delora": _delora,
+    "bdlora-a": _bdlora_a,
+    "bdlora-b": _bdlora_b,
+    "vblora": _vblora,
+    "miss": _miss,
+    "c3a": _c3a,
+    "fourierft": _fourierft,
     "krona": _krona,
 }
 
-#: The methods that :func:`cost` knows. ``"krona"`` is accepted as well: LoKr with both factors whole.
-METHODS: tuple[str, ...] = tuple(method for method in _FORMULAS if method != "krona")
-#: The methods that ``blocks`` concerns.
-BLOCK_METHODS = ("melora", "bora")
+#: Accepted as well: LoRA+ (arXiv 2402.12354), LoRA with two learning rates; KronA, LoKr with both factors whole.
+ALSO = ("lora+", "krona")
+#: The methods that :func:`cost` knows, without those.
+METHODS: tuple[str, ...] = tuple(method for method in _FORMULAS if method not in ALSO)
+#: The methods that ``blocks`` concerns; of :data:`SPLIT` it must divide r too.
+BLOCK_METHODS = ("melora", "bora", "gralora", "bdlora-a", "bdlora-b", "c3a")
+SPLIT = ("gralora", "bdlora-a", "bdlora-b")
+#: The methods that have no r.
+NO_RANK = ("c3a", "fourierft", "krona")
 #: The methods that ``experts`` concerns, with its default: HydraLoRA as in BoRA's tables (§4.1).
 EXPERT_METHODS = {"hydralora": 3, "moelora": 8}
 
@@ -170,6 +230,7 @@ def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int |
     method       parameters                     multiply-adds per token    rank bound
     ============ ============================== ========================== ===================
     lora, rslora (m+n)r                         the same                   min(m, n, r)
+    lora+        (m+n)r                         the same                   min(m, n, r)
     melora       (m+n)r                         the same                   min(m, n, br)
     bora         (m+n+b²)r                      the same                   min(m, n, br)
     dora         (m+n)r + m                     the same                   min(m, n)
@@ -182,15 +243,24 @@ def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int |
     loha         2(m+n)r                        min(mn, (m+n)r²)           min(m, n, r²)
     hira         (m+n)r                         mn                         min(m, n)
     lokr         pq + (u+v)r, or pq + uv        (u+v)rq + mq, or nu + mq   rank w1 · rank w2
+    gralora      (m+n)r                         the same                   min(m, n, kr)
+    delora       (m+n)r + 1                     (m+n)r + n + r             min(m, n, r)
+    bdlora-a     mr + nr/N                      the same                   min(m, n, r)
+    bdlora-b     mr/N + nr                      the same                   min(m, n, r)
+    vblora       (m+n)r, and the bank once      (m+n)r                     min(m, n, r)
+    miss         mr                             the same                   min(m, n, r)
+    c3a          mn/s                           the same                   min(m, n)
+    fourierft    min(1000, mn)                  mn                         min(m, n, 2000)
     ============ ============================== ========================== ===================
 
     Parameters
     ----------
-    method : one of ``METHODS``, or ``"krona"``.
+    method : one of ``METHODS``, or of ``ALSO``.
     m, n : out_features and in_features.
     r : rank of one factor pair. AdaLoRA: that of training before pruning (PEFT's ``init_r``). MoELoRA: of one expert.
-        KronA has none.
-    blocks : b of BoRA, number of minis of MELoRA; it must divide m and n.
+        KronA, C³A and FourierFT have none.
+    blocks : b of BoRA, number of minis of MELoRA, k of GraLoRA (PEFT's ``gralora_k``), N of BD-LoRA (``nblocks``); it
+        must divide m and n, for the last two also r. C³A: gcd(m, n)/blocks is s, the size of a circulant block.
     experts : K. HydraLoRA: matrices B (default 3, as in BoRA §4.1). MoELoRA: experts (default 8).
 
     Notes
@@ -206,6 +276,17 @@ def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int |
     - LoKr: w1 ∈ R^{p×q}, w2 ∈ R^{u×v}, pu = m, qv = n, both pairs as square as they can be (``decompose_factor=-1``);
       w2 = w2a w2b of rank r where 2r < max(u, v), as in PEFT (``decompose_both=False``). Multiply-adds are those of
       w1 x w2ᵀ; PEFT forms ΔW instead. KronA (arXiv 2212.10650) keeps both factors whole at every r.
+    - GraLoRA (arXiv 2505.20355): without the LoRA beside it (PEFT's ``hybrid_r`` = 0).
+    - DeLoRA (arXiv 2503.18225): one number λ bounds ‖ΔW‖; the frozen norms of W's columns multiply x.
+    - BD-LoRA: A or B block-diagonal, as PEFT's ``target_modules_bd_a`` and ``target_modules_bd_b`` say.
+    - VB-LoRA (arXiv 2405.15179): a bank of h vectors of length v with h = v, as PEFT's defaults have it; v numbers of
+      A and B each are a mixture of two of them, chosen by h logits, and formed once per pass. All logits are trained,
+      though a file may keep the two largest alone. The bank, v² = 65,536 numbers, is trained once for all matrices and
+      not counted here.
+    - C³A (arXiv 2407.19342): blocks as large as gcd(m, n) for ``blocks`` = 1, the paper's b = d/1; multiply-adds are
+      the products of the transformed blocks, without the Fourier transforms.
+    - FourierFT (arXiv 2405.03003): PEFT's default of 1000 coefficients; ΔW is formed once per pass by a Fourier
+      transform, which is not counted.
 
     Raises
     ------
@@ -231,6 +312,8 @@ def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int |
         raise ValueError(
             f"{method} has no blocks, and {blocks} were given; methods with blocks: {_listed(BLOCK_METHODS)}"
         )
+    if method in SPLIT and r % blocks:
+        raise ValueError(f"{method} splits r among the blocks: r = {r} is no multiple of {blocks}")
     if experts is None:
         experts = EXPERT_METHODS.get(method, 1)
     elif method not in EXPERT_METHODS:
@@ -371,7 +454,8 @@ def within_budget(
     """Every (method, r, b) whose parameters lie between ``at_least`` · budget and the budget.
 
     r runs over the powers of two, three times these, and the largest r that fits, up to the smallest min(m, n); b over
-    the divisors ≥ 2 that all sizes share (1 for the methods without blocks).
+    the divisors ≥ 2 that all sizes share (1 for the methods without blocks). Methods without r have r = 1; GraLoRA and
+    BD-LoRA only multiples of b.
 
     Parameters
     ----------
@@ -405,7 +489,7 @@ def within_budget(
     if not found:
         below = max((c for c in every if c.parameters <= budget), key=lambda c: c.parameters, default=None)
         above = min((c for c in every if c.parameters > budget), key=lambda c: c.parameters, default=None)
-        near = " and ".join(f"{c.method} {_sizes(c)} with {c.parameters:,}" for c in (below, above) if c is not None)
+        near = " and ".join(f"{_named(c)} with {c.parameters:,}" for c in (below, above) if c is not None)
         raise ValueError(f"nothing takes {ceil(at_least * budget):,} to {budget:,} parameters; the nearest: {near}")
     return sorted(found, key=lambda c: (-c.rank_bound, c.parameters))
 
@@ -429,10 +513,12 @@ def _choices(
                 macs = sum(k * c.macs_per_token for k, c in each)
                 return Choice(method, r, b, parameters, macs, bounds / len(shapes), bounds / parameters)
 
-            largest = bisect_right(range(1, top + 1), budget, key=lambda r: choice(r).parameters)
-            for r in sorted({*usual, max(largest, 1)}):
+            step = b if method in SPLIT else 1
+            possible = range(step, top + 1, step)
+            largest = bisect_right(possible, budget, key=lambda r: choice(r).parameters)
+            for r in sorted({*usual, step * max(largest, 1)} & set(possible)):
                 found = choice(r)
-                # LoKr stops growing at some r: the first one stands for the rest.
+                # LoKr stops growing at some r, others have none: the first one stands for the rest.
                 out.setdefault((method, b, *found[3:]), found)
     return list(out.values())
 
@@ -442,8 +528,10 @@ def _check_shapes(shapes: Sequence[tuple[int, int]]) -> None:
         raise ValueError(f"shapes are {list(shapes)}; expected at least one (m, n), both at least 1")
 
 
-def _sizes(choice: Choice) -> str:
-    return f"r = {choice.r}" + (f", b = {choice.blocks}" if choice.method in BLOCK_METHODS else "")
+def _named(choice: Choice) -> str:
+    sizes = [f"r = {choice.r}"] * (choice.method not in NO_RANK)
+    sizes += [f"b = {choice.blocks}"] * (choice.method in BLOCK_METHODS)
+    return f"{choice.method} {', '.join(sizes)}".rstrip()
 
 
 #: Bytes per number of the dtypes that adapters are trained in.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .cost import BLOCK_METHODS, common_divisors, cost
+from .cost import common_divisors, cost
 from .metrics import energy_rank
 from .style import projections_in_order
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .table import Tables
 
 V = TypeVar("V", bound=Hashable)
+
+#: Methods whose advice has b of its own.
+_BLOCKED = ("melora", "bora")
 
 #: What the advice rests on and what it cannot know.
 LIMITS = (
@@ -140,7 +143,7 @@ def recommend(tables: Tables, *, energy: float = 0.99) -> Recommendation:
     unused = tuple(row["module"] for row in rows if not row["energy"] > 0)
     if not modules:
         raise ValueError(f"{names[0]}: ΔW = 0 in every module, as before the first step; there is nothing to advise on")
-    whole = method if method in BLOCK_METHODS else "lora"
+    whole = method if method in _BLOCKED else "lora"
     table, ranks = [], {}
     for projection in projections_in_order(each.projection for each in modules):
         groups = _groups([each for each in modules if each.projection == projection])
@@ -149,7 +152,7 @@ def recommend(tables: Tables, *, energy: float = 0.99) -> Recommendation:
             table.append({"adapter": names[0], "method": method, "step": step} | row)
             ranks |= {each.module: row["rank"] for each in group}
     frame = pd.DataFrame(table).astype({"step": "Int64"})
-    blocks = {each.module: each.blocks if whole in BLOCK_METHODS else 1 for each in modules}
+    blocks = {each.module: each.blocks if whole in _BLOCKED else 1 for each in modules}
     own = {module: -(-rank // blocks[module]) for module, rank in ranks.items()}
     return Recommendation(
         frame,
@@ -214,7 +217,7 @@ def _row(group: list[_Module], method: str, of_all: bool) -> dict[str, Any]:
             cost(method, each.m, each.n, k, blocks=b).parameters for each, k, b in zip(group, r, blocks, strict=True)
         ),
     }
-    if method in BLOCK_METHODS:
+    if method in _BLOCKED:
         row |= _cheapest(group, method, rank)
     return row
 
@@ -253,7 +256,7 @@ def _config(method: str, whole: str, modules: list[_Module], own: Mapping[str, i
         config = {"r": r, "lora_alpha": alpha, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
     if rslora:
         config["use_rslora"] = True
-    if whole in BLOCK_METHODS:
+    if whole in _BLOCKED:
         b, by_pattern = patterns({each.module: each.blocks for each in modules})
         config["num_blocks" if whole == "bora" else "num_minis"] = {**by_pattern, ".*": b} if by_pattern else b
     return config

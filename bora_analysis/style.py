@@ -31,11 +31,14 @@ class Method(NamedTuple):
 METHODS: dict[str, Method] = {
     "lora": Method("LoRA", BLUE, "o"),
     "rslora": Method("rsLoRA", SKY, ">"),
+    "loraplus": Method("LoRA+", SKY, "P"),
     "dora": Method("DoRA", SKY, "^"),
     "pissa": Method("PiSSA", SKY, "v"),
     "loraga": Method("LoRA-GA", SKY, "<"),
     "adalora": Method("AdaLoRA", BLUE, "P"),
     "bdlora": Method("BD-LoRA", BLUE, "s"),
+    "bdloraa": Method("BD-LoRA-A", BLUE, "<"),
+    "bdlorab": Method("BD-LoRA-B", BLUE, ">"),
     "delora": Method("DeLoRA", BLUE, "X"),
     "olora": Method("OLoRA", SKY, "p"),
     "corda": Method("CorDA", SKY, "h"),
@@ -161,7 +164,7 @@ def method_look(method: str) -> Method:
     >>> method_look("rslora").label, method_look("newra").label
     ('rsLoRA', 'newra')
     """
-    known = METHODS.get(re.sub(r"[^a-z0-9]", "", method.lower()))
+    known = METHODS.get(re.sub(r"[^a-z0-9]", "", method.lower().replace("+", "plus")))
     return known or Method(method, GREY, "o")
 
 

@@ -6,7 +6,7 @@ import ast
 import json
 import re
 from io import StringIO
-from math import isqrt, sqrt
+from math import gcd, isqrt, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,19 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.linalg import block_diag, circulant
 
 import bora_analysis.cost
 from bora_analysis.architectures import ARCHITECTURES, Matrices, architecture, chosen, matrices, targets
 from bora_analysis.cli import main
 from bora_analysis.cli.cost import RECORD
 from bora_analysis.cost import (
+    ALSO,
     BLOCK_METHODS,
     EXPERT_METHODS,
     METHODS,
+    NO_RANK,
+    SPLIT,
     Cost,
     blocks_curve,
     common_divisors,
@@ -35,6 +39,7 @@ from bora_analysis.cost import (
     within_budget,
 )
 from bora_analysis.delta import bora, melora
+from bora_analysis.style import method_look
 
 
 def factors(method, m, n, r, b, k):
@@ -46,7 +51,7 @@ def factors(method, m, n, r, b, k):
 
     W = new(m, n)
     match method:
-        case "lora" | "rslora":
+        case "lora" | "rslora" | "lora+":
             B, A = new(m, r), new(r, n)
             return [B, A], B @ A
         case "dora":
@@ -87,7 +92,49 @@ def factors(method, m, n, r, b, k):
             w1 = new(p, q)
             second = [new(u, r), new(r, v)] if method == "lokr" and r < max(u, v) / 2 else [new(u, v)]
             return [w1, *second], np.kron(w1, second[0] @ second[1] if len(second) == 2 else second[0])
+        case "gralora":
+            A, B = new(b, n // b, r), new(b, r, m // b)
+            part = r // b
+            blocks = [
+                [B[i, j * part : (j + 1) * part].T @ A[j, :, i * part : (i + 1) * part].T for j in range(b)]
+                for i in range(b)
+            ]
+            return [A, B], np.block(blocks)
+        case "delora":
+            B, A, bound, norm = new(m, r), new(r, n), new(1), rng.uniform(1, 2, n)
+            d = bound / (r * np.linalg.norm(B, axis=0) * np.linalg.norm(A, axis=1))
+            return [B, A, bound], B @ np.diag(d) @ A @ np.diag(norm)
+        case "bdlora-a":
+            B, A = new(m, r), new(b, r // b, n // b)
+            return [B, A], B @ block_diag(*A)
+        case "bdlora-b":
+            B, A = new(b, m // b, r // b), new(r, n)
+            return [B, A], block_diag(*B) @ A
+        case "vblora":
+            v = gcd(m, n)
+            bank, logits_A, logits_B = new(v, v), new(r, n // v, v), new(m // v, r, v)
+            A, B = mixed(logits_A, bank).reshape(r, n), mixed(logits_B, bank).transpose(0, 2, 1).reshape(m, r)
+            return [logits_A, logits_B], B @ A
+        case "miss":
+            block = new(r, m)
+            return [block], np.tile(block.T, n)[:, :n]
+        case "c3a":
+            s = gcd(m, n) // b
+            kernel = new(m // s, n // s, s)
+            return [kernel], np.block([[circulant(own) for own in row] for row in kernel])
+        case "fourierft":
+            S = np.zeros(m * n)
+            trained = new(min(1000, m * n))
+            S[rng.permutation(m * n)[: trained.size]] = trained
+            return [trained], np.fft.ifft2(S.reshape(m, n)).real
     raise AssertionError(method)
+
+
+def mixed(logits, bank):
+    """Softmax of the two largest logits, times their vectors."""
+    largest = np.argsort(logits, axis=-1)[..., -2:]
+    weights = np.exp(np.take_along_axis(logits, largest, axis=-1))
+    return np.einsum("...k,...kv->...v", weights / weights.sum(axis=-1, keepdims=True), bank[largest])
 
 
 # m, n, r, blocks, experts
@@ -107,12 +154,14 @@ def price(method, m, n, r, b=1, k=None):
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("method", [*METHODS, "krona"])
+@pytest.mark.parametrize("method", [*METHODS, *ALSO])
 def test_parameters_and_rank_bound_are_those_of_random_factors(method, sizes):
     """Random factors reach the least upper bound: one that were too low or too high would show."""
     m, n, r, b, k = sizes
+    if method in SPLIT:
+        r = b * -(-r // b)
     trained, update = factors(method, m, n, r, b, k)
-    found = price(method, *sizes)
+    found = price(method, m, n, r, b, k)
     assert found.parameters == sum(array.size for array in trained)
     assert update.shape == (m, n)
     assert found.rank_bound == np.linalg.matrix_rank(update)
@@ -132,6 +181,17 @@ def test_multiply_adds_by_hand():
     assert cost("adalora", 4, 6, r).macs_per_token == 6 * r + r + 4 * r
     assert cost("vera", 4, 6, r).macs_per_token == 6 * r + r + 4 * r + 4
     assert cost("hira", 4, 6, r).macs_per_token == 4 * 6
+    assert cost("gralora", 4, 6, r, blocks=2).macs_per_token == 2 * (3 * r + 2 * r)
+    assert cost("delora", 4, 6, r) == Cost(6 * r + 4 * r + 1, 6 + 6 * r + r + 4 * r, 2, macs_per_pass=6 * r + 4 * r)
+    assert cost("bdlora-a", 4, 6, r, blocks=2).macs_per_token == 2 * (3 * 1) + 4 * r
+    assert cost("bdlora-b", 4, 6, r, blocks=2).macs_per_token == 6 * r + 2 * (2 * 1)
+    # VB-LoRA: each number of A and B is a sum of two, once.
+    assert cost("vblora", 4, 6, r) == Cost(6 * r + 4 * r, 6 * r + 4 * r, 2, macs_per_pass=2 * (6 * r + 4 * r))
+    assert cost("miss", 4, 6, r).macs_per_token == 4 * r
+    # C³A: gcd 2 in one or two pieces: blocks of 2×2, or of one number.
+    assert cost("c3a", 4, 6, r) == Cost(2 * 3 * 2, 2 * 3 * 2, 4)
+    assert cost("c3a", 4, 6, r, blocks=2) == Cost(4 * 6, 4 * 6, 4)
+    assert cost("fourierft", 4096, 4096, r) == Cost(1000, 4096 * 4096, 2000)
     # LoHa: r² = 1 pays, r² = 4 does not.
     assert cost("loha", 4, 6, 1) == Cost(20, 4 + 6, 1, macs_per_pass=4 + 6)
     assert cost("loha", 4, 6, r) == Cost(40, 4 * 6, 4, macs_per_pass=2 * 4 * 6 * r + 4 * 6)
@@ -179,6 +239,8 @@ def test_cost_imports_nothing_of_the_package():
         (("lora", 12, 18, 1), {"blocks": 2}, "lora has no blocks, and 2 were given; methods with blocks: melora, bora"),
         (("bora", 12, 18, 1), {"experts": 2}, "methods with experts: hydralora, moelora"),
         (("moelora", 12, 18, 1), {"experts": 0}, "experts is 0"),
+        (("gralora", 12, 18, 4), {"blocks": 3}, "gralora splits r among the blocks: r = 4 is no multiple of 3"),
+        (("c3a", 12, 18, 1), {"blocks": 4}, "b may be 1, 2, 3, 6"),
     ],
 )
 def test_impossible_wishes_are_refused_with_what_there_is(arguments, keywords, message):
@@ -308,10 +370,11 @@ class TestBudget:
     def test_nothing_that_fits_is_missing(self):
         """Against every r there is: those on the grid, and the largest, must all be found, and nothing else."""
         budget, floor, expected = 4000, 0.6, {}
-        methods = [method for method in METHODS if method != "lokr"]
+        methods = [method for method in METHODS if method not in ("lokr", *NO_RANK)]
         for method in methods:
             for b in (2, 3, 4, 6, 8, 12, 24) if method in BLOCK_METHODS else (1,):
-                each = {r: [cost(method, m, n, r, blocks=b).parameters for m, n in self.shapes] for r in range(1, 25)}
+                possible = range(1, 25) if method not in SPLIT else range(b, 25, b)
+                each = {r: [cost(method, m, n, r, blocks=b).parameters for m, n in self.shapes] for r in possible}
                 fits = {r: sum(parts) for r, parts in each.items() if sum(parts) <= budget}
                 for r, total in fits.items():
                     if total >= floor * budget and (r in (1, 2, 3, 4, 6, 8, 12, 16, 24) or r == max(fits)):
@@ -324,6 +387,15 @@ class TestBudget:
         """From 2r ≥ max(u, v) on w2 is whole, and only the first such r is listed."""
         found = within_budget([(64, 64)], 10**6, methods=["lokr"], at_least=0)
         assert [(c.r, c.parameters) for c in found] == [(4, 128), (3, 112), (2, 96), (1, 80)]
+
+    def test_methods_without_r_are_listed_once(self):
+        found = within_budget([(64, 32)], 10**6, methods=["c3a", "fourierft"], at_least=0)
+        assert [(c.method, c.r, c.blocks, c.parameters) for c in found] == [
+            ("c3a", 1, 2, 128), ("c3a", 1, 4, 256), ("c3a", 1, 8, 512), ("fourierft", 1, 1, 1000),
+            ("c3a", 1, 16, 1024), ("c3a", 1, 32, 2048),
+        ]  # fmt: skip
+        with pytest.raises(ValueError, match=r"the nearest: fourierft with 1,000 and c3a b = 16 with 1,024$"):
+            within_budget([(64, 32)], 1010, methods=["c3a", "fourierft"], at_least=1)
 
     def test_order_and_bounds(self):
         found = within_budget(self.shapes, 4000, methods=["bora", "lora"], at_least=0)
@@ -465,8 +537,17 @@ def test_methods_side_by_side():
     assert frame["blocks"].tolist() == [1] * 3 + [8] * 3
     everything = run("--method", "all")
     assert everything.exit_code == 0
-    rows = [line.split()[0].lower() for line in everything.stdout.splitlines()[2 : 2 + len(METHODS)]]
-    assert rows == list(METHODS)
+    rows = [line.split()[0] for line in everything.stdout.splitlines()[2 : 2 + len(METHODS)]]
+    assert rows == [method_look(method).label for method in METHODS]
+    assert "VB-LoRA trains a bank of 65,536 numbers besides" in everything.stdout
+    plus = run("--method", "lora+", "--format", "csv").stdout
+    assert plus == run("--method", "lora", "--format", "csv").stdout.replace(",lora,", ",lora+,")
+    fewer = run("--method", "all", "-r", 4)
+    assert fewer.exit_code == 0
+    assert "note: GraLoRA, BD-LoRA-A, BD-LoRA-B are left out" in fewer.stderr
+    assert "GraLoRA" not in fewer.stdout
+    unranked = run("--method", "c3a", "--budget", "5M", "--at-least", 0, "--top", 1).stdout
+    assert unranked.splitlines()[2].split()[:2] == ["C³A", "·"]
 
 
 def test_budget_through_the_command_line(tmp_path):
@@ -503,12 +584,12 @@ def test_optimal_blocks_through_the_command_line():
         (["--method", "nothing"], "'lora', 'rslora', 'melora'"),
         (["-r", 1025], "r may be 1 to 1024"),
         (["--blocks", 7], "b may be 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024"),
-        (["--budget", 10], "the nearest: sbora-fa r = 1 with 196,608"),
+        (["--budget", 10], "the nearest: fourierft with 96,000"),
         (["--budget", "5X"], "expected e.g. 4718592, 500k or 4.72M"),
         (["--budget", "0"], "expected e.g. 4718592, 500k or 4.72M"),
         (["--budget", "5M", "-r", 8], "leave out -r"),
         (["--optimal-blocks", "--method", "lora"], "leave out --method"),
-        (["--method", "lora", "--blocks", 2], "--blocks concerns melora and bora"),
+        (["--method", "lora", "--blocks", 2], "--blocks concerns melora and bora and gralora"),
         (["--method", "lora", "--experts", 2], "--experts concerns hydralora and moelora"),
         (["--format", "parquet"], "give a file with -o"),
     ],

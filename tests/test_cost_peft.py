@@ -10,19 +10,24 @@ from click.testing import CliRunner
 from peft_models import tiny_gpt2, tiny_llama
 
 from bora_analysis.cli import main
-from bora_analysis.cost import METHODS, cost
+from bora_analysis.cost import ALSO, BANK, BLOCK_METHODS, METHODS, SPLIT, cost
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+BLOCKS = 4
+#: On larger layers below: PEFT's defaults for them need those.
+DEFAULTS = {"vblora", "c3a", "fourierft"}
 #: Methods that PEFT 0.21 does not have.
 ELSEWHERE = {"melora", "bora", "hydralora", "moelora", "sbora-fa", "sbora-fb"}
 
 
 def peft_config(method, r, targets):
     import peft
+    from peft.tuners.lora.config import BdLoraConfig
 
     common = {"target_modules": targets}
     return {
         "lora": lambda: peft.LoraConfig(r=r, **common),
+        "lora+": lambda: peft.LoraConfig(r=r, **common),
         "rslora": lambda: peft.LoraConfig(r=r, use_rslora=True, **common),
         "dora": lambda: peft.LoraConfig(r=r, use_dora=True, **common),
         # Trained at init_r, pruned to target_r later.
@@ -32,6 +37,11 @@ def peft_config(method, r, targets):
         "lokr": lambda: peft.LoKrConfig(r=r, **common),
         "krona": lambda: peft.LoKrConfig(r=10**5, **common),  # PEFT's way to keep both factors whole
         "hira": lambda: peft.HiraConfig(r=r, **common),
+        "gralora": lambda: peft.GraloraConfig(r=r, gralora_k=BLOCKS, **common),
+        "delora": lambda: peft.DeloraConfig(r=r, **common),
+        "bdlora-a": lambda: peft.LoraConfig(r=r, use_bdlora=BdLoraConfig(targets, None, BLOCKS), **common),
+        "bdlora-b": lambda: peft.LoraConfig(r=r, use_bdlora=BdLoraConfig(None, targets, BLOCKS), **common),
+        "miss": lambda: peft.MissConfig(r=r, **common),
     }[method]()
 
 
@@ -44,9 +54,11 @@ def trainable(model, config):
 
 
 @pytest.mark.parametrize("r", [1, 2, 5, 8])
-@pytest.mark.parametrize("method", [m for m in (*METHODS, "krona") if m not in ELSEWHERE])
+@pytest.mark.parametrize("method", [m for m in (*METHODS, *ALSO) if m not in ELSEWHERE | DEFAULTS])
 def test_parameters_equal_those_of_peft(method, r):
     import torch
+
+    r *= BLOCKS if method in SPLIT else 1
 
     model = tiny_llama(head_dim=12)  # q (24, 16), k and v (12, 16), o (16, 24), gate and up (24, 16), down (16, 24)
     shapes = [
@@ -55,8 +67,26 @@ def test_parameters_equal_those_of_peft(method, r):
         if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in TARGETS
     ]
     assert len(shapes) == 14
-    expected = sum(cost(method, m, n, r).parameters for m, n in shapes)
+    blocks = BLOCKS if method in BLOCK_METHODS else 1
+    expected = sum(cost(method, m, n, r, blocks=blocks).parameters for m, n in shapes)
     assert trainable(model, peft_config(method, r, TARGETS)) == expected
+
+
+@pytest.mark.parametrize("method", ["vblora", "c3a", "fourierft"])
+def test_parameters_at_the_defaults_of_peft(method):
+    import peft
+    import torch
+
+    shapes = {"first": (512, 768), "second": (256, 512)}
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(n, m) for name, (m, n) in shapes.items()})
+    config = {
+        "vblora": lambda: peft.VBLoRAConfig(r=3, target_modules=list(shapes)),
+        "c3a": lambda: peft.C3AConfig(block_size=128, target_modules=list(shapes)),
+        "fourierft": lambda: peft.FourierFTConfig(target_modules=list(shapes)),
+    }[method]()
+    blocks = 2 if method == "c3a" else 1  # 256 is what both sizes of both layers share
+    each = [cost(method, m, n, 3, blocks=blocks).parameters for m, n in shapes.values()]
+    assert trainable(model, config) == sum(each) + (BANK if method == "vblora" else 0)
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "lokr", "hira"])

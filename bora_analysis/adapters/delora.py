@@ -6,6 +6,8 @@ column norms of the frozen weight, which are saved, so that the base model is no
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..delta import Update
@@ -42,4 +44,6 @@ def _build(B: Array, A: Array, bound: Array, norm: Array, *, dtype: str) -> Upda
     # PEFT keeps the norms above 1e-4, so that a zero row does not divide by zero.
     sizes = np.maximum(np.linalg.norm(left, axis=0), 1e-4) * np.maximum(np.linalg.norm(right, axis=1), 1e-4)
     d = float(bound[0]) / (len(A) * sizes)
-    return diagonal(B, d, right * norm, method="delora", parameters=B.size + A.size + 1, dtype=dtype)
+    update = diagonal(B, d, right * norm, method="delora", parameters=B.size + A.size + 1, dtype=dtype)
+    # The norms multiply every input.
+    return replace(update, facts=replace(update.facts, macs_per_token=update.facts.macs_per_token + norm.size))

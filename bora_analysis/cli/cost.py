@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..cost import BLOCK_METHODS, BYTES, EXPERT_METHODS, METHODS, memory
+from ..cost import ALSO, BANK, BLOCK_METHODS, BYTES, EXPERT_METHODS, METHODS, NO_RANK, SPLIT, memory
 from .common import FORMATS, usage
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ class _Count(click.ParamType):
     "--method",
     "methods",
     multiple=True,
-    type=click.Choice([*METHODS, "krona", "all"], case_sensitive=False),
+    type=click.Choice([*METHODS, *ALSO, "all"], case_sensitive=False),
     help="May be given again to compare, or all.  [default: bora; all with --budget]",
 )
 @click.option("-r", "--rank", type=click.IntRange(min=1), help="r, the same for all methods.  [default: 8]")
-@click.option("--blocks", type=click.IntRange(min=1), help="b of BoRA, minis of MELoRA.  [default: 8]")
+@click.option("--blocks", type=click.IntRange(min=1), help="b of BoRA, minis of MELoRA and so on.  [default: 8]")
 @click.option("--experts", type=click.IntRange(min=1), help="Experts of HydraLoRA and MoELoRA.  [default: 3 and 8]")
 @click.option("--budget", type=_Count(), help="Instead: every (method, r, b) that so many parameters buy, e.g. 5M.")
 @click.option(
@@ -103,6 +103,13 @@ def cost(
         raise click.UsageError("--optimal-blocks is about BoRA at any r; leave out --method, -r and --blocks")
     named = tuple(dict.fromkeys(methods)) or (("all",) if budget is not None else ("bora",))
     wished = METHODS if "all" in named else named
+    if "all" in named and budget is None and (rank or 8) % (blocks or 8):
+        wished = tuple(method for method in METHODS if method not in SPLIT)
+        click.echo(
+            f"note: {', '.join(map(_label, SPLIT))} are left out: they split r among the blocks, and {rank or 8} is no "
+            f"multiple of {blocks or 8}",
+            err=True,
+        )
     limited = (("--blocks", blocks, BLOCK_METHODS), ("--experts", experts, tuple(EXPERT_METHODS)))
     for option, value, concerned in limited:
         if value is not None and not set(wished) & set(concerned):
@@ -151,7 +158,7 @@ def _costs(
     if set(methods) & set(BLOCK_METHODS):
         check_blocks(b, [(part.out_features, part.in_features) for part in parts])
     largest = min(min(part.out_features, part.in_features) for part in parts)
-    if r > largest and set(methods) - {"vera", "lokr", "krona"}:  # VeRA's r may be anything; LoKr's stops to matter
+    if r > largest and set(methods) - {"vera", "lokr", *NO_RANK}:  # VeRA's r may be anything; LoKr's stops to matter
         smallest = next(p for p in parts if largest in (p.out_features, p.in_features))
         raise ValueError(
             f"r = {r} is above the full rank of {smallest.projection} "
@@ -204,6 +211,8 @@ def _costs(
     once = [f"{_label(method)} {_short(value)}" for method, value in per_pass.items() if value]
     if once:
         lines.append(f"Multiply-adds once per forward pass besides: {', '.join(once)}.")
+    if "vblora" in methods:
+        lines.append(f"VB-LoRA trains a bank of {BANK:,} numbers besides, once for all matrices.")
     lines.append("bound: most that the rank of one ΔW can be.")
     return frame, "\n".join(lines)
 
@@ -231,7 +240,8 @@ def _within(
     shown = found[: top or None]
     rows = [
         [
-            _label(c.method), f"{c.r}", f"{c.blocks}" if c.method in BLOCK_METHODS else "·", f"{c.parameters:,}",
+            _label(c.method), "·" if c.method in NO_RANK else f"{c.r}",
+            f"{c.blocks}" if c.method in BLOCK_METHODS else "·", f"{c.parameters:,}",
             f"{c.parameters / budget:.1%}", f"{c.rank_bound:,.5g}", f"{1000 * c.bound_per_parameter:.3g}",
             f"{c.macs_per_token:,}",
         ]
