@@ -10,10 +10,10 @@ import pandas as pd
 import pictures
 from bounded import Bounded
 from pictures import Picture
-from sources import Source, stamp
+from sources import Source, read, stamp
 
 from bora_analysis import factor_ranks
-from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
+from bora_analysis.adapters import AdapterError, checkpoints
 from bora_analysis.delta import Blocked, Facts, Update
 from bora_analysis.spectrum import FactorRanks
 
@@ -83,7 +83,7 @@ def slot_spectra(update: Blocked) -> pd.DataFrame:
 
 def _update(source: Source, module: str, step: int | None) -> Update:
     """The factors of the one module, read now and kept by nobody."""
-    for checkpoint in checkpoints(read_adapter(source.path)):
+    for checkpoint in checkpoints(read(source.path)):
         if step in (None, checkpoint.step) and module in checkpoint:
             return checkpoint[module]
     raise AdapterError(f"{source.label}: {module} is no longer in the file; reload the page")

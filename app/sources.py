@@ -16,7 +16,7 @@ import pandas as pd
 from bounded import Bounded
 from plain import one_line
 
-from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
+from bora_analysis.adapters import Adapter, AdapterError, Trajectory, checkpoints, read_adapter
 from bora_analysis.adapters.adapter import natural
 from bora_analysis.bundled import bundled_adapters, bundled_runs, data_folder
 from bora_analysis.style import shortened
@@ -144,10 +144,11 @@ def _joins() -> Bounded[tuple[Tables, ...], Tables]:
 
 @cache
 def arguments() -> argparse.Namespace:
-    """What ``bora-analysis dashboard`` (or ``streamlit run app/streamlit_app.py --``) was given: paths, root."""
+    """What ``bora-analysis dashboard`` (or ``streamlit run app/streamlit_app.py --``) was given: paths, root, base."""
     parser = argparse.ArgumentParser(prog="dashboard", add_help=False)
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--root", action="append", type=Path)
+    parser.add_argument("--base")
     # Under another program (a test runner) the arguments are that program's.
     ours = sys.argv[1:] if Path(sys.argv[0]).name == "streamlit_app.py" else []
     known, _ = parser.parse_known_args(ours)
@@ -157,7 +158,7 @@ def arguments() -> argparse.Namespace:
 
 @cache
 def bundled() -> list[Source]:
-    """The adapters that come with the toolkit and can be read without a base model: trained ones, then synthetic."""
+    """The adapters that come with the toolkit and can be read, some with ``--base`` alone: trained, then synthetic."""
     found = [source for source in map(_bundled, bundled_adapters()) if _readable(source.path)]
     groups = ("trained-rating-", "trained-", "")  # the second task after the first, then the synthetic ones
     order = {"trained-": 0, "trained-rating-": 1, "": 2}
@@ -191,10 +192,15 @@ def _bundled(folder: Path) -> Source:
 
 def _readable(folder: Path) -> bool:
     try:
-        read_adapter(folder)
+        read(folder)
     except AdapterError:
         return False
     return True
+
+
+def read(path: Path) -> Adapter | Trajectory:
+    """The adapter at a path, with the base model that the operator named, for methods that need one."""
+    return read_adapter(path, base=arguments().base)
 
 
 def given() -> list[Source]:
@@ -331,7 +337,7 @@ def _apart(source: Source, taken: set[str]) -> Source:
 
 
 def _analyse(source: Source, on_module: Callable[[int, int], None] | None) -> Tables:
-    adapters = [replace(adapter, name=source.label) for adapter in checkpoints(read_adapter(source.path))]
+    adapters = [replace(adapter, name=source.label) for adapter in checkpoints(read(source.path))]
     total, done = sum(map(len, adapters)), 0
 
     def told() -> None:

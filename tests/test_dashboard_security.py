@@ -72,7 +72,7 @@ def roots(tmp_path, monkeypatch):
     """Two roots with an adapter each, and one outside."""
     for name in ("one/mine", "two/other", "outside/secret"):
         adapter(tmp_path / name)
-    arguments = SimpleNamespace(paths=[], root=[tmp_path / "one", tmp_path / "two"])
+    arguments = SimpleNamespace(paths=[], root=[tmp_path / "one", tmp_path / "two"], base=None)
     monkeypatch.setattr(sources, "arguments", lambda: arguments)
     return tmp_path
 
@@ -233,7 +233,7 @@ def test_an_error_does_not_say_where_the_roots_adapters_lie(roots):
 @given(st.text(max_size=60))
 def test_any_text_is_a_path_inside_or_an_error(text):
     home = APP / "app_pages"
-    arguments, sources.arguments = sources.arguments, lambda: SimpleNamespace(paths=[], root=[home])
+    arguments, sources.arguments = sources.arguments, lambda: SimpleNamespace(paths=[], root=[home], base=None)
     line, place = "", home
     try:
         place = sources.within_roots(text).path
@@ -632,7 +632,7 @@ def test_no_page_renders_html():
 
 
 def test_a_huge_root_is_no_reason_to_wait(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "arguments", lambda: SimpleNamespace(paths=[], root=[Path("/")]))
+    monkeypatch.setattr(sources, "arguments", lambda: SimpleNamespace(paths=[], root=[Path("/")], base=None))
     adapter(tmp_path / "mine")
     start = time.perf_counter()
     sources.within_roots(str(tmp_path / "mine"))

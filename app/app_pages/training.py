@@ -17,7 +17,7 @@ from explain import explanation, question
 from plain import markdown
 
 from bora_analysis import factor_table, style
-from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
+from bora_analysis.adapters import AdapterError, checkpoints
 
 context = current()
 night = charts.dark()
@@ -200,7 +200,7 @@ def read_factors() -> pd.DataFrame:
     modules = set(rows["module"])
     wanted = [
         replace(checkpoint, loaders={name: load for name, load in checkpoint.loaders.items() if name in modules})
-        for checkpoint in checkpoints(read_adapter(source.path, steps=True))
+        for checkpoint in checkpoints(sources.read(source.path))
         if checkpoint.step in steps
     ]
     total, done = sum(map(len, wanted)), count(1)

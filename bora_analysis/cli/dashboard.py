@@ -23,8 +23,9 @@ from .common import fail
     type=click.Path(exists=True, file_okay=False),
     help="Visitors may open adapters below DIR by their path; repeatable.  [default: the working directory]",
 )
+@click.option("--base", metavar="DIR_OR_HUB_ID", help="The base model of adapters that need it (DoRA, HiRA …).")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
-def dashboard(paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ...]) -> None:
+def dashboard(paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ...], base: str | None) -> None:
     """Look at adapters in the browser: PATH..., or the bundled ones. Ctrl-C ends it."""
     from ..bundled import app_folder
 
@@ -40,6 +41,8 @@ def dashboard(paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ..
     # Absolute, so that none looks like an option; what is no path here may be a Hub id.
     named = [os.path.abspath(path) if Path(path).exists() else path for path in paths]  # noqa: PTH100 (links stay)
     below = [f"--root={Path(root).resolve()}" for root in roots or (".",)]
+    if base is not None:
+        below.append(f"--base={os.path.abspath(base) if Path(base).exists() else base}")  # noqa: PTH100
     script = str(app / "streamlit_app.py")
     command = [sys.executable, str(app / "server.py"), *options, script, "--", *below, "--", *named]
     sys.stdout.flush()

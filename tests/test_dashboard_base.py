@@ -1,0 +1,62 @@
+"""The dashboard with the base model that its operator named: adapters that need one are shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import sources
+from dashboard_cases import APP
+from safetensors.numpy import save_file
+from streamlit.testing.v1 import AppTest
+
+from bora_analysis import analyse, read_adapter
+from bora_analysis.adapters import AdapterError
+
+
+@pytest.fixture
+def dora(tmp_path):
+    """A DoRA adapter of one matrix, and its base model."""
+    rng = np.random.default_rng(0)
+    path = "model.layers.0.self_attn.q_proj"
+    W = rng.standard_normal((12, 16)).astype(np.float32)
+    factors = {"lora_A.weight": (2, 16), "lora_B.weight": (12, 2)}
+    tensors = {f"base_model.model.{path}.{name}": rng.standard_normal(size) for name, size in factors.items()}
+    tensors[f"base_model.model.{path}.lora_magnitude_vector"] = np.linalg.norm(W, axis=1) * 1.1
+    for folder in ("base", "dora"):
+        (tmp_path / folder).mkdir()
+    save_file({f"{path}.weight": W}, tmp_path / "base/model.safetensors")
+    (tmp_path / "base/config.json").write_text("{}")
+    save_file({k: v.astype(np.float32) for k, v in tensors.items()}, tmp_path / "dora/adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_dora": True}
+    (tmp_path / "dora/adapter_config.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+def test_the_base_model_reaches_the_readers(dora, monkeypatch):
+    words = [f"--root={dora}", f"--base={dora / 'base'}", "--", str(dora / "dora")]
+    monkeypatch.setattr(sys, "argv", [str(APP / "streamlit_app.py"), *words])
+    sources.arguments.cache_clear()
+    try:
+        app = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=180).run()
+        assert not app.exception, [error.value for error in app.exception]
+        assert not app.error
+        frame = app.session_state["_context"].layer_metrics
+        found = frame[frame["adapter"] == "dora"]
+        expected = analyse(read_adapter(dora / "dora", base=dora / "base")).layer_metrics
+        np.testing.assert_allclose(found["energy"], expected["energy"])
+        assert list(found["method"]) == ["dora"]
+    finally:
+        sources.arguments.cache_clear()
+
+
+def test_without_it_they_are_refused_with_that_word(dora, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(APP / "streamlit_app.py"), f"--root={dora}"])
+    sources.arguments.cache_clear()
+    try:
+        with pytest.raises(AdapterError, match="needs the base model"):
+            sources.read(dora / "dora")
+    finally:
+        sources.arguments.cache_clear()
