@@ -68,11 +68,13 @@ class Conversion:
     folder : of the LoRA.
     cuts : module → rank and error, in the order of the file.
     facts : module → what the update was.
+    left_behind : what the adapter's file holds beside ΔW and the LoRA's does not, by its name there.
     """
 
     folder: Path
     cuts: dict[str, Cut]
     facts: dict[str, Facts]
+    left_behind: tuple[str, ...] = ()
 
     @property
     def table(self) -> pd.DataFrame:
@@ -109,7 +111,8 @@ def convert(
 
     Without ``rank``, ``energy`` or ``threshold`` ΔW is kept whole, up to the rounding of ``dtype``: each module gets
     the rank of its ΔW, at most min(m, n, br) for BoRA. α = r everywhere, so the scaling is 1; the configuration's r is
-    the largest. Heads and embeddings that the file holds go along.
+    the largest. Heads and embeddings go along from a file under PEFT's names. From other layouts they do not: PEFT
+    would not find them, and :attr:`Conversion.left_behind` lists them.
 
     A module whose rank is 0 (ΔW = 0, or every σ cut off) is written as a pair of zeros of rank 1, because PEFT knows no
     rank 0; its :class:`Cut` says 0.
@@ -179,6 +182,7 @@ def convert(
             more = max(0, width - len(A))
             yield module, _of_layer(known, np.pad(B, ((0, 0), (0, more))), np.pad(A, ((0, more), (0, 0))))
 
+    others = _others(adapter)
     write_adapter(
         folder,
         "lora",
@@ -186,9 +190,9 @@ def convert(
         alpha=None,
         dtype=dtype,
         extra_config=settings,
-        others=_others(adapter),
+        others=others,
     )
-    return Conversion(folder, cuts, facts)
+    return Conversion(folder, cuts, facts, tuple(key for key in adapter.passed_over if key not in others))
 
 
 def _rule(rank: int | None, energy: float | None, threshold: float | None) -> Callable[[Array], int]:
@@ -280,8 +284,11 @@ def shared_settings(adapters: Sequence[Adapter], *, heads: bool = False) -> dict
 
 def _others(adapter: Adapter) -> dict[str, Raw]:
     """What the file holds beside ΔW and PEFT loads with it: heads, embeddings, new tokens."""
-    if adapter.path is None:
+    # A whole checkpoint, which may lie in several files, has no names of PEFT's either.
+    if adapter.path is None or not adapter.passed_over or adapter.method == "full":
         return {}
     tensors = open_tensors(adapter.path)
     known = set(tensors.keys())
+    if not any(key.startswith("base_model.model.") for key in known):  # another layout: its names mean nothing to PEFT
+        return {}
     return {key: tensors.raw(key) for key in adapter.passed_over if key in known and ".lora_" not in key}

@@ -12,6 +12,7 @@ import pytest
 import scipy.linalg
 import torch
 from cases import STRUCTURES, exact_rank, updates
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel
@@ -19,6 +20,7 @@ from peft_bora_cases import METHODS, adapted, base, layers, load
 from safetensors.torch import load_file, save_file
 
 from bora_analysis import Adapter, AdapterError, bora, convert, dense, lora, melora, read_adapter, write_adapter
+from bora_analysis.cli import main
 from bora_analysis.conversion import shared_settings, truncated
 
 pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing:FutureWarning")
@@ -170,7 +172,7 @@ def test_heads_and_embeddings_go_along_from_either_format(tmp_path: Path) -> Non
     torch.save(tensors, tmp_path / "bin" / "adapter_model.bin")
     (tmp_path / "bin" / "adapter_config.json").write_text((tmp_path / "safe" / "adapter_config.json").read_text())
     for name in ("safe", "bin"):
-        convert(tmp_path / name, tmp_path / f"{name}-lora", dtype="float16")
+        assert convert(tmp_path / name, tmp_path / f"{name}-lora", dtype="float16").left_behind == ()
         written = load_file(tmp_path / f"{name}-lora" / "adapter_model.safetensors")
         for key in ("base_model.model.head.weight", "base_model.model.head.bias", "wide", "odd"):
             assert written[key].dtype == tensors[key].dtype
@@ -182,6 +184,25 @@ def test_heads_and_embeddings_go_along_from_either_format(tmp_path: Path) -> Non
     lora_model = load(base("plain"), tmp_path / "safe-lora")
     weight = lora_model.base_model.model.head.modules_to_save["default"].weight
     assert torch.equal(weight, adapter.base_model.model.head.modules_to_save["default"].weight)
+
+
+def test_what_another_layout_holds_beside_is_left_behind_and_listed(tmp_path: Path) -> None:
+    """PEFT would not find a tensor under kohya's name, and would not say so."""
+    torch.manual_seed(0)
+    beside = {"lora_unet_q.diff_b": torch.ones(6), "lora_unet_norm.w_norm": torch.ones(6)}
+    factors = {"lora_unet_q.lora_down.weight": torch.randn(2, 8), "lora_unet_q.lora_up.weight": torch.randn(6, 2)}
+    save_file(factors | beside | {"lora_unet_q.alpha": torch.tensor(1.0)}, tmp_path / "kohya.safetensors")
+    done = convert(tmp_path / "kohya.safetensors", tmp_path / "lora")
+    assert set(done.left_behind) == set(beside)
+    (module,) = done.cuts
+    assert set(load_file(tmp_path / "lora" / "adapter_model.safetensors")) == {
+        f"base_model.model.{module}.lora_{side}.weight" for side in "AB"
+    }
+    dense_update = factors["lora_unet_q.lora_up.weight"] @ factors["lora_unet_q.lora_down.weight"] / 2
+    np.testing.assert_allclose(one(tmp_path / "lora")[module].to_dense(), dense_update, atol=1e-6)
+    result = CliRunner().invoke(main, ["convert", str(tmp_path / "kohya.safetensors"), "-o", str(tmp_path / "again")])
+    assert result.exit_code == 0, result.stderr
+    assert "2 tensors beside ΔW are left behind (lora_unet_" in result.stderr
 
 
 def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 from io import StringIO
 from math import gcd, isqrt, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ from bora_analysis.delta import bora, melora
 from bora_analysis.style import method_look
 
 
-def factors(method, m, n, r, b, k):
+def factors(method, m, n, r, b, k) -> tuple[list[Any], Any]:
     """Trained arrays of one random adapter, and ΔW as the method defines it, by plain dense algebra."""
     rng = np.random.default_rng(7)
 
@@ -106,10 +107,10 @@ def factors(method, m, n, r, b, k):
             return [B, A, bound], B @ np.diag(d) @ A @ np.diag(norm)
         case "bdlora-a":
             B, A = new(m, r), new(b, r // b, n // b)
-            return [B, A], B @ block_diag(*A)
+            return [B, A], B @ np.asarray(block_diag(*A))
         case "bdlora-b":
             B, A = new(b, m // b, r // b), new(r, n)
-            return [B, A], block_diag(*B) @ A
+            return [B, A], np.asarray(block_diag(*B)) @ A
         case "vblora":
             v = gcd(m, n)
             bank, logits_A, logits_B = new(v, v), new(r, n // v, v), new(m // v, r, v)

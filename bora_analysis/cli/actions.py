@@ -114,6 +114,9 @@ def _write(
         done = conversion.convert(adapter, output, settings=settings, on_module=step, **wish)
     frame = done.table
     click.echo(cut_table(frame) if form == "table" else text(frame, form), nl=form == "table")
+    if done.left_behind:
+        shown = ", ".join(done.left_behind[:3]) + (", …" if len(done.left_behind) > 3 else "")
+        click.echo(f"note: {len(done.left_behind)} tensors beside ΔW are left behind ({shown})", err=True)
     zero = [module for module, cut in done.cuts.items() if cut.rank == 0]
     if zero:
         click.echo(f"note: {len(zero)} modules have rank 0: written as zeros of rank 1 ({zero[0]} …)", err=True)
