@@ -149,8 +149,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--root", action="append", type=Path)
     parser.add_argument("--base")
-    # Under another program (a test runner) the arguments are that program's.
-    ours = sys.argv[1:] if Path(sys.argv[0]).name == "streamlit_app.py" else []
+    program, *words = sys.argv
+    if Path(program).name == "server.py" and "--" in words:  # before Streamlit has taken its own away
+        ours = words[words.index("--") + 1 :]
+    else:  # under another program (a test runner) the arguments are that program's
+        ours = words if Path(program).name == "streamlit_app.py" else []
     known, _ = parser.parse_known_args(ours)
     known.root = [root.resolve() for root in known.root or [Path.cwd()]]
     return known

@@ -60,3 +60,17 @@ def test_without_it_they_are_refused_with_that_word(dora, monkeypatch):
             sources.read(dora / "dora")
     finally:
         sources.arguments.cache_clear()
+
+
+@pytest.mark.parametrize("program", ["streamlit_app.py", "server.py"])
+def test_the_arguments_are_the_same_before_streamlit_runs_and_after(program, tmp_path, monkeypatch):
+    """The server warms up before the page runs, and what it has parsed then is what counts."""
+    words = [f"--root={tmp_path}", "--base=org/model", "--", "one", "--two"]
+    before = ["--server.port=1", str(APP / "streamlit_app.py"), "--"] if program == "server.py" else []
+    monkeypatch.setattr(sys, "argv", [str(APP / program), *before, *words])
+    sources.arguments.cache_clear()
+    try:
+        told = sources.arguments()
+        assert (told.root, told.base, [str(path) for path in told.paths]) == ([tmp_path], "org/model", ["one", "--two"])
+    finally:
+        sources.arguments.cache_clear()
