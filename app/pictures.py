@@ -17,6 +17,8 @@ Array = NDArray[Any]
 
 #: Cells along each edge of an image, at most.
 CELLS = 256
+#: Columns of ΔW at a time.
+TILE = 2048
 #: Beyond this many blocks lines would cover the picture.
 LINES = 64
 
@@ -113,10 +115,16 @@ def _strips(update: Update, rows: Array) -> Iterator[tuple[int, int, Array]]:
             cuts = np.unique([i * tall, *rows[(rows > i * tall) & (rows < (i + 1) * tall)], (i + 1) * tall])
             block = block.astype(np.float32)
             sigma = update.sigma[i].astype(np.float32)  # (b, r)
+            # One buffer that stays in the cache: fresh memory for every strip was most of the time.
+            strips = np.empty((len(A), int(np.diff(cuts).max()), min(A.shape[2], TILE)), np.float32)
             for start, stop in itertools.pairwise(cuts):
-                piece = block[start - i * tall : stop - i * tall]
-                strip = (piece[None] * sigma[:, None, :]) @ A  # (b, rows, n/b)
-                yield int(start), 0, np.abs(strip, out=strip).sum(axis=1).ravel()
+                piece = block[None, start - i * tall : stop - i * tall] * sigma[:, None, :]
+                sums = np.empty((len(A), A.shape[2]), np.float32)
+                for left in range(0, A.shape[2], TILE):
+                    part = A[:, :, left : left + TILE]
+                    strip = np.matmul(piece, part, out=strips[:, : stop - start, : part.shape[2]])  # (b, rows, tile)
+                    np.abs(strip, out=strip).sum(axis=1, out=sums[:, left : left + TILE])
+                yield int(start), 0, sums.ravel()
     else:
         left, right = (factor.astype(np.float32) for factor in update.factors())
         for start, stop in itertools.pairwise(rows):
