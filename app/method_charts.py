@@ -214,7 +214,7 @@ def pareto(frame: pd.DataFrame, front: pd.DataFrame, budget: int, methods: Seque
         "interpolate": "step-after",
         "strokeDash": DASHED,
     }
-    text = {"type": "text", "align": "right", "baseline": "top", "dx": -4, "color": guide()}
+    text = {"type": "text", "align": "right", "baseline": "bottom", "dx": 4, "color": guide()}
     spec = layered(
         380,
         layer("front", line, x=x, y=y),
@@ -228,7 +228,7 @@ def pareto(frame: pd.DataFrame, front: pd.DataFrame, budget: int, methods: Seque
             tooltip=tooltip,
         ),
         layer("budget", {"type": "rule", "color": guide(), "strokeWidth": 1.5}, x=number("parameters")),
-        layer("budget", text, x=number("parameters"), y={"value": 2}, text=category("text")),
+        layer("budget", text, x=number("parameters"), y={"value": -4}, text=category("text")),
     )
     limit = pd.DataFrame({"parameters": [budget], "text": ["budget"]})
     drawn = ["label", "r", "blocks", "parameters", "rank_bound", "macs_per_token"]
@@ -292,7 +292,9 @@ def block_price(frame: pd.DataFrame, rules: pd.DataFrame) -> Chart:
     """
     shapes = list(dict.fromkeys(frame["shape"]))
     colours = [on_screen(style.shade(style.method_look("bora").colour, k)) for k in range(len(shapes))]
-    colour = category("shape", scale={"domain": shapes, "range": colours}, legend=legend(columns=2))
+    colour = category(
+        "shape", scale={"domain": shapes, "range": colours}, legend=legend(columns=columns(150), symbolSize=300)
+    )
     y = number("price", "parameters per unit of rank", scale={"type": "log"}, axis={"format": "~s", "tickCount": 6})
     tooltip = [category("shape", "shape"), number("blocks", "b"), number("price", "(m+n)/b + b", format=",.12g")]
     drawn = {"x": blocks_axis(sorted(set(frame["blocks"]))), "y": y, "color": colour, "tooltip": tooltip}
@@ -336,7 +338,9 @@ def ranks_and_blocks(bora: pd.DataFrame, lora: pd.DataFrame) -> Chart:
     # One hue, from light to strong, as r grows; on a dark page the light end is the one that is seen best.
     shades = ["#F6C6A0", "#F0A877", "#E88A4F", "#D55E00", "#A84A00", "#7A3600"][: len(ranks)]
     shades = [on_screen(shade) for shade in reversed(shades)] if dark() else shades
-    colour = category("rank", sort=None, scale={"domain": ranks, "range": shades}, legend=legend(columns=3))
+    colour = category(
+        "rank", sort=None, scale={"domain": ranks, "range": shades}, legend=legend(columns=3, symbolSize=300)
+    )
     value = number("value", "accuracy (%)", format=".2f")
     drawn = {"x": blocks_axis(sorted(set(bora["blocks"]))), "y": _accuracy(), "color": colour}
     tooltip = [category("rank", "rank"), number("blocks", "b"), value]

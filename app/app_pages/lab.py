@@ -124,13 +124,12 @@ def number(place: Any, label: str, key: str, value: int, largest: int) -> int:
 def verdict(one: Outcome) -> None:
     """Proposition 1 for BoRA's ΔW: the bound, what was measured, and what the three factors say."""
     ranks, facts = one.ranks, one.facts
-    columns = st.columns(4)
-    columns[0].metric("Bound min(m, n, br)", f"{facts.rank_bound:,}", help="Proposition 1: rank ΔW is at most this.")
-    columns[1].metric("Least rank of B′, Σ′, A′", f"{ranks.upper:,}", help="Always holds, and is tighter.")
-    columns[2].metric("Measured rank ΔW", f"{one.measured:,}", help="Numerical rank, #{σ > √K ε σ₁}, ε of float64.")
-    columns[3].metric(
-        "Floor (Sylvester)", f"{ranks.lower:,}", help="rank B′ + rank Σ′ + rank A′ − 2br: at least that is certain."
-    )
+    with st.container(horizontal=True):  # two beside each other on a phone, where columns would be a tower
+        st.metric("Bound min(m, n, br)", f"{facts.rank_bound:,}", help="Proposition 1: rank ΔW is at most this.")
+        st.metric("Least rank of B′, Σ′, A′", f"{ranks.upper:,}", help="Always holds, and is tighter.")
+        st.metric("Measured rank ΔW", f"{one.measured:,}", help="Numerical rank, #{σ > √K ε σ₁}, ε of float64.")
+        least = "rank B′ + rank Σ′ + rank A′ − 2br: at least that is certain."
+        st.metric("Floor (Sylvester)", f"{ranks.lower:,}", help=least)
     br, largest = facts.r * facts.blocks, max(facts.out_features, facts.in_features)
     full = min(facts.out_features, br) == ranks.B and min(facts.in_features, br) == ranks.A and ranks.sigma == br
     if one.measured == facts.rank_bound:

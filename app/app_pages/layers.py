@@ -40,7 +40,9 @@ def choose(label: str, options: list[Any], key: str, **more: Any) -> Any:
 
 top = st.columns([3, 3, 2], vertical_alignment="bottom")
 with top[0]:
-    adapter = choose("Adapter", [source.label for source in context.sources], "adapter")
+    labels = [source.label for source in context.sources]
+    # The last: what a visitor has just added, or of the bundled ones the one with most to see.
+    adapter = choose("Adapter", labels, "adapter", index=len(labels) - 1)
 with top[1]:
     metric = choose("Metric", list(style.METRICS), "metric", format_func=charts.metric_name)
 table = context.layer_metrics[context.layer_metrics["adapter"] == adapter]
