@@ -292,9 +292,7 @@ def block_price(frame: pd.DataFrame, rules: pd.DataFrame) -> Chart:
     """
     shapes = list(dict.fromkeys(frame["shape"]))
     colours = [on_screen(style.shade(style.method_look("bora").colour, k)) for k in range(len(shapes))]
-    colour = category(
-        "shape", scale={"domain": shapes, "range": colours}, legend=legend(columns=columns(150), symbolSize=300)
-    )
+    colour = category("shape", scale={"domain": shapes, "range": colours}, legend=legend(columns=1))
     y = number("price", "parameters per unit of rank", scale={"type": "log"}, axis={"format": "~s", "tickCount": 6})
     tooltip = [category("shape", "shape"), number("blocks", "b"), number("price", "(m+n)/b + b", format=",.12g")]
     drawn = {"x": blocks_axis(sorted(set(frame["blocks"]))), "y": y, "color": colour, "tooltip": tooltip}
