@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from pictures import Picture
 from sources import Source, read, stamp
 
 from bora_analysis import factor_ranks
-from bora_analysis.adapters import AdapterError, checkpoints
+from bora_analysis.adapters import Adapter, AdapterError, checkpoints
 from bora_analysis.delta import Blocked, Facts, Update
 from bora_analysis.spectrum import FactorRanks
 
@@ -83,10 +84,16 @@ def slot_spectra(update: Blocked) -> pd.DataFrame:
 
 def _update(source: Source, module: str, step: int | None) -> Update:
     """The factors of the one module, read now and kept by nobody."""
-    for checkpoint in checkpoints(read(source.path)):
+    for checkpoint in _opened(source.path, stamp(source.path)):
         if step in (None, checkpoint.step) and module in checkpoint:
             return checkpoint[module]
     raise AdapterError(f"{source.label}: {module} is no longer in the file; reload the page")
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path, _: int) -> tuple[Adapter, ...]:
+    """The names in a file of that time stamp, no tensors: for 224 modules they take 45 ms."""
+    return checkpoints(read(path))
 
 
 @cache

@@ -42,10 +42,13 @@ DRAWN = """count => {
 #: Milliseconds from a key to the last change of a chart, once the script has ended and nothing has moved for a while.
 WATCH = """() => {
   const main = document.querySelector('[data-testid=stMain]');
-  window.redraw = {start: performance.now(), last: 0};
+  window.redraw = {start: 0, last: 0};
+  const start = () => { window.redraw.start = window.redraw.start || performance.now(); };
+  for (const name of ['keydown', 'pointerdown']) window.addEventListener(name, start, {capture: true, once: true});
   window.redraw.observer = new MutationObserver(changes => {
     // A table's canvas holds a hidden copy for screen readers, which it renews 200 ms after it has painted.
-    if (changes.some(change => !change.target.closest?.('[data-testid=data-grid-canvas]')))
+    const within = node => node.nodeType === Node.ELEMENT_NODE ? node : node.parentElement;
+    if (changes.some(change => !within(change.target)?.closest('[data-testid=data-grid-canvas]')))
       window.redraw.last = performance.now();
   });
   window.redraw.observer.observe(main, {subtree: true, childList: true, attributes: true, characterData: true,
