@@ -228,12 +228,14 @@ def middle_image(middle: Picture, tiles: Picture | None) -> None:
 
 def one_module() -> None:
     source = next(source for source in context.sources if source.label == adapter)
-    found = inspect(source, module, step)
-    method = style.method_look(found.facts.method).label
-    ranks_of(found, method)
+    numbers = st.container()
     left, right = st.columns(2)
     with left:
-        module_spectrum()
+        module_spectrum()  # first: the browser draws it while the factors are read
+    found = inspect(source, module, step)
+    method = style.method_look(found.facts.method).label
+    with numbers:
+        ranks_of(found, method)
     if found.slots is not None:
         with right:
             slot_chart(found, found.slots, method)
