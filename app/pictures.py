@@ -17,8 +17,6 @@ Array = NDArray[Any]
 
 #: Cells along each edge of an image, at most.
 CELLS = 256
-#: Entries of ΔW that are looked at, about: of a larger one every second, third … row.
-ENTRIES = 1 << 25
 #: Columns of ΔW at a time.
 TILE = 2048
 #: Beyond this many blocks lines would cover the picture.
@@ -35,14 +33,12 @@ class Picture:
     size : m, n of the matrix.
     rows, columns : positions between blocks, in entries; empty for one block or very many.
     exact : whether a cell is one entry.
-    every : 2 where the means are over every second row, and so on.
     """
 
     image: Array
     size: tuple[int, int]
     rows: tuple[int, ...]
     columns: tuple[int, ...]
-    every: int = 1
 
     @property
     def exact(self) -> bool:
@@ -52,20 +48,19 @@ class Picture:
 def magnitude(update: Update, cells: int = CELLS) -> Picture:
     """|ΔW|, averaged over cells, strip by strip in float32: at no time is more than a few rows of ΔW there.
 
-    Cells end where blocks end, if there are no more blocks than cells. Cost: O(m n r) multiply-adds up to ``ENTRIES``
-    entries, and memory for m/cells rows. A larger ΔW is looked at in every second, third … row of each cell.
+    Cells end where blocks end, if there are no more blocks than cells. Cost: O(m n r) multiply-adds, and memory for
+    m/cells rows.
     """
     m, n = update.facts.out_features, update.facts.in_features
-    every = max(1, min(-(-m * n // ENTRIES), m // cells)) if isinstance(update, BlockProduct) else 1
     b = update.facts.blocks
     rows, columns = (_edges(edge, b, cells) for edge in (m, n))
     sums = np.zeros((len(rows) - 1, n))
     with one_blas_thread():  # thin products: several threads were measured 5× slower while others use the cores
-        for top, left, strip in _strips(update, rows, every):
+        for top, left, strip in _strips(update, rows):
             sums[np.searchsorted(rows, top, "right") - 1, left : left + strip.size] += strip
     totals = np.add.reduceat(sums, columns[:-1], axis=1)
     counts = np.diff(rows)[:, None] * np.diff(columns)[None, :]
-    return Picture((totals / counts).astype(np.float32), (m, n), *_lines(update), every)
+    return Picture((totals / counts).astype(np.float32), (m, n), *_lines(update))
 
 
 def middle(update: Blocked) -> Picture:
@@ -103,7 +98,7 @@ def _edges(length: int, blocks: int, cells: int) -> Array:
     return np.round(np.linspace(0, length, count + 1)).astype(int)
 
 
-def _strips(update: Update, rows: Array, every: int = 1) -> Iterator[tuple[int, int, Array]]:
+def _strips(update: Update, rows: Array) -> Iterator[tuple[int, int, Array]]:
     """Sums of |ΔW| down the rows of a strip within one cell: first row, first column, sums by column."""
     if isinstance(update, DirectSum):
         top = left = 0
@@ -123,13 +118,13 @@ def _strips(update: Update, rows: Array, every: int = 1) -> Iterator[tuple[int, 
             # One buffer that stays in the cache: fresh memory for every strip was most of the time.
             strips = np.empty((len(A), int(np.diff(cuts).max()), min(A.shape[2], TILE)), np.float32)
             for start, stop in itertools.pairwise(cuts):
-                piece = block[None, start - i * tall : stop - i * tall : every] * sigma[:, None, :]
+                piece = block[None, start - i * tall : stop - i * tall] * sigma[:, None, :]
                 sums = np.empty((len(A), A.shape[2]), np.float32)
                 for left in range(0, A.shape[2], TILE):
                     part = A[:, :, left : left + TILE]
-                    strip = np.matmul(piece, part, out=strips[:, : piece.shape[1], : part.shape[2]])  # (b, rows, tile)
+                    strip = np.matmul(piece, part, out=strips[:, : stop - start, : part.shape[2]])  # (b, rows, tile)
                     np.abs(strip, out=strip).sum(axis=1, out=sums[:, left : left + TILE])
-                yield int(start), 0, sums.ravel() * ((stop - start) / piece.shape[1])  # as if of all its rows
+                yield int(start), 0, sums.ravel()
     else:
         left, right = (factor.astype(np.float32) for factor in update.factors())
         for start, stop in itertools.pairwise(rows):

@@ -14,7 +14,7 @@ from explain import explanation, question
 
 from bora_analysis import style
 from bora_analysis.architectures import ARCHITECTURES, LETTERS, Matrices, architecture
-from bora_analysis.cost import BLOCK_METHODS, METHODS, Choice, optimal_blocks, shared_blocks, within_budget
+from bora_analysis.cost import BLOCK_METHODS, METHODS, NO_RANK, Choice, optimal_blocks, shared_blocks, within_budget
 
 MODELS = list(ARCHITECTURES)
 LETTER_OF = {name: letter.upper() for letter, name in LETTERS.items()}
@@ -89,6 +89,7 @@ def choices_table(frame: pd.DataFrame) -> None:
     shown["blocks"] = [
         str(b) if method in BLOCK_METHODS else "·" for b, method in zip(shown["blocks"], shown["method"], strict=True)
     ]
+    shown["r"] = ["·" if method in NO_RANK else str(r) for r, method in zip(shown["r"], shown["method"], strict=True)]
     st.dataframe(shown, hide_index=True, column_order=list(columns), column_config=columns)
 
 
@@ -104,10 +105,12 @@ def buys(model: str, parts: list[Matrices], budget: int, methods: list[str]) -> 
     frame["share"] = frame["parameters"] / budget
     best = frame.drop_duplicates("method")
     first = best.iloc[0]
-    blocks = f", b = {first['blocks']}" if first["method"] in BLOCK_METHODS else ""
+    sizes = [f"r = {first['r']}"] if first["method"] not in NO_RANK else []
+    sizes += [f"b = {first['blocks']}"] if first["method"] in BLOCK_METHODS else []
     st.markdown(
-        f"The highest bound for at most {budget:,} parameters has **{style.method_look(first['method']).label}** with "
-        f"**r = {first['r']}{blocks}**: {first['rank_bound']:,.6g} for {first['parameters']:,} parameters."
+        f"The highest bound for at most {budget:,} parameters has **{style.method_look(first['method']).label}**"
+        + (f" with **{', '.join(sizes)}**" if sizes else "")
+        + f": {first['rank_bound']:,.6g} for {first['parameters']:,} parameters."
     )
     charts.draw(
         method_charts.pareto(frame, front_of(frame), budget, methods),

@@ -190,8 +190,7 @@ def slot_chart(found: Inspection, slots: pd.DataFrame, method: str) -> None:
 def delta_image(found: Inspection) -> None:
     facts, picture = found.facts, found.delta
     p, q = picture.image.shape
-    over = f" over one row in {picture.every}" if picture.every > 1 else ""
-    st.markdown("**|ΔW|**" + ("" if picture.exact else f", each of the {p} × {q} cells a mean{over}"))
+    st.markdown("**|ΔW|**" + ("" if picture.exact else f", each of the {p} × {q} cells a mean"))
     image(
         picture,
         "|ΔW|",
