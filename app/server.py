@@ -16,11 +16,13 @@ def warm() -> None:
         import_module(name)
     import pandas as pd
     import sources
+    from process import settle
     from streamlit import dataframe_util
 
     tables = [sources.table_store().get(source) for source in sources.usual()]
     sources.joined(tables)
     dataframe_util.convert_anything_to_arrow_bytes(pd.DataFrame({"a": [1.0]}))
+    settle()
 
 
 def main() -> None:

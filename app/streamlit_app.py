@@ -11,6 +11,7 @@ import sources
 import streamlit as st
 from context import load
 from plain import markdown
+from process import settle
 from uploads import upload_box, upload_store
 
 from bora_analysis.adapters import AdapterError
@@ -149,4 +150,5 @@ def remember(new: list[sources.Source], known: dict[str, sources.Source]) -> Non
 page = st.navigation(PAGES)
 adapters, tau = picker()
 st.session_state["_context"] = load(adapters, tau)
+settle()
 page.run()

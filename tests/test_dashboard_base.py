@@ -1,8 +1,10 @@
-"""The dashboard with the base model that its operator named: adapters that need one are shown."""
+"""How the dashboard's process starts: its arguments, its settings, the base model that its operator named."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -74,3 +76,17 @@ def test_the_arguments_are_the_same_before_streamlit_runs_and_after(program, tmp
         assert (told.root, told.base, [str(path) for path in told.paths]) == ([tmp_path], "org/model", ["one", "--two"])
     finally:
         sources.arguments.cache_clear()
+
+
+def test_the_process_is_set_for_good():
+    """One BLAS thread until it ends, also when what set it has been collected; what is loaded is not collected."""
+    code = """if True:
+        import gc, process, threadpoolctl
+        process.settle()
+        gc.collect()
+        blas = [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+        print(set(blas), gc.get_freeze_count() > 10_000)
+    """
+    surroundings = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(APP)}
+    done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "{1} True"

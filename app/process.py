@@ -1,0 +1,22 @@
+"""How the process of this server is set, once: its pages run in threads, beside browsers that want a core too."""
+
+from __future__ import annotations
+
+import gc
+from functools import cache
+
+
+@cache
+def settle() -> None:
+    """Set it, when what the pages need is loaded.
+
+    One BLAS thread for good: where the number of threads goes up and down, a thin QR took 60 to 100 ms and not 1 as
+    soon as others used the cores. What is loaded is not looked through for garbage any more: Streamlit collects after
+    each run of a page, which took 70 ms.
+    """
+    import scipy.linalg  # noqa: F401  its BLAS must be loaded to be limited
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1, user_api="blas")
+    gc.collect()
+    gc.freeze()
