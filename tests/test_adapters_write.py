@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 
 from bora_analysis import delta
 from bora_analysis.adapters import Adapter, AdapterError, read_adapter, write_adapter
+from bora_analysis.recipes import RECIPES
 from bora_analysis.synthetic import Synthetic, write_synthetic
 
 RNG = np.random.default_rng(11)
@@ -92,15 +93,26 @@ def test_torch_tensors_are_accepted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one(tmp_path)["q"].to_dense()[0], A.double().sum(0).numpy())
 
 
-@pytest.mark.parametrize("method", ["adalora", "loha", "lokr", "gralora"])
+PEFT_HAS = ("adalora", "loha", "lokr", "gralora", "krona", "delora", "vera", "vblora", "miss", "c3a", "fourierft")
+
+
+@pytest.mark.parametrize("method", [*PEFT_HAS, "bdlora-a", "bdlora-b"])
 def test_peft_loads_the_other_methods_too(tmp_path: Path, method: str) -> None:
+    """Two projections of different sizes, through patterns where the method's settings depend on them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft = pytest.importorskip("peft")
         model = models.tiny_llama()
     before = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
-    shapes = {name.removesuffix(".weight"): tuple(p.shape) for name, p in model.named_parameters() if "q_proj" in name}
-    raw = Synthetic(method, shapes, 1 if method == "lokr" else 2, 2 if method == "gralora" else 1, alpha=5)
+    shapes = {
+        name.removesuffix(".weight"): tuple(p.shape)
+        for name, p in model.named_parameters()
+        if "q_proj" in name or "down_proj" in name
+    }
+    assert len(set(shapes.values())) == 2
+    recipe = RECIPES[method]
+    r = 1 if method == "lokr" or not recipe.ranked else 2
+    raw = Synthetic(method, shapes, r, 2 if recipe.blocks else 1, 5 if recipe.scaled else None)
     write_synthetic(tmp_path, raw)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -184,6 +196,25 @@ def test_configuration(tmp_path: Path) -> None:
 
 
 ONES = {"A": np.ones((2, 6)), "B": np.ones((4, 2))}
+VERA = {**ONES, "lambda_b": np.ones(4), "lambda_d": np.ones(2), "shape": np.array([4, 6])}
+
+
+def test_sizes_in_the_configuration(tmp_path: Path) -> None:
+    """What our writer puts there; the caller's go before, and what is no size is refused."""
+    write_adapter(tmp_path, "vera", {"q": {**VERA, "shape": np.array([4, 5])}, "k": VERA}, alpha=None)
+    adapter = one(tmp_path)
+    assert [adapter[module].facts.in_features for module in ("q", "k")] == [5, 6]
+    assert not adapter.warnings
+    assert one(tmp_path, shapes={"q": (4, 3), "k": (4, 6)})["q"].facts.in_features == 3
+    place = tmp_path / "adapter_config.json"
+    config = json.loads(place.read_text(encoding="utf-8"))
+    for wrong in ([4], [4, 0], [4, "6"], "4x6"):
+        place.write_text(json.dumps(config | {"bora_analysis_shapes": {"q": wrong, "k": [4, 6]}}), encoding="utf-8")
+        with pytest.raises(AdapterError, match=r"bora_analysis_shapes gives q .*expected \[m, n\]"):
+            one(tmp_path)["q"]
+    place.write_text(json.dumps(config | {"bora_analysis_shapes": [4, 6]}), encoding="utf-8")
+    with pytest.raises(AdapterError, match="bora_analysis_shapes"):
+        one(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +229,16 @@ ONES = {"A": np.ones((2, 6)), "B": np.ones((4, 2))}
         ("bora", {"q": {**ONES, "sigma": np.ones((3, 3, 2))}}, {}, "q: blocks b = 3"),
         ("bora", {"q": {**ONES, "sigma": np.ones((2, 2, 2))}}, {"activation": "relu"}, "'relu' is unknown"),
         ("melora", {"q": ONES}, {}, "q: A has shape"),
+        (
+            "miss",
+            {"q": {"block": np.ones((2, 4)), "shape": np.array([5, 6])}},
+            {"alpha": None},
+            "q: block .*expected 5",
+        ),
+        ("vera", {"q": {**VERA, "lambda_b": np.ones(9)}}, {"alpha": None}, "q: lambda_b .*expected 4"),
+        ("vera", {"q": {**VERA, "shape": np.array([4, 8])}}, {"alpha": None}, "q: lambda_b .*in_features is 8"),
+        ("vera", {"q": VERA, "k": {**VERA, "B": np.zeros((4, 2))}}, {"alpha": None}, "k: B is not that of the modules"),
+        ("vera", {"q": VERA}, {}, "vera has no α"),
         ("melora", {"q": {"A": np.ones((2, 1, 3)), "B": np.ones((2, 2, 3))}}, {}, "q: "),
         ("lora", {"q": {**ONES, "A": np.ones((2, 6), "f4")}}, {}, "pass dtype="),
         ("lora", {"q": ONES}, {"dtype": "int8"}, "dtype int8"),
@@ -207,7 +248,8 @@ ONES = {"A": np.ones((2, 6)), "B": np.ones((4, 2))}
 )
 def test_what_cannot_be_written(tmp_path: Path, method: str, made: Any, options: dict[str, Any], expected: str) -> None:
     write_adapter(tmp_path, "lora", {"old": ONES}, alpha=1)
+    options = {"alpha": 1, **options}
     with pytest.raises(AdapterError, match=f"^[^\n]*{expected}[^\n]*$"):
-        write_adapter(tmp_path, method, made, alpha=1, **options)
+        write_adapter(tmp_path, method, made, **options)
     assert list(one(tmp_path)) == ["old"]  # what was there is still there, whole
     assert len(list(tmp_path.iterdir())) == 2

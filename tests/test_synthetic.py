@@ -6,30 +6,91 @@ import numpy as np
 import pytest
 
 from bora_analysis import read_adapter, singular_values, synthetic_adapter
+from bora_analysis.cost import BLOCK_METHODS, EXPERT_METHODS, cost
 from bora_analysis.delta import Blocked
+from bora_analysis.recipes import RECIPES
 from bora_analysis.synthetic import KINDS, METHODS, Synthetic, write_synthetic
 
 SHAPES = {"layers.0.q_proj": (48, 32), "layers.1.q_proj": (48, 32), "layers.1.v_proj": (16, 32)}
 
 
 def blocks_of(method):
-    return {"melora": 4, "bora": 4, "hydralora": 4, "gralora": 2}.get(method, 1)
+    return {"gralora": 2, "bdlora-a": 2, "bdlora-b": 2}.get(method, 4 if RECIPES[method].blocks else 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_initialised_adapters_are_zero_updates(method):
+    """But for three, which PEFT starts elsewhere."""
     for update in synthetic_adapter(method, SHAPES, 2, blocks_of(method), kind="init").values():
-        assert not singular_values(update).values.any()
+        assert singular_values(update).values.any() == (method in ("c3a", "fourierft", "vblora"))
 
 
 @pytest.mark.parametrize(
-    ("method", "scaling"), [("lora", 2.0), ("rslora", 2 * np.sqrt(4)), ("melora", 2.0), ("adalora", 2.0)]
-)
+    ("method", "scaling"),
+    [
+        ("lora", 2.0), ("rslora", 2 * np.sqrt(4)), ("melora", 2.0), ("adalora", 2.0), ("bdlora-a", 2.0),
+        ("bdlora-b", 2.0), ("delora", 1.0), ("miss", 1.0),
+    ],
+)  # fmt: skip
 def test_decay_is_exact(method, scaling):
     adapter = synthetic_adapter(method, SHAPES, 4, blocks_of(method), kind="decay", scale=0.5, decay=1.5)
-    expected = np.repeat(scaling * 0.5 * np.arange(1, 5) ** -1.5, blocks_of(method))
+    expected = np.repeat(scaling * 0.5 * np.arange(1, 5) ** -1.5, 4 if method == "melora" else 1)
     for update in adapter.values():
         np.testing.assert_allclose(singular_values(update).values, expected, rtol=1e-5)
+
+
+def test_a_steep_decay_of_many_slots():
+    """DeLoRA's slots are then almost one direction."""
+    update = synthetic_adapter("delora", {"q": (64, 48)}, 32, kind="decay", scale=0.5, decay=3.0)["q"]
+    values = singular_values(update).values
+    np.testing.assert_allclose(values[:8], 0.5 * np.arange(1, 9) ** -3.0, rtol=1e-3)  # float32, and sums of 32 terms
+
+
+def test_decay_of_krona_and_c3a():
+    """Each singular value as often as the other factor has ones, or a frequency comes, with its conjugate."""
+    krona = synthetic_adapter("krona", {"q": (48, 35)}, 1, kind="decay", scale=0.5)["q"]  # 6·8 and 5·7
+    np.testing.assert_allclose(singular_values(krona).values, np.repeat(0.5 / np.arange(1, 8), 5), rtol=1e-5)
+    c3a = synthetic_adapter("c3a", {"q": (48, 32)}, 1, 2, kind="decay", scale=0.5)["q"]  # blocks of 8: 6 × 4 of them
+    expected = np.repeat(0.5 / np.arange(1, 6), [4, 8, 8, 8, 4])
+    np.testing.assert_allclose(singular_values(c3a).values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["vera", "vblora", "fourierft", "moelora", "hydralora", "loha", "gralora", "krona"])
+def test_decay_falls_faster_than_gaussian(method):
+    """Where it is not exact: the share of the energy that the first eighth holds, and the size of the first values."""
+    shapes = {"q": (256, 192)}
+
+    def values(kind, scale=0.1):
+        return singular_values(
+            synthetic_adapter(method, shapes, 8, blocks_of(method), kind=kind, decay=2.0, scale=scale)["q"]
+        ).values
+
+    def share(found):
+        return float((found[: -(-found.size // 8)] ** 2).sum() / (found**2).sum())
+
+    assert share(values("decay")) > share(values("gaussian")) + 0.15
+    scaling = 1.0 if method in ("vera", "vblora", "fourierft", "krona") else 2.0
+    for kind in ("decay", "gaussian"):
+        assert 0.1 < values(kind)[0] / (scaling * 0.1) < 6
+        np.testing.assert_allclose(values(kind, 0.2), 2 * values(kind), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sizes_are_those_of_the_cost_model(method):
+    shapes = {"q": (48, 32), "k": (48, 32)}
+    b = blocks_of(method)
+    for facts in (update.facts for update in synthetic_adapter(method, shapes, 2, b).values()):
+        name = "lora" if method == "rslora" else method
+        known = cost(
+            name,
+            48,
+            32,
+            2,
+            blocks=b if name in BLOCK_METHODS else 1,
+            experts=b if name in EXPERT_METHODS else None,
+        )
+        assert facts.parameters == known.parameters
+        assert facts.rank_bound <= known.rank_bound or method == "moelora"
 
 
 def test_decay_of_bora_is_that_of_its_slots():
@@ -104,8 +165,12 @@ def test_half_precision_files(tmp_path, dtype):
     ("arguments", "parts"),
     [
         (("dora", SHAPES, 2), ["dora", "lora, rslora, melora, bora"]),
-        (("gralora", SHAPES, 3, 2), ["r = 3", "k = 2"]),
+        (("gralora", SHAPES, 3, 2), ["r = 3", "multiple of 2"]),
         (("lokr", SHAPES, 9), ["lokr", "up to 3", "r = 9"]),
+        (("vblora", SHAPES, 9), ["vblora", "up to 8", "r = 9"]),
+        (("vblora", {"q": (48, 35)}, 1), ["vblora", "up to 0"]),
+        (("bdlora-a", SHAPES, 3, 2), ["r = 3", "multiple of 2"]),
+        (("vera", SHAPES, 3, 1, 8.0), ["vera has no α", "8"]),
         (("sbora-fa", SHAPES, 33), ["up to 32", "r = 33"]),
         (("lora", SHAPES, 2, 4), ["one block", "4"]),
         (("bora", SHAPES, 2, 5), ["layers.0.q_proj", "b = 5", "1, 2, 4, 8, 16"]),

@@ -49,10 +49,10 @@ def _loader(source: Source, module: str, parts: dict[str, str], settings: Mappin
     source.expect(source.tensors.shape(B)[1] == width, B, f"(m, {width}) from lora_A {source.tensors.shape(A)}")
     source.expect(not cut["B"] or (rows % count == 0 and r % count == 0), B, f"rows in {count} blocks")
     source.check_rank(module, A, r)
-    return source.loader({"B": B, "A": A}, partial(_build, cut=cut, count=count, scaling=source.scaling(module, r)))
+    return source.loader({"B": B, "A": A}, partial(build, cut=cut, count=count, scaling=source.scaling(module, r)))
 
 
-def _build(B: Array, A: Array, *, cut: Mapping[str, bool], count: int, scaling: float, dtype: str) -> Update:
+def build(B: Array, A: Array, *, cut: Mapping[str, bool], count: int, scaling: float, dtype: str) -> Update:
     trained = B.size + A.size
     left, right = (_spread(X, count) if cut[side] else X for side, X in (("B", B), ("A", A)))
     update = lora(left, right, scaling=scaling, method="bdlora", dtype=dtype, any_rank=True)

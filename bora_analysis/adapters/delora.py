@@ -36,10 +36,10 @@ def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
     source.expect(source.tensors.shape(bound) == (1,), bound, "(1,)")
     source.expect(source.tensors.shape(norm) == (n,), norm, f"({n},) from delora_A {shape}")
     source.check_rank(module, A, r)
-    return source.loader({"B": B, "A": A, "bound": bound, "norm": norm}, _build)
+    return source.loader({"B": B, "A": A, "bound": bound, "norm": norm}, build)
 
 
-def _build(B: Array, A: Array, bound: Array, norm: Array, *, dtype: str) -> Update:
+def build(B: Array, A: Array, bound: Array, norm: Array, *, dtype: str) -> Update:
     left, right = B.astype(np.float64), A.astype(np.float64)
     # PEFT keeps the norms above 1e-4, so that a zero row does not divide by zero.
     sizes = np.maximum(np.linalg.norm(left, axis=0), 1e-4) * np.maximum(np.linalg.norm(right, axis=1), 1e-4)

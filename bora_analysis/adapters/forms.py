@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from .. import delta
 from ..delta import FactorError, Update
 from ..experts import mixed
-from . import adalora, gralora, lycoris, sbora
+from ..structures import c3a
+from . import adalora, bdlora, delora, gralora, lycoris, miss, sbora, sparse, vblora, vera
 from .tensors import Array
 
 Arrays = Mapping[str, Array]
+Settings = Mapping[str, Mapping[str, Any]]  # module → what the configuration should say of it
+
+
+def same(settings: Settings) -> dict[str, Any]:
+    """The settings that all modules share; None stays where they differ."""
+    names = dict.fromkeys(name for own in settings.values() for name in own)
+    values = {name: [own.get(name) for own in settings.values()] for name in names}
+    return {name: all_of[0] if all(v == all_of[0] for v in all_of) else None for name, all_of in values.items()}
+
+
+def exactly(module: str) -> str:
+    """The pattern, for PEFT's rule, of one module."""
+    return f"^{re.escape(module)}"
+
+
+def _patterned(name: str) -> Callable[[Settings], dict[str, Any]]:
+    """The commonest value, and the paths of the modules that differ from it.
+
+    PEFT's C³A and FourierFT look for whole paths, other than :func:`exactly` suits.
+    """
+
+    def config(settings: Settings) -> dict[str, Any]:
+        usual = Counter(own[name] for own in settings.values()).most_common(1)[0][0]
+        others = {module: own[name] for module, own in settings.items() if own[name] != usual}
+        return same(settings) | {name: usual, f"{name}_pattern": others}
+
+    return config
 
 
 @dataclass(frozen=True)
@@ -21,25 +53,33 @@ class Form:
 
     Attributes
     ----------
-    keys : part → end of its key.
+    keys : part → end of its key; with ``{k}`` in it the part has a leading axis of experts, each a tensor of its own.
     build : arrays, scaling and BoRA's activation → the update; FactorError where they do not fit.
-    rank : arrays → r.
-    settings : arrays → what else the configuration says; None stays where modules differ.
+    rank : arrays → r; None for a method that has none.
+    settings : arrays → what else the configuration says of a module.
+    config : those of all modules → what the configuration says.
     peft_type : of the configuration.
-    alpha : its name there.
+    alpha : its name there; None for a method without α, whose scaling is 1.
+    shared : part → key of a tensor that all modules have in common and that is stored once.
+    told : parts that are no tensors: ``shape``, (m, n), goes into the configuration, because no tensor of the method
+        tells it; ``settings`` sees to others.
     """
 
     keys: Mapping[str, str]
     build: Callable[[Arrays, float, str], Update]
-    rank: Callable[[Arrays], int]
+    rank: Callable[[Arrays], int] | None
     settings: Callable[[Arrays], dict[str, Any]] = lambda _: {}
     peft_type: str = "LORA"
-    alpha: str = "lora_alpha"
+    alpha: str | None = "lora_alpha"
+    config: Callable[[Settings], dict[str, Any]] = same
+    shared: Mapping[str, str] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
     def check(self, arrays: Arrays, activation: str) -> None:
         """Build the update once: its constructor says what does not fit."""
-        if set(arrays) != set(self.keys):
-            raise FactorError("factors", f"are {', '.join(arrays)}; expected {', '.join(self.keys)}")
+        parts = [*self.keys, *self.shared, *self.told]
+        if set(arrays) != set(parts):
+            raise FactorError("factors", f"are {', '.join(arrays)}; expected {', '.join(parts)}")
         self.build(arrays, 1.0, activation)
 
 
@@ -82,6 +122,57 @@ def _sbora(variant: str) -> Form:
     return Form(keys, build, lambda a: len(a["index"]), lambda _: {"variant": variant}, "SBORA")
 
 
+def _size(a: Arrays) -> tuple[int, int]:
+    m, n = a["shape"].tolist()
+    return m, n
+
+
+def _rows(part: str, size: int) -> FactorError:
+    return FactorError(part, f"does not fit the shape; expected {size} there")
+
+
+def _vera(a: Arrays, _: float, __: str) -> Update:
+    m, n = _size(a)
+    if len(a["lambda_b"]) != m:
+        raise _rows("lambda_b", m)
+    dtype = delta.coarsest(a[part].dtype.name for part in ("lambda_b", "lambda_d"))
+    return vera.build(a["lambda_b"], a["lambda_d"], a["A"], a["B"], n=n, kind="vera", dtype=dtype)
+
+
+def _vblora(a: Arrays, _: float, __: str) -> Update:
+    dtype = delta.coarsest(a[part].dtype.name for part in "AB")
+    return vblora.build([a["A"]], [a["B"]], a["bank"].astype(np.float64), topk=2, dtype=dtype)
+
+
+def _miss(a: Arrays, _: float, __: str) -> Update:
+    m, n = _size(a)
+    if a["block"].shape[1] != m:
+        raise _rows("block", m)
+    return miss.build(a["block"], repeats=1, n=n, dtype=a["block"].dtype.name)
+
+
+def _bdlora(side: str) -> Form:
+    """``side`` is that of the block-diagonal factor."""
+
+    def build(a: Arrays, scaling: float, _: str) -> Update:
+        cut, count = {"A": side == "A", "B": side == "B"}, int(a["nblocks"][0])
+        return bdlora.build(a["B"], a["A"], cut=cut, count=count, scaling=scaling, dtype=_stored(a, "AB"))
+
+    def config(settings: Settings) -> dict[str, Any]:
+        lists = {f"target_modules_bd_{name}": list(settings) if name == side.lower() else [] for name in "ab"}
+        return {"use_bdlora": same(settings) | lists}
+
+    keys = {"A": "lora_A.weight", "B": "lora_B.weight"}
+    told = ("nblocks",)
+    return Form(
+        keys, build, lambda a: len(a["A"]), lambda a: {"nblocks": int(a["nblocks"][0])}, config=config, told=told
+    )
+
+
+def _moelora(a: Arrays, scaling: float, _: str) -> Update:
+    return mixed(list(a["B"]), list(a["A"]), "mean", method="moelora", scaling=scaling, router=a["gate"].size)
+
+
 def _hydralora(a: Arrays, scaling: float, _: str) -> Update:
     return mixed(list(a["B"]), [a["A"]], "mean", method="hydralora", scaling=scaling, router=a["route"].size)
 
@@ -94,8 +185,12 @@ EMBEDDING = Form(
 )
 
 
-def _stored(a: Arrays) -> str:
-    return delta.coarsest(array.dtype.name for array in a.values())
+def _stored(a: Arrays, parts: str | None = None) -> str:
+    return delta.coarsest(array.dtype.name for part, array in a.items() if parts is None or part in parts)
+
+
+#: PEFT's defaults.
+_FOURIER = {"scaling": 150.0, "random_loc_seed": 777}
 
 
 FORMS: dict[str, Form] = {
@@ -155,5 +250,81 @@ FORMS: dict[str, Form] = {
         lambda a: {"gralora_k": a["A"].shape[0], "hybrid_r": 0},
         "GRALORA",
         "alpha",
+    ),
+    "krona": Form(  # LoKr with both factors whole; PEFT keeps w2 so from r = max(u, v) / 2 on
+        {part: f"lokr_{part}" for part in ("w1", "w2")},
+        lambda a, s, _: lycoris.build_lokr(**a, r=max(a["w2"].shape), scaling=s, dtype=_stored(a)),
+        lambda a: max(a["w2"].shape),
+        peft_type="LOKR",
+        alpha="alpha",
+    ),
+    "delora": Form(
+        {"A": "delora_A", "B": "delora_B", "bound": "delora_lambda", "norm": "delora_w_norm"},
+        lambda a, _, __: delora.build(**a, dtype=_stored(a)),
+        lambda a: len(a["A"]),
+        peft_type="DELORA",
+        alpha=None,
+    ),
+    "vera": Form(
+        {part: f"vera_{part}" for part in ("lambda_b", "lambda_d")},
+        _vera,
+        lambda a: len(a["lambda_d"]),
+        lambda _: {"save_projection": True},
+        "VERA",
+        None,
+        shared={"A": "base_model.vera_A", "B": "base_model.vera_B"},
+        told=("shape",),
+    ),
+    "vblora": Form(
+        {"A": "vblora_logits_A", "B": "vblora_logits_B"},
+        _vblora,
+        lambda a: len(a["A"]),
+        lambda a: {"num_vectors": len(a["bank"]), "vector_length": a["bank"].shape[1], "topk": 2},
+        "VBLORA",
+        None,
+        shared={"bank": "base_model.vblora_vector_bank"},
+    ),
+    "miss": Form(
+        {"block": "miss_block"},
+        _miss,
+        lambda a: len(a["block"]),
+        lambda _: {"init_weights": True},
+        "MISS",
+        None,
+        told=("shape",),
+    ),
+    "c3a": Form(
+        {"kernel": "c3a_kernel"},
+        lambda a, _, __: c3a(a["kernel"]),
+        None,
+        lambda a: {"block_size": a["kernel"].shape[2]},
+        "C3A",
+        None,
+        _patterned("block_size"),
+    ),
+    "fourierft": Form(
+        {"spectrum": "fourierft_spectrum"},
+        lambda a, _, __: sparse.build_fourierft(
+            a["spectrum"],
+            size=_size(a),
+            seed=int(_FOURIER["random_loc_seed"]),
+            scaling=_FOURIER["scaling"],
+            dtype=a["spectrum"].dtype.name,
+        ),
+        None,
+        lambda a: {"n_frequency": len(a["spectrum"]), **_FOURIER},
+        "FOURIERFT",
+        None,
+        _patterned("n_frequency"),
+        told=("shape",),
+    ),
+    "bdlora-a": _bdlora("A"),
+    "bdlora-b": _bdlora("B"),
+    "moelora": Form(  # the layout of its authors; the gate sees the layer's input
+        {"A": "lora_A.loraA.{k}.mlp.weight", "B": "lora_B.loraB.{k}.mlp.weight", "gate": "lora_gate.GateL.weight"},
+        _moelora,
+        lambda a: a["A"].shape[0] * a["A"].shape[1],
+        lambda a: {"expert_num": a["A"].shape[0]},
+        "MMOELORAS",
     ),
 }

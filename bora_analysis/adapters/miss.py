@@ -35,10 +35,10 @@ def _loader(source: Source, module: str, key: str) -> Loader:
     mini = (source.config or {}).get("init_weights") == "mini"
     source.expect(shape[0] <= n and (m % shape[1] == 0 if mini else m == shape[1]), key, f"(r, {m}), r up to {n}")
     source.check_rank(module, key, shape[0])
-    return source.loader({"block": key}, partial(_build, repeats=m // shape[1], n=n))
+    return source.loader({"block": key}, partial(build, repeats=m // shape[1], n=n))
 
 
-def _build(block: Array, *, repeats: int, n: int, dtype: str) -> Update:
+def build(block: Array, *, repeats: int, n: int, dtype: str) -> Update:
     r = len(block)
     right = np.zeros((r, n), np.float32)
     right[np.arange(n) % r, np.arange(n)] = 1

@@ -16,6 +16,8 @@ from .tensors import Array, Tensors
 if TYPE_CHECKING:
     from .base import BaseWeights
 
+#: Entry of a configuration that we write: module path → [m, n].
+SHAPES = "bora_analysis_shapes"
 Loader = Callable[[], Update]
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)")
 
@@ -52,7 +54,8 @@ class Source:
     alphas, scalings, ranks : what a layout stores for each module, see :class:`layouts.Translation`. They go before the
         configuration.
     experts : for HydraLoRA and MoELoRA, see :func:`read_adapter`.
-    shapes : module path → (m, n) of the base model's layers, for methods whose files do not store them.
+    shapes : module path → (m, n) of the base model's layers, for methods whose tensors do not tell them. Our writer
+        puts them into the configuration, as ``bora_analysis_shapes``.
     base : the base model's weights, where they were given.
     """
 
@@ -118,19 +121,28 @@ class Source:
     @property
     def sized(self) -> bool:
         """Whether the sizes of the layers are known from elsewhere than the file."""
-        return self.shapes is not None or self.base is not None
+        return self.shapes is not None or self.base is not None or self._written_shapes is not None
+
+    @property
+    def _written_shapes(self) -> Mapping[str, Any] | None:
+        return self.setting(SHAPES, Mapping)
 
     def shape_of(self, module: str, key: str) -> tuple[int, int]:
         """(m, n) of a layer, for a method whose file does not store it."""
-        if self.shapes is None or module not in self.shapes:
-            if self.base is not None:
-                return self.base.matrix(module, fan_in_fan_out=bool((self.config or {}).get("fan_in_fan_out"))).shape
+        if self.shapes is not None and module in self.shapes:
+            m, n = self.shapes[module]
+            return int(m), int(n)
+        if self.base is not None:
+            return self.base.matrix(module, fan_in_fan_out=bool((self.config or {}).get("fan_in_fan_out"))).shape
+        written = (self._written_shapes or {}).get(module)
+        if written is None:
             raise AdapterError(
                 f"{self.path}: {key} does not tell the size of {module}, which the method needs; give the base model "
                 "(--base), or the sizes of its layers (shapes)"
             )
-        m, n = self.shapes[module]
-        return int(m), int(n)
+        if not isinstance(written, list) or len(written) != 2 or not all(type(k) is int and k > 0 for k in written):
+            raise AdapterError(f"{self.path}: the configuration's {SHAPES} gives {module} {written!r}; expected [m, n]")
+        return written[0], written[1]
 
     def scaling(self, module: str, r: int, mini: int | None = None, *, name: str = "lora_alpha") -> float:
         """α/r, or α/√r for rsLoRA; 1 where no α is stored (a warning of the adapter says so)."""

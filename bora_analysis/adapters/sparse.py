@@ -35,10 +35,11 @@ def _fourierft(source: Source, module: str, key: str, seed: int, scaling: float)
     shape, size = source.tensors.shape(key), source.shape_of(module, key)
     source.expect(len(shape) == 1 and shape[0] <= size[0] * size[1], key, f"one dimension, up to {size[0] * size[1]}")
 
-    def build(spectrum: Array, *, dtype: str) -> Update:
-        return fourierft(spectrum, *_places(*size, seed, len(spectrum)), size, scaling=scaling, dtype=dtype)
+    return source.loader({"spectrum": key}, partial(build_fourierft, size=size, seed=seed, scaling=scaling))
 
-    return source.loader({"spectrum": key}, build)
+
+def build_fourierft(spectrum: Array, *, size: tuple[int, int], seed: int, scaling: float, dtype: str) -> Update:
+    return fourierft(spectrum, *_places(*size, seed, len(spectrum)), size, scaling=scaling, dtype=dtype)
 
 
 @lru_cache(maxsize=16)

@@ -62,14 +62,20 @@ def _loader(source: Source, module: str, parts: dict[str, str], bank_shape: tupl
     source.expect(source.tensors.shape(keys["B"][0])[1] == r, keys["B"][0], f"(m/v, {r}, …), the r of A")
     source.check_rank(module, keys["A"][0], r)
 
-    def build(A: list[Array], B: list[Array], *, dtype: str) -> Update:
-        right = _mixed(A, bank(), topk).reshape(r, -1)  # from (r, n/v, v)
-        left = _mixed(B, bank(), topk).transpose(0, 2, 1).reshape(-1, r)  # from (m/v, r, v)
-        update = lora(left, right, method="vblora", dtype=dtype, any_rank=True)
-        trained = (right.size + left.size) // bank_shape[1] * bank_shape[0]
-        return replace(update, facts=replace(update.facts, parameters=trained))
+    def load(A: list[Array], B: list[Array], *, dtype: str) -> Update:
+        return build(A, B, bank(), topk=topk, dtype=dtype)
 
-    return source.loader(keys, build)
+    return source.loader(keys, load)
+
+
+def build(A: list[Array], B: list[Array], bank: Array, *, topk: int, dtype: str) -> Update:
+    """From the logits of each factor, or from its top k indices and weights."""
+    r = len(A[0])
+    right = _mixed(A, bank, topk).reshape(r, -1)  # from (r, n/v, v)
+    left = _mixed(B, bank, topk).transpose(0, 2, 1).reshape(-1, r)  # from (m/v, r, v)
+    update = lora(left, right, method="vblora", dtype=dtype, any_rank=True)
+    trained = (right.size + left.size) // bank.shape[1] * bank.shape[0]
+    return replace(update, facts=replace(update.facts, parameters=trained))
 
 
 def _mixed(stored: list[Array], bank: Array, topk: int) -> Array:

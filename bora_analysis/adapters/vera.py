@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 
-from ..delta import Update
+from ..delta import FactorError, Update
 from ..structures import diagonal
 from .errors import AdapterError
 from .source import Found, Loader, Source, collect, need, others
@@ -106,18 +106,24 @@ def _drawn(source: Source, kind: str, pairs: dict[str, list[str]]) -> tuple[Call
 def _loader(
     source: Source, module: str, kind: str, b: str, d: str, widest: int, project: Callable[[], tuple[Array, Array]]
 ) -> Loader:
-    (m,), (r,) = source.tensors.shape(b), source.tensors.shape(d)
+    (r,) = source.tensors.shape(d)
     source.check_rank(module, d, r // 2 if kind == "pvera" else r)
     n = source.shape_of(module, b)[1] if source.sized else widest
 
-    def build(lambda_b: Array, lambda_d: Array, *, dtype: str) -> Update:
-        A, B = project()
-        if B.shape[0] < m or A.shape[0] != r or A.shape[1] < n:
-            raise AdapterError(
-                f"{source.path}: {b} ({m},) and {d} ({r},) do not fit the projections A {A.shape} and B {B.shape}"
-            )
-        inner = B.shape[1]
-        left = lambda_b.astype(np.float64)[:, None] * B[:m]
-        return diagonal(left, lambda_d[:inner], A[:inner, :n], method=kind, parameters=m + r, dtype=dtype)
+    def load(lambda_b: Array, lambda_d: Array, *, dtype: str) -> Update:
+        return build(lambda_b, lambda_d, *project(), n=n, kind=kind, dtype=dtype)
 
-    return source.loader({"lambda_b": b, "lambda_d": d}, partial(build))
+    return source.loader({"lambda_b": b, "lambda_d": d}, load)
+
+
+def build(lambda_b: Array, lambda_d: Array, A: Array, B: Array, *, n: int, kind: str, dtype: str) -> Update:
+    """diag(lambda_b) B[:m] diag(lambda_d) A[:, :n]."""
+    m, r, inner = len(lambda_b), len(lambda_d), B.shape[1]
+    if len(B) < m or len(A) != r or A.shape[1] < n:
+        raise FactorError(
+            "lambda_b",
+            f"has shape ({m},), lambda_d ({r},) and in_features is {n}; the projections A {A.shape} and B {B.shape} "
+            "do not fit them",
+        )
+    left = lambda_b.astype(np.float64)[:, None] * B[:m]
+    return diagonal(left, lambda_d[:inner], A[:inner, :n], method=kind, parameters=m + r, dtype=dtype)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -17,8 +17,9 @@ from .. import delta
 from ..atomic import replacing
 from ..delta import FactorError
 from .errors import AdapterError
-from .forms import EMBEDDING, FORMS, Form
+from .forms import EMBEDDING, FORMS, Form, exactly
 from .read import CONFIG_NAME
+from .source import SHAPES
 from .tensors import Array, Raw
 
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -37,7 +38,7 @@ def write_adapter(
     extra_config: Mapping[str, Any] | None = None,
     others: Mapping[str, Raw] | None = None,
 ) -> Path:
-    """Write an adapter; :func:`read_adapter` reads it back, and PEFT too where the method is LoRA.
+    """Write an adapter; :func:`read_adapter` reads it back, and PEFT too where it has the method.
 
     The modules are taken one at a time, so a mapping or a generator that makes them when asked needs memory for one.
 
@@ -49,10 +50,10 @@ def write_adapter(
         :func:`bora_analysis.delta.lora` and :func:`~bora_analysis.delta.bora`; for MELoRA A is (N, r, n/N) and B
         (N, m/N, r); for the others as in their readers. A LoRA on a convolution has A (r, channels, kernel…) and B
         (m, r, 1…), one on an embedding ``{"embedding_A": (r, V), "embedding_B": (d, r)}``. Or pairs of module path and
-        factors.
-    alpha : α. The scaling is α/r with each module's own r, or α/√r. None: α = r in every module, so that the scaling
-        is 1. The configuration's r is then the largest, so that a server which knows no patterns allots enough and
-        scales by 1 too.
+        factors. Parts that all modules share (VeRA's projections, VB-LoRA's bank) stand in every one of them.
+    alpha : α. The scaling is α/r with each module's own r, or α/√r. None, which a method without α must have: α = r in
+        every module, so that the scaling is 1. The configuration's r is then the largest, so that a server which knows
+        no patterns allots enough and scales by 1 too.
     activation : for BoRA, how Σ comes from σ.
     rslora : scale by α/√r; ``"rslora"`` implies it.
     dtype : ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"`` (rounded to nearest even); by default that of
@@ -68,7 +69,8 @@ def write_adapter(
     Raises
     ------
     AdapterError
-        Factors that do not fit together or are not finite, an unknown method or dtype, arrays of several dtypes.
+        Factors that do not fit together or are not finite, an unknown method or dtype, arrays of several dtypes, an α
+        for a method without.
     """
     folder = Path(folder)
     if others and dtype is None:
@@ -76,40 +78,64 @@ def write_adapter(
     if method not in FORMS:
         raise AdapterError(f"{folder}: method {method!r} cannot be written; expected one of {', '.join(FORMS)}")
     form = FORMS[method]
+    if form.alpha is None and alpha is not None:
+        raise AdapterError(f"{folder}: got alpha = {alpha}; {method} has no α; expected None")
     with replacing(folder / CONFIG_NAME) as config_path, replacing(folder / "adapter_model.safetensors") as weights:
         # Both are written in full before either gets its name, the weights first.
         with TemporaryFile(dir=folder) as data:
             pairs: Any = modules.items() if isinstance(modules, Mapping) else modules
-            header, front, ranks, settings = _write_data(data, folder, form, pairs, activation, dtype, others or {})
+            header, front, written = _write_data(data, folder, form, pairs, activation, dtype, others or {})
             data.seek(0)
             with weights.open("wb") as out:
                 out.write(len(header).to_bytes(8, "little") + header + front)
                 shutil.copyfileobj(data, out, 2**24)
-        if not ranks:
+        if not written.settings:
             raise AdapterError(f"{folder}: there are no modules to write")
-        r = max(ranks.values()) if alpha is None else Counter(ranks.values()).most_common(1)[0][0]
-        rank_pattern = {f"^{re.escape(module)}": own for module, own in ranks.items() if own != r}
         config = {
             "peft_type": form.peft_type,
             "base_model_name_or_path": base_model,
             "task_type": None,
             "inference_mode": True,
-            "target_modules": list(ranks),
-            "r": r,
-            form.alpha: r if alpha is None else alpha if isinstance(alpha, int) else float(alpha),  # no NumPy scalar
-            "use_rslora": rslora or method == "rslora",
-            "rank_pattern": rank_pattern,
-            "alpha_pattern": rank_pattern if alpha is None else {},
+            "target_modules": list(written.settings),
+            **_ranks(form, written.ranks, alpha, rslora or method == "rslora"),
             "bias": "none",
+            **form.config(written.settings),
         }
-        for name in dict.fromkeys(name for own in settings for name in own):
-            values = {own.get(name) for own in settings}
-            config[name] = values.pop() if len(values) == 1 else None  # None where the modules differ
         if method == "bora":
             config["activation"] = activation
+        if written.shapes:
+            config[SHAPES] = written.shapes
         config |= extra_config or {}
         config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return folder
+
+
+@dataclass
+class _Written:
+    """What the configuration has to say of the modules, by their paths."""
+
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+
+
+def _ranks(form: Form, ranks: Mapping[str, int], alpha: float | None, rslora: bool) -> dict[str, Any]:
+    """r and α of the configuration, with patterns for the modules that differ."""
+    if not ranks:
+        return {}
+    r = Counter(ranks.values()).most_common(1)[0][0]
+    if form.alpha is not None and alpha is None:
+        r = max(ranks.values())
+    pattern = {exactly(module): own for module, own in ranks.items() if own != r}
+    if form.alpha is None:
+        return {"r": r, **({"rank_pattern": pattern} if pattern else {})}
+    return {
+        "r": r,
+        form.alpha: r if alpha is None else alpha if isinstance(alpha, int) else float(alpha),  # no NumPy scalar
+        "use_rslora": rslora,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern if alpha is None else {},
+    }
 
 
 def _write_data(
@@ -120,11 +146,11 @@ def _write_data(
     activation: str,
     dtype: str | None,
     others: Mapping[str, Raw],
-) -> tuple[bytes, bytes, dict[str, int], list[dict[str, Any]]]:
-    """Write the tensors one after another; return header, whole numbers, each module's r and settings."""
+) -> tuple[bytes, bytes, _Written]:
+    """Write the tensors one after another; return header, whole numbers, and what else the modules say."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    ranks: dict[str, int] = {}
-    settings: list[dict[str, Any]] = []
+    written = _Written()
+    shared: dict[str, Array] = {}
     indices: dict[str, Array] = {}
     stored = dtype  # one type for all factors, so that every tensor is aligned
 
@@ -145,12 +171,20 @@ def _write_data(
             own.check(arrays, activation)
         except FactorError as error:
             raise AdapterError(f"{folder}: {module}: {error}") from None
-        ranks[module] = own.rank(arrays)
-        settings.append(own.settings(arrays))
-        for part, suffix in own.keys.items():
-            array = arrays[part]
+        written.settings[module] = own.settings(arrays)
+        if own.rank is not None:
+            written.ranks[module] = own.rank(arrays)
+        if "shape" in own.told:
+            written.shapes[module] = arrays["shape"].tolist()
+        for part, key, array in _tensors(own, module, arrays):
+            if part in own.shared:
+                first = shared.setdefault(key, array)
+                if first is not array and not np.array_equal(first, array):
+                    raise AdapterError(f"{folder}: {module}: {part} is not that of the modules before; it is shared")
+                if key in entries:
+                    continue
             if array.dtype.kind in "iu":
-                indices[f"base_model.model.{module}.{suffix}"] = array.astype("<i8")
+                indices[key] = array.astype("<i8")
                 continue
             stored = stored or array.dtype.name
             if stored not in _DTYPES:
@@ -162,7 +196,7 @@ def _write_data(
                 data.write(_encode(array, stored))
             except OverflowError as error:
                 raise AdapterError(f"{folder}: {module}: {part} {error}") from None
-            entries[f"base_model.model.{module}.{suffix}"] = {
+            entries[key] = {
                 "dtype": _DTYPES[stored],
                 "shape": list(array.shape),
                 "data_offsets": [start, data.tell()],
@@ -176,7 +210,16 @@ def _write_data(
     for key, array in indices.items():
         entries[key] = {"dtype": "I64", "shape": list(array.shape), "data_offsets": [end, end := end + array.nbytes]}
     header = json.dumps(entries, separators=(",", ":")).encode()
-    return header + b" " * (-len(header) % 8), front, ranks, settings  # the data begins at a multiple of 8
+    return header + b" " * (-len(header) % 8), front, written  # the data begins at a multiple of 8
+
+
+def _tensors(form: Form, module: str, arrays: Mapping[str, Array]) -> Iterator[tuple[str, str, Array]]:
+    """Part, key and numbers of every tensor of a module."""
+    for part, key in form.shared.items():
+        yield part, key, arrays[part]
+    for part, suffix in form.keys.items():
+        each = enumerate(arrays[part]) if "{k}" in suffix else [(0, arrays[part])]
+        yield from ((part, f"base_model.model.{module}.{suffix.format(k=k)}", array) for k, array in each)
 
 
 def _as_array(value: Any) -> Array:

@@ -125,14 +125,24 @@ def factors(paths: tuple[str, ...], modules: str | None, form: str, output: str 
     type=click.Choice(SYNTHETIC),
     default="bora",
     show_default=True,
+    metavar="METHOD",
+    help=f"{', '.join(SYNTHETIC)}. LoRA+ is lora with two learning rates: the same update.",
 )
-@click.option("-r", "--rank", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option(
+    "-r",
+    "--rank",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="r of one factor pair; krona, c3a and fourierft have none.",
+)
 @click.option(
     "--blocks",
     type=click.IntRange(min=1),
-    help="b of BoRA, minis of MELoRA, experts of HydraLoRA (3), k of GraLoRA (2).",
+    help="b of BoRA, minis of MELoRA, experts of MoELoRA, gcd(m, n) in sizes of C³A's blocks (each 8), "
+    "experts of HydraLoRA (3), k of GraLoRA, blocks of BD-LoRA (2).",
 )
-@click.option("--alpha", type=float, help="α.  [default: 2r, as in the paper]")
+@click.option("--alpha", type=float, help="α of the methods that have one.  [default: 2r, as in the paper]")
 @click.option(
     "--kind",
     type=click.Choice(["init", "gaussian", "decay"]),
@@ -161,6 +171,7 @@ def synth(
 ) -> None:
     """Write a random adapter, in the format of a trained one."""
     from ..architectures import Architecture, architecture, targets
+    from ..recipes import RECIPES
     from ..synthetic import Synthetic, write_synthetic
 
     with usage():
@@ -176,7 +187,7 @@ def synth(
             known = replace(known, layers=layers or known.layers)
             chosen = targets(target, known)
         if blocks is None:
-            blocks = {"melora": 8, "bora": 8, "hydralora": 3, "gralora": 2}.get(method, 1)
+            blocks = RECIPES[method].blocks or 1
         raw = Synthetic(method, known.modules(chosen), rank, blocks, **numbers)
         folder = write_synthetic(output, raw, activation=activation, dtype=dtype)
     click.echo(f"wrote {folder}: {len(raw)} modules", err=True)

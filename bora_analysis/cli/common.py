@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json", "parquet")
 ACTIVATIONS = ("exp-norm", "no-exp", "no-norm", "identity")  # as in delta, which imports NumPy
-# As in adapters.forms, which imports NumPy.
+# As in recipes, which imports NumPy.
 SYNTHETIC = (
     "lora", "rslora", "melora", "bora", "sbora-fa", "sbora-fb", "hydralora", "adalora", "loha", "lokr", "gralora",
+    "krona", "delora", "vera", "vblora", "miss", "c3a", "fourierft", "bdlora-a", "bdlora-b", "moelora",
 )  # fmt: skip
 EXPERTS = ("mean", "each", "stacked")  # as in experts, which imports NumPy
 SIGMA_HELP = "How Σ comes from the stored σ (BoRA)"
