@@ -114,6 +114,9 @@ def convert(
     the largest. Heads and embeddings go along from a file under PEFT's names. From other layouts they do not: PEFT
     would not find them, and :attr:`Conversion.left_behind` lists them.
 
+    A convolution is written as one where its kernel is known: from the tensors of LoRA, and of LoHa and LoKr if they
+    are decomposed or whole, or else from the base model that the adapter was read with.
+
     A module whose rank is 0 (ΔW = 0, or every σ cut off) is written as a pair of zeros of rank 1, because PEFT knows no
     rank 0; its :class:`Cut` says 0.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import peft_models as models
 import pytest
 import scipy.linalg
@@ -131,6 +132,34 @@ def test_one_rank_and_one_alpha_for_servers_that_know_no_patterns(tmp_path: Path
         for name, update in made.items():
             assert (read[name].facts.r, read[name].facts.scaling) == (ranks[name], 1.0)
             np.testing.assert_allclose(read[name].to_dense(), update.to_dense(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "told"),
+    [
+        ("LoHa", {"r": 2, "alpha": 3}, False),
+        ("LoHa", {"r": 2, "alpha": 3, "use_effective_conv2d": True}, True),
+        ("LoKr", {"r": 1, "alpha": 3}, False),
+        ("LoKr", {"r": 9, "alpha": 3}, True),
+        ("LoKr", {"r": 2, "alpha": 3, "use_effective_conv2d": True}, True),
+    ],
+)
+def test_convolutions_of_other_methods(kind: str, options: dict[str, Any], told: bool, tmp_path: Path) -> None:
+    """PEFT loads them, the kernel known from the tensors or else from the base model."""
+    model, plain = (models.module(conv=torch.nn.Conv2d(12, 24, (3, 2))) for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    save_file({"conv.weight": model.conv.weight.detach().clone()}, tmp_path / "base.safetensors")
+    config = getattr(peft, f"{kind}Config")(target_modules=["conv"], init_weights=False, **options)
+    exact = models.saved(model, config, tmp_path / "before")["conv.weight"]
+    adapter = read_adapter(tmp_path / "before", base=None if told else tmp_path / "base.safetensors")
+    assert isinstance(adapter, Adapter)
+    assert (adapter["conv"].facts.kind, adapter["conv"].facts.kernel) == ("conv", (3, 2))
+    convert(adapter, tmp_path / "after", energy=1.0)
+    before = plain.conv.weight.detach().double().numpy().copy()
+    with models.warnings.catch_warnings():
+        models.warnings.simplefilter("ignore")
+        merged = PeftModel.from_pretrained(plain, tmp_path / "after").merge_and_unload()
+    assert models.distance(merged.conv.weight.detach().double().numpy() - before, exact) < 1e-5
 
 
 @pytest.mark.parametrize("rank", [None, 2])

@@ -116,6 +116,13 @@ class BaseWeights:
         """The matrix of a module. An embedding's is (d, V), as its ΔW."""
         return self.matrix_of(self.find(module), fan_in_fan_out=fan_in_fan_out, embedding=embedding)
 
+    def kernel(self, module: str) -> tuple[int, ...]:
+        """The kernel of a convolution; empty for other layers, and where the base model has no such module."""
+        try:
+            return self.shape(self.find(module))[2:]
+        except AdapterError:
+            return ()
+
     def matrix_of(self, key: str, *, fan_in_fan_out: bool = False, embedding: bool = False) -> BaseMatrix:
         """The matrix of a key."""
         shape, dtype = self.shape(key), self.dtype(key)

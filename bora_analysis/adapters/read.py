@@ -187,6 +187,8 @@ def adapter_of(
         found = relative(source, found, initial)
     method, loaders, passed_over, notes, scaled = found
     loaders |= {module: _counted(loaders[module], n) for module, n in told.parameters.items() if module in loaders}
+    if source.base is not None:
+        loaders = {module: _with_kernel(load, source.base, module) for module, load in loaders.items()}
     passed_over = [*map(str, passed_over), *told.passed_over]
     passed_over += [key for module, key in told.alpha_keys.items() if module not in loaders]
     if not loaders:
@@ -226,6 +228,17 @@ def _counted(load: Loader, parameters: int) -> Loader:
     def loader() -> Update:
         update: Any = load()  # every update is a dataclass
         return replace(update, facts=replace(update.facts, parameters=parameters, macs_per_token=parameters))
+
+    return loader
+
+
+def _with_kernel(load: Loader, base: BaseWeights, module: str) -> Loader:
+    """The loader of an update that may be a convolution's, which the factors of some methods do not tell."""
+
+    def loader() -> Update:
+        update: Any = load()
+        kernel = base.kernel(module) if update.facts.kind == "linear" else ()
+        return replace(update, facts=replace(update.facts, kind="conv", kernel=kernel)) if kernel else update
 
     return loader
 
