@@ -56,6 +56,33 @@ def test_a_missing_and_an_ambiguous_module_are_named(tmp_path: Path) -> None:
         weights.find("layers.0.k")
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_base_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """safetensors first, and pickled weights only where there are none, so that nothing is downloaded twice."""
+    asked: list[str] = []
+
+    def snapshot(repo: str, allow_patterns: list[str]) -> str:
+        assert "config.json" in allow_patterns
+        if repo == "org/absent":
+            raise OSError("Repository not found.\nPlease check.")
+        (wanted,) = {Path(pattern).suffix for pattern in allow_patterns} & {".safetensors", ".bin"}
+        asked.append(wanted)
+        if wanted == ".safetensors" == suffix:
+            return str(model(tmp_path, {"q.weight": W}))
+        if wanted == ".bin" == suffix:
+            torch = pytest.importorskip("torch")
+            torch.save({"q.weight": torch.from_numpy(W)}, tmp_path / "pytorch_model.bin")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    np.testing.assert_array_equal(open_base("org/model").matrix("q").read(), W)
+    assert asked == [".safetensors", ".bin"][: 1 if suffix == ".safetensors" else 2]
+    with pytest.raises(AdapterError, match=r"^org/absent: .*Repository not found\.$"):
+        open_base("org/absent")
+    with pytest.raises(AdapterError, match="no such folder"):
+        open_base("no/such/folder")
+
+
 def test_conv1d_is_known_from_the_model_and_not_from_the_shape(tmp_path: Path) -> None:
     square = np.arange(9, dtype=np.float32).reshape(3, 3)
     weights = {"h.0.attn.c_proj.weight": square, "lm_head.weight": square}

@@ -14,7 +14,16 @@ from explain import explanation, question
 
 from bora_analysis import style
 from bora_analysis.architectures import ARCHITECTURES, LETTERS, Matrices, architecture
-from bora_analysis.cost import BLOCK_METHODS, METHODS, NO_RANK, Choice, optimal_blocks, shared_blocks, within_budget
+from bora_analysis.cost import (
+    BANK,
+    BLOCK_METHODS,
+    METHODS,
+    NO_RANK,
+    Choice,
+    optimal_blocks,
+    shared_blocks,
+    within_budget,
+)
 
 MODELS = list(ARCHITECTURES)
 LETTER_OF = {name: letter.upper() for letter, name in LETTERS.items()}
@@ -128,6 +137,8 @@ def buys(model: str, parts: list[Matrices], budget: int, methods: list[str]) -> 
     choices_table(best)
     if {"dora", "hira"} & set(methods):
         st.caption("DoRA and HiRA reach their bound only through the frozen W, and not by what they train.")
+    if "vblora" in methods:
+        st.caption(f"VB-LoRA trains a bank of {BANK:,} numbers besides, once for all matrices.")
     with st.expander(f"All {len(frame):,} settings", icon=":material/table:"):
         choices_table(frame)
         if len(frame) > SHOWN:

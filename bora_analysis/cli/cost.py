@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -211,8 +211,7 @@ def _costs(
     once = [f"{_label(method)} {_short(value)}" for method, value in per_pass.items() if value]
     if once:
         lines.append(f"Multiply-adds once per forward pass besides: {', '.join(once)}.")
-    if "vblora" in methods:
-        lines.append(f"VB-LoRA trains a bank of {BANK:,} numbers besides, once for all matrices.")
+    lines += _bank(methods)
     lines.append("bound: most that the rank of one ΔW can be.")
     return frame, "\n".join(lines)
 
@@ -256,7 +255,13 @@ def _within(
         "r: powers of two, 3·2^k, and the largest that fits. bound: most that the rank of one ΔW can be, mean over the",
         "matrices; per 1k params: their sum for 1,000 parameters. DoRA and HiRA reach it only through the frozen W.",
         "MACs: multiply-adds per token beyond the frozen layers, which the paper calls FLOPs.",
+        *_bank({choice.method for choice in shown}),
     ])  # fmt: skip
+
+
+def _bank(methods: Iterable[str]) -> list[str]:
+    """The line that VB-LoRA needs wherever its parameters stand."""
+    return [f"VB-LoRA trains a bank of {BANK:,} numbers besides, once for all matrices."] * ("vblora" in methods)
 
 
 def _best_blocks(model: str, parts: Sequence[Matrices], title: str) -> tuple[pd.DataFrame, str]:
