@@ -1,19 +1,23 @@
-"""The synthetic lab's computations: one layer under LoRA, MELoRA and BoRA, from sizes and a seed.
+"""The synthetic lab's computations: one layer under LoRA, MELoRA, BoRA and any other method, from sizes and a seed.
 
 Pure functions of small hashable settings, cached per process, so that all visitors share them.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import gcd
 
 import numpy as np
 import pandas as pd
 
 from bora_analysis import metrics
-from bora_analysis.cost import common_divisors, cost
-from bora_analysis.delta import Array, BlockProduct, DirectSum, Facts, Update, bora, lora
+from bora_analysis.adapters.forms import FORMS
+from bora_analysis.cost import BLOCK_METHODS, EXPERT_METHODS, Cost, common_divisors, cost
+from bora_analysis.delta import Array, Blocked, BlockProduct, DirectSum, Facts, Update, bora, lora
+from bora_analysis.recipes import RECIPES
 from bora_analysis.spectrum import FactorRanks, factor_ranks, one_blas_thread, singular_values
 from bora_analysis.synthetic import Synthetic
 from bora_analysis.table import SPECTRA_COLUMNS
@@ -26,6 +30,10 @@ LARGEST_CORE = 512
 LARGEST_SLOTS = 2**25  # r b³: the work for the r SVDs of the S_k ∈ R^{b×b}
 
 METHODS = ("lora", "melora", "bora")
+#: What may stand beside them.
+OTHERS = tuple(method for method in RECIPES if method not in METHODS)
+# Of these no large core is ever decomposed.
+_COARSE = ("lokr", "krona", "c3a")
 KINDS = {"gaussian": "Gaussian", "decay": "decay", "init": "initialisation", "counterexample": "counterexample"}
 BUDGETS = {"r": "same r", "budget": "same budget"}
 
@@ -45,16 +53,22 @@ class Setting:
     seed: int = 0
     activation: str = "exp-norm"
     same: str = "r"
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One method's update and what its spectrum says."""
+    """One method's update and its spectrum. ``ranks`` is None for a ΔW that is no product of block factors.
+
+    ``r`` and ``blocks`` are what was asked for; r is None for a method that has none, blocks 1 for one without.
+    """
 
     method: str
+    r: int | None
+    blocks: int
     update: Update
     values: Array  # (rank bound,), descending
-    ranks: FactorRanks
+    ranks: FactorRanks | None
 
     @property
     def facts(self) -> Facts:
@@ -85,16 +99,50 @@ def ranks_of(setting: Setting) -> dict[str, int]:
     return {"lora": min(bought, m, n), "melora": max(r, min(bought, min(m, n) // b)), "bora": r}
 
 
-@lru_cache(maxsize=32)
 def compare(setting: Setting) -> tuple[Outcome, ...]:
-    """LoRA, MELoRA and BoRA of one setting.
+    """LoRA, MELoRA and BoRA of one setting, then the others that fit it.
 
     Raises
     ------
     ValueError
         Sizes that do not fit; the counterexample where r < m/b + n/b.
     """
-    return tuple(_outcome(setting, method, r) for method, r in ranks_of(setting).items())
+    alone = replace(setting, others=())
+    found = [_outcome(alone, m, r, 1 if m == "lora" else setting.blocks) for m, r in ranks_of(setting).items()]
+    if setting.kind != "counterexample":  # that is one of block factors
+        fitting = {method: sizes for method in setting.others if (sizes := sizes_of(alone, method)) is not None}
+        found += [_outcome(alone, method, *sizes) for method, sizes in fitting.items()]
+    return tuple(found)
+
+
+def sizes_of(setting: Setting, method: str) -> tuple[int, int] | None:
+    """r and blocks with which another method stands beside BoRA; None where it cannot, or not within the lab's limits.
+
+    At the same budget r is the largest that BoRA's parameters buy. BD-LoRA and GraLoRA have as many of the b blocks as
+    divide r; HydraLoRA and MoELoRA their usual number of experts. A method without r is what it is.
+    """
+    m, n, recipe = setting.m, setting.n, RECIPES[method]
+    blocks = recipe.blocks if not recipe.divides else setting.blocks if recipe.blocks else 1
+    if recipe.splits:
+        blocks = gcd(blocks, setting.r)
+    experts = blocks if method in EXPERT_METHODS else None
+
+    def price(r: int) -> Cost:
+        return cost(method, m, n, r, blocks=blocks if method in BLOCK_METHODS else 1, experts=experts)
+
+    most = min(m, n)
+    if recipe.most is not None:
+        most = min(most, recipe.most(Synthetic("lora", {SEED_PATH: (m, n)}, 1), m, n))
+    step = blocks if recipe.splits else 1
+    possible = range(step, most + 1, step)
+    if method not in _COARSE:
+        possible = possible[: bisect_right(possible, LARGEST_CORE, key=lambda r: price(r).rank_bound)]
+    if not possible:
+        return None
+    if setting.same == "budget" and recipe.ranked:
+        bought = cost("bora", m, n, setting.r, blocks=setting.blocks).parameters
+        return possible[max(0, bisect_right(possible, bought, key=lambda r: price(r).parameters) - 1)], blocks
+    return min(setting.r, possible[-1]), blocks
 
 
 @lru_cache(maxsize=32)
@@ -131,12 +179,12 @@ def ranks_frame(outcomes: tuple[Outcome, ...], threshold: float) -> pd.DataFrame
     rows = [
         {
             "method": one.method,
-            "r": one.facts.r,
-            "blocks": one.facts.blocks,
+            "r": one.r,
+            "blocks": one.blocks,
             "parameters": one.facts.parameters,
-            "rank_B": one.ranks.B,
-            "rank_sigma": one.ranks.sigma,
-            "rank_A": one.ranks.A,
+            "rank_B": one.ranks and one.ranks.B,
+            "rank_sigma": one.ranks and one.ranks.sigma,
+            "rank_A": one.ranks and one.ranks.A,
             "rank_bound": one.facts.rank_bound,
             "measured_rank": one.measured,
             "effective_rank": metrics.effective_rank(one.values, threshold),
@@ -145,20 +193,30 @@ def ranks_frame(outcomes: tuple[Outcome, ...], threshold: float) -> pd.DataFrame
         }
         for one in outcomes
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype(dict.fromkeys(("r", "rank_B", "rank_sigma", "rank_A"), "Int64"))
 
 
-def _outcome(setting: Setting, method: str, r: int) -> Outcome:
-    update = _update(setting, method, r)
+@lru_cache(maxsize=128)
+def _outcome(setting: Setting, method: str, r: int, blocks: int) -> Outcome:
+    update = _update(setting, method, r) if method in METHODS else _other(setting, method, r, blocks)
     with one_blas_thread():
-        ranks = factor_ranks(update)
-    return Outcome(method, update, _values(update), ranks)
+        ranks = factor_ranks(update) if isinstance(update, Blocked) else None
+    return Outcome(method, r if RECIPES[method].ranked else None, blocks, update, _values(update), ranks)
 
 
 def _values(update: Update) -> Array:
     # One thread: several take seconds for a core of 512 where other visitors keep the processors busy.
     with one_blas_thread():
         return singular_values(update, solver="svd", device="cpu").values
+
+
+def _other(setting: Setting, method: str, r: int, blocks: int) -> Update:
+    raw = Synthetic(
+        method, {SEED_PATH: (setting.m, setting.n)}, r, blocks, kind=setting.kind, seed=setting.seed,
+        decay=setting.decay,
+    )  # fmt: skip
+    parts = {name: part.astype(np.float64) if part.dtype.kind == "f" else part for name, part in raw[SEED_PATH].items()}
+    return FORMS[method].build(parts, raw.scaling, setting.activation)
 
 
 def _update(setting: Setting, method: str, r: int) -> Update:

@@ -61,11 +61,20 @@ def spectra(frame: pd.DataFrame, bounds: dict[str, int], threshold: float) -> Ch
     bounds : method → rank bound.
     """
     methods = list(bounds)
-    colour = category("label", scale=colour_scale(methods), legend=legend())
-    shape = category("label", scale=shape_scale(methods), legend=legend())
+    # Methods that share a colour in the figures get shades of it, and other dashes, as adapters do there.
+    named = [(style.method_look(method).label, method) for method in methods]
+    looks = style.looks(named)
+    colours = {"domain": list(looks), "range": [on_screen(look.colour) for look in looks.values()]}
+    colour = category("label", scale=colours, legend=legend(columns=columns(110)))
+    shape = category("label", scale=shape_scale(methods), legend=legend(columns=columns(110)))
+    strokes = [[2 * x for x in look.dash] or [1, 0] for look in looks.values()]
+    stroke = category("method", scale={"domain": methods, "range": strokes}, legend=None)
     # A little beyond the last bound, whose rule the edge would cut in half.
-    scale = {"domain": [0, 1.02 * max(bounds.values())], "nice": False}
-    x = number("index", "index k", scale=scale, axis={"tickMinStep": 1, "grid": False})
+    most = 1.02 * max(bounds.values())
+    wide = most > 40 * min(bounds.values())  # on a linear axis the shortest curve would be a stroke
+    scale = {"type": "log" if wide else "linear", "domain": [1 if wide else 0, most], "nice": False}
+    axis = {"tickMinStep": 1, "grid": False, "format": "d", "labelOverlap": True}
+    x = number("index", "index k", scale=scale, axis=axis)
     y = number("singular_value", "singular value σₖ", scale={"type": "log"}, axis=log_axis())
     tooltip = [
         category("label", "method"),
@@ -77,9 +86,9 @@ def spectra(frame: pd.DataFrame, bounds: dict[str, int], threshold: float) -> Ch
     edges = labelled(pd.DataFrame({"method": methods, "bound": list(bounds.values())}))
     # Equal bounds lie on one another: dashes of different lengths let both colours show.
     edges["dash"] = [f"{k}" for k in range(len(edges))]
-    dashes = {"domain": list(edges["dash"]), "range": [[2, 6], [6, 6], [3, 9]]}
+    dashes = {"domain": list(edges["dash"]), "range": [([2, 6], [6, 6], [3, 9])[k % 3] for k in range(len(edges))]}
     layers = [
-        layer("curves", line, x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
+        layer("curves", line, x=x, y=y, color=colour, shape=shape, strokeDash=stroke, tooltip=tooltip),
         layer(
             "bounds",
             {"type": "rule", "strokeWidth": 1.5},
@@ -98,7 +107,7 @@ def spectra(frame: pd.DataFrame, bounds: dict[str, int], threshold: float) -> Ch
             layer("threshold", words, y=here, x={"value": 0}, text=category("text")),
         ]
         data["threshold"] = pd.DataFrame({"singular_value": [threshold], "text": [f"τ = {threshold:g}"]})
-    return Chart(layered(340, *layers), data)
+    return Chart(layered(340, *layers, resolve={"scale": {"strokeDash": "independent"}}), data)
 
 
 def log_axis() -> Spec:

@@ -97,7 +97,7 @@ LINKS = {
     "layers": {"adapter": "mine", "metric": "stable rank", "projection": "v", "layer": "1"},
     "training": {"run": "run", "metric": "stable rank", "projection": "q", "step": "20", "factors": "true"},
     "lab": {"lab_m": "64", "lab_n": "32", "lab_r": "4", "lab_b": "16", "lab_kind": "decay", "lab_decay": "2.0",
-            "lab_seed": "7", "lab_activation": "no-exp", "lab_same": "same budget"},
+            "lab_seed": "7", "lab_activation": "no-exp", "lab_same": "same budget", "lab_others": ["LoHa", "C³A"]},
     "budget": {"budget_model": "roberta-base", "budget_parameters": "300000", "budget_target": ["Q", "V"],
                "budget_methods": ["LoRA", "BoRA"]},
     "paper": {"paper_view": "Tables", "paper_table": "7"},
@@ -105,7 +105,16 @@ LINKS = {
 STATES = {
     "layers": {"metric": "stable_rank"},
     "training": {"metric": "stable_rank", "step": 20, "factors": True},
-    "lab": {"lab_m": 64, "lab_n": 32, "lab_r": 4, "lab_b": 16, "lab_decay": 2.0, "lab_seed": 7, "lab_same": "budget"},
+    "lab": {
+        "lab_m": 64,
+        "lab_n": 32,
+        "lab_r": 4,
+        "lab_b": 16,
+        "lab_decay": 2.0,
+        "lab_seed": 7,
+        "lab_same": "budget",
+        "lab_others": ["loha", "c3a"],
+    },
     "budget": {"budget_parameters": 300_000, "budget_methods": ["lora", "bora"]},
     "paper": {"paper_table": 7},
 }

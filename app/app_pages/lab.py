@@ -1,4 +1,4 @@
-"""Page 3: the ranks that LoRA, MELoRA and BoRA give from random factors, Proposition 1 live."""
+"""Page 3: the ranks that LoRA, MELoRA, BoRA and others give from random factors, Proposition 1 live."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from lab_model import (
     KINDS,
     LARGEST,
     LARGEST_RANK,
+    METHODS,
+    OTHERS,
     Outcome,
     Setting,
     blocks_offered,
     compare,
     ranks_frame,
+    sizes_of,
     spectra_frame,
     sweep,
 )
@@ -112,9 +115,28 @@ def controls() -> Setting:
         decay = second.number_input(
             "p of the decay", 0.0, 4.0, 1.0, 0.25, key="lab_decay", bind="query-params", disabled=kind != "decay"
         )
-    return Setting(
-        m, n, r, int(b), str(kind), float(decay), int(seed), str(activation), str(same)
-    )  # fmt: skip
+        setting = Setting(m, n, r, int(b), str(kind), float(decay), int(seed), str(activation), str(same))
+        return replace(setting, others=beside(setting))
+
+
+def beside(setting: Setting) -> tuple[str, ...]:
+    """The other methods to show; only those are offered that the sizes allow."""
+    offered = [method for method in OTHERS if sizes_of(setting, method) is not None]
+    held = st.session_state.get("lab_others", [])
+    if not set(held) <= set(offered):
+        st.session_state["lab_others"] = [method for method in held if method in offered]
+    chosen = st.multiselect(
+        "Beside them",
+        offered,
+        format_func=lambda method: style.method_look(method).label,
+        key="lab_others",
+        bind="query-params",
+        placeholder="Other methods, at the same r or budget",
+        disabled=setting.kind == "counterexample",
+        help="KronA, C³A and FourierFT have no r: they cost what they cost. Methods whose update needs the base "
+        "model's weights (DoRA, HiRA, OFT …) cannot be made from random factors.",
+    )
+    return tuple(chosen)
 
 
 def number(place: Any, label: str, key: str, value: int, largest: int) -> int:
@@ -124,6 +146,7 @@ def number(place: Any, label: str, key: str, value: int, largest: int) -> int:
 def verdict(one: Outcome) -> None:
     """Proposition 1 for BoRA's ΔW: the bound, what was measured, and what the three factors say."""
     ranks, facts = one.ranks, one.facts
+    assert ranks is not None  # BoRA has the three factors
     with st.container(horizontal=True):  # two beside each other on a phone, where columns would be a tower
         st.metric("Bound min(m, n, br)", f"{facts.rank_bound:,}", help="Proposition 1: rank ΔW is at most this.")
         st.metric("Least rank of B′, Σ′, A′", f"{ranks.upper:,}", help="Always holds, and is tighter.")
@@ -154,7 +177,9 @@ def numbers(frame: pd.DataFrame) -> None:
     columns: dict[str, Any] = {
         "label": st.column_config.TextColumn("method", pinned=True),
         "r": "r",
-        "blocks": st.column_config.NumberColumn("b", help="MELoRA: minis"),
+        "blocks": st.column_config.NumberColumn(
+            "b", help="Minis of MELoRA, experts of HydraLoRA and MoELoRA; C³A: gcd(m, n) in sizes of its blocks"
+        ),
         "parameters": st.column_config.NumberColumn("parameters", format="localized"),
         "rank_B": st.column_config.NumberColumn("rank B′", format="localized"),
         "rank_sigma": st.column_config.NumberColumn("rank Σ′", format="localized", help="Σ_k rank S_k"),
@@ -165,7 +190,7 @@ def numbers(frame: pd.DataFrame) -> None:
         "entropy_rank": st.column_config.NumberColumn("entropy rank", format="%.2f", help="exp H(σ/Σσ)"),
         "stable_rank": st.column_config.NumberColumn("stable rank", format="%.2f", help="Σσ² / σ₁²"),
     }
-    st.dataframe(frame, hide_index=True, column_order=list(columns), column_config=columns)
+    st.dataframe(frame, hide_index=True, column_order=list(columns), column_config=columns, placeholder="·")
 
 
 setting = controls()
@@ -183,22 +208,30 @@ visible = pd.concat(
     spectra[spectra["method"] == one.method].head(one.measured) for one in outcomes
 )  # fmt: skip
 
-verdict(outcomes[-1])
+verdict(next(one for one in outcomes if one.method == "bora"))
 if visible.empty:
-    st.caption("ΔW = 0 under all three methods: there is no singular value to draw.")
+    st.caption("ΔW = 0 under all methods: there is no singular value to draw.")
 else:
     bounds = dict(zip(ranks["method"], ranks["rank_bound"], strict=True))
     described = ", ".join(f"{row.label} {row.measured_rank} of {row.rank_bound}" for row in ranks.itertuples())
     charts.draw(
         method_charts.spectra(visible, bounds, threshold),
         key="lab_spectrum",
-        alt=f"Singular values against index, logarithmic, of LoRA, MELoRA and BoRA. Measured rank: {described}.",
+        alt=f"Singular values against index, logarithmic, of {', '.join(ranks['label'])}. Measured rank: {described}.",
     )
     st.caption("Upright dashes: the rank bound of each method. Level dashes: the threshold τ of the sidebar.")
 numbers(ranks)
-if len(set(ranks["r"])) > 1 or setting.same == "budget":
-    bought = ", ".join(f"{row.label} r = {row.r} ({row.parameters:,})" for row in ranks.itertuples())
-    st.caption(f"Parameters at the same budget: {bought}. A mini of MELoRA gets no more r where that adds no rank.")
+if ranks["r"].nunique() > 1 or setting.same == "budget":
+    sizes = zip(ranks["label"], ranks["r"].astype("string").fillna(""), ranks["parameters"], strict=True)
+    bought = ", ".join(f"{label}{r and f' r = {r}'} ({price:,})" for label, r, price in sizes)
+    st.caption(
+        f"Parameters: {bought}. "
+        + (
+            "A mini of MELoRA gets no more r where that adds no rank."
+            if setting.same == "budget"
+            else "r is lower where the sizes, or what is computed at once, allow no more."
+        )
+    )
 
 
 def spectra_figure() -> Any:
@@ -210,7 +243,7 @@ def spectra_figure() -> Any:
 def blocks_figure() -> Any:
     from bora_analysis.figures import figure1
 
-    return figure1({names[one.method]: one.update for one in outcomes})
+    return figure1({names[one.method]: one.update for one in outcomes if one.method in METHODS})
 
 
 offer(spectra, "lab-spectra", None if visible.empty else spectra_figure)
@@ -247,9 +280,9 @@ explanation(
     [
         (
             (
-                "One layer's update under three methods, from the same kind of random factors. BoRA cuts B and A into "
-                "b blocks and puts a diagonal of its own between each pair; with all diagonals equal to I it is LoRA, "
-                "with Σ_ij = 0 for i ≠ j it is MELoRA."
+                "One layer's update under several methods, from the same kind of random factors. BoRA cuts B and A "
+                "into b blocks and puts a diagonal of its own between each pair; with all diagonals equal to I it is "
+                "LoRA, with Σ_ij = 0 for i ≠ j it is MELoRA."
             ),
             (
                 r"\Delta W_{ij} = \tfrac{\alpha}{r}\, B_i\, \Sigma_{ij}\, A_j, \qquad "
