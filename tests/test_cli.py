@@ -116,6 +116,12 @@ def test_compare_marks_equal_budgets(folders):
     assert [record["entropy_rank"] for record in json.loads(as_json.stdout)] == expected["entropy_rank"].tolist()
 
 
+def test_what_holds_for_several_adapters_is_said_once(folders):
+    result = run("compare", folders / "lora", folders / "melora", folders / "bora")
+    (line,) = [line for line in result.stderr.splitlines() if "factors stored in" in line]
+    assert line.startswith("note: lora, melora, bora: 4 modules, factors stored in float32")
+
+
 def test_compare_writes_a_file(folders, tmp_path):
     result = run("compare", folders / "lora", "--format", "parquet", "-o", tmp_path / "summary.parquet")
     assert result.exit_code == 0
