@@ -1,4 +1,4 @@
-"""Spectra of the other methods at 4096² against a dense SVD, in one run: `python benchmarks/family.py`.
+"""Spectra at 4096² of all methods that need no base model against a dense SVD: `python benchmarks/family.py`.
 
 Shown is the median over runs of the spectrum of one module whose factors are in memory, in wall time and in CPU time of
 the one thread that does it; on a shared machine the second is the one to compare. Dense is `torch.linalg.svdvals` of
@@ -18,40 +18,31 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from bora_analysis import lora, singular_values
+from bora_analysis import singular_values, style, synthetic_adapter
+from bora_analysis.cost import EXPERT_METHODS
 from bora_analysis.delta import Update
-from bora_analysis.experts import mixed
+from bora_analysis.recipes import RECIPES
 from bora_analysis.spectrum import available_cores
-from bora_analysis.structures import c3a, combine, diagonal, fourierft, loha, lokr
+from bora_analysis.structures import combine
 
 SIZE, RUNS = 4096, 7
 LIMIT = 50.0  # ms, of those that have one
+R, BLOCKS = {"vera": 256, "gralora": 32, "bora": 8, "melora": 8}, {"bora": 16, "melora": 16, "c3a": 32}
 
 
-def updates(rng: np.random.Generator) -> dict[str, Update]:
-    n = SIZE
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    def pair(r: int) -> tuple[np.ndarray, np.ndarray]:
-        return normal(n, r), normal(r, n)
-
-    places = rng.choice(n * n, 1000, replace=False)
-    return {
-        "LoRA, r = 16": lora(*pair(16)),
-        "AdaLoRA, r = 16": diagonal(normal(n, 16), normal(16), normal(16, n), method="adalora"),
-        "PiSSA, r = 16, less its start": combine([lora(*pair(16)), lora(*pair(16))], [1.0, -1.0]),
-        "LoHa, r = 16": loha(*pair(16), *pair(16)),
-        "LoKr, r = 16": lokr(normal(64, 64), (normal(64, 16), normal(16, 64))),
-        "KronA": lokr(normal(64, 64), normal(64, 64)),
-        "VeRA, r = 256": diagonal(normal(n, 256), normal(256), normal(256, n), method="vera"),
-        "GraLoRA, r = 32, k = 2": lora(normal(n, 64), normal(64, n)),
-        "HydraLoRA, r = 16, 3 experts": mixed([normal(n, 16) for _ in range(3)], [normal(16, n)], "mean"),
-        "MoELoRA, r = 16, 8 experts": mixed([normal(n, 2) for _ in range(8)], [normal(2, n) for _ in range(8)], "mean"),
-        "C³A, b = 128": c3a(normal(32, 32, 128)),
-        "FourierFT, 1,000 frequencies": fourierft(normal(1000), places // n, places % n, (n, n)),
-    }
+def updates() -> dict[str, Update]:
+    """One matrix of every synthetic method, and a difference."""
+    found = {}
+    for method, recipe in RECIPES.items():
+        r, blocks = R.get(method, 16), BLOCKS.get(method, recipe.blocks or 1)
+        made = synthetic_adapter(method, {"q": (SIZE, SIZE)}, r, blocks)["q"]
+        words = [style.method_look(method).label, f"r = {r}" * recipe.ranked]
+        words.append({"c3a": f"blocks of {SIZE // blocks}", "fourierft": "1,000 frequencies"}.get(method, ""))
+        if blocks > 1 and method != "c3a":
+            words.append(f"{blocks} experts" if method in EXPERT_METHODS else f"b = {blocks}")
+        found[", ".join(filter(None, words))] = made
+    two = [synthetic_adapter("lora", {"q": (SIZE, SIZE)}, 16, seed=seed)["q"] for seed in (0, 1)]
+    return {**found, "PiSSA, r = 16, less its start": combine(two, [1.0, -1.0])}
 
 
 def median(work: Callable[[], object]) -> tuple[float, float]:
@@ -78,12 +69,11 @@ def dense(rng: np.random.Generator) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dense", type=float, help="CPU seconds of a dense SVD, to save measuring it")
-    rng = np.random.default_rng(0)
-    seconds = parser.parse_args().dense or dense(rng)
+    seconds = parser.parse_args().dense or dense(np.random.default_rng(0))
     print(f"{platform.machine()}, {available_cores()} cores; dense: {seconds:.1f} s of CPU\n")
     print("| method | core | wall ms | CPU ms | × faster than dense | |\n|---|---|---|---|---|---|")
     missed = False
-    for name, update in updates(rng).items():
+    for name, update in updates().items():
         core = max((core.shape[1:] for core in update.cores()), key=lambda shape: shape[0] * shape[1])
         wall, cpu = median(lambda update=update: singular_values(update, device="cpu"))
         met = 1000 * seconds / cpu >= 100 and (cpu <= LIMIT or not name.startswith(("LoHa", "LoKr")))
