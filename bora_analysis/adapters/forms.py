@@ -80,7 +80,13 @@ class Form:
         parts = [*self.keys, *self.shared, *self.told]
         if set(arrays) != set(parts):
             raise FactorError("factors", f"are {', '.join(arrays)}; expected {', '.join(parts)}")
-        self.build(arrays, 1.0, activation)
+        try:
+            self.build(arrays, 1.0, activation)
+        except FactorError:
+            raise
+        except (ValueError, IndexError):  # a reader looks at the shapes before it builds
+            shapes = ", ".join(f"{part} {array.shape}" for part, array in arrays.items())
+            raise FactorError("factors", f"do not fit together: {shapes}") from None
 
 
 def _columns(array: Array) -> int:
@@ -122,32 +128,30 @@ def _sbora(variant: str) -> Form:
     return Form(keys, build, lambda a: len(a["index"]), lambda _: {"variant": variant}, "SBORA")
 
 
-def _size(a: Arrays) -> tuple[int, int]:
+def _size(a: Arrays, part: str, axis: int) -> tuple[int, int]:
+    """(m, n) of ``shape``; the named part's axis must be m."""
     m, n = a["shape"].tolist()
+    if a[part].shape[axis] != m:
+        raise FactorError(part, f"has shape {a[part].shape}; expected m = {m} as in shape")
     return m, n
 
 
-def _rows(part: str, size: int) -> FactorError:
-    return FactorError(part, f"does not fit the shape; expected {size} there")
-
-
 def _vera(a: Arrays, _: float, __: str) -> Update:
-    m, n = _size(a)
-    if len(a["lambda_b"]) != m:
-        raise _rows("lambda_b", m)
+    _, n = _size(a, "lambda_b", 0)
     dtype = delta.coarsest(a[part].dtype.name for part in ("lambda_b", "lambda_d"))
     return vera.build(a["lambda_b"], a["lambda_d"], a["A"], a["B"], n=n, kind="vera", dtype=dtype)
 
 
 def _vblora(a: Arrays, _: float, __: str) -> Update:
+    (r, _, h), (_, columns, other) = a["A"].shape, a["B"].shape
+    if columns != r or not h == other == len(a["bank"]):
+        raise FactorError("B", f"has shape {a['B'].shape}; expected (m/v, {r}, {len(a['bank'])}) from A and the bank")
     dtype = delta.coarsest(a[part].dtype.name for part in "AB")
     return vblora.build([a["A"]], [a["B"]], a["bank"].astype(np.float64), topk=2, dtype=dtype)
 
 
 def _miss(a: Arrays, _: float, __: str) -> Update:
-    m, n = _size(a)
-    if a["block"].shape[1] != m:
-        raise _rows("block", m)
+    _, n = _size(a, "block", 1)
     return miss.build(a["block"], repeats=1, n=n, dtype=a["block"].dtype.name)
 
 
@@ -306,7 +310,7 @@ FORMS: dict[str, Form] = {
         {"spectrum": "fourierft_spectrum"},
         lambda a, _, __: sparse.build_fourierft(
             a["spectrum"],
-            size=_size(a),
+            size=tuple(a["shape"].tolist()),
             seed=int(_FOURIER["random_loc_seed"]),
             scaling=_FOURIER["scaling"],
             dtype=a["spectrum"].dtype.name,
