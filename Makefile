@@ -67,6 +67,8 @@ test: .venv/.installed-dev
 
 bench: .venv/.installed .venv-peer/.installed
 	$(BIN)/python benchmarks/run.py --peer .venv-peer/bin/gradience
+	$(BIN)/python benchmarks/family.py
+	$(BIN)/python benchmarks/dense.py
 	$(BIN)/python benchmarks/dashboard.py
 
 bench-training: .venv/.installed-dev

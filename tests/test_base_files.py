@@ -130,6 +130,17 @@ def test_the_noise_floor_is_what_rounding_makes(dtype: str, m: int, n: int, devi
     assert np.isnan(noise_floor(stored, "float32"))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_zeros_are_stored_exactly(dtype: str) -> None:
+    """Pruned weights and padding make no noise; they counted as numbers near 0.5."""
+    weights = np.full((64, 64), 2.0**-6, np.float32)
+    whole = noise_floor(weights, dtype)
+    weights[:48] = 0
+    assert noise_floor(weights, dtype) == pytest.approx(whole / 2, rel=1e-3)
+    assert noise_floor(weights.astype(np.float64), dtype) == noise_floor(weights, dtype)
+    assert noise_floor(np.zeros((64, 64), np.float32), dtype) < 1e-4
+
+
 def pair(folder: Path, dtype: type) -> tuple[Path, Path]:
     rng = np.random.default_rng(1)
     before = (rng.standard_normal((120, 100)) * 0.5).astype(dtype)

@@ -150,6 +150,31 @@ def test_one_update_is_solved_with_one_thread_whatever_its_size(size, monkeypatc
     assert set(seen) == {1}
 
 
+def test_large_gram_matrices_go_to_torch_on_one_thread(monkeypatch):
+    import torch
+
+    update = full_rank(np.float32, size=600)
+    expected = singular_values(update, solver="gram", device="cpu")
+    seen, solve = [], torch.linalg.eigvalsh
+
+    def spy(matrix):
+        seen.append(torch.get_num_threads())
+        return solve(matrix)
+
+    monkeypatch.setattr(engine, "TORCH_FROM", 512)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", spy)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = singular_values(update, solver="gram", device="cpu")
+        list(engine.each_spectrum({"a": update, "b": update}, solver="gram", device="cpu"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1] or seen == [1, 1, 1]  # one for both where they are solved in a batch
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-8 * expected.values[0])
+
+
 def test_blas_threads_are_limited_while_running_and_restored_after():
     from threadpoolctl import threadpool_info, threadpool_limits
 
