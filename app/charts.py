@@ -37,6 +37,8 @@ SHAPES = {
 }  # fmt: skip
 _BACKGROUND = {False: "#FFFFFF", True: "#14171A"}
 _MUTED = {False: "#666666", True: "#A0A6AC"}
+# About the widths, in pixels, of a chart's plot over the whole page and over half of it, in a window of 1280.
+_WHOLE, _HALF = 740, 340
 # Full precision: what is rounded in a tooltip cannot be checked against the table.
 _EXACT = ".10~g"
 
@@ -188,7 +190,8 @@ def spectrum(table: pd.DataFrame, looks: Mapping[str, Look], threshold: float, n
         band = {"type": "area", "opacity": 0.16, "clip": True}
         layers.insert(0, layer("curves", band, **each, y=number("low"), y2={"field": "high"}))
     ends = shown[shown["index"] == shown["bound"]]
-    return Chart(layered(430, *layers), {"curves": shown, "ends": ends, "threshold": _threshold_data(threshold)})
+    height = 430 + _legend_height(shown, _WHOLE)
+    return Chart(layered(height, *layers), {"curves": shown, "ends": ends, "threshold": _threshold_data(threshold)})
 
 
 def over_layers(table: pd.DataFrame, metric: str, looks: Mapping[str, Look], night: bool) -> Chart:
@@ -225,7 +228,7 @@ def over_layers(table: pd.DataFrame, metric: str, looks: Mapping[str, Look], nig
     if metric == "effective_rank":
         dashed = {"type": "line", "strokeWidth": 1, "strokeDash": [4, 3], "opacity": 0.8}
         layers.insert(0, layer("layers", dashed, x=x, y=number("rank_bound"), color=colour))
-    return Chart(layered(340, *layers), {"layers": shown})
+    return Chart(layered(340 + _legend_height(shown, _HALF), *layers), {"layers": shown})
 
 
 def runs(means: pd.DataFrame, metric: str, looks: Mapping[str, Look], night: bool) -> Chart:
@@ -242,7 +245,7 @@ def runs(means: pd.DataFrame, metric: str, looks: Mapping[str, Look], night: boo
     tips = [category("label", "run"), number("step", "step"), number(metric, style.METRICS[metric][0], format=_EXACT)]
     line = layer("runs", {"type": "line", "strokeWidth": 2}, x=x, y=y, color=colour, strokeDash=dash)
     points = _markers("runs", shown, night, 55, x=x, y=y, color=colour, shape=shape, tooltip=tips)
-    return Chart(layered(320, line, *points), {"runs": shown})
+    return Chart(layered(320 + _legend_height(shown, _WHOLE), line, *points), {"runs": shown})
 
 
 def heatmap(cells: pd.DataFrame, metric: str, chosen: tuple[str, str], night: bool) -> Chart:
@@ -509,7 +512,7 @@ def _encodings(shown: pd.DataFrame, looks: Mapping[str, Look], night: bool) -> t
         "symbolSize": 90,
         "symbolOpacity": 1,
         "symbolStrokeWidth": 2,
-        "columns": {"expr": "max(1, floor(width / 290))"},
+        "columns": {"expr": f"max(1, floor(width / {_legend_width(domain)}))"},
     }
     colours = [readable(look.colour, night) for look in here]
     shapes = [SHAPES[look.marker] for look in here]
@@ -520,6 +523,18 @@ def _encodings(shown: pd.DataFrame, looks: Mapping[str, Look], night: bool) -> t
         # By another field: Vega-Lite would merge its (absent) legend with that of the label.
         category("adapter", scale={"domain": adapters, "range": dashes}, legend=None),
     )
+
+
+def _legend_width(labels: Sequence[str]) -> int:
+    """Pixels that the longest label takes in a legend, symbol and gap with it."""
+    return min(290, 40 + 7 * max(map(len, labels), default=0))
+
+
+def _legend_height(shown: pd.DataFrame, width: int) -> int:
+    """Pixels of a legend's rows after the first, where the chart is about that wide: its height is for the whole."""
+    labels = list(dict.fromkeys(shown["label"]))
+    columns = max(1, width // _legend_width(labels))
+    return 20 * (-(-len(labels) // columns) - 1)
 
 
 def _markers(data: str, shown: pd.DataFrame, night: bool, size: int, **encodings: Any) -> list[Spec]:

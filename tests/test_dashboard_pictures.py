@@ -1,8 +1,10 @@
-"""The images of ΔW against its dense matrix."""
+"""The images of ΔW against its dense matrix, and how charts are laid out."""
 
 from __future__ import annotations
 
+import charts
 import numpy as np
+import pandas as pd
 import pictures
 import pytest
 
@@ -28,3 +30,13 @@ def test_a_cell_is_the_mean_of_its_entries(kind, m, n):
     sums = np.add.reduceat(np.add.reduceat(np.abs(delta.to_dense()), rows[:-1], 0), columns[:-1], 1)
     means = sums / (np.diff(rows)[:, None] * np.diff(columns))
     np.testing.assert_allclose(found.image, means, rtol=1e-5, atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("count", [2, 6, 24])
+def test_a_long_legend_leaves_the_plot_its_room(count):
+    """Its rows are added to the chart's height, of which they once took all."""
+    names = [f"adapter-{k:02}" for k in range(count)]
+    table = pd.DataFrame({"adapter": names, "method": "lora", "layer": 0, "modules": 1, "rank_bound": 8, "energy": 1.0})
+    chart = charts.over_layers(table, "energy", charts.looks_of(table), night=False)
+    rows = -(-count // 2)  # two such names stand beside each other in half of a page
+    assert chart.spec["height"] == 340 + 20 * (rows - 1)
