@@ -83,6 +83,15 @@ def test_a_base_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         open_base("no/such/folder")
 
 
+def test_the_kernel_of_a_convolution(tmp_path: Path) -> None:
+    """A stack of experts has as many dimensions as the weight of a 1-D convolution."""
+    shapes = {"conv": (6, 4, 3, 2), "one": (6, 4, 3), "experts": (8, 6, 4), "linear": (6, 4)}
+    weights = open_base(model(tmp_path, {f"{name}.weight": np.zeros(s, np.float32) for name, s in shapes.items()}))
+    assert weights.kernel("conv", 6, 24) == (3, 2)
+    assert weights.kernel("one", 6, 12) == (3,)
+    assert weights.kernel("experts", 6, 4) == weights.kernel("linear", 6, 4) == weights.kernel("absent", 6, 4) == ()
+
+
 def test_conv1d_is_known_from_the_model_and_not_from_the_shape(tmp_path: Path) -> None:
     square = np.arange(9, dtype=np.float32).reshape(3, 3)
     weights = {"h.0.attn.c_proj.weight": square, "lm_head.weight": square}

@@ -116,12 +116,13 @@ class BaseWeights:
         """The matrix of a module. An embedding's is (d, V), as its ΔW."""
         return self.matrix_of(self.find(module), fan_in_fan_out=fan_in_fan_out, embedding=embedding)
 
-    def kernel(self, module: str) -> tuple[int, ...]:
-        """The kernel of a convolution; empty for other layers, and where the base model has no such module."""
+    def kernel(self, module: str, m: int, n: int) -> tuple[int, ...]:
+        """The kernel of a convolution whose ΔW is (m, n); empty for anything else, such as a stack of experts."""
         try:
-            return self.shape(self.find(module))[2:]
-        except AdapterError:
+            shape = self.shape(self.find(module))
+        except AdapterError:  # the update needs no such module
             return ()
+        return shape[2:] if (shape[0], int(np.prod(shape[1:]))) == (m, n) else ()
 
     def matrix_of(self, key: str, *, fan_in_fan_out: bool = False, embedding: bool = False) -> BaseMatrix:
         """The matrix of a key."""

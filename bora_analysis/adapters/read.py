@@ -237,8 +237,9 @@ def _with_kernel(load: Loader, base: BaseWeights, module: str) -> Loader:
 
     def loader() -> Update:
         update: Any = load()
-        kernel = base.kernel(module) if update.facts.kind == "linear" else ()
-        return replace(update, facts=replace(update.facts, kind="conv", kernel=kernel)) if kernel else update
+        facts = update.facts
+        kernel = base.kernel(module, facts.out_features, facts.in_features) if facts.kind == "linear" else ()
+        return replace(update, facts=replace(facts, kind="conv", kernel=kernel)) if kernel else update
 
     return loader
 
