@@ -93,6 +93,10 @@ class Synthetic(Mapping[str, dict[str, Array]]):
             except FactorError as error:
                 raise ValueError(f"{module}: {error}") from None
             most = recipe.most(self, m, n) if recipe.most else self.r
+            if most < 1:
+                raise ValueError(
+                    f"{module}: {m}×{n} has no r for {self.method}; expected larger sizes, or ones with common divisors"
+                )
             if self.r > most:
                 raise ValueError(f"{module}: got r = {self.r}; expected up to {most} for {self.method}")
 

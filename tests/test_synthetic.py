@@ -168,7 +168,7 @@ def test_half_precision_files(tmp_path, dtype):
         (("gralora", SHAPES, 3, 2), ["r = 3", "multiple of 2"]),
         (("lokr", SHAPES, 9), ["lokr", "up to 3", "r = 9"]),
         (("vblora", SHAPES, 9), ["vblora", "up to 8", "r = 9"]),
-        (("vblora", {"q": (48, 35)}, 1), ["vblora", "up to 0"]),
+        (("vblora", {"q": (48, 35)}, 1), ["48×35 has no r for vblora", "common divisors"]),
         (("bdlora-a", SHAPES, 3, 2), ["r = 3", "multiple of 2"]),
         (("vera", SHAPES, 3, 1, 8.0), ["vera has no α", "8"]),
         (("sbora-fa", SHAPES, 33), ["up to 32", "r = 33"]),
