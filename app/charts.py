@@ -254,7 +254,8 @@ def heatmap(cells: pd.DataFrame, metric: str, chosen: tuple[str, str], night: bo
     Parameters
     ----------
     cells : columns layer (text), projection, modules and the metric, in the order of the axes.
-    chosen : layer and projection of the cell to frame.
+    chosen : layer and projection of the cell to frame until one is clicked. From then on the browser frames what was
+        clicked, so that a click need not send the chart again: one with a selection is drawn anew whenever it is sent.
     """
     layers = list(dict.fromkeys(cells["layer"]))
     projections = style.projections_in_order(cells["projection"])
@@ -296,13 +297,16 @@ def heatmap(cells: pd.DataFrame, metric: str, chosen: tuple[str, str], night: bo
     cell = {"type": "rect", "cursor": "pointer", "cornerRadius": 2, "stroke": _BACKGROUND[night], "strokeWidth": 1}
     grid = layer("cells", cell, x=x, y=y, color=number(metric, scale=scale, legend=legend), tooltip=tips)
     ring = {"type": "rect", "fillOpacity": 0, "stroke": style.VERMILLION, "strokeWidth": 3, "cornerRadius": 2}
-    frame = layer("chosen", {**ring, "tooltip": None}, x=x, y=y)
+    ring = {**ring, "tooltip": None}
+    until = {"condition": {"test": "length(data('cell_store'))", "value": 0}, "value": 1}
+    frames = layer("chosen", ring, x=x, y=y, opacity=until), layer("cells", ring, x=x, y=y)
+    frames[1]["transform"] = [{"filter": {"param": "cell", "empty": False}}]
     click = {"type": "point", "fields": ["layer", "projection"], "toggle": False}
     here = cells[(cells["layer"] == chosen[0]) & (cells["projection"] == chosen[1])]
     spec = layered(
         38 * max(2, len(projections)) + 150,
         {**grid, "name": "grid"},
-        frame,
+        *frames,
         params=[{"name": "cell", "select": click, "views": ["grid"]}],
     )
     return Chart(spec, {"cells": cells, "chosen": here})

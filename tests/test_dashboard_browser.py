@@ -224,15 +224,33 @@ def test_a_run_and_its_factors(browser, site):
         assert page.get_by_text("Of the 4 modules at step 30: 4 where all three are equal.").is_visible()
 
 
+def framed(page: Any) -> list[str]:
+    """The cells of the heat map with a visible frame."""
+    rings = page.get_by_test_id("stVegaLiteChart").first.locator("path[stroke-width='3']").all()
+    return [str(ring.get_attribute("aria-label")) for ring in rings if ring.get_attribute("opacity") != "0"]
+
+
 def test_a_click_on_a_cell_and_its_link(browser, site):
     with visit(browser) as page:
         opened(page, site, "layers", "?adapters=synthetic-bora-r8-b8&metric=stable rank")
         cell = page.locator(".grid_marks path[aria-label*='layer: 3; projection: v']")
+        assert framed(page) == ["layer: 0; projection: q"]
+        page.evaluate("window.drawn = document.querySelector('[data-testid=stVegaLiteChart] svg.marks'), 1")
         cell.click()
         module = page.get_by_text("encoder.layer.3.attention.self.value", exact=True)
         module.first.wait_for()
         settled(page, 5)
-        assert "framed cell is layer 3, v" in alts(page)[0]
+        assert framed(page) == ["layer: 3; projection: v"]
+        assert page.evaluate("window.drawn.isConnected"), "the heat map was drawn anew"
+        page.get_by_test_id("stSelectbox").filter(has_text="Layer").first.click()
+        page.get_by_role("option", name="5", exact=True).click()
+        page.get_by_text("encoder.layer.5.attention.self.value", exact=True).first.wait_for()
+        settled(page, 5)
+        assert framed(page) == ["layer: 5; projection: v"]
+        cell.click()  # the one that was clicked before
+        module.first.wait_for()
+        settled(page, 5)
+        assert framed(page) == ["layer: 3; projection: v"]
         assert METRICS["stable_rank"][0] in alts(page)[0]
         state = in_url(page)
         assert (state["layer"], state["projection"]) == (["3"], ["v"])

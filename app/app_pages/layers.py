@@ -66,42 +66,56 @@ cells = (
 )
 
 
+def heat_key() -> str:
+    return f"heat{st.session_state.get('_heat', 0)}"
+
+
+def picked() -> list[dict[str, Any]]:
+    """The selection of the heat map as it is now: nothing, or one cell."""
+    return st.session_state.get(heat_key(), {}).get("selection", {}).get("cell") or []
+
+
+def renew() -> None:
+    """A heat map without a selection, that is under another name."""
+    st.session_state["_heat"] = st.session_state.get("_heat", 0) + 1
+
+
 def clicked() -> None:
     """Take over the cell that was clicked on; a click beside the cells changes nothing."""
-    found = st.session_state[heat_key]["selection"].get("cell") or []
-    if found:
+    if found := picked():
         st.session_state["projection"] = found[0]["projection"]
         st.session_state["layer"] = found[0]["layer"]
+    else:
+        renew()
 
 
-def boxed() -> None:
-    """A chart with a selection must forget it, or a click on the same cell as before would not be told."""
-    if st.session_state.get(heat_key, {}).get("selection", {}).get("cell"):
-        st.session_state["_heat"] = st.session_state.get("_heat", 0) + 1
-
-
-heat_key = f"heat{st.session_state.get('_heat', 0)}"
 heat_place = st.container()
 boxes = st.columns([2, 2, 5], vertical_alignment="bottom")
 with boxes[0]:
-    projection = choose("Projection", style.projections_in_order(table["projection"]), "projection", on_change=boxed)
+    projection = choose("Projection", style.projections_in_order(table["projection"]), "projection")
 with boxes[1]:
     of_projection = set(table.loc[table["projection"] == projection, "layer"])
     having = [layer for layer in in_order if layer in of_projection]
-    layer = choose("Layer", having, "layer", on_change=boxed)
+    layer = choose("Layer", having, "layer")
 candidates = table[(table["layer"] == layer) & (table["projection"] == projection)]
 with boxes[2]:
     module = choose("Module", list(candidates["module"]), "module", disabled=len(candidates) == 1)
 row = candidates[candidates["module"] == module].iloc[0]
 
+here = layer, projection
+if not any((cell["layer"], cell["projection"]) == here for cell in picked()):
+    if picked():  # the cell came from a box, another adapter …
+        renew()
+    st.session_state["_framed"] = here
 with heat_place:
+    # As it was when it was drawn: a click is framed by the browser, and nothing is sent.
     charts.draw(
-        charts.heatmap(cells, metric, (layer, projection), night),
-        key=heat_key,
+        charts.heatmap(cells, metric, st.session_state.get("_framed", here), night),
+        key=heat_key(),
         on_select=clicked,
         selection_mode="cell",
         alt=f"{charts.metric_name(metric)} over layers and projections of {adapter}; "
-        f"from {cells[metric].min():.4g} to {cells[metric].max():.4g}. The framed cell is layer {layer}, {projection}.",
+        f"from {cells[metric].min():.4g} to {cells[metric].max():.4g}. The boxes below name the framed cell.",
     )
     st.caption("Click a cell, or choose it below.")
 
