@@ -7,40 +7,26 @@ float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 import numpy as np
 
+from .adapters.sparse import SCALING
+from .adapters.vblora import TOPK
 from .cost import FREQUENCIES, kronecker_factors
 from .delta import Array
 
+if TYPE_CHECKING:
+    from .synthetic import Synthetic as Spec  # what a recipe is asked for
+
 Parts = dict[str, Array]
-#: Vectors in VB-LoRA's bank, and their length, at most (PEFT's defaults), and how many of them are mixed.
-BANK, TOPK = 256, 2
+#: Length of the vectors in VB-LoRA's bank, at most, and their number (PEFT's defaults).
+LENGTH = 256
 
 
-class Spec(Protocol):
-    """What a recipe asks for: :class:`bora_analysis.synthetic.Synthetic`, which has the meaning of each."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, int]]: ...
-    @property
-    def r(self) -> int: ...
-    @property
-    def blocks(self) -> int: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def scale(self) -> float: ...
-    @property
-    def decay(self) -> float: ...
-
-
-Maker = Callable[[Spec, np.random.Generator, int, int], Parts]
+Maker = Callable[["Spec", np.random.Generator, int, int], Parts]
 
 
 class Recipe(NamedTuple):
@@ -240,20 +226,20 @@ def _vera(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
 def vector_length(spec: Spec) -> int:
     """The longest vector, up to 256, that divides all sizes: that of VB-LoRA's bank, and the number of its vectors."""
     common = math.gcd(*(size for shape in spec.shapes.values() for size in shape))
-    return max(k for k in range(1, BANK + 1) if common % k == 0)
+    return max(k for k in range(1, LENGTH + 1) if common % k == 0)
 
 
 def _vblora(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
     """A bank of h vectors, the same for all modules; with decay slot k mixes those of a group whose size falls."""
     h = v = vector_length(spec)
     draw, r = np.random.default_rng([spec.seed, crc32(b"vblora")]), spec.r
+    logits = [rng.standard_normal(shape) for shape in ((r, n // v, h), (m // v, r, h))]
     if spec.kind == "init":  # PEFT's
-        bank, logits = draw.uniform(-0.02, 0.02, (h, v)), [0.1 * rng.standard_normal(s) for s in _logits(spec, m, n)]
+        bank, logits = draw.uniform(-0.02, 0.02, (h, v)), [0.1 * part for part in logits]
     else:
         spans = [math.sqrt(p * q) for p, q in spec.shapes.values()]
         # A mixture of two independent vectors, half of each, is shorter by √2.
         bank = draw.standard_normal((h, v)) * math.sqrt(2 * spec.scale / float(np.median(spans)))
-        logits = [rng.standard_normal(shape) for shape in _logits(spec, m, n)]
         if spec.kind == "decay":
             group = np.arange(h) * r // h
             bank *= np.sqrt(slots(spec, r))[group, None]
@@ -261,11 +247,6 @@ def _vblora(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
             logits = [logits[0] + own[:, None], logits[1] + own[None]]
     parts = {"A": logits[0], "B": logits[1], "bank": bank}
     return {name: part.astype(np.float32) for name, part in parts.items()}
-
-
-def _logits(spec: Spec, m: int, n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    h = vector_length(spec)
-    return (spec.r, n // h, h), (m // h, spec.r, h)
 
 
 def _miss(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
@@ -292,12 +273,12 @@ def _c3a(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
 
 
 def _fourierft(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
-    """One coefficient c makes a wave of two singular values 150 c / 2√(mn); many of them share the m × n."""
+    """One coefficient c makes a wave of two singular values s c / 2√(mn), s = 150; many of them share the m × n."""
     count = min(FREQUENCIES, m * n)
     spectrum = rng.standard_normal(count)  # PEFT's beginning
     if spec.kind != "init":
         share = min(1.0, math.sqrt(min(m, n) / (2 * count)))
-        size = spec.scale * 2 * math.sqrt(m * n) / 150
+        size = spec.scale * 2 * math.sqrt(m * n) / SCALING
         spectrum = size * (share * spectrum if spec.kind == "gaussian" else np.sign(spectrum) * slots(spec, count))
     return {"spectrum": spectrum.astype(np.float32), "shape": np.array([m, n])}
 

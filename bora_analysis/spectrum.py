@@ -483,7 +483,10 @@ class _BlasLimit:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """One BLAS thread in this process while the block runs; safe to nest and to enter from several threads."""
+    """One BLAS thread in this process while the block runs, torch's too from its first use in there.
+
+    Safe to nest and to enter from several threads.
+    """
     import scipy.linalg  # noqa: F401  its BLAS must be loaded to be limited
     from threadpoolctl import threadpool_limits
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from bora_analysis import analyse, read_adapter, summary
 from bora_analysis.cli import main
-from bora_analysis.cli.common import ACTIVATIONS, EXPERTS, SYNTHETIC
+from bora_analysis.cli.common import ACTIVATIONS, EXPERTS, SYNTHETIC, tell
 from bora_analysis.delta import ACTIVATIONS as KNOWN_ACTIVATIONS
 from bora_analysis.experts import CHOICES
 from bora_analysis.synthetic import METHODS
@@ -375,3 +375,8 @@ def test_a_narrow_terminal(folders):
 def test_no_color_codes(folders):
     result = CliRunner().invoke(main, ["analyze", str(folders / "lora")], env={"NO_COLOR": "1"}, color=True)
     assert "\x1b[" not in result.output
+
+
+def test_a_note_of_no_adapter_stands_alone(capsys):
+    tell([], ["the file is old"])
+    assert capsys.readouterr().err == "note: the file is old\n"

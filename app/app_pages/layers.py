@@ -110,7 +110,7 @@ if not any((cell["layer"], cell["projection"]) == here for cell in picked()):
 with heat_place:
     # As it was when it was drawn: a click is framed by the browser, and nothing is sent.
     charts.draw(
-        charts.heatmap(cells, metric, st.session_state.get("_framed", here), night),
+        charts.heatmap(cells, metric, st.session_state["_framed"], night),
         key=heat_key(),
         on_select=clicked,
         selection_mode="cell",

@@ -147,7 +147,7 @@ def _vblora(a: Arrays, _: float, __: str) -> Update:
     if columns != r or not h == other == len(a["bank"]):
         raise FactorError("B", f"has shape {a['B'].shape}; expected (m/v, {r}, {len(a['bank'])}) from A and the bank")
     dtype = delta.coarsest(a[part].dtype.name for part in "AB")
-    return vblora.build([a["A"]], [a["B"]], a["bank"].astype(np.float64), topk=2, dtype=dtype)
+    return vblora.build([a["A"]], [a["B"]], a["bank"].astype(np.float64), topk=vblora.TOPK, dtype=dtype)
 
 
 def _miss(a: Arrays, _: float, __: str) -> Update:
@@ -160,7 +160,7 @@ def _bdlora(side: str) -> Form:
 
     def build(a: Arrays, scaling: float, _: str) -> Update:
         cut, count = {"A": side == "A", "B": side == "B"}, int(a["nblocks"][0])
-        return bdlora.build(a["B"], a["A"], cut=cut, count=count, scaling=scaling, dtype=_stored(a, "AB"))
+        return bdlora.build(a["B"], a["A"], cut=cut, count=count, scaling=scaling, dtype=_stored(a))
 
     def config(settings: Settings) -> dict[str, Any]:
         lists = {f"target_modules_bd_{name}": list(settings) if name == side.lower() else [] for name in "ab"}
@@ -189,12 +189,8 @@ EMBEDDING = Form(
 )
 
 
-def _stored(a: Arrays, parts: str | None = None) -> str:
-    return delta.coarsest(array.dtype.name for part, array in a.items() if parts is None or part in parts)
-
-
-#: PEFT's defaults.
-_FOURIER = {"scaling": 150.0, "random_loc_seed": 777}
+def _stored(a: Arrays) -> str:
+    return delta.coarsest(array.dtype.name for array in a.values() if array.dtype.kind == "f")
 
 
 FORMS: dict[str, Form] = {
@@ -283,7 +279,7 @@ FORMS: dict[str, Form] = {
         {"A": "vblora_logits_A", "B": "vblora_logits_B"},
         _vblora,
         lambda a: len(a["A"]),
-        lambda a: {"num_vectors": len(a["bank"]), "vector_length": a["bank"].shape[1], "topk": 2},
+        lambda a: {"num_vectors": len(a["bank"]), "vector_length": a["bank"].shape[1], "topk": vblora.TOPK},
         "VBLORA",
         None,
         shared={"bank": "base_model.vblora_vector_bank"},
@@ -311,12 +307,12 @@ FORMS: dict[str, Form] = {
         lambda a, _, __: sparse.build_fourierft(
             a["spectrum"],
             size=tuple(a["shape"].tolist()),
-            seed=int(_FOURIER["random_loc_seed"]),
-            scaling=_FOURIER["scaling"],
+            seed=sparse.SEED,
+            scaling=sparse.SCALING,
             dtype=a["spectrum"].dtype.name,
         ),
         None,
-        lambda a: {"n_frequency": len(a["spectrum"]), **_FOURIER},
+        lambda a: {"n_frequency": len(a["spectrum"]), "scaling": sparse.SCALING, "random_loc_seed": sparse.SEED},
         "FOURIERFT",
         None,
         _patterned("n_frequency"),

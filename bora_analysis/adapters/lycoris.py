@@ -12,16 +12,14 @@ Scaling is α/r with the configuration's ``alpha``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from ..delta import Update, dense
 from ..structures import loha, lokr
 from .errors import AdapterError
-from .source import Found, Loader, Source, collect, need, others
+from .source import Found, Loader, Source, collect, need, of_layer, others
 from .tensors import Array
 
 
@@ -69,13 +67,8 @@ def build_loha(
     count = sum(array.size for array in (w1_a, w1_b, w2_a, w2_b, t1, t2))
     # Each half is aᵀ · t · b: contracted with b it is an (r, channels · kernel) right factor.
     right = [_contracted(t, b) for t, b in ((t1, w1_b), (t2, w2_b))]
-    return _convolution(
-        loha(w1_a.T, right[0], w2_a.T, right[1], scaling=scaling, parameters=count, dtype=dtype), t1.shape[2:]
-    )
-
-
-def _convolution(update: Any, kernel: tuple[int, ...]) -> Update:
-    return replace(update, facts=replace(update.facts, kind="conv", kernel=kernel)) if kernel else update
+    found = loha(w1_a.T, right[0], w2_a.T, right[1], scaling=scaling, parameters=count, dtype=dtype)
+    return of_layer(found, t1.shape[2:])
 
 
 def _contracted(t: Array, b: Array) -> Array:
@@ -149,9 +142,9 @@ def build_lokr(
         size = len(np.asarray(whole)) * len(w2)
         count = sum(array.size for array in given)
         found = dense(matrix.reshape(size, -1), method="lokr", r=r, scaling=scaling, parameters=count, dtype=dtype)
-        return _convolution(found, w2.shape[2:])
+        return of_layer(found, w2.shape[2:])
     first = (w1_a, w1_b) if w1 is None else w1
     second = (w2_a, w2_b) if w2 is None else w2.reshape(len(w2), -1)
     count = sum(array.size for array in given)
     kernel = t2.shape[2:] if t2 is not None else w2.shape[2:] if w2 is not None else ()
-    return _convolution(lokr(first, second, r=r, scaling=scaling, parameters=count, dtype=dtype), kernel)
+    return of_layer(lokr(first, second, r=r, scaling=scaling, parameters=count, dtype=dtype), kernel)

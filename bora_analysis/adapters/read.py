@@ -20,7 +20,7 @@ from .initial import relative
 from .layouts import translate
 from .readers import READERS
 from .refuse import init_warnings, peft_type, refuse_unreadable
-from .source import Found, Loader, Source
+from .source import Found, Loader, Source, of_layer
 from .tensors import Tensors, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
@@ -236,10 +236,10 @@ def _with_kernel(load: Loader, base: BaseWeights, module: str) -> Loader:
     """The loader of an update that may be a convolution's, which the factors of some methods do not tell."""
 
     def loader() -> Update:
-        update: Any = load()
+        update = load()
         facts = update.facts
         kernel = base.kernel(module, facts.out_features, facts.in_features) if facts.kind == "linear" else ()
-        return replace(update, facts=replace(facts, kind="conv", kernel=kernel)) if kernel else update
+        return of_layer(update, kernel)
 
     return loader
 

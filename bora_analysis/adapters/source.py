@@ -6,7 +6,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..delta import EPSILON, FactorError, Update, coarsest
@@ -214,6 +214,11 @@ class Source:
                 raise AdapterError(f"{self.path}: {shown}: {error}") from None
 
         return load
+
+
+def of_layer(update: Any, kernel: tuple[int, ...]) -> Update:
+    """The update of a convolution with that kernel; as it is where the kernel is empty."""
+    return replace(update, facts=replace(update.facts, kind="conv", kernel=kernel)) if kernel else update
 
 
 def module_path(key: str) -> str:

@@ -18,14 +18,17 @@ from ..structures import fourierft, shira
 from .source import Found, Loader, Source, collect, need, others
 from .tensors import Array
 
+#: FourierFT's defaults in PEFT.
+SCALING, SEED = 150.0, 777
+
 
 def read_fourierft(source: Source) -> Found | None:
     """FourierFT as PEFT saves it."""
     found, rest = collect(source, "fourierft_spectrum")
     if not found:
         return None
-    seed = source.setting("random_loc_seed", int, 777)
-    scaling = float(source.setting("scaling", (int, float), 150.0))
+    seed = source.setting("random_loc_seed", int, SEED)
+    scaling = float(source.setting("scaling", (int, float), SCALING))
     loaders = {m: _fourierft(source, m, parts["fourierft_spectrum"], seed, scaling) for m, parts in found.items()}
     return Found("fourierft", loaders, others(source, rest), [], scaled=False)
 

@@ -19,6 +19,8 @@ from .errors import AdapterError
 from .source import Found, Loader, Source, collect, others
 from .tensors import Array
 
+#: Vectors that are mixed, PEFT's default.
+TOPK = 2
 _BANK = re.compile(r"(^|\.)vblora_vector_bank(\.[^.]+)?$")
 
 
@@ -41,7 +43,7 @@ def read(source: Source) -> Found | None:
 
 
 def _loader(source: Source, module: str, parts: dict[str, str], bank_shape: tuple[int, ...], bank: Any) -> Loader:
-    topk = source.setting("topk", int, 2)
+    topk = source.setting("topk", int, TOPK)
     keys: dict[str, list[str]] = {}
     for side in "AB":
         whole = f"vblora_logits_{side}"

@@ -164,7 +164,7 @@ def results(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> I
 def tell(adapters: list[Adapter], further: Sequence[str] = ()) -> None:
     """The adapters' caveats on stderr, each once: the checkpoints of one run would say the same again and again.
 
-    ``further`` lines begin with an adapter's name and a colon.
+    A line of ``further`` may begin with an adapter's name and a colon; what several have in common is said together.
     """
     notes = [f"{adapter.name}: {line}" for adapter in adapters for line in (*adapter.warnings, *_passed_over(adapter))]
     said: dict[str, list[str]] = {}  # what is said → of whom
@@ -172,8 +172,8 @@ def tell(adapters: list[Adapter], further: Sequence[str] = ()) -> None:
         name = next((adapter.name for adapter in adapters if line.startswith(f"{adapter.name}: ")), "")
         said.setdefault(line.removeprefix(f"{name}: "), []).append(name)
     for words, names in said.items():
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        click.echo(f"note: {', '.join(names[:4])}{more}: {words}", err=True)
+        of_whom = ", ".join(filter(None, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        click.echo(f"note: {of_whom}{': ' if of_whom else ''}{words}", err=True)
 
 
 def _accepted(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
