@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from bora_analysis import read_adapter, singular_values, synthetic_adapter
+from bora_analysis.adapters import Adapter, AdapterError
 from bora_analysis.cost import BLOCK_METHODS, EXPERT_METHODS, cost
 from bora_analysis.delta import Blocked
 from bora_analysis.recipes import RECIPES
@@ -183,3 +187,21 @@ def test_what_does_not_fit_is_said(arguments, parts):
     with pytest.raises(ValueError, match=r"expected|block|divide") as caught:
         Synthetic(*arguments)
     assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [("vera", "vera_A"), ("vera", "lambda_d"), ("vblora", "vector_bank"), ("vblora", "logits_B"), ("c3a", "kernel"),
+     ("delora", "delora_A"), ("delora", "delora_lambda"), ("delora", "w_norm"), ("miss", "miss_block"),
+     ("fourierft", "spectrum"), ("krona", "lokr_w2")],
+)  # fmt: skip
+def test_nan_is_told_of_its_key(tmp_path, method, part):
+    folder = write_synthetic(tmp_path, Synthetic(method, SHAPES, 2, blocks_of(method)))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    key = next(key for key in tensors if part in key)
+    tensors[key].flat[0] = np.nan
+    save_file(tensors, folder / "adapter_model.safetensors")
+    adapter = read_adapter(folder)
+    assert isinstance(adapter, Adapter)
+    with pytest.raises(AdapterError, match=rf"{re.escape(key)}\b.* holds NaN or Inf"):
+        list(adapter.values())

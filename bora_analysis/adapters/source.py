@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..delta import EPSILON, FactorError, Update, coarsest
+from ..delta import EPSILON, FactorError, Update, coarsest, is_finite
 from .errors import AdapterError
 from .tensors import Array, Tensors
 
@@ -184,6 +184,13 @@ class Source:
         if not condition:
             raise AdapterError(f"{self.path}: {key} has shape {self.tensors.shape(key)}; expected {expected}")
 
+    def read_shared(self, key: str) -> Array:
+        """A tensor that several modules need. Read apart from a module's own, so that NaN or Inf is told of its key."""
+        array = self.tensors.read(key)
+        if not is_finite(array):
+            raise AdapterError(f"{self.path}: {key} holds NaN or Inf")
+        return array
+
     def check_factor(self, key: str) -> None:
         """Raise unless the tensor holds numbers of a floating-point type."""
         self.expect(
@@ -211,6 +218,8 @@ class Source:
             except FactorError as error:
                 key = keys.get(error.factor, flat[0])
                 shown = key if isinstance(key, str) else f"{key[0]} …"
+                # What a factor was made of may have another key than the first.
+                shown = next((own for own in flat if not is_finite(self.tensors.read(own))), shown)
                 raise AdapterError(f"{self.path}: {shown}: {error}") from None
 
         return load

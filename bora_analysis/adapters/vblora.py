@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..delta import FactorError, Update, lora
+from ..delta import FactorError, Update, is_finite, lora
 from .errors import AdapterError
 from .source import Found, Loader, Source, collect, others
 from .tensors import Array
@@ -36,7 +36,7 @@ def read(source: Source) -> Found | None:
     source.check_factor(banks[0])
     shape = source.tensors.shape(banks[0])
     source.expect(len(shape) == 2, banks[0], "(h, v)")
-    bank = cache(lambda: source.tensors.read(banks[0]).astype(np.float64))
+    bank = cache(lambda: source.read_shared(banks[0]).astype(np.float64))
     loaders = {module: _loader(source, module, parts, shape, bank) for module, parts in found.items()}
     note = f"the vector bank of {shape[0] * shape[1]:,} trained numbers is shared by all modules and counted in none"
     return Found("vblora", loaders, others(source, [key for key in rest if key not in banks]), [note], scaled=False)
@@ -84,6 +84,8 @@ def _mixed(stored: list[Array], bank: Array, topk: int) -> Array:
     """The vectors of one factor, (…, …, v), from its logits or from its top k indices and weights."""
     if len(stored) == 1:
         logits = stored[0].astype(np.float64)
+        if not is_finite(logits):  # NaN would not be among the top k
+            raise FactorError("A", "holds NaN or Inf")
         index = np.argpartition(-logits, topk - 1, axis=-1)[..., :topk]
         chosen = np.take_along_axis(logits, index, axis=-1)
         weights = np.exp(chosen - chosen.max(axis=-1, keepdims=True))

@@ -70,7 +70,7 @@ def _saved(source: Source, shared: dict[str, str]) -> tuple[Callable[[], tuple[A
 
     @cache
     def project() -> tuple[Array, Array]:
-        return source.tensors.read(shared["A"]), source.tensors.read(shared["B"])
+        return source.read_shared(shared["A"]), source.read_shared(shared["B"])
 
     return project, n
 
