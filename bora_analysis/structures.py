@@ -25,7 +25,6 @@ import numpy as np
 from .delta import (
     Array,
     BlockProduct,
-    Dense,
     FactorError,
     Facts,
     Update,
@@ -81,21 +80,32 @@ def diagonal(
     return replace(update, facts=facts, sigma=update.sigma * values.astype(np.float64))
 
 
-def combine(updates: Sequence[Update], weights: Sequence[float] | None = None, *, method: str | None = None) -> Update:
+def combine(
+    updates: Sequence[Update], weights: Sequence[float] | None = None, *, method: str | None = None
+) -> BlockProduct:
     """ΔW = Σ_k w_k ΔW_k, through the concatenated factors [w_1 L_1 | w_2 L_2 …] and [R_1; R_2 …].
 
-    A difference of two adapters, ReLoRA's sum, the mean of experts. The rank is at most the sum of the ranks.
+    A difference of two adapters, ReLoRA's sum, the mean of experts. The rank is at most the sum of the ranks. The
+    factors stay apart even where they are as many as rows or columns: what cancels between them tells how much of the
+    sum is rounding.
 
     Parameters
     ----------
-    updates : of one shape, at least one.
+    updates : of one shape and kind of layer, at least one.
     weights : one per update; default all 1.
     method : the name in tables; default that of the updates, joined by +.
+
+    Returns
+    -------
+    BlockProduct
+        With r = the summed inner sizes of the factors, scaling 1 (weights and scalings are in the factors), and the
+        parameters and multiply-adds of the parts together. The rank bound, and the rows and columns that the update can
+        change, are the sums of theirs, at most min(m, n), m and n.
 
     Raises
     ------
     ValueError
-        No updates, different shapes, or another number of weights.
+        No updates, different shapes or kinds, or another number of weights.
 
     Examples
     --------
@@ -104,38 +114,40 @@ def combine(updates: Sequence[Update], weights: Sequence[float] | None = None, *
     np.False_
     """
     weights = [1.0] * len(updates) if weights is None else [float(w) for w in weights]
-    shapes = list(dict.fromkeys((u.facts.out_features, u.facts.in_features) for u in updates))
-    if len(shapes) != 1 or len(weights) != len(updates):
-        listed = ", ".join(f"{m}×{n}" for m, n in shapes) or "none"
-        raise ValueError(f"cannot add updates of shapes {listed} with {len(weights)} weights; expected one shape")
     each = [update.facts for update in updates]
-    ((m, n),) = shapes
-    name = method or "+".join(dict.fromkeys(facts.method for facts in each))
-    support = [
-        None if any(getattr(facts, side) is None for facts in each) else min(size, sum(getattr(f, side) for f in each))
-        for side, size in (("support_rows", m), ("support_columns", n))
-    ]
-    facts = Facts(
-        method=name,
-        out_features=m,
-        in_features=n,
-        r=sum(facts.r for facts in each),
-        blocks=1,
-        scaling=each[0].scaling if len({facts.scaling for facts in each}) == 1 else float("nan"),
+    shapes = list(dict.fromkeys((f.out_features, f.in_features, f.kind, f.kernel) for f in each))
+    if len(shapes) != 1 or len(weights) != len(updates):
+        listed = ", ".join(
+            f"{m}×{n}" + ("" if kind == "linear" else f" ({kind} {'×'.join(map(str, kernel))})")
+            for m, n, kind, kernel in shapes
+        )
+        raise ValueError(
+            f"cannot add updates of shapes {listed or 'none'} with {len(weights)} weights; expected one shape and kind"
+        )
+    pairs = [update.factors() for update in updates]
+    total = lora(
+        np.concatenate([w * left for w, (left, _) in zip(weights, pairs, strict=True)], axis=1),
+        np.concatenate([right for _, right in pairs]),
+        method=method or "+".join(dict.fromkeys(facts.method for facts in each)),
+        dtype=coarsest(facts.dtype for facts in each),
+        any_rank=True,
+    )
+    ((m, n, kind, kernel),) = shapes
+    support_rows, support_columns = (
+        None if any(size is None for size in sizes) else min(limit, sum(sizes))
+        for sizes, limit in (([f.support_rows for f in each], m), ([f.support_columns for f in each], n))
+    )
+    facts = replace(
+        total.facts,
         parameters=sum(facts.parameters for facts in each),
         macs_per_token=sum(facts.macs_per_token for facts in each),
         rank_bound=min(m, n, sum(facts.rank_bound for facts in each)),
-        dtype=coarsest(facts.dtype for facts in each),
-        support_rows=support[0],
-        support_columns=support[1],
+        support_rows=support_rows,
+        support_columns=support_columns,
+        kind=kind,
+        kernel=kernel,
     )
-    pairs = [update.factors() for update in updates]
-    if sum(left.shape[1] for left, _ in pairs) >= min(m, n):
-        total = sum((w * (left @ right) for w, (left, right) in zip(weights, pairs, strict=True)), np.zeros((m, n)))
-        return Dense(facts, total)
-    B = np.concatenate([w * left for w, (left, _) in zip(weights, pairs, strict=True)], axis=1)
-    A = np.concatenate([right for _, right in pairs])
-    return BlockProduct(facts, B[None], np.ones((1, 1, B.shape[1])), A[None])
+    return replace(total, facts=facts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from peft_bora_cases import METHODS, adapted, base, layers, load
 
 from bora_analysis import Adapter, AdapterError, convert, dense, lora, merge, read_adapter, singular_values
+from bora_analysis.adapters.sbora import build
 from bora_analysis.conversion import truncated
+from bora_analysis.delta import Facts, Update
 from bora_analysis.synthetic import synthetic_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing:FutureWarning")
@@ -74,6 +77,38 @@ def test_an_adapter_less_itself_is_zero_and_relora_is_the_sum_of_its_stages() ->
         almost = lora(other.B[0] * 1e-9, other.A[0])
         small = merge([stages[0], Adapter.from_updates("e", {module: almost}), stages[0]], [1, 1, -1])[module]
         assert truncated(small)[2].rank == 3
+
+
+def test_the_sum_keeps_what_is_known_of_its_parts() -> None:
+    """Rows and columns that can change, the kind of layer, the dtype; a part that can change all of them decides."""
+    rng = np.random.default_rng(0)
+    known = {"dtype": "float16", "size": 6, "scaling": 2.0}
+    one = build(rng.standard_normal((5, 2)), side="B", index=np.array([0, 3]), **known)
+    two = build(rng.standard_normal((5, 3)), side="B", index=np.array([1, 2, 3]), **known)
+    whole = lora(rng.standard_normal((5, 1)), rng.standard_normal((1, 6)))
+
+    def total(*parts: Update) -> Facts:
+        return merge([Adapter.from_updates(str(k), {"q": part}) for k, part in enumerate(parts)])["q"].facts
+
+    assert (total(one).support_rows, total(one).support_columns) == (None, 2)
+    assert (total(one, two).support_columns, total(one, two, two).support_columns) == (5, 6)
+    assert (total(one, two).r, total(one, two).dtype) == (5, "float16")
+    assert total(one, whole).support_columns is None
+    kernel = {"kind": "conv", "kernel": (3, 1)}
+    assert total(*[replace(whole, facts=replace(whole.facts, **kernel))] * 2).kernel == (3, 1)
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_a_sum_of_full_rank_can_be_converted(tmp_path: Path, stages: int) -> None:
+    """r = 3 each, and a layer of four rows: no rank has to be chosen, and rounding is not taken for rank."""
+    adapters = [synthetic_adapter("lora", {"q_proj": (4, 32)}, r=3, seed=seed) for seed in range(stages)]
+    exact = sum(adapter["q_proj"].to_dense() for adapter in adapters)
+    done = convert(merge(adapters), tmp_path / "sum", dtype="float64")
+    assert done.cuts["q_proj"].rank == 4
+    found: Any = read_adapter(tmp_path / "sum")
+    np.testing.assert_allclose(found["q_proj"].to_dense(), exact, rtol=1e-12, atol=1e-15)
+    nothing = merge([*adapters, *adapters], [1.0] * stages + [-1.0] * stages)
+    assert truncated(nothing["q_proj"])[2].rank == 0
 
 
 def test_a_missing_module_is_zero_and_said() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -82,8 +84,7 @@ def test_facts():
     sparse = shira([1.0, 2.0, 3.0], [0, 0, 4], [1, 2, 2], (9, 7)).facts
     assert (sparse.support_rows, sparse.support_columns, sparse.rank_bound) == (2, 2, 2)
     total = combine([lora(a, b, scaling=2), lora(a, b, scaling=3)]).facts
-    assert (total.rank_bound, total.r, total.parameters) == (4, 4, 44)
-    assert np.isnan(total.scaling)
+    assert (total.rank_bound, total.r, total.parameters, total.scaling) == (4, 4, 44, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -110,5 +111,10 @@ def test_sums_of_other_shapes_are_refused():
     one, other = lora(np.ones((3, 1)), np.ones((1, 2))), lora(np.ones((2, 1)), np.ones((1, 2)))
     with pytest.raises(ValueError, match="3×2, 2×2"):
         combine([one, other])
+    conv = dataclasses.replace(one, facts=dataclasses.replace(one.facts, kind="conv", kernel=(2, 1)))
+    with pytest.raises(ValueError, match=r"3×2, 3×2 \(conv 2×1\)"):
+        combine([one, conv])
     with pytest.raises(ValueError, match="2 weights"):
         combine([one], [1.0, 2.0])
+    facts = combine([conv, conv]).facts
+    assert (facts.kind, facts.kernel) == ("conv", (2, 1))

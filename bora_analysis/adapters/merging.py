@@ -8,13 +8,12 @@ their initial adapter, as do two seeds or two steps of one run by theirs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from .. import delta
 from ..delta import Update
+from ..structures import combine
 from .adapter import Adapter, natural
 from .errors import AdapterError
 
@@ -34,8 +33,7 @@ def merge(
     Returns
     -------
     Adapter
-        In memory: ``path`` is None. Each update has r = the summed inner sizes of the factors, scaling 1, and the
-        parameters of its parts together. Its rank bound is the sum of theirs, at most min(m, n).
+        In memory: ``path`` is None. Each update is that of :func:`bora_analysis.structures.combine`.
 
     Raises
     ------
@@ -87,22 +85,4 @@ def _load(parts: Sequence[tuple[Adapter, float]], module: str, method: str) -> U
             f"{adapter.name} {u.facts.out_features}×{u.facts.in_features} ({u.facts.kind})" for adapter, _, u in present
         )
         raise AdapterError(f"merge: {module} differs in shape or kind: {found}; expected adapters of one base model")
-    return _sum([update for _, _, update in present], [weight for _, weight, _ in present], method)
-
-
-def _sum(updates: Sequence[Update], weights: Sequence[float], method: str) -> Update:
-    facts = [update.facts for update in updates]
-    pairs = [update.factors() for update in updates]
-    left = np.concatenate([weight * L for weight, (L, _) in zip(weights, pairs, strict=True)], axis=1)
-    right = np.concatenate([R for _, R in pairs])
-    dtype = delta.coarsest(f.dtype for f in facts)
-    total = delta.lora(left, right, method=method, dtype=dtype, any_rank=True)
-    sizes = replace(
-        total.facts,
-        parameters=sum(f.parameters for f in facts),
-        macs_per_token=sum(f.macs_per_token for f in facts),
-        rank_bound=min(total.facts.rank_bound, sum(f.rank_bound for f in facts)),
-        kind=facts[0].kind,
-        kernel=facts[0].kernel,
-    )
-    return replace(total, facts=sizes)
+    return combine([update for _, _, update in present], [weight for _, weight, _ in present], method=method)
