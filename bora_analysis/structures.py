@@ -133,21 +133,23 @@ def combine(
         any_rank=True,
     )
     ((m, n, kind, kernel),) = shapes
-    support_rows, support_columns = (
-        None if any(size is None for size in sizes) else min(limit, sum(sizes))
-        for sizes, limit in (([f.support_rows for f in each], m), ([f.support_columns for f in each], n))
-    )
     facts = replace(
         total.facts,
         parameters=sum(facts.parameters for facts in each),
         macs_per_token=sum(facts.macs_per_token for facts in each),
         rank_bound=min(m, n, sum(facts.rank_bound for facts in each)),
-        support_rows=support_rows,
-        support_columns=support_columns,
+        support_rows=_support([facts.support_rows for facts in each], m),
+        support_columns=_support([facts.support_columns for facts in each], n),
         kind=kind,
         kernel=kernel,
     )
     return replace(total, facts=facts)
+
+
+def _support(sizes: Sequence[int | None], limit: int) -> int | None:
+    """How many rows (or columns) of ``limit`` the sum of updates can change that can change so many; None for all."""
+    known = [size for size in sizes if size is not None]
+    return min(limit, sum(known)) if len(known) == len(sizes) else None
 
 
 @dataclass(frozen=True, eq=False)
