@@ -12,7 +12,7 @@ from plain import markdown
 from sources import Source
 
 from bora_analysis.adapters import AdapterError
-from bora_analysis.table import LAYER_COLUMNS, SPECTRA_COLUMNS
+from bora_analysis.table import LAYER_COLUMNS, SPECTRA_COLUMNS, recounted
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def load(chosen: Sequence[Source], threshold: float) -> Context:
         nothing = pd.DataFrame(columns=list(SPECTRA_COLUMNS)), pd.DataFrame(columns=list(LAYER_COLUMNS))
         return Context((), *nothing, threshold)
     together = sources.joined(tables)
-    return Context(tuple(read), together.spectra, sources.with_threshold(together, threshold), threshold)
+    return Context(tuple(read), together.spectra, recounted(together, threshold), threshold)
 
 
 def latest(frame: pd.DataFrame) -> pd.DataFrame:

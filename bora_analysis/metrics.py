@@ -43,6 +43,21 @@ def effective_rank(s: Array, threshold: float | Array = THRESHOLD) -> Any:
     return int(counts) if limits.ndim == 0 else counts
 
 
+def effective_ranks(s: Array, lengths: Array, threshold: float = THRESHOLD) -> Array:
+    """The :func:`effective_rank` of many updates, whose singular values stand one behind the other.
+
+    Parameters
+    ----------
+    s : the values of all updates. lengths : how many each of them has, 0 allowed.
+
+    >>> effective_ranks(np.array([1.0, 0.001, 2.0]), np.array([2, 0, 1])).tolist()
+    [1, 0, 1]
+    """
+    above = np.concatenate([[0], np.cumsum(s > threshold)])
+    ends = np.cumsum(lengths)
+    return above[ends] - above[ends - lengths]
+
+
 def energy(s: Array) -> float:
     """Σσ² = ‖ΔW‖_F² (HiRA and BoRA plot it over the layers)."""
     return float(np.sum(s * s))
@@ -142,7 +157,16 @@ def rank_utilisation(s: Array, rank_bound: int, threshold: float = THRESHOLD) ->
 
     0 where no direction is allowed (AdaLoRA may prune a module to nothing).
     """
-    return effective_rank(s, threshold) / rank_bound if rank_bound else 0.0
+    return float(utilisation(effective_rank(s, threshold), rank_bound))
+
+
+def utilisation(ranks: Any, rank_bounds: Any) -> Any:
+    """:func:`rank_utilisation` of effective ranks that are known, one or many.
+
+    >>> utilisation([1, 0], [2, 0]).tolist()
+    [0.5, 0.0]
+    """
+    return np.divide(ranks, rank_bounds, out=np.zeros(np.shape(ranks)), where=np.asarray(rank_bounds) > 0)
 
 
 #: Column of the metrics table → its value for one update, in the order of the table.

@@ -16,7 +16,7 @@ import numpy as np
 
 from .adapters import Adapter, AdapterError, Trajectory, checkpoints
 from .delta import Facts
-from .metrics import COLUMNS, THRESHOLD
+from .metrics import COLUMNS, THRESHOLD, effective_ranks, utilisation
 from .modules import layer, projection
 from .spectrum import Spectrum, each_spectrum
 from .style import PROJECTIONS
@@ -83,8 +83,7 @@ def analyse(
     """
     import pandas as pd
 
-    if not threshold >= 0:
-        raise ValueError(f"threshold is {threshold}; expected a number ≥ 0")
+    _check(threshold)
     flat = flatten(adapters)
     spectra, metrics, provenance = [], [], []
     for adapter in flat:
@@ -164,6 +163,46 @@ def layer_metrics(
     [[2.0, 5.0, 2.0]]
     """
     return analyse(adapters, threshold=threshold, modules=modules, solver=solver, device=device).layer_metrics
+
+
+def recounted(tables: Tables, threshold: float) -> pd.DataFrame:
+    """layer_metrics as :func:`analyse` makes it with another threshold, counted from the spectra and not from factors.
+
+    Only threshold, effective_rank and rank_utilisation depend on it. Where a quick analysis left no spectrum, both are
+    missing, unless they were counted with this threshold.
+
+    Raises
+    ------
+    ValueError
+        A negative threshold; spectra that are not those of all modules in layer_metrics, in the same order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import Adapter, analyse, lora
+    >>> adapter = Adapter.from_updates("demo", {"layers.0.q_proj": lora(np.eye(3)[:, :2] * [2.0, 1.0], np.eye(2, 3))})
+    >>> recounted(analyse(adapter), 1.5)[["threshold", "effective_rank", "rank_utilisation"]].values.tolist()
+    [[1.5, 1.0, 0.5]]
+    """
+    _check(threshold)
+    layers = tables.layer_metrics
+    stale = (layers["threshold"] != threshold).to_numpy()
+    if not stale.any():
+        return layers
+    bounds = layers["rank_bound"].to_numpy(dtype=np.int64)
+    # A count does not tell the sum of the values. A module without directions has none to count.
+    counted = layers["nuclear_norm"].isna().to_numpy() & (bounds > 0)
+    lengths = np.where(counted, 0, bounds)
+    if lengths.sum() != len(tables.spectra):
+        raise ValueError(
+            f"spectra has {len(tables.spectra)} rows; expected {lengths.sum()}, the rank_bound of each module in "
+            "layer_metrics: both frames must be of one analysis"
+        )
+    ranks = effective_ranks(tables.spectra["singular_value"].to_numpy(), lengths, threshold)
+    fresh = layers.assign(threshold=threshold, effective_rank=ranks, rank_utilisation=utilisation(ranks, bounds))
+    for name in ("effective_rank", "rank_utilisation") if counted.any() else ():
+        fresh[name] = fresh[name].mask(counted, layers[name].mask(stale))
+    return fresh
 
 
 def join(tables: Sequence[Tables]) -> Tables:
@@ -257,6 +296,11 @@ def flatten(adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory]) -> 
     return [checkpoint for item in given for checkpoint in checkpoints(item)]
 
 
+def _check(threshold: float) -> None:
+    if not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}; expected a number ≥ 0")
+
+
 def _metrics(spectrum: Spectrum, facts: Facts, threshold: float) -> list[float]:
     """The values of ``COLUMNS``; NaN for those that a count does not tell."""
     found = spectrum.counted
@@ -270,7 +314,7 @@ def _metrics(spectrum: Spectrum, facts: Facts, threshold: float) -> list[float]:
         "stable_rank": found.energy / found.top**2 if found.top else 0.0,
         "participation_ratio": found.energy**2 / found.fourth if found.fourth else 0.0,
         "rank_bound": facts.rank_bound,
-        "rank_utilisation": found.above / facts.rank_bound,
+        "rank_utilisation": float(utilisation(found.above, facts.rank_bound)),
     }
     return [known.get(name, float("nan")) for name in COLUMNS]
 

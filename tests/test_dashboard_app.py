@@ -402,16 +402,6 @@ def test_an_adapter_that_is_replaced_is_read_again(start, tmp_path):
     assert own_layers(app)["r"].unique().tolist() == [2]
 
 
-@pytest.mark.parametrize("threshold", [1e-6, 0.005, 0.3, 1.0, 5.0, 100.0])
-def test_counting_anew_equals_analysing_anew(tmp_path, threshold):
-    for step in (1, 2):
-        adapter(tmp_path / "run" / f"checkpoint-{step}", seed=step)
-    parts = [read_adapter(tmp_path / "run"), *(read_adapter(source.path) for source in sources.bundled())]
-    tables = join([analyse(part) for part in parts])
-    ours = sources.with_threshold(tables, threshold)
-    pd.testing.assert_frame_equal(ours, join([analyse(part, threshold=threshold) for part in parts]).layer_metrics)
-
-
 def test_twenty_sessions_at_once_cause_one_analysis(tmp_path, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 

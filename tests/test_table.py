@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.linalg
 
-from bora_analysis import Adapter, AdapterError, Trajectory, analyse, layer_metrics, spectra, summary, synthetic_adapter
+from bora_analysis import (
+    Adapter,
+    AdapterError,
+    Trajectory,
+    analyse,
+    dense,
+    layer_metrics,
+    read_adapter,
+    spectra,
+    summary,
+    synthetic_adapter,
+)
+from bora_analysis.adapters.adalora import _pruned
 from bora_analysis.architectures import architecture, targets
-from bora_analysis.table import LAYER_COLUMNS, SPECTRA_COLUMNS, equal_budgets, join, layer, projection
+from bora_analysis.bundled import bundled_adapters
+from bora_analysis.table import LAYER_COLUMNS, SPECTRA_COLUMNS, equal_budgets, join, layer, projection, recounted
 
 SHAPES = {
     f"model.layers.{i}.self_attn.{name}": size
@@ -129,6 +144,72 @@ def test_progress_is_told_of_every_module(adapters):
     calls = []
     analyse(adapters, on_module=lambda: calls.append(1))
     assert len(calls) == 66
+
+
+@pytest.fixture(scope="module")
+def every(adapters):
+    """Adapters, a run, the bundled ones, and AdaLoRA's with modules that were pruned to nothing."""
+    steps = tuple(dataclasses.replace(adapters[0], name="run", step=step) for step in (10, 200))
+    pruned = {
+        name: partial(_pruned, 24, 16, 1.0, "float32") if at in (0, 4, 5, 21) else load
+        for at, (name, load) in enumerate(adapters[1].loaders.items())
+    }
+    cut = Adapter("cut", "adalora", None, None, pruned)
+    synthetic = [folder for folder in bundled_adapters() if folder.name.startswith("synthetic-")]
+    return [cut, *adapters, Trajectory("run", steps), *map(read_adapter, synthetic)]
+
+
+class TestRecounted:
+    """Counting anew from the spectra equals analysing anew."""
+
+    @pytest.mark.parametrize("threshold", [0.0, 1e-6, 0.005, 0.3, 1.0, 5.0, 100.0])
+    def test_equals_analysing_anew(self, every, threshold):
+        tables = analyse(every)
+        found = recounted(tables, threshold)
+        pd.testing.assert_frame_equal(found, analyse(every, threshold=threshold).layer_metrics)
+        none = found[found["rank_bound"] == 0]
+        assert len(none) == 4
+        assert not none[["effective_rank", "rank_utilisation"]].to_numpy().any()
+
+    def test_only_pruned_modules_and_none(self):
+        nothing = Adapter("cut", "adalora", None, None, {"q": partial(_pruned, 4, 3, 1.0, "float32")})
+        for adapters in ([nothing], []):
+            found = recounted(analyse(adapters), 1.0)
+            pd.testing.assert_frame_equal(found, analyse(adapters, threshold=1.0).layer_metrics)
+
+    def test_what_a_quick_analysis_counted_is_missing_at_another_threshold(self, adapters):
+        rng = np.random.default_rng(0)
+        whole = Adapter.from_updates("whole", {"q_proj": dense(rng.standard_normal((256, 260)))})
+        tables = analyse([adapters[0], whole, adapters[1]], threshold=1.5, quick=True)
+        both = ["effective_rank", "rank_utilisation"]
+        before = tables.layer_metrics[tables.layer_metrics["adapter"] == "whole"]
+        assert before["nuclear_norm"].isna().all()
+        assert before[both].notna().all(axis=None)
+        pd.testing.assert_frame_equal(recounted(tables, 1.5), tables.layer_metrics)
+        found = recounted(tables, 0.005)
+        assert found.loc[found["adapter"] == "whole", both].isna().all(axis=None)
+        rest = found[found["adapter"] != "whole"].reset_index(drop=True)
+        expected = analyse(adapters[:2], threshold=0.005).layer_metrics
+        pd.testing.assert_frame_equal(rest, expected, check_dtype=False)
+        mixed = join([tables, analyse(adapters[2], threshold=0.005)])  # counted with the threshold that is asked for
+        again = recounted(mixed, 1.5)
+        assert again[again["adapter"] == "whole"][both].equals(before[both].astype(float))
+
+    def test_frames_that_do_not_belong_together(self, tables):
+        other = dataclasses.replace(tables, spectra=tables.spectra.iloc[1:])
+        with pytest.raises(ValueError, match=r"spectra has \d+ rows; expected \d+"):
+            recounted(other, 1.0)
+        with pytest.raises(ValueError, match="threshold is -1"):
+            recounted(tables, -1.0)
+
+    def test_a_large_adapter_takes_milliseconds(self):
+        """224 modules of 128 values, as a click in the dashboard asks for: about 2 ms."""
+        modules = {f"layers.{k}.q_proj": (160, 128) for k in range(224)}
+        tables = analyse(synthetic_adapter("lora", modules, r=128))
+        assert len(tables.spectra) == 224 * 128
+        start = time.perf_counter()
+        recounted(tables, 0.5)
+        assert time.perf_counter() - start < 0.1
 
 
 class TestSummary:
