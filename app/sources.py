@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import re
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pandas as pd
 from bounded import Bounded
 from plain import one_line
 
 from bora_analysis.adapters import Adapter, AdapterError, Trajectory, checkpoints, read_adapter
 from bora_analysis.adapters.adapter import natural
+from bora_analysis.adapters.read import CHECKPOINT, SUFFIXES, paths_read
 from bora_analysis.bundled import bundled_adapters, bundled_runs, data_folder
 from bora_analysis.style import shortened
 from bora_analysis.table import Tables, analyse, join
@@ -31,11 +31,6 @@ ANALYSES = 2
 
 #: What is shown at first, where it is there: the methods at about the same budget.
 USUAL = ("trained-lora-r8", "trained-melora-r8-n4", "trained-bora-r8-b8", "trained-bora-r8-b16")
-
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-_CONFIG = "adapter_config.json"
-_CHECKPOINT = re.compile(r"checkpoint-\d+")
-
 
 Key = tuple[str, int, str]  # path, stamp, label
 
@@ -114,10 +109,7 @@ class TableStore:
         except RecursionError:  # JSON of ten thousand brackets
             return self.tables.put(key, AdapterError(f"{source.label}: its configuration is nested too deeply"))
         except (AdapterError, OSError) as error:
-            # Where a visitor's adapter lies on this machine is not the visitor's business.
-            hidden = source.origin in ("path", "upload")
-            words = str(error).replace(str(source.path), source.label) if hidden else str(error)
-            return self.tables.put(key, AdapterError(words))
+            return self.tables.put(key, AdapterError(_told(source, error)))
         finally:
             with self.guard:
                 self.busy.pop(key, None)
@@ -248,39 +240,26 @@ def within_roots(text: str) -> Source:
 
 
 def check(source: Source) -> None:
-    """Raise :class:`AdapterError` if reading a visitor's path would open anything outside of the roots."""
+    """Raise :class:`AdapterError` if reading a visitor's path would look into anything outside of the roots."""
     if source.origin != "path":
         return
     roots = arguments().root
-    for file in files_of(source.path):
-        if not _within(file.resolve(), roots):
-            raise AdapterError(f"{source.label}: {file.name} leads out of the folders that this server opens")
-        if not file.is_file():
-            raise AdapterError(f"{source.label}: {file.name} is no regular file")
-
-
-def files_of(place: Path) -> list[Path]:
-    """What the reader may open at a path: weights and configuration, there and in ``checkpoint-N``, no deeper."""
     try:
-        if not place.is_dir():
-            return [file for file in (place, place.parent / _CONFIG) if file.exists()]
-        homes, found = [place], []
-        for entry in place.iterdir():
-            if _CHECKPOINT.fullmatch(entry.name) and entry.is_dir():
-                homes.append(entry)
-        for home in homes:
-            found += [file for file in home.iterdir() if file.name == _CONFIG or file.suffix in _WEIGHTS]
-    except OSError as error:
-        raise AdapterError(f"{place.name}: cannot be opened: {error.strerror or error}") from None
-    return sorted(found)
+        for place in paths_read(source.path):
+            if not _within(place.resolve(), roots):
+                raise AdapterError(f"{source.label}: {place.name} leads out of the folders that this server opens")
+            if not (place.is_file() or place.is_dir()):
+                raise AdapterError(f"{source.label}: {place.name} is no regular file")
+    except (AdapterError, OSError, RuntimeError) as error:  # a name too long, a loop of links
+        raise AdapterError(_told(source, error)) from None
 
 
 def title(place: Path) -> str:
     """A path's name on the page: of a folder, or of a file its own, with the folder where that says nothing."""
-    name = place.stem if place.suffix in _WEIGHTS else place.name
+    name = place.stem if place.suffix in SUFFIXES else place.name
     if name == "adapter_model":
         place, name = place.parent, place.parent.name
-    if _CHECKPOINT.fullmatch(name):
+    if CHECKPOINT.fullmatch(name):
         name = f"{place.parent.name}/{name}"
     return shortened([one_line(name)], 60)[0] or "adapter"
 
@@ -311,19 +290,11 @@ def named_apart(fixed: Iterable[Source], added: Iterable[Source]) -> dict[str, S
     return out
 
 
-def with_threshold(tables: Tables, threshold: float) -> pd.DataFrame:
-    """layer_metrics with the columns that depend on the threshold counted anew from the spectra.
-
-    All modules in one pass: a module's rows in ``spectra`` stand together, ``rank_bound`` of them, in the same order.
-    """
-    layers = tables.layer_metrics
-    if layers.empty or (layers["threshold"] == threshold).all():
-        return layers
-    bounds = layers["rank_bound"].to_numpy(dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(bounds)[:-1]])
-    above = tables.spectra["singular_value"].to_numpy() > threshold
-    counts = np.add.reduceat(above, starts, dtype=np.int64)
-    return layers.assign(threshold=threshold, effective_rank=counts, rank_utilisation=counts / bounds)
+def _told(source: Source, error: Exception) -> str:
+    """An error's line. Where a visitor's adapter lies on this machine is not the visitor's business."""
+    if source.origin not in ("path", "upload"):
+        return str(error)
+    return str(error).replace(str(source.path), source.label).replace(f"{source.path.parent}{os.sep}", "")
 
 
 def _within(path: Path, roots: Iterable[Path]) -> bool:
@@ -354,13 +325,13 @@ def _analyse(source: Source, on_module: Callable[[int, int], None] | None) -> Ta
 
 def stamp(path: Path) -> int:
     """Changes when a file of the adapter does, so that an analysis is not shown after its file was replaced."""
-    marks = []
-    for file in files_of(path) if path.exists() else []:
-        try:
-            about = file.stat()
-        except OSError:  # gone since it was listed: the reader will say so
-            continue
-        marks.append((str(file), about.st_mtime_ns, about.st_size))
+    marks: list[Any] = []
+    try:
+        for place in paths_read(path) if path.exists() else ():
+            about = place.stat()
+            marks.append((str(place), about.st_mtime_ns, about.st_size))
+    except (AdapterError, OSError) as error:  # the reader will say so
+        marks.append(str(error))
     return hash(tuple(marks))
 
 

@@ -28,6 +28,7 @@ from plain import markdown, one_line
 from sources import Source, table_store
 
 from bora_analysis.adapters import AdapterError
+from bora_analysis.adapters.read import CONFIG_NAME, NOT_WEIGHTS, SUFFIXES
 from bora_analysis.style import shortened
 
 #: Limit of one uploaded file in MB; ``server.maxUploadSize`` in ``.streamlit/config.toml`` is the same.
@@ -41,11 +42,7 @@ CONFIG_BYTES = 1 << 20
 #: Uploads that one server process keeps; the oldest goes when another comes.
 KEPT = 8
 
-CONFIG = "adapter_config.json"
 _STEM = "adapter_model"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-# What a trainer leaves beside the weights.
-_NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})", re.ASCII)
 _CHUNK = 1 << 16
 # The one read that is longer than a chunk is that of the zip's directory: 46 bytes and a name for each entry.
@@ -123,12 +120,12 @@ def upload_box() -> list[Source]:
     turn = st.session_state.setdefault("_upload_turn", 0)
     files = st.file_uploader(
         "Upload an adapter",
-        type=["zip", *(suffix[1:] for suffix in _WEIGHTS), "json"],
+        type=["zip", *(suffix[1:] for suffix in SUFFIXES), "json"],
         accept_multiple_files=True,
         key=f"upload-{turn}",
         max_upload_size=UPLOAD_MB,
-        help=f"A zip of a PEFT folder (checkpoints too), or the weights and their {CONFIG}, up to {UPLOAD_MB} MB a "
-        f"file and {UNPACKED_BYTES >> 30} GB unpacked. This server keeps the last {KEPT} uploads until it stops.",
+        help=f"A zip of a PEFT folder (checkpoints too), or the weights and their {CONFIG_NAME}, up to {UPLOAD_MB} MB "
+        f"a file and {UNPACKED_BYTES >> 30} GB unpacked. This server keeps the last {KEPT} uploads until it stops.",
     )
     zips = [file for file in files if _is_zip(file)]
     loose = [file for file in files if not _is_zip(file)]
@@ -140,7 +137,7 @@ def upload_box() -> list[Source]:
         elif configs or st.button("Read without a configuration", help="α is then unknown, and the scaling 1."):
             wishes.append(loose)
         else:
-            st.caption(f"Now their `{CONFIG}`, which holds α.")
+            st.caption(f"Now their `{CONFIG_NAME}`, which holds α.")
     added = []
     for wish in wishes:
         tried = "+".join(file.file_id for file in wish)
@@ -174,7 +171,7 @@ def unpack(file: Upload, folder: Path) -> str:
             for target, entry in sorted(_chosen(name, entries).items()):
                 place = folder / target
                 place.parent.mkdir(mode=0o700, exist_ok=True)
-                limit = min(left, CONFIG_BYTES) if place.name == CONFIG else left
+                limit = min(left, CONFIG_BYTES) if place.name == CONFIG_NAME else left
                 with archive.open(entry) as packed, place.open("xb") as out:
                     left -= _copy(packed, out, limit, name, target)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
@@ -194,7 +191,7 @@ def label(name: str) -> str:
     """
     last = one_line(name).replace("\\", "/").rpartition("/")[2].strip()
     stem, dot, suffix = last.rpartition(".")
-    if dot and f".{suffix.lower()}" in (".zip", *_WEIGHTS):
+    if dot and f".{suffix.lower()}" in (".zip", *SUFFIXES):
         last = stem
     return shortened([last.strip(". ")], 40)[0] or "upload"
 
@@ -212,11 +209,11 @@ def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.
             raise AdapterError(f"{name}: its entry {shown} is a link or a device; zip the files themselves")
         if entry.is_dir() or "__MACOSX" in path.parts or path.name.startswith("."):
             continue
-        if path.name == CONFIG:
+        if path.name == CONFIG_NAME:
             known = configs.setdefault(path.parent, entry)
             if known is not entry:
                 raise AdapterError(f"{name}: holds {shown} twice; expected one")
-        elif path.suffix in _WEIGHTS and not _NOT_WEIGHTS.fullmatch(path.name):
+        elif path.suffix in SUFFIXES and not NOT_WEIGHTS.fullmatch(path.name):
             weights.setdefault(path.parent, []).append(entry)
         else:
             continue
@@ -226,7 +223,7 @@ def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.
             # zipfile unpacks these without a bound on the bytes that one read makes.
             raise AdapterError(f"{name}: its entry {shown} is packed by an unusual method; zip it with deflate")
     if not weights:
-        raise AdapterError(f"{name}: holds no adapter; expected {_STEM}.safetensors or .bin, and {CONFIG}")
+        raise AdapterError(f"{name}: holds no adapter; expected {_STEM}.safetensors or .bin, and {CONFIG_NAME}")
     tops = [parent for parent in weights if not _CHECKPOINT.fullmatch(parent.name)]
     runs = [parent for parent in weights if _CHECKPOINT.fullmatch(parent.name)]
     # Beside an adapter its checkpoints are left out, as the reader does with a folder.
@@ -239,7 +236,7 @@ def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.
         hit = _CHECKPOINT.fullmatch(parent.name)
         home = f"checkpoint-{int(hit[1])}/" if hit and len(used) >= 1 and not tops else ""
         entry = _the_weights(name, weights[parent])
-        for target, found in ((home + _weights_name(entry.filename), entry), (home + CONFIG, configs.get(parent))):
+        for target, found in ((home + _weights_name(entry.filename), entry), (home + CONFIG_NAME, configs.get(parent))):
             if target in chosen:
                 raise AdapterError(f"{name}: holds {one_line(target)} twice; expected one")
             if found is not None:
@@ -255,7 +252,7 @@ def _the_weights(name: str, entries: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
     by_name: dict[str, list[zipfile.ZipInfo]] = {}
     for entry in entries:
         by_name.setdefault(PurePosixPath(entry.filename.replace("\\", "/")).name, []).append(entry)
-    for wanted in (f"{_STEM}{suffix}" for suffix in _WEIGHTS[:3]):
+    for wanted in (f"{_STEM}{suffix}" for suffix in SUFFIXES[:3]):
         if wanted in by_name:
             entries = by_name[wanted]
             break
@@ -267,12 +264,12 @@ def _the_weights(name: str, entries: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
 def _place(files: Sequence[Upload], folder: Path) -> str:
     """Write one weight file, and its configuration if given, to fixed names in ``folder``; return the weights' name."""
     configs = [file for file in files if _suffix(file) == ".json"]
-    weights = [file for file in files if _suffix(file) in _WEIGHTS]
+    weights = [file for file in files if _suffix(file) in SUFFIXES]
     names = ", ".join(one_line(file.name, 60) for file in files)
     if len(weights) != 1 or len(configs) > 1 or len(weights) + len(configs) != len(files):
-        raise AdapterError(f"{names}: expected a zip, or one weight file ({', '.join(_WEIGHTS)}) and its {CONFIG}")
+        raise AdapterError(f"{names}: expected a zip, or one weight file ({', '.join(SUFFIXES)}) and its {CONFIG_NAME}")
     chosen = [(weights[0], _weights_name(weights[0].name), UNPACKED_BYTES)]
-    chosen += [(file, CONFIG, CONFIG_BYTES) for file in configs]
+    chosen += [(file, CONFIG_NAME, CONFIG_BYTES) for file in configs]
     for file, target, limit in chosen:
         file.seek(0)
         with (folder / target).open("xb") as out:

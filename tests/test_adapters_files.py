@@ -24,6 +24,8 @@ from bora_analysis.adapters import (
     tensors,
     write_adapter,
 )
+from bora_analysis.adapters.base import open_base
+from bora_analysis.adapters.read import paths_read
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "adapters"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="the adapters that other people trained are not here")
@@ -60,6 +62,118 @@ def one(path: Path, **options: Any) -> Adapter:
     adapter = read_adapter(path, **options)
     assert isinstance(adapter, Adapter)
     return adapter
+
+
+# --- which paths are looked into -------------------------------------------------------------------------------------
+
+_watched: list[set[str]] = []
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watched and event in ("open", "os.listdir", "os.scandir") and isinstance(arguments[0], str | bytes):
+        _watched[-1].add(os.fsdecode(arguments[0]))
+
+
+sys.addaudithook(_hook)
+
+
+def whole(folder: Path, shards: int = 1, suffix: str = ".safetensors") -> Path:
+    """A whole model of one matrix a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "optimizer.pt").write_bytes(b"no weights")
+    names = [f"model-{k}.safetensors" for k in range(shards)] if shards > 1 else [f"model{suffix}"]
+    if suffix == ".bin":
+        torch = pytest.importorskip("torch")
+        torch.save({"q0.weight": torch.ones(3, 4)}, folder / "pytorch_model.bin")
+        return folder
+    for k, name in enumerate(names):
+        save_file({f"q{k}.weight": np.ones((3, 4), np.float32)}, folder / name)
+    if shards > 1:
+        index = {"weight_map": {f"q{k}.weight": name for k, name in enumerate(names)}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def _file(home: Path) -> Path:
+    return write(home, pair()) / "adapter_model.safetensors"
+
+
+def _bare(home: Path) -> Path:
+    write(home, pair(), config=None)
+    return (home / "adapter_model.safetensors").rename(home / "mine.safetensors")
+
+
+def _odd(home: Path) -> Path:
+    return _bare(home).parent
+
+
+def _run(home: Path) -> Path:
+    for step in (10, 2):
+        write(home / f"checkpoint-{step}", pair())
+    write(home / "other", pair())
+    return home
+
+
+def _both(home: Path) -> Path:
+    return write(_run(home), pair())
+
+
+def _models(home: Path) -> Path:
+    whole(home / "checkpoint-1", shards=3)
+    whole(home / "checkpoint-2")
+    return home
+
+
+LAYOUTS: dict[str, Callable[[Path], Path]] = {
+    "file": _file,
+    "bare file": _bare,
+    "folder": lambda home: write(home, pair()),
+    "one odd file": _odd,
+    "checkpoints": _run,
+    "adapter and checkpoints": _both,
+    "model": whole,
+    "model in shards": lambda home: whole(home, shards=3),
+    "model in a .bin": lambda home: whole(home, suffix=".bin"),
+    "models": _models,
+}
+
+
+@pytest.mark.parametrize("steps", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_looked_into_is_told_before(tmp_path: Path, layout: str, steps: bool) -> None:
+    """All of it, and of the files nothing else: who checks the list has checked what the reader opens."""
+    place = LAYOUTS[layout](tmp_path / "here")
+    base = open_base(whole(tmp_path / "base", shards=3))
+    told = list(paths_read(place, steps=steps))
+    looked: set[str] = set()
+    _watched.append(looked)
+    try:
+        for adapter in checkpoints(read_adapter(place, base=base, steps=steps)):
+            for update in adapter.values():
+                update.to_dense()
+    finally:
+        _watched.remove(looked)
+    here = {path for text in looked if (path := Path(text)).is_relative_to(tmp_path / "here")}
+    assert here - {place} <= set(told)
+    config = {path for path in told if path.name == "config.json"}  # read for some kinds of model alone
+    assert {path for path in told if path.is_file()} - config <= here
+
+
+def test_a_file_is_told_before_what_it_names_is_known(tmp_path: Path) -> None:
+    """An index behind a link, say, can be refused before it is opened."""
+    place = whole(tmp_path / "here", shards=3)
+    looked: set[str] = set()
+    _watched.append(looked)
+    try:
+        for path in paths_read(place):
+            assert str(path) not in looked
+            if path.name.endswith(".index.json"):
+                break
+        else:
+            pytest.fail("the index was not told")
+    finally:
+        _watched.remove(looked)
 
 
 # --- adapters that other people trained ------------------------------------------------------------------------------

@@ -121,6 +121,60 @@ def test_what_is_no_base_model_is_said(tmp_path: Path) -> None:
         open_base(tmp_path)
 
 
+def sharded(folder: Path, names: dict[str, Any], **config: str) -> Path:
+    """A model whose index puts each tensor into the file of that name; q's is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"q.weight": W}, folder / names["q.weight"])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+OUTSIDE = [
+    "../secret/x.safetensors",
+    "{home}/secret/x.safetensors",
+    "a/../../secret/x.safetensors",
+    "sub/x.safetensors",
+]
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "..", "", "a\x00b", "\ud800", 3, None, ["x"]])
+def test_a_shard_outside_of_its_folder_is_refused(tmp_path: Path, name: Any) -> None:
+    model(tmp_path / "secret", {"k.weight": W})
+    (tmp_path / "secret/model.safetensors").rename(tmp_path / "secret/x.safetensors")
+    name = name.format(home=tmp_path) if isinstance(name, str) else name
+    place = sharded(tmp_path / "model", {"q.weight": "one.safetensors", "k.weight": name})
+    (place / "sub").symlink_to(tmp_path / "secret")  # it leads out, as the names do
+    base = model(tmp_path / "base", {"q.weight": W, "k.weight": W})
+    for open_it in (lambda: open_base(place), lambda: read_adapter(place, base=base)):
+        with pytest.raises(
+            AdapterError, match=r"model.safetensors.index.json: weight_map has k.weight in .*; expected"
+        ):
+            open_it()
+
+
+def test_shards_in_subfolders_and_behind_links_of_the_hubs_cache_are_read(tmp_path: Path) -> None:
+    names = {"q.weight": "one.safetensors", "k.weight": "sub/two.safetensors"}
+    place = sharded(tmp_path / "snapshots/abc", names)
+    (place / "sub").mkdir()
+    save_file({"k.weight": W}, place / names["k.weight"])
+    (tmp_path / "blobs").mkdir()
+    for file in [place / name for name in ("config.json", "model.safetensors.index.json", *names.values())]:
+        blob = tmp_path / "blobs" / f"{hash(file):x}"
+        file.rename(blob)
+        file.symlink_to(blob)
+    weights = open_base(place)
+    for module in ("q", "k"):
+        np.testing.assert_array_equal(weights.matrix(module).read(), W)
+
+
+def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    place = sharded(tmp_path, {"q.weight": "one.safetensors"})
+    (place / "model.safetensors.index.json").write_text('{"weight_map": ' + "[" * 100_000)
+    with pytest.raises(AdapterError, match="cannot be read as JSON"):
+        open_base(place)
+
+
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
     """The values as stored in ``dtype``."""
     if dtype == "float16":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import os
 import pickle
 import stat
@@ -15,6 +16,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import plain
 import pytest
 import sources
@@ -22,8 +24,9 @@ import uploads
 from dashboard_cases import APP, Named, adapter, contents, zipped
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
-from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
+from bora_analysis.adapters import AdapterError, base, checkpoints, read, read_adapter
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -204,6 +207,72 @@ def test_a_file_that_becomes_a_link_later_is_refused_too(roots):
         store.get(source)
 
 
+def model(folder: Path, shards: dict[str, str] | None = None) -> Path:
+    """A whole model, in one file or in shards of these names."""
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    weight = np.random.default_rng(list(folder.name.encode())).standard_normal((6, 8)).astype(np.float32)
+    for name in set(shards.values()) if shards else ["model.safetensors"]:
+        if Path(name).name == name:
+            save_file({"model.layers.0.q_proj.weight": weight}, folder / name)
+    if shards:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    return folder
+
+
+def opened(monkeypatch) -> list[Path]:
+    """What the reader opens from now on."""
+    found: list[Path] = []
+    for module in (base, read):
+        real = module.open_tensors
+        monkeypatch.setattr(module, "open_tensors", lambda path, real=real: found.append(path) or real(path))
+    real_json = base._json
+    monkeypatch.setattr(base, "_json", lambda path: found.append(path) or real_json(path))
+    return found
+
+
+@pytest.mark.parametrize("what", ["model.safetensors", "config.json", "model.safetensors.index.json", "shard", "entry"])
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_whole_model_that_leads_out_of_the_roots_is_refused(roots, monkeypatch, what, checkpoint):
+    """With --base the server reads whole models, and they have files of their own."""
+    key = "model.layers.0.q_proj.weight"
+    names = {"shard": {key: "a.safetensors"}, "entry": {key: "../../outside/model/model.safetensors"}}
+    names["model.safetensors.index.json"] = names["shard"]
+    outside, start = model(roots / "outside" / "model"), model(roots / "start")
+    (outside / "model.safetensors.index.json").write_text("{}")
+    home = roots / "one" / "tuned"
+    if checkpoint:
+        home.mkdir()
+    place = model(home / "checkpoint-3" if checkpoint else home, names.get(what))
+    if what != "entry":
+        file = place / ("a.safetensors" if what == "shard" else what)
+        file.unlink()
+        file.symlink_to(outside / ("model.safetensors" if what == "shard" else what))
+    arguments = SimpleNamespace(paths=[], root=[roots / "one"], base=start)
+    monkeypatch.setattr(sources, "arguments", lambda: arguments)
+    files = opened(monkeypatch)
+    with pytest.raises(AdapterError, match=r"leads out of the folders|weight_map has .* expected a file") as caught:
+        sources.within_roots("tuned")
+    assert not [path for path in files if path.resolve().is_relative_to(roots / "outside")]
+    assert str(roots) not in str(caught.value)
+    source = sources.Source("path:tuned", "tuned", home, "path")
+    with pytest.raises(AdapterError):
+        sources.TableStore().get(source)
+    assert not [path for path in files if path.resolve().is_relative_to(roots / "outside")]
+
+
+def test_a_whole_model_within_the_roots_is_read_and_read_again_when_a_shard_changes(roots, monkeypatch):
+    key = "model.layers.0.q_proj.weight"
+    place, start = model(roots / "one" / "tuned", {key: "a.safetensors"}), model(roots / "start")
+    arguments = SimpleNamespace(paths=[], root=[roots / "one"], base=start)
+    monkeypatch.setattr(sources, "arguments", lambda: arguments)
+    store, source = sources.TableStore(), sources.within_roots("tuned")
+    before = store.get(source).layer_metrics["energy"].tolist()
+    assert before == store.get(source).layer_metrics["energy"].tolist() != [0.0]
+    save_file({key: np.zeros((6, 8), np.float32)}, place / "a.safetensors")
+    assert store.get(source).layer_metrics["energy"].tolist() != before
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
 def test_a_pipe_is_refused_and_not_waited_for(roots):
     (roots / "one" / "mine" / CONFIG).unlink()
@@ -219,14 +288,17 @@ def test_the_root_itself_is_not_searched(roots, monkeypatch):
     listed = []
     real = Path.iterdir
     monkeypatch.setattr(Path, "iterdir", lambda self: listed.append(self) or real(self))
-    sources.within_roots(".")
-    assert listed == [roots / "one", roots / "one"]
+    with pytest.raises(AdapterError, match="holds no adapter"):
+        sources.within_roots(".")
+    assert set(listed) == {roots / "one"}
 
 
-def test_an_error_does_not_say_where_the_roots_adapters_lie(roots):
-    (roots / "one" / "mine" / WEIGHTS).write_bytes(b"nonsense")
+@pytest.mark.parametrize("broken", [WEIGHTS, CONFIG])
+@pytest.mark.parametrize("text", ["mine", f"mine/{WEIGHTS}"])
+def test_an_error_does_not_say_where_the_roots_adapters_lie(roots, broken, text):
+    (roots / "one" / "mine" / broken).write_bytes(b"nonsense")
     with pytest.raises(AdapterError) as caught:
-        sources.TableStore().get(sources.within_roots("mine"))
+        sources.TableStore().get(sources.within_roots(text))
     assert str(roots) not in str(caught.value)
 
 
@@ -636,5 +708,6 @@ def test_a_huge_root_is_no_reason_to_wait(tmp_path, monkeypatch):
     adapter(tmp_path / "mine")
     start = time.perf_counter()
     sources.within_roots(str(tmp_path / "mine"))
-    sources.within_roots("/")
+    with pytest.raises(AdapterError, match="holds no adapter"):
+        sources.within_roots("/")
     assert time.perf_counter() - start < 5

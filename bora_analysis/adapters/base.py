@@ -9,9 +9,9 @@ import json
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,8 @@ class BaseWeights:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The base model's config.json; empty where there is none."""
-        folder = self.path if self.path.is_dir() else self.path.parent
-        return _json(folder / CONFIG_NAME) if (folder / CONFIG_NAME).exists() else {}
+        path = _config(self.path)
+        return _json(path) if path.exists() else {}
 
     @cached_property
     def _by_module(self) -> dict[str, str]:
@@ -203,37 +203,90 @@ def open_base(place: str | Path) -> BaseWeights:
 
 def is_model(folder: Path) -> bool:
     """Whether a folder holds a whole model: its configuration and weights by its own names, and no adapter."""
-    names = {entry.name for entry in folder.iterdir()}
+    names = {entry.name for entry in entries(folder)}
     weights = {f"{stem}{suffix}{end}" for stem in _STEMS for suffix in _SUFFIXES for end in ("", ".index.json")}
     return bool(weights & names) and CONFIG_NAME in names and not any(name.startswith("adapter_") for name in names)
+
+
+def model_paths(place: Path) -> Iterator[Path]:
+    """The files that :class:`BaseWeights` opens, each before it is opened: config.json, index, weights."""
+    if _config(place).exists():
+        yield _config(place)
+    found = _weights(place)
+    yield found
+    if _is_index(found):
+        yield from dict.fromkeys(_shards(found).values())
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder; AdapterError if it cannot be listed."""
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise AdapterError(f"{folder}: cannot be opened: {error.strerror or error}") from None
 
 
 def _is_weight(key: str) -> bool:
     return key.endswith((".weight", ".in_proj_weight"))
 
 
-def _files(place: Path) -> dict[str, Path]:
-    """Key → file."""
+def _config(place: Path) -> Path:
+    return (place if place.is_dir() else place.parent) / CONFIG_NAME
+
+
+def _is_index(path: Path) -> bool:
+    return path.name.endswith(".index.json")
+
+
+def _weights(place: Path) -> Path:
+    """The weight file of a model, or the index of its shards."""
     if place.is_file():
-        return dict.fromkeys(open_tensors(place).keys(), place)
+        return place
     for suffix in _SUFFIXES:  # safetensors first, as transformers does
         for stem in _STEMS:
-            index = place / f"{stem}{suffix}.index.json"
-            if index.exists():
-                shards = _json(index).get("weight_map")
-                if not isinstance(shards, Mapping) or not shards:
-                    raise AdapterError(f"{index}: has no weight_map; expected a dictionary from tensors to files")
-                return {str(key): place / str(shard) for key, shard in shards.items()}
-            if (place / f"{stem}{suffix}").exists():
-                return _files(place / f"{stem}{suffix}")
+            for end in (".index.json", ""):
+                if (place / f"{stem}{suffix}{end}").exists():
+                    return place / f"{stem}{suffix}{end}"
     names = " or ".join(f"{stem}{suffix}" for stem, suffix in zip(_STEMS, _SUFFIXES, strict=False))
     raise AdapterError(f"{place}: holds no base model; expected {names}, or shards with their index")
+
+
+def _files(place: Path) -> dict[str, Path]:
+    """Key → file."""
+    found = _weights(place)
+    return _shards(found) if _is_index(found) else dict.fromkeys(open_tensors(found).keys(), found)
+
+
+def _shards(index: Path) -> dict[str, Path]:
+    """Key → file, as the index of a model's shards has it."""
+    shards = _json(index).get("weight_map")
+    if not isinstance(shards, Mapping) or not shards:
+        raise AdapterError(f"{index}: has no weight_map; expected a dictionary from tensors to files")
+    below = cache(partial(_is_below, index.parent))
+    for key, name in shards.items():
+        if not isinstance(name, str) or not below(name):
+            raise AdapterError(
+                f"{index}: weight_map has {key} in {name!r}; expected a file in the folder of the index; "
+                "put the shards there and correct the entry"
+            )
+    return {str(key): index.parent / name for key, name in shards.items()}
+
+
+def _is_below(folder: Path, name: str) -> bool:
+    """Whether a name is that of a file in the folder or its subfolders.
+
+    A subfolder may not be a link that leads out. A file may: the Hub's cache keeps the files of a snapshot elsewhere.
+    """
+    path = Path(name)
+    if not name.isprintable() or path.anchor or not path.name or ".." in path.parts:
+        return False
+    return (folder / path).parent.resolve().is_relative_to(folder.resolve())
 
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # brackets may be nested too deeply
         raise AdapterError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise AdapterError(f"{path}: holds a {type(content).__name__}; expected a dictionary")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..delta import Update
 from ..experts import CHOICES
 from .adapter import Adapter, Trajectory, natural
-from .base import BaseWeights, is_model, open_base
+from .base import BaseWeights, entries, is_model, model_paths, open_base
 from .blocks import activation as activation_of
 from .errors import AdapterError
 from .full import difference
@@ -24,15 +24,15 @@ from .source import Found, Loader, Source, of_layer
 from .tensors import Tensors, open_tensors
 
 CONFIG_NAME = "adapter_config.json"
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 # PEFT's, MLX's and diffusers' names. In this order: PEFT prefers safetensors where both lie in a folder.
 _WEIGHT_NAMES = (
     "adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt",
     "adapters.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
 )  # fmt: skip
 # What a trainer leaves beside the weights.
-_NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
@@ -118,48 +118,100 @@ def read_adapter(
         base = open_base(base)
     options: dict[str, Any] = {"alpha": alpha, "activation": activation, "method": method, "base": base}
     options |= {"experts": experts, "shapes": shapes, "initial": start}
+    homes = _homes(place, steps)
+    if homes != [place]:
+        title = name or _named(place).name
+        return Trajectory(title, tuple(_read_one(_located(home), title, [], options) for home in homes))
+    beside = []
+    if place.is_dir() and (runs := list(_checkpoints(place))):
+        told = f"{len(runs)} checkpoints lie beside this adapter"
+        beside = [f"{told}; steps (--steps) reads them, or name one: {runs[0]}"]
+    return _read_one(_located(place), name, beside, options)
+
+
+def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
+    """Every folder and file that :func:`read_adapter` looks into at a path, each before it is looked into.
+
+    Who checks them as they come has checked all of what the reader opens. The base model and the initial adapter,
+    which are no part of the path, are not among them.
+
+    Raises
+    ------
+    AdapterError
+        There is nothing to read, as the reader says.
+    """
+    for home in _homes(place, steps):
+        if home != place:
+            yield home
+        found = _located(home)
+        if found.config is None:
+            yield from model_paths(found.weights)
+            continue
+        yield found.weights
+        if found.config.exists():
+            yield found.config
+
+
+class _Located(NamedTuple):
+    """One adapter, or one whole model, found by the names of its files.
+
+    Attributes
+    ----------
+    weights : the weight file; the folder of a whole model.
+    config : the configuration beside the weights, which may be missing; None for a whole model.
+    folder : the folder that gives the name; None where the weight file does.
+    """
+
+    weights: Path
+    config: Path | None
+    folder: Path | None
+
+
+def _homes(place: Path, steps: bool) -> list[Path]:
+    """Where the adapters at a path lie: in itself, or else in its ``checkpoint-N`` folders, in their order."""
     if place.is_file():
-        if place.suffix and place.suffix not in _SUFFIXES:
-            raise AdapterError(f"{text}: is no weight file; expected {', '.join(_SUFFIXES)}, or the adapter's folder")
-        named_by_folder = place.name in _WEIGHT_NAMES
-        return _read_one(place, place.parent / CONFIG_NAME, name, named_by_folder, [], options)
-    runs = {folder: int(hit[1]) for folder in _folders(place) if (hit := _CHECKPOINT.fullmatch(folder.name))}
-    if is_model(place):
-        return _read_model(place, name, base)
-    weights = None if steps and runs else _weights_in(place)
-    if weights:
-        beside = []
-        if runs:
-            example = min(runs, key=lambda folder: runs[folder])
-            beside = [
-                f"{len(runs)} checkpoints lie beside this adapter; steps (--steps) reads them, or name one: {example}"
-            ]
-        return _read_one(weights, place / CONFIG_NAME, name, True, beside, options)
+        return [place]
+    runs = _checkpoints(place)
+    if is_model(place) or (not (steps and runs) and _weights_in(place)):
+        return [place]
     if not runs:
         raise AdapterError(_nothing_in(place))
-    title = name or _named(place).name
-    read = []
-    for folder in sorted(runs, key=lambda folder: runs[folder]):
-        if is_model(folder):
-            read.append(_read_model(folder, title, base))
-            continue
-        found = _weights_in(folder)
-        if not found:
-            raise AdapterError(_nothing_in(folder))
-        read.append(_read_one(found, folder / CONFIG_NAME, title, True, [], options))
-    return Trajectory(title, tuple(read))
+    return list(runs)
 
 
-def _read_one(
-    weights: Path, config_path: Path, name: str | None, by_folder: bool, warnings: list[str], options: dict[str, Any]
-) -> Adapter:
-    folder = _named(weights.parent)
-    hit = _CHECKPOINT.fullmatch(folder.name) if by_folder else None
-    title = name or (folder.parent.name if hit else folder.name if by_folder else weights.stem)
-    adapter = adapter_of(
-        open_tensors(weights), _read_config(config_path), title, int(hit[1]) if hit else None, **options
-    )
-    return replace(adapter, path=weights, warnings=(*warnings, *adapter.warnings))
+def _located(home: Path) -> _Located:
+    if home.is_file():
+        if home.suffix and home.suffix not in SUFFIXES:
+            raise AdapterError(f"{home}: is no weight file; expected {', '.join(SUFFIXES)}, or the adapter's folder")
+        return _Located(home, home.parent / CONFIG_NAME, home.parent if home.name in _WEIGHT_NAMES else None)
+    if is_model(home):
+        return _Located(home, None, home)
+    weights = _weights_in(home)
+    if weights is None:
+        raise AdapterError(_nothing_in(home))
+    return _Located(weights, home / CONFIG_NAME, home)
+
+
+def _checkpoints(place: Path) -> dict[Path, int]:
+    """The ``checkpoint-N`` folders and their steps, in the order of these."""
+    runs = {folder: int(hit[1]) for folder in _folders(place) if (hit := CHECKPOINT.fullmatch(folder.name))}
+    return dict(sorted(runs.items(), key=lambda run: run[1]))
+
+
+def _read_one(found: _Located, name: str | None, warnings: list[str], options: dict[str, Any]) -> Adapter:
+    folder = None if found.folder is None else _named(found.folder)
+    hit = None if folder is None else CHECKPOINT.fullmatch(folder.name)
+    step = int(hit[1]) if hit else None
+    title = name or (found.weights.stem if folder is None else folder.parent.name if hit else folder.name)
+    if found.config is None:
+        base = options["base"]
+        if base is None:
+            raise AdapterError(
+                f"{found.weights}: is a whole model; its update needs the base model: --base DIR_OR_HUB_ID (base=)"
+            )
+        return difference(BaseWeights(found.weights), base, title, step)
+    adapter = adapter_of(open_tensors(found.weights), _read_config(found.config), title, step, **options)
+    return replace(adapter, path=found.weights, warnings=(*warnings, *adapter.warnings))
 
 
 def adapter_of(
@@ -244,15 +296,6 @@ def _with_kernel(load: Loader, base: BaseWeights, module: str) -> Loader:
     return loader
 
 
-def _read_model(place: Path, name: str | None, base: BaseWeights | None) -> Adapter:
-    folder = _named(place)
-    if base is None:
-        raise AdapterError(f"{place}: is a whole model; its update needs the base model: --base DIR_OR_HUB_ID (base=)")
-    hit = _CHECKPOINT.fullmatch(folder.name)
-    title = name or (folder.parent.name if hit else folder.name)
-    return difference(BaseWeights(place), base, title, int(hit[1]) if hit else None)
-
-
 def _dispatch(source: Source) -> Found:
     """Let the first reader that finds its keys read the file."""
     activation_of(source)  # a wrong name is an error, whatever is in the file
@@ -269,10 +312,10 @@ def _dispatch(source: Source) -> Found:
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
     except (OSError, UnicodeDecodeError) as error:
         raise AdapterError(f"{path}: cannot be read: {error}") from None
     try:
@@ -298,10 +341,7 @@ def _packed(tensors: Tensors) -> dict[str, Mapping[str, Any]]:
 
 
 def _folders(place: Path) -> list[Path]:
-    try:
-        return sorted((entry for entry in place.iterdir() if entry.is_dir()), key=lambda entry: natural(entry.name))
-    except OSError as error:
-        raise AdapterError(f"{place}: cannot be opened: {error.strerror or error}") from None
+    return sorted((entry for entry in entries(place) if entry.is_dir()), key=lambda entry: natural(entry.name))
 
 
 def _weights_in(folder: Path) -> Path | None:
@@ -313,8 +353,8 @@ def _weights_in(folder: Path) -> Path | None:
             raise AdapterError(f"{folder / name}: is a folder; expected the weight file")
     others = sorted(
         entry.name
-        for entry in folder.iterdir()
-        if entry.suffix in _SUFFIXES and entry.is_file() and not _NOT_WEIGHTS.fullmatch(entry.name)
+        for entry in entries(folder)
+        if entry.suffix in SUFFIXES and entry.is_file() and not NOT_WEIGHTS.fullmatch(entry.name)
     )
     if len(others) > 1:
         raise AdapterError(f"{folder}: holds {len(others)} weight files; name one: {_some(others)}")
