@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
-import sources
 import streamlit as st
-from plain import markdown
-from sources import Source
 
+from app import sources
+from app.safe_markdown import markdown
+from app.sources import Source
 from bora_analysis.adapters import AdapterError
 from bora_analysis.table import LAYER_COLUMNS, SPECTRA_COLUMNS, recounted
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pictures
-from bounded import Bounded
-from pictures import Picture
-from sources import Source, read, stamp
 
+from app import pictures
+from app.bounded import Bounded
+from app.pictures import Picture
+from app.sources import Source, read, stamp
 from bora_analysis import factor_ranks
 from bora_analysis.adapters import Adapter, AdapterError, checkpoints
 from bora_analysis.delta import Blocked, Facts, Update

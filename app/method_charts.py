@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from charts import SHAPES, Chart, Spec, category, dark, layer, layered, number, readable
 
+from app.charts import SHAPES, Chart, Spec, category, dark, layer, layered, number, readable
 from bora_analysis import style
 
 DASHED = [4, 3]

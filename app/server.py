@@ -12,12 +12,15 @@ from pathlib import Path
 
 def warm() -> None:
     """Import what the pages import, and analyse the bundled adapters that are shown at first."""
-    for name in ("charts", "method_charts", "inspection", "lab_model", "uploads", "scipy.linalg", "pyarrow.ipc"):
+    for name in ("charts", "method_charts", "inspection", "lab_model", "navigation"):
+        import_module(f"app.{name}")
+    for name in ("scipy.linalg", "pyarrow.ipc"):
         import_module(name)
     import pandas as pd
-    import sources
-    from process import settle
     from streamlit import dataframe_util
+
+    from app import sources
+    from app.server_settings import settle
 
     tables = [sources.table_store().get(source) for source in sources.usual()]
     sources.joined(tables)
@@ -35,7 +38,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    beside = Path(__file__).resolve().parents[1]
-    if (beside / "bora_analysis").is_dir():  # a checkout goes with its own package, whichever is installed
-        sys.path.insert(1, str(beside))
+    folder = Path(__file__).resolve().parent
+    if (folder.parent / "bora_analysis").is_dir():  # a checkout goes with its own package, whichever is installed
+        sys.path.insert(1, str(folder.parent))
+    from bora_analysis.bundled import app_package
+
+    app_package(folder)
     main()

@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bounded import Bounded
-from plain import one_line
-
+from app.bounded import Bounded
+from app.safe_markdown import one_line
 from bora_analysis.adapters import Adapter, AdapterError, Trajectory, checkpoints, read_adapter
 from bora_analysis.adapters.adapter import natural
 from bora_analysis.adapters.read import CHECKPOINT, SUFFIXES, paths_read

@@ -24,9 +24,9 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any, Protocol
 
 import streamlit as st
-from plain import markdown, one_line
-from sources import Source, table_store
 
+from app.safe_markdown import markdown, one_line
+from app.sources import Source, table_store
 from bora_analysis.adapters import AdapterError
 from bora_analysis.adapters.read import CONFIG_NAME, NOT_WEIGHTS, SUFFIXES
 from bora_analysis.style import shortened

@@ -7,17 +7,14 @@ import sys
 from pathlib import Path
 
 import altair as alt
-import inspection
 import numpy as np
 import pandas as pd
 import pytest
-import server
-import sources
-import uploads
 from dashboard_cases import APP, PAGES, adapter, contents, zipped
 from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
+from app import inspection, server, sources, uploads
 from bora_analysis import analyse, bundled, factor_ranks, read_adapter
 from bora_analysis.adapters import AdapterError
 from bora_analysis.table import join

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-import sources
 from dashboard_cases import APP
 from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
+from app import sources
 from bora_analysis import analyse, read_adapter
 from bora_analysis.adapters import AdapterError
 
@@ -81,12 +85,63 @@ def test_the_arguments_are_the_same_before_streamlit_runs_and_after(program, tmp
 def test_the_process_is_set_for_good():
     """One BLAS thread until it ends, also when what set it has been collected; what is loaded is not collected."""
     code = """if True:
-        import gc, process, threadpoolctl
-        process.settle()
+        import gc, threadpoolctl
+        from app.server_settings import settle
+        settle()
         gc.collect()
         blas = [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
         print(set(blas), gc.get_freeze_count() > 10_000)
     """
-    surroundings = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(APP)}
+    surroundings = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(APP.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "{1} True"
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The first names of all modules that a file imports."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        yield from (name.partition(".")[0] for name in names)
+
+
+def test_no_module_of_the_dashboard_is_imported_by_its_bare_name():
+    ours = {file.stem for file in APP.glob("*.py")}
+    for folder in ("app", "tests", "benchmarks"):
+        for file in (APP.parent / folder).rglob("*.py"):
+            assert not ours & set(imported(file)), f"{file}: expected `from app import …`"
+
+
+def test_modules_of_the_same_names_are_not_picked_up(tmp_path):
+    """In the working directory, beside the dashboard's folder as in a wheel, and already loaded as ``app``."""
+    package, here = tmp_path / "bora_analysis" / "app", tmp_path / "here"
+    shutil.copytree(APP, package, ignore=shutil.ignore_patterns("__pycache__"))
+    here.mkdir()
+    for folder in (here, package.parent):
+        for name in (*(file.stem for file in APP.glob("*.py")), "metrics"):
+            (folder / f"{name}.py").write_text("decoy = True")
+    (here / "app").mkdir()
+    for name in ("__init__", "charts"):
+        (here / "app" / f"{name}.py").write_text("decoy = True")
+    code = """if True:
+        import sys, app.charts
+        assert app.charts.decoy
+        from pathlib import Path
+        from streamlit.testing.v1 import AppTest
+        script = Path(sys.argv[1])
+        sys.path.insert(0, str(script.parent))  # as Streamlit does
+        run = AppTest.from_file(str(script), default_timeout=180)
+        for page in ("spectra", "lab"):
+            run.switch_page(f"app_pages/{page}.py").run()
+            assert not run.exception, [error.value for error in run.exception]
+        used = [name for name, module in sys.modules.items() if hasattr(module, "decoy")]
+        assert not used, used
+        files = [Path(module.__file__) for name, module in sys.modules.items() if name.partition(".")[0] == "app"]
+        assert len(files) > 10 and all(file.parent == script.parent for file in files), files
+        assert not {str(script.parent), str(script.parent.parent)} & set(sys.path), sys.path
+        import charts, metrics
+        assert charts.decoy and Path(charts.__file__).parent == Path.cwd()
+    """
+    command = [sys.executable, "-c", code, str(package / "streamlit_app.py")]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -21,9 +21,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pandas as pd
 import pytest
-import sources
 from dashboard_cases import PAGES, adapter, contents, zipped
 
+from app import sources
 from bora_analysis import analyse, read_adapter
 from bora_analysis.figures import save, spectra
 from bora_analysis.style import METRICS

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import lab_model
 import numpy as np
 import pytest
-from lab_model import LARGEST_CORE, METHODS, OTHERS, Setting, compare, ranks_frame, sizes_of, spectra_frame
 from scipy.linalg import svdvals
 
+from app import lab_model
+from app.lab_model import LARGEST_CORE, METHODS, OTHERS, Setting, compare, ranks_frame, sizes_of, spectra_frame
 from bora_analysis.cost import BLOCK_METHODS, EXPERT_METHODS, cost
 from bora_analysis.recipes import RECIPES
 

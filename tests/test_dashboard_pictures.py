@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import charts
 import numpy as np
 import pandas as pd
-import pictures
 import pytest
 
+from app import charts, pictures
 from bora_analysis import bora, lora, melora
 
 

@@ -17,15 +17,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import plain
 import pytest
-import sources
-import uploads
 from dashboard_cases import APP, Named, adapter, contents, zipped
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from app import safe_markdown, sources, uploads
 from bora_analysis.adapters import AdapterError, base, checkpoints, read, read_adapter
 
 CONFIG = "adapter_config.json"
@@ -611,11 +609,11 @@ def test_eight_are_kept():
 def test_folders_are_removed_at_exit(tmp_path, files, end):
     (tmp_path / "x.zip").write_bytes(zipped(files))
     code = (
-        "import os, signal, sys, time; from pathlib import Path; import uploads; "
+        "import os, signal, sys, time; from pathlib import Path; from app import uploads; "
         "file = open(sys.argv[1], 'rb'); source = uploads.upload_store().add([file]); "
         f"assert source.path.exists(); print(source.path, flush=True); {end}"
     )
-    environment = {**os.environ, "PYTHONPATH": str(APP), "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(APP.parent), "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "x.zip")], env=environment, capture_output=True, text=True
     )
@@ -668,11 +666,11 @@ def test_markdown_shows_a_name_as_it_is(name):
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    paragraph, inline, _ = parser.parse(plain.markdown(name))
+    paragraph, inline, _ = parser.parse(safe_markdown.markdown(name))
     assert paragraph.type == "paragraph_open"
     children = inline.children or []
     assert {child.type for child in children} <= {"text", "text_special"}
-    assert "".join(child.content for child in children).replace("\u2060", "") == plain.one_line(name)
+    assert "".join(child.content for child in children).replace("\u2060", "") == safe_markdown.one_line(name)
 
 
 def test_names_are_shortened():
@@ -680,7 +678,7 @@ def test_names_are_shortened():
     assert uploads.label(".zip") == uploads.label("") == uploads.label("/") == "upload"
 
 
-@pytest.mark.parametrize("module", [plain, uploads])
+@pytest.mark.parametrize("module", [safe_markdown, uploads])
 def test_examples_in_the_documentation(module):
     assert doctest.testmod(module).failed == 0
 

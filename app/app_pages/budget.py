@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import charts
-import method_charts
 import pandas as pd
 import streamlit as st
-from context import current, latest
-from downloads import offer
-from explain import explanation, question
 
+from app import charts, method_charts
+from app.context import current, latest
+from app.downloads import offer
+from app.explain import explanation, question
 from bora_analysis import style
 from bora_analysis.architectures import ARCHITECTURES, LETTERS, Matrices, architecture
 from bora_analysis.cost import (

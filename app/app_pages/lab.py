@@ -6,14 +6,14 @@ from dataclasses import replace
 from math import sqrt
 from typing import Any
 
-import charts
-import method_charts
 import pandas as pd
 import streamlit as st
-from context import current
-from downloads import offer
-from explain import explanation, question
-from lab_model import (
+
+from app import charts, method_charts
+from app.context import current
+from app.downloads import offer
+from app.explain import explanation, question
+from app.lab_model import (
     BUDGETS,
     KINDS,
     LARGEST,
@@ -29,7 +29,6 @@ from lab_model import (
     spectra_frame,
     sweep,
 )
-
 from bora_analysis import style
 from bora_analysis.delta import ACTIVATIONS
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import charts
 import pandas as pd
 import streamlit as st
-from context import current
-from downloads import offer
-from explain import explanation, folded, question
-from inspection import Inspection, inspect
-from pictures import Picture
-from plain import markdown
 
+from app import charts
+from app.context import current
+from app.downloads import offer
+from app.explain import explanation, folded, question
+from app.inspection import Inspection, inspect
+from app.pictures import Picture
+from app.safe_markdown import markdown
 from bora_analysis import style
 from bora_analysis.adapters import AdapterError
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import charts
-import method_charts
 import pandas as pd
 import streamlit as st
-from downloads import offer
-from explain import explanation, question
-from plain import markdown
 
+from app import charts, method_charts
+from app.downloads import offer
+from app.explain import explanation, question
+from app.safe_markdown import markdown
 from bora_analysis import paper, style
 from bora_analysis.claims import CONDITION, ERRATUM, HOLDS, MODELS, claims
 

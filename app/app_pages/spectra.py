@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import charts
 import pandas as pd
 import streamlit as st
-from context import current, latest
-from downloads import offer
-from explain import explanation, folded, question
-from plain import markdown
 
+from app import charts
+from app.context import current, latest
+from app.downloads import offer
+from app.explain import explanation, folded, question
+from app.safe_markdown import markdown
 from bora_analysis import style
 from bora_analysis.table import summary
 

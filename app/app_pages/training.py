@@ -7,15 +7,14 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-import charts
 import pandas as pd
-import sources
 import streamlit as st
-from context import current, load
-from downloads import offer
-from explain import explanation, question
-from plain import markdown
 
+from app import charts, sources
+from app.context import current, load
+from app.downloads import offer
+from app.explain import explanation, question
+from app.safe_markdown import markdown
 from bora_analysis import factor_table, style
 from bora_analysis.adapters import AdapterError, checkpoints
 

@@ -1,0 +1,152 @@
+"""The navigation and the adapter picker, which all pages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from app import sources
+from app.context import load
+from app.safe_markdown import markdown
+from app.server_settings import settle
+from app.uploads import upload_box, upload_store
+from bora_analysis.adapters import AdapterError
+from bora_analysis.metrics import THRESHOLD
+
+#: Twelve steps a decade from 1e-6 to 100, the figures that people type among them.
+STEPS = [float(f"{digits}e{power}") for power in range(-6, 2) for digits in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)]
+STEPS.append(100.0)
+
+
+def main() -> None:
+    """One run of the script: the sidebar, then the page that the visitor is on."""
+    st.set_page_config(page_title="bora_analysis", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
+    page = st.navigation(
+        {
+            "Adapters": [
+                st.Page("app_pages/spectra.py", title="Spectra", icon=":material/show_chart:", default=True),
+                st.Page("app_pages/layers.py", title="Layers", icon=":material/grid_on:"),
+                st.Page("app_pages/training.py", title="Training", icon=":material/timeline:"),
+            ],
+            "Method": [
+                st.Page("app_pages/lab.py", title="Synthetic lab", icon=":material/science:"),
+                st.Page("app_pages/budget.py", title="Budget", icon=":material/savings:"),
+                st.Page("app_pages/paper.py", title="Paper", icon=":material/article:"),
+            ],
+        }
+    )
+    adapters, tau = picker()
+    st.session_state["_context"] = load(adapters, tau)
+    settle()
+    page.run()
+
+
+def picker() -> tuple[list[sources.Source], float]:
+    """The sidebar: which adapters, and the threshold. Their state stands in the URL.
+
+    Adapters in the URL by ``adapters`` (their labels, bound to the picker), those that are neither given nor bundled
+    first by ``path`` or ``upload``, so that a link brings them with it.
+    """
+    added: dict[str, sources.Source] = st.session_state.setdefault("added", {})
+    fixed = [*sources.given(), *sources.bundled(), *sources.runs()]
+    errors = []
+    for source in linked(errors):
+        added.setdefault(source.key, source)
+    known = sources.named_apart(fixed, added.values())
+    first = [source.key for source in (*sources.given(), *sources.usual()) if source.key in known]
+    in_link(added)
+    new = [key for key in st.session_state.pop("_choose", []) if key in known]
+    if new:  # before the widget is made: afterwards its state may not be set
+        st.session_state["adapters"] = list(dict.fromkeys([*st.session_state.get("adapters", first), *new]))
+    with st.sidebar:
+        chosen = st.multiselect(
+            "Adapters",
+            list(known),
+            default=[*first, *(key for key in added if key in known and key not in first)],
+            format_func=lambda key: known[key].label,
+            key="adapters",
+            bind="query-params",
+            placeholder="Choose, or type to search",
+            help="Type a part of a name to search. Trained adapters come first, then synthetic ones, whose spectra are "
+            "known, and training runs with all their steps.",
+        )
+        threshold = st.select_slider(
+            "Threshold τ of the effective rank",
+            steps(),
+            value=THRESHOLD,
+            format_func=lambda value: f"{value:g}",
+            key="threshold",
+            bind="query-params",
+            help="Singular values above τ count. 0.005 is the paper's (§4.5), from HiRA.",
+        )
+        for error in errors:
+            st.error(markdown(error), icon=":material/error:")
+        with st.expander("Add an adapter", icon=":material/add:"):
+            with st.form("path_form", clear_on_submit=False, border=False):
+                text = st.text_input(
+                    "Path on this server", key="path_box", placeholder="a PEFT folder or a weights file", max_chars=4096
+                )
+                asked = st.form_submit_button("Open", icon=":material/folder_open:")
+            if asked and text.strip():
+                try:
+                    remember([sources.within_roots(text)], known)
+                except AdapterError as error:
+                    st.error(markdown(str(error)), icon=":material/error:")
+            remember(upload_box(), known)
+    return [known[key] for key in chosen], float(threshold)
+
+
+def linked(errors: list[str]) -> list[sources.Source]:
+    """The adapters that the URL brings with it; what is wrong with them is appended to ``errors``."""
+    found = []
+    added = {source.key for source in st.session_state["added"].values()}
+    for text in st.query_params.get_all("path"):
+        if f"path:{text}" in added:
+            continue
+        try:
+            found.append(sources.within_roots(text))
+        except AdapterError as error:
+            errors.append(str(error))
+    for token in st.query_params.get_all("upload"):
+        if f"upload:{token}" in added:
+            continue
+        source = upload_store().find(token)
+        if source is None:
+            errors.append("The uploaded adapter of this link is no longer kept; upload it again")
+        else:
+            found.append(source)
+    return found
+
+
+def in_link(added: dict[str, sources.Source]) -> None:
+    """Put the added adapters into the URL. What is there already stays, also what is in error: it is the visitor's."""
+    for origin in ("path", "upload"):
+        there = st.query_params.get_all(origin)
+        missing = [s.word for s in added.values() if s.origin == origin and s.word not in there]
+        if missing:
+            st.query_params[origin] = [*there, *missing]
+
+
+def steps() -> list[float]:
+    """The slider's steps, and the one between them that a link asked for when this session began."""
+    if "_steps" not in st.session_state:
+        try:
+            asked = float(st.query_params.get("threshold", ""))
+        except ValueError:
+            asked = THRESHOLD
+        st.session_state["_steps"] = sorted({*STEPS, *([asked] if 1e-12 <= asked <= 1e12 else [])})
+    return st.session_state["_steps"]
+
+
+def remember(new: list[sources.Source], known: dict[str, sources.Source]) -> None:
+    """Add sources to this session's list, choose them, and start over with them."""
+    if not new:
+        return
+    places = {source.path: key for key, source in known.items()}
+    added = st.session_state["added"]
+    for source in new:
+        if source.path not in places:
+            added[source.key] = source
+    st.session_state["_choose"] = [places.get(source.path, source.key) for source in new]
+    st.rerun()
