@@ -6,11 +6,13 @@
 # make test    ruff, pyright, import-linter, pytest
 # make bench   the performance targets, with ratios against a peer (installs it into an environment of its own)
 # make bench-training  what a training step costs against PEFT's LoRA: our version of the paper's table 4
-# Every install goes through constraints.txt; running a target twice reinstalls nothing.
+# Every install goes through constraints.txt and brings what its target needs, so that make demo comes without PyTorch;
+# running a target twice reinstalls nothing.
 
 PYTHON ?= python3
 PORT ?= 8501
 BIN := .venv/bin
+INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt
 # The trained adapters that can be read without the base model (DoRA's cannot), and those of the figures.
 SHOWN := $(addprefix data/trained-,lora-r8 lora-r16 lora-r32 melora-r8-n4 bora-r8-b8 bora-r8-b16)
 ADAPTERS := $(SHOWN) $(addprefix data/trained-,hydralora-r4 sbora-fa-r8 sbora-fb-r8)
@@ -37,7 +39,7 @@ bundled-figures: .venv/.installed
 	@$(BIN)/bora-analysis figure trajectory $(RUNS) --metric effective_rank --projection q \
 		-o out/figures/trajectory.pdf -o out/figures/trajectory.png 2>/dev/null
 
-dashboard: .venv/.installed
+dashboard: .venv/.installed-dashboard
 	@$(BIN)/bora-analysis dashboard --port $(PORT)
 
 figures: bundled-figures
@@ -65,7 +67,7 @@ test: .venv/.installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n auto --dist loadfile
 
-bench: .venv/.installed .venv-peer/.installed
+bench: .venv/.installed-dev .venv-peer/.installed
 	$(BIN)/python benchmarks/run.py --peer .venv-peer/bin/gradience
 	$(BIN)/python benchmarks/family.py
 	$(BIN)/python benchmarks/dense.py
@@ -78,17 +80,22 @@ bench-training: .venv/.installed-dev
 	$(PYTHON) -m venv .venv
 	@touch $@
 
+# A larger installation holds the smaller ones.
 .venv/.installed: .venv/.python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/$(INSTALL) -e .
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
-	@touch $@
+.venv/.installed-dashboard: .venv/.python pyproject.toml constraints.txt
+	$(BIN)/$(INSTALL) -e '.[dashboard]'
+	@touch .venv/.installed $@
+
+.venv/.installed-dev: .venv/.python pyproject.toml constraints.txt
+	$(BIN)/$(INSTALL) -e '.[all,dev]'
+	@touch .venv/.installed .venv/.installed-dashboard $@
 
 .venv-peer/.installed: benchmarks/peer-requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv-peer
-	.venv-peer/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/peer-requirements.txt
+	.venv-peer/bin/$(INSTALL) -r benchmarks/peer-requirements.txt
 	@touch $@
 
 clean:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .extras import require
 from .modules import layer, projection
 
 
@@ -143,14 +144,11 @@ def matrices(model: str) -> list[Matrices]:
 
 
 def _from_config(source: str, shown: str) -> list[Matrices]:
-    try:
-        import torch
-        from transformers import AutoConfig, AutoModel
-        from transformers.pytorch_utils import Conv1D
-    except ImportError:
-        raise ValueError(
-            f"model {shown!r}: reading a configuration needs transformers; pip install 'bora_analysis[train]'"
-        ) from None
+    require("train", f"model {shown!r}: reading a configuration", "torch", "transformers", error=ValueError)
+    import torch
+    from transformers import AutoConfig, AutoModel
+    from transformers.pytorch_utils import Conv1D
+
     try:
         config = AutoConfig.from_pretrained(source)
     except OSError as error:

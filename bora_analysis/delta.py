@@ -17,7 +17,7 @@ Equations are those of BoRA, arXiv 2508.06953.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
@@ -509,7 +509,7 @@ def factor(name: str, value: Any, ndim: int, stored: str | None) -> tuple[Array,
 def is_finite(array: Array) -> bool:
     """Whether every entry is finite. One BLAS pass; the slow test only where the squares overflow."""
     flat = array.ravel(order="K")
-    if flat.dtype == np.float16:  # no BLAS for it, and its squares overflow at 256
+    if flat.itemsize == 2:  # no BLAS for these, and float16's squares overflow at 256
         return bool(np.isfinite(flat).all())
     with np.errstate(over="ignore", invalid="ignore"):
         quick = float(np.dot(flat, flat))
@@ -542,12 +542,9 @@ def _geqrf() -> Any:
     return get_lapack_funcs("geqrf", dtype=np.float64)
 
 
-def block_diagonal(blocks: Any) -> Array:
-    rows = sum(block.shape[0] for block in blocks)
-    columns = sum(block.shape[1] for block in blocks)
-    out = np.zeros((rows, columns))
-    i = j = 0
-    for block in blocks:
-        out[i : i + block.shape[0], j : j + block.shape[1]] = block
-        i, j = i + block.shape[0], j + block.shape[1]
+def block_diagonal(blocks: Iterable[Array]) -> Array:
+    """scipy's, in float64 whatever the factors are stored in."""
+    from scipy.linalg import block_diag  # here: importing it takes longer than --help may
+
+    out: Any = block_diag(*(block.astype(np.float64, copy=False) for block in blocks))
     return out

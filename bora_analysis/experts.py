@@ -39,9 +39,9 @@ def routing(route: Any, inputs: Any) -> Array:
     (matrix, _), (x, _) = factor("route", route, 2, None), factor("inputs", inputs, 2, None)
     if x.shape[1] != matrix.shape[1]:
         raise FactorError("inputs", f"have shape {x.shape}; expected (T, {matrix.shape[1]}) from route {matrix.shape}")
-    logits = x.astype(np.float64) @ matrix.astype(np.float64).T
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0)
+    from scipy.special import softmax  # here: importing it takes longer than --help may
+
+    return softmax(x.astype(np.float64) @ matrix.astype(np.float64).T, axis=1).mean(axis=0)
 
 
 def mixed(

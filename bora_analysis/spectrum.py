@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from .counting import Counted, count
 from .delta import EPSILON, Array, Blocked, Dense, Facts, Update
+from .extras import available, require
 from .metrics import numerical_rank, rounding_tolerance
 
 Solver = Literal["auto", "svd", "gram"]
@@ -307,6 +308,7 @@ def _resolve(solver: str, device: str) -> str:
         return device
     if device.partition(":")[0] != "cuda" or (":" in device and not device.partition(":")[2].isdigit()):
         raise ValueError(f"device {device!r} is unknown; expected auto, cpu, cuda or cuda:k")
+    require("torch", f"device {device!r}", "torch", error=ValueError)
     import torch
 
     index = int(device.partition(":")[2] or 0)
@@ -331,7 +333,7 @@ def _place(shape: tuple[int, ...], place: str) -> str:
     """Where a core of this shape is solved."""
     if place != "auto":
         return place
-    if min(shape) < GPU_FROM:
+    if min(shape) < GPU_FROM or not available("torch"):
         return "cpu"
     import torch
 
@@ -373,7 +375,7 @@ def _solve_cpu(stack: Array, dtype: str, solver: str) -> _Solved:
 
 def _eigenvalues(stack: Array) -> Array:
     """Eigenvalues of symmetric matrices (k, p, p), ascending."""
-    if stack.shape[-1] < TORCH_FROM:
+    if stack.shape[-1] < TORCH_FROM or not available("torch"):
         return np.linalg.eigvalsh(stack)
     import torch
 

@@ -84,7 +84,7 @@ def test_without_peft_one_line_says_what_to_install(missing: str) -> None:
     last = found.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: bora_analysis.peft_bora")
     assert missing in last
-    assert "pip install bora_analysis[train]" in last
+    assert 'pip install "bora_analysis[train]"' in last
 
 
 def test_an_old_peft_is_refused_in_one_line() -> None:

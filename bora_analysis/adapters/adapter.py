@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from natsort import natsort_keygen
+
 from ..delta import Update
+
+#: Sort key that orders numbers by their value.
+natural: Callable[[str], Any] = natsort_keygen()
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +94,6 @@ class Trajectory(Sequence[Adapter]):
 def checkpoints(adapter: Adapter | Trajectory) -> tuple[Adapter, ...]:
     """The adapters in it: one, or one per checkpoint."""
     return adapter.checkpoints if isinstance(adapter, Trajectory) else (adapter,)
-
-
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that orders numbers by their value."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _holder(update: Update) -> Callable[[], Update]:

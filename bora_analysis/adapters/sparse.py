@@ -13,7 +13,8 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from ..delta import Update
+from ..delta import FactorError, Update
+from ..extras import require
 from ..structures import fourierft, shira
 from .source import Found, Loader, Source, collect, need, others
 from .tensors import Array
@@ -48,6 +49,8 @@ def build_fourierft(spectrum: Array, *, size: tuple[int, int], seed: int, scalin
 @lru_cache(maxsize=16)
 def _places(m: int, n: int, seed: int, count: int) -> tuple[Array, Array]:
     """The places as PEFT draws them: the first of a random permutation of all m·n."""
+    told = "has places that PyTorch's generator must draw"
+    require("torch", told, "torch", error=partial(FactorError, "spectrum"))
     import torch  # here: its generator is what drew them
 
     places = torch.randperm(m * n, generator=torch.Generator().manual_seed(seed))[:count].numpy()

@@ -83,13 +83,13 @@ def build(A: list[Array], B: list[Array], bank: Array, *, topk: int, dtype: str)
 def _mixed(stored: list[Array], bank: Array, topk: int) -> Array:
     """The vectors of one factor, (…, …, v), from its logits or from its top k indices and weights."""
     if len(stored) == 1:
+        from scipy.special import softmax  # here: no other method needs it
+
         logits = stored[0].astype(np.float64)
         if not is_finite(logits):  # NaN would not be among the top k
             raise FactorError("A", "holds NaN or Inf")
         index = np.argpartition(-logits, topk - 1, axis=-1)[..., :topk]
-        chosen = np.take_along_axis(logits, index, axis=-1)
-        weights = np.exp(chosen - chosen.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
+        weights = softmax(np.take_along_axis(logits, index, axis=-1), axis=-1)
     else:
         index, some = stored[0].astype(np.int64), stored[1].astype(np.float64)
         weights = np.concatenate([some, 1 - some.sum(axis=-1, keepdims=True)], axis=-1)

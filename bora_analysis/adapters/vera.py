@@ -15,11 +15,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
 from ..delta import FactorError, Update
+from ..extras import require
 from ..structures import diagonal
 from .errors import AdapterError
 from .source import Found, Loader, Source, collect, need, others
@@ -89,6 +90,7 @@ def _drawn(source: Source, kind: str, pairs: dict[str, list[str]]) -> tuple[Call
 
     @cache
     def project() -> tuple[Array, Array]:
+        require("torch", "must be drawn by PyTorch's generator", "torch", error=partial(FactorError, "A"))
         import torch  # here: its generator is what drew them
 
         generator = torch.Generator(device="cpu").manual_seed(key)

@@ -231,14 +231,7 @@ def _as_array(value: Any) -> Array:
 
 def _encode(array: Array, dtype: str) -> bytes:
     with np.errstate(over="ignore"):
-        if dtype == "bfloat16":
-            bits = np.ascontiguousarray(array, dtype="<f4").view("<u4")
-            # To the nearest, ties to the even: add just under half, and the rest where the kept part is odd.
-            rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-            fits = bool((rounded & 0x7F80 != 0x7F80).all())
-        else:
-            rounded = np.ascontiguousarray(array, dtype=np.dtype(dtype).newbyteorder("<"))
-            fits = delta.is_finite(rounded)
-    if not fits:
+        rounded = np.ascontiguousarray(array, dtype=np.dtype(dtype).newbyteorder("<"))
+    if not delta.is_finite(rounded):
         raise OverflowError(f"holds values beyond the range of {dtype}")
     return rounded.tobytes()

@@ -28,11 +28,13 @@ from .common import fail
 def dashboard(paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ...], base: str | None) -> None:
     """Look at adapters in the browser: PATH..., or the bundled ones. Ctrl-C ends it."""
     from ..bundled import app_folder
+    from ..extras import require
 
     try:
+        require("dashboard", "dashboard", "streamlit", "cachetools")
         app = app_folder()
         trouble = _unavailable(host, port)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ImportError) as error:
         app, trouble = Path(), str(error)
     if trouble is not None:
         fail(trouble)

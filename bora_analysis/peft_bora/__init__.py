@@ -22,32 +22,24 @@ Examples
 72
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
-try:
-    if tuple(map(int, version("peft").split(".")[:2])) < (0, 21):
-        # Older ones lose trained biases, turn SBoRA's indices into floats, or mix the adapters of one model in a file.
-        raise ImportError(
-            f"bora_analysis.peft_bora: peft {version('peft')} is installed; expected 0.21 or later: "
-            "pip install -U bora_analysis[train]"
-        )
-except PackageNotFoundError:
-    pass  # the imports say so
+from ..extras import require
 
-try:
-    from .callback import RankCallback
-    from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
-    from .convert import convert
-    from .live import read_model
-    from .models import BoraModel, HydraloraModel, MeloraModel, SboraModel
-    from .registration import register
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in ("peft", "transformers"):
-        raise
+require("train", "bora_analysis.peft_bora", "torch", "transformers", "peft")
+if tuple(map(int, version("peft").split(".")[:2])) < (0, 21):
+    # Older ones lose trained biases, turn SBoRA's indices into floats, or mix the adapters of one model in a file.
     raise ImportError(
-        f"bora_analysis.peft_bora: {error.name} is not installed; expected PEFT and transformers: "
-        "pip install bora_analysis[train]"
-    ) from None
+        f"bora_analysis.peft_bora: peft {version('peft')} is installed; expected 0.21 or later: "
+        'pip install -U "bora_analysis[train]"'
+    )
+
+from .callback import RankCallback
+from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
+from .convert import convert
+from .live import read_model
+from .models import BoraModel, HydraloraModel, MeloraModel, SboraModel
+from .registration import register
 
 __all__ = [
     "BoraConfig",

@@ -110,6 +110,8 @@ def _frames(place: str, settings: Settings) -> tuple[Named, Named | None]:
 
 
 def _read(path: Path | str, settings: Settings) -> pd.DataFrame:
+    # pandas and not `datasets`, which copies every file into a cache first, fails on a column of numbers whose first
+    # text comes after ten thousand rows, and knows json in UTF-8 alone.
     import pandas as pd
 
     suffix = Path(path).suffix.lower()

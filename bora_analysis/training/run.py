@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from ..extras import require
 from .checkpoints import discard_after, keep_adapter, newest_state, prune, set_base_name
 from .data import Data, Example, load_data
 from .errors import TrainingError
@@ -58,7 +59,10 @@ def train(
     ------
     TrainingError
         One line, before anything is trained: bad data, a model that cannot be loaded, a folder in use.
+    ImportError
+        The extra ``train`` is not installed.
     """
+    require("train", "training an adapter", "torch", "transformers", "peft", "sklearn")
     folder = Path(output)
     record = _claim(settings, folder, resume)
     data = load_data(settings)

@@ -1,0 +1,40 @@
+# The public names, written down once: type checkers read them here, and __init__.py loads them by this list.
+from .adapters import Adapter as Adapter
+from .adapters import AdapterError as AdapterError
+from .adapters import Trajectory as Trajectory
+from .adapters import merge as merge
+from .adapters import read_adapter as read_adapter
+from .adapters import write_adapter as write_adapter
+from .conversion import Conversion as Conversion
+from .conversion import Cut as Cut
+from .conversion import convert as convert
+from .delta import Blocked as Blocked
+from .delta import FactorError as FactorError
+from .delta import Facts as Facts
+from .delta import Update as Update
+from .delta import activate as activate
+from .delta import bora as bora
+from .delta import dense as dense
+from .delta import lora as lora
+from .delta import melora as melora
+from .factors import factor_table as factor_table
+from .recommendation import Recommendation as Recommendation
+from .recommendation import recommend as recommend
+from .spectrum import FactorRanks as FactorRanks
+from .spectrum import Spectrum as Spectrum
+from .spectrum import each_spectrum as each_spectrum
+from .spectrum import factor_ranks as factor_ranks
+from .spectrum import singular_values as singular_values
+from .subspaces import principal_angles as principal_angles
+from .subspaces import similarity as similarity
+from .subspaces import subspace_similarity as subspace_similarity
+from .synthetic import synthetic_adapter as synthetic_adapter
+from .table import Tables as Tables
+from .table import analyse as analyse
+from .table import layer_metrics as layer_metrics
+from .table import spectra as spectra
+from .table import summary as summary
+from .vectors import SingularVectors as SingularVectors
+from .vectors import singular_vectors as singular_vectors
+
+__version__: str
