@@ -55,7 +55,7 @@ adapters: .venv/.installed-dev
 	$(BIN)/python data/make_adapters.py
 
 screenshots: .venv/.installed-dev
-	$(BIN)/pytest tests/test_dashboard_browser.py -k wide_and_on_a_phone
+	$(BIN)/pytest tests/app/test_dashboard_browser.py -k wide_and_on_a_phone
 	@mkdir -p app/screenshots
 	@$(BIN)/python -c 'import sys; from PIL import Image; [Image.open(f"out/screenshots/{name}.png").convert("RGB") \
 		.crop((0, 0, 1280, 1100)).quantize(256).save(f"app/screenshots/{name}.png", optimize=True) for name in sys.argv[1:]]' $(SHOTS)

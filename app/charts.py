@@ -21,6 +21,7 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from bora_analysis import style
+from bora_analysis.metrics import METRICS
 from bora_analysis.style import Look
 
 Array = NDArray[Any]
@@ -93,8 +94,8 @@ def metric_name(metric: str) -> str:
     >>> metric_name("stable_rank"), metric_name("energy_rank_99")
     ('stable rank', 'energy rank, 99 %')
     """
-    name, formula = style.METRICS[metric]
-    return f"{name}, {formula.partition(' of')[0]}" if metric.startswith("energy_rank") else name
+    row = METRICS[metric]
+    return f"{row.label}, {row.formula.partition(' of')[0]}" if metric.startswith("energy_rank") else row.label
 
 
 def metric_title(metric: str) -> str:
@@ -103,7 +104,7 @@ def metric_title(metric: str) -> str:
     >>> metric_title("effective_rank")
     'effective rank  #{σ > τ}'
     """
-    return "  ".join(style.METRICS[metric])
+    return "  ".join((METRICS[metric].label, METRICS[metric].formula))
 
 
 def dark() -> bool:
@@ -217,7 +218,7 @@ def over_layers(table: pd.DataFrame, metric: str, looks: Mapping[str, Look], nig
     tips = [
         category("label", "adapter"),
         number("layer", "layer"),
-        number(metric, style.METRICS[metric][0], format=_EXACT),
+        number(metric, METRICS[metric].label, format=_EXACT),
         number("rank_bound", "bound", format=_EXACT),
         number("modules", "modules"),
     ]
@@ -242,7 +243,7 @@ def runs(means: pd.DataFrame, metric: str, looks: Mapping[str, Look], night: boo
     colour, shape, dash = _encodings(shown, looks, night)
     x = number("step", "training step", axis=_step_axis(means["step"]), scale=_SPAN)
     y = number(metric, metric_title(metric))
-    tips = [category("label", "run"), number("step", "step"), number(metric, style.METRICS[metric][0], format=_EXACT)]
+    tips = [category("label", "run"), number("step", "step"), number(metric, METRICS[metric].label, format=_EXACT)]
     line = layer("runs", {"type": "line", "strokeWidth": 2}, x=x, y=y, color=colour, strokeDash=dash)
     points = _markers("runs", shown, night, 55, x=x, y=y, color=colour, shape=shape, tooltip=tips)
     return Chart(layered(320 + _legend_height(shown, _WHOLE), line, *points), {"runs": shown})
@@ -290,7 +291,7 @@ def heatmap(cells: pd.DataFrame, metric: str, chosen: tuple[str, str], night: bo
     tips = [
         category("layer", "layer"),
         category("projection", "projection"),
-        number(metric, style.METRICS[metric][0], format=_EXACT),
+        number(metric, METRICS[metric].label, format=_EXACT),
         number("modules", "modules in the cell"),
     ]
     scale = {"scheme": "viridis", "type": "log" if spreads else "linear", "zero": False}

@@ -12,7 +12,7 @@ from app import sources
 from app.safe_markdown import markdown
 from app.sources import Source
 from bora_analysis.adapters import AdapterError
-from bora_analysis.table import LAYER_COLUMNS, SPECTRA_COLUMNS, recounted
+from bora_analysis.analysis.tables import LAYER_COLUMNS, SPECTRA_COLUMNS, recounted
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import streamlit as st
 
-from bora_analysis.report import text
+from bora_analysis.cli.text_tables import text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

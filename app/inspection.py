@@ -15,8 +15,8 @@ from app.pictures import Picture
 from app.sources import Source, read, stamp
 from bora_analysis import factor_ranks
 from bora_analysis.adapters import Adapter, AdapterError, checkpoints
-from bora_analysis.delta import Blocked, Facts, Update
-from bora_analysis.spectrum import FactorRanks
+from bora_analysis.analysis.spectrum import FactorRanks
+from bora_analysis.updates.contract import Blocked, Facts, Update
 
 #: Inspections beyond this are dropped, the least recently used first.
 INSPECTION_BYTES = 48 << 20

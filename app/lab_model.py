@@ -13,14 +13,18 @@ from math import gcd
 import numpy as np
 import pandas as pd
 
-from bora_analysis import metrics
-from bora_analysis.adapters.forms import FORMS
-from bora_analysis.cost import BLOCK_METHODS, EXPERT_METHODS, Cost, common_divisors, cost
-from bora_analysis.delta import Array, Blocked, BlockProduct, DirectSum, Facts, Update, bora, lora
-from bora_analysis.recipes import RECIPES
-from bora_analysis.spectrum import FactorRanks, factor_ranks, one_blas_thread, singular_values
-from bora_analysis.synthetic import Synthetic
-from bora_analysis.table import SPECTRA_COLUMNS
+from bora_analysis import catalogue, metrics
+from bora_analysis.adapters.synthetic import Synthetic
+from bora_analysis.analysis.spectrum import FactorRanks, factor_ranks, singular_values
+from bora_analysis.analysis.tables import SPECTRA_COLUMNS
+from bora_analysis.catalogue.cost import cost
+from bora_analysis.catalogue.formulas import Cost
+from bora_analysis.catalogue.sizes import common_divisors
+from bora_analysis.linalg import Array
+from bora_analysis.linalg.threads import one_blas_thread
+from bora_analysis.methods import form, recipe
+from bora_analysis.updates.blocks import BlockProduct, DirectSum, bora, lora
+from bora_analysis.updates.contract import Blocked, Facts, Update
 
 #: The largest m and n, and r. With the two limits below, the SVD of a core takes at most 70 ms on one processor and the
 #: ranks of the S_k less: a change of any control is answered within 300 ms.
@@ -31,7 +35,7 @@ LARGEST_SLOTS = 2**25  # r b³: the work for the r SVDs of the S_k ∈ R^{b×b}
 
 METHODS = ("lora", "melora", "bora")
 #: What may stand beside them.
-OTHERS = tuple(method for method in RECIPES if method not in METHODS)
+OTHERS = tuple(method for method in catalogue.made() if method not in METHODS)
 # Of these no large core is ever decomposed.
 _COARSE = ("lokr", "krona", "c3a")
 KINDS = {"gaussian": "Gaussian", "decay": "decay", "init": "initialisation", "counterexample": "counterexample"}
@@ -118,28 +122,28 @@ def compare(setting: Setting) -> tuple[Outcome, ...]:
 def sizes_of(setting: Setting, method: str) -> tuple[int, int] | None:
     """r and blocks with which another method stands beside BoRA; None where it cannot, or not within the lab's limits.
 
-    At the same budget r is the largest that BoRA's parameters buy. BD-LoRA and GraLoRA have as many of the b blocks as
-    divide r; HydraLoRA and MoELoRA their usual number of experts. A method without r is what it is.
+    At the same budget r is the largest that BoRA's parameters buy. A method whose blocks split r has as many of the
+    b blocks as divide r; one with experts its usual number of them. A method without r is what it is.
     """
-    m, n, recipe = setting.m, setting.n, RECIPES[method]
-    blocks = recipe.blocks if not recipe.divides else setting.blocks if recipe.blocks else 1
-    if recipe.splits:
+    m, n, row, largest = setting.m, setting.n, catalogue.METHODS[method], recipe(method).most
+    blocks = 1 if row.blocks is None else setting.blocks if row.blocks.divides else row.blocks.default
+    if row.splits:
         blocks = gcd(blocks, setting.r)
-    experts = blocks if method in EXPERT_METHODS else None
+    experts = blocks if row.experts else None
 
     def price(r: int) -> Cost:
-        return cost(method, m, n, r, blocks=blocks if method in BLOCK_METHODS else 1, experts=experts)
+        return cost(method, m, n, r, blocks=blocks if row.cut else 1, experts=experts)
 
     most = min(m, n)
-    if recipe.most is not None:
-        most = min(most, recipe.most(Synthetic("lora", {SEED_PATH: (m, n)}, 1), m, n))
-    step = blocks if recipe.splits else 1
+    if largest is not None:
+        most = min(most, largest(Synthetic("lora", {SEED_PATH: (m, n)}, 1), m, n))
+    step = blocks if row.splits else 1
     possible = range(step, most + 1, step)
     if method not in _COARSE:
         possible = possible[: bisect_right(possible, LARGEST_CORE, key=lambda r: price(r).rank_bound)]
     if not possible:
         return None
-    if setting.same == "budget" and recipe.ranked:
+    if setting.same == "budget" and row.ranked:
         bought = cost("bora", m, n, setting.r, blocks=setting.blocks).parameters
         return possible[max(0, bisect_right(possible, bought, key=lambda r: price(r).parameters) - 1)], blocks
     return min(setting.r, possible[-1]), blocks
@@ -201,7 +205,7 @@ def _outcome(setting: Setting, method: str, r: int, blocks: int) -> Outcome:
     update = _update(setting, method, r) if method in METHODS else _other(setting, method, r, blocks)
     with one_blas_thread():
         ranks = factor_ranks(update) if isinstance(update, Blocked) else None
-    return Outcome(method, r if RECIPES[method].ranked else None, blocks, update, _values(update), ranks)
+    return Outcome(method, r if catalogue.METHODS[method].ranked else None, blocks, update, _values(update), ranks)
 
 
 def _values(update: Update) -> Array:
@@ -216,7 +220,7 @@ def _other(setting: Setting, method: str, r: int, blocks: int) -> Update:
         decay=setting.decay,
     )  # fmt: skip
     parts = {name: part.astype(np.float64) if part.dtype.kind == "f" else part for name, part in raw[SEED_PATH].items()}
-    return FORMS[method].build(parts, raw.scaling, setting.activation)
+    return form(method).build(parts, raw.scaling, setting.activation)
 
 
 def _update(setting: Setting, method: str, r: int) -> Update:

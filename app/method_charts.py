@@ -193,7 +193,8 @@ def pareto(frame: pd.DataFrame, front: pd.DataFrame, budget: int, methods: Seque
 
     Parameters
     ----------
-    frame : fields of :class:`bora_analysis.cost.Choice`. front : those of its rows that no cheaper one reaches.
+    frame : fields of :class:`bora_analysis.analysis.budget.Choice`.
+    front : those of its rows that no cheaper one reaches.
     """
     x = number(
         "parameters",

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bora_analysis.delta import Blocked, BlockProduct, DirectSum, Update
-from bora_analysis.spectrum import one_blas_thread
+from bora_analysis.linalg.threads import one_blas_thread
+from bora_analysis.updates.blocks import BlockProduct, DirectSum
+from bora_analysis.updates.contract import Blocked, Update
 
 Array = NDArray[Any]
 

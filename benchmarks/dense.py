@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from bora_analysis import analyse, read_adapter
-from bora_analysis.spectrum import available_cores
+from bora_analysis.linalg.threads import available_cores
 
 
 def pair(home: Path, size: int) -> tuple[Path, Path, torch.Tensor]:

@@ -18,12 +18,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from bora_analysis import singular_values, style, synthetic_adapter
-from bora_analysis.cost import EXPERT_METHODS
-from bora_analysis.delta import Update
-from bora_analysis.recipes import RECIPES
-from bora_analysis.spectrum import available_cores
-from bora_analysis.structures import combine
+from bora_analysis import singular_values, synthetic_adapter
+from bora_analysis.catalogue import METHODS, made
+from bora_analysis.linalg.threads import available_cores
+from bora_analysis.updates.contract import Update
+from bora_analysis.updates.sums import combine
 
 SIZE, RUNS = 4096, 7
 LIMIT = 50.0  # ms, of those that have one
@@ -33,14 +32,15 @@ R, BLOCKS = {"vera": 256, "gralora": 32, "bora": 8, "melora": 8}, {"bora": 16, "
 def updates() -> dict[str, Update]:
     """One matrix of every synthetic method, and a difference."""
     found = {}
-    for method, recipe in RECIPES.items():
-        r, blocks = R.get(method, 16), BLOCKS.get(method, recipe.blocks or 1)
-        made = synthetic_adapter(method, {"q": (SIZE, SIZE)}, r, blocks)["q"]
-        words = [style.method_look(method).label, f"r = {r}" * recipe.ranked]
+    for method in made():
+        row = METHODS[method]
+        r, blocks = R.get(method, 16), BLOCKS.get(method, row.blocks.default if row.blocks else 1)
+        update = synthetic_adapter(method, {"q": (SIZE, SIZE)}, r, blocks)["q"]
+        words = [row.label, f"r = {r}" * row.ranked]
         words.append({"c3a": f"blocks of {SIZE // blocks}", "fourierft": "1,000 frequencies"}.get(method, ""))
         if blocks > 1 and method != "c3a":
-            words.append(f"{blocks} experts" if method in EXPERT_METHODS else f"b = {blocks}")
-        found[", ".join(filter(None, words))] = made
+            words.append(f"{blocks} experts" if row.experts else f"b = {blocks}")
+        found[", ".join(filter(None, words))] = update
     two = [synthetic_adapter("lora", {"q": (SIZE, SIZE)}, 16, seed=seed)["q"] for seed in (0, 1)]
     return {**found, "PiSSA, r = 16, less its start": combine(two, [1.0, -1.0])}
 

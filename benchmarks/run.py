@@ -23,8 +23,8 @@ from pathlib import Path
 
 from bora_analysis import analyse, read_adapter
 from bora_analysis.adapters import checkpoints
-from bora_analysis.delta import BlockProduct
-from bora_analysis.spectrum import available_cores
+from bora_analysis.linalg.threads import available_cores
+from bora_analysis.updates.blocks import BlockProduct
 
 RUNS = 7
 

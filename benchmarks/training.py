@@ -32,8 +32,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from bora_analysis import paper
-from bora_analysis.peft_bora import BoraConfig, HydraloraConfig, MeloraConfig, RankCallback, SboraConfig
+from bora_analysis.paper import tables as paper
+from bora_analysis.peft_methods import BoraConfig, HydraloraConfig, MeloraConfig, RankCallback, SboraConfig
 
 STEP_ROUNDS, BATCH, LENGTH, TOKENS = 20, 32, 64, 2048
 #: all-MiniLM-L6-v2; the other settings are BERT's own.

@@ -15,14 +15,14 @@ The word "effective rank" means at least seven things in the literature. Here ``
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .delta import EPSILON, Facts
-
-Array = NDArray[Any]
+from .catalogue.dtypes import EPSILON
+from .linalg import Array
+from .linalg.inertia import Counted
+from .updates.contract import Facts
 
 #: The threshold of effective_rank in BoRA §4.5, which takes it from HiRA §6.1.
 THRESHOLD = 0.005
@@ -169,21 +169,73 @@ def utilisation(ranks: Any, rank_bounds: Any) -> Any:
     return np.divide(ranks, rank_bounds, out=np.zeros(np.shape(ranks)), where=np.asarray(rank_bounds) > 0)
 
 
-#: Column of the metrics table → its value for one update, in the order of the table.
-COLUMNS: dict[str, Callable[[Array, Facts, float], float]] = {
-    "effective_rank": lambda s, facts, threshold: effective_rank(s, threshold),
-    "energy": lambda s, facts, threshold: energy(s),
-    "frobenius_norm": lambda s, facts, threshold: frobenius_norm(s),
-    "spectral_norm": lambda s, facts, threshold: spectral_norm(s),
-    "nuclear_norm": lambda s, facts, threshold: nuclear_norm(s),
-    "stable_rank": lambda s, facts, threshold: stable_rank(s),
-    "entropy_rank": lambda s, facts, threshold: entropy_rank(s),
-    "participation_ratio": lambda s, facts, threshold: participation_ratio(s),
-    "numerical_rank": lambda s, facts, threshold: numerical_rank(s, rounding_tolerance(s, facts.dtype)),
-    "energy_rank_90": lambda s, facts, threshold: energy_rank(s, 0.90),
-    "energy_rank_95": lambda s, facts, threshold: energy_rank(s, 0.95),
-    "energy_rank_99": lambda s, facts, threshold: energy_rank(s, 0.99),
-    "condition": lambda s, facts, threshold: condition(s, rounding_tolerance(s, facts.dtype)),
-    "rank_bound": lambda s, facts, threshold: facts.rank_bound,
-    "rank_utilisation": lambda s, facts, threshold: rank_utilisation(s, facts.rank_bound, threshold),
-}
+class Metric(NamedTuple):
+    """One metric: a row here is a column of the tables, a name on axes and in menus, a line of the documentation.
+
+    Attributes
+    ----------
+    label, formula : for an axis; τ stands for the threshold.
+    value : singular values, facts, threshold → the number.
+    counted : the same from a count, where a count is enough (see :mod:`bora_analysis.linalg.inertia`).
+    source : where it comes from.
+    """
+
+    label: str
+    formula: str
+    value: Callable[[Array, Facts, float], float]
+    counted: Callable[[Counted, Facts], float] | None = None
+    source: str = ""
+
+
+def _share(share: float) -> Metric:
+    return Metric("energy rank", f"{100 * share:.0f} % of Σσ²", lambda s, facts, threshold: energy_rank(s, share))
+
+
+#: Column of the metrics table → its row, in the order of the table.
+METRICS: dict[str, Metric] = {
+    "effective_rank": Metric(
+        "effective rank", "#{σ > τ}", lambda s, facts, threshold: effective_rank(s, threshold),
+        lambda c, facts: c.above, "BoRA §4.5, from HiRA (ICLR 2025); τ = 0.005",
+    ),
+    "energy": Metric("energy", "Σσ²", lambda s, facts, threshold: energy(s), lambda c, facts: c.energy),
+    "frobenius_norm": Metric(
+        "Frobenius norm", "√Σσ²", lambda s, facts, threshold: frobenius_norm(s), lambda c, facts: c.energy**0.5
+    ),
+    "spectral_norm": Metric(
+        "spectral norm", "σ₁", lambda s, facts, threshold: spectral_norm(s), lambda c, facts: c.top
+    ),
+    "nuclear_norm": Metric("nuclear norm", "Σσ", lambda s, facts, threshold: nuclear_norm(s)),
+    "stable_rank": Metric(
+        "stable rank", "Σσ² / σ₁²", lambda s, facts, threshold: stable_rank(s),
+        lambda c, facts: c.energy / c.top**2 if c.top else 0.0, "Rudelson & Vershynin 2007",
+    ),
+    "entropy_rank": Metric(
+        "entropy rank", "exp H(σ/Σσ)", lambda s, facts, threshold: entropy_rank(s),
+        source='Roy & Vetterli\'s "effective rank" (EUSIPCO 2007)',
+    ),
+    "participation_ratio": Metric(
+        "participation ratio", "(Σσ²)² / Σσ⁴", lambda s, facts, threshold: participation_ratio(s),
+        lambda c, facts: c.energy**2 / c.fourth if c.fourth else 0.0,
+    ),
+    "numerical_rank": Metric(
+        "numerical rank", "#{σ > √K ε σ₁}",
+        lambda s, facts, threshold: numerical_rank(s, rounding_tolerance(s, facts.dtype)),
+        source="K values in the spectrum, ε of the dtype in which the factors are stored",
+    ),
+    "energy_rank_90": _share(0.90),
+    "energy_rank_95": _share(0.95),
+    "energy_rank_99": _share(0.99),
+    "condition": Metric(
+        "condition", "σ₁ / σₖ", lambda s, facts, threshold: condition(s, rounding_tolerance(s, facts.dtype)),
+        source="k is the numerical rank; missing for a zero update",
+    ),
+    "rank_bound": Metric(
+        "rank bound", "≥ rank ΔW", lambda s, facts, threshold: facts.rank_bound, lambda c, facts: facts.rank_bound,
+        "most that the sizes allow; min(m, n, br) for BoRA (Proposition 1)",
+    ),
+    "rank_utilisation": Metric(
+        "rank utilisation", "#{σ > τ} / bound",
+        lambda s, facts, threshold: rank_utilisation(s, facts.rank_bound, threshold),
+        lambda c, facts: float(utilisation(c.above, facts.rank_bound)),
+    ),
+}  # fmt: skip

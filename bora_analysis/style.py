@@ -12,86 +12,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-GREY = "#666666"
+from . import catalogue
+from .catalogue import Method
+from .catalogue.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, YELLOW
+from .metrics import METRICS
 
-
-class Method(NamedTuple):
-    """What all adapters of one method share. ``marker`` is in matplotlib's letters."""
-
-    label: str
-    colour: str
-    marker: str
-
-
-#: Method as in the tables → its look. Yellow is left out: a yellow line is lost on white paper.
-METHODS: dict[str, Method] = {
-    "lora": Method("LoRA", BLUE, "o"),
-    "rslora": Method("rsLoRA", SKY, ">"),
-    "loraplus": Method("LoRA+", SKY, "P"),
-    "dora": Method("DoRA", SKY, "^"),
-    "pissa": Method("PiSSA", SKY, "v"),
-    "loraga": Method("LoRA-GA", SKY, "<"),
-    "adalora": Method("AdaLoRA", BLUE, "P"),
-    "bdlora": Method("BD-LoRA", BLUE, "s"),
-    "bdloraa": Method("BD-LoRA-A", BLUE, "<"),
-    "bdlorab": Method("BD-LoRA-B", BLUE, ">"),
-    "delora": Method("DeLoRA", BLUE, "X"),
-    "olora": Method("OLoRA", SKY, "p"),
-    "corda": Method("CorDA", SKY, "h"),
-    "melora": Method("MELoRA", ORANGE, "s"),
-    "bora": Method("BoRA", VERMILLION, "D"),
-    "sbora": Method("SBoRA", PURPLE, "d"),
-    "sborafa": Method("SBoRA-FA", PURPLE, ">"),
-    "sborafb": Method("SBoRA-FB", PURPLE, "<"),
-    "hydralora": Method("HydraLoRA", PURPLE, "h"),
-    "moelora": Method("MoELoRA", PURPLE, "p"),
-    "hira": Method("HiRA", GREEN, "^"),
-    "loha": Method("LoHa", GREEN, "X"),
-    "lokr": Method("LoKr", GREEN, "P"),
-    "krona": Method("KronA", GREEN, "p"),
-    "gralora": Method("GraLoRA", ORANGE, "D"),
-    "c3a": Method("C³A", ORANGE, "^"),
-    "miss": Method("MiSS", ORANGE, "v"),
-    "fourierft": Method("FourierFT", GREY, "X"),
-    "shira": Method("SHiRA", GREY, "P"),
-    "vera": Method("VeRA", BLACK, "v"),
-    "pvera": Method("PVeRA", BLACK, ">"),
-    "vblora": Method("VB-LoRA", BLACK, "<"),
-    "oft": Method("OFT", BLACK, "^"),
-    "hra": Method("HRA", BLACK, "s"),
-    "boft": Method("BOFT", BLACK, "D"),
-    "ia3": Method("IA³", BLACK, "P"),
-    "full": Method("full fine-tuning", BLACK, "*"),
-}
+__all__ = [
+    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PROJECTIONS", "PURPLE", "RC", "SKY", "VENUES", "VERMILLION", "YELLOW",
+    "Look", "looks", "method_look", "metric_label", "projections_in_order", "shade", "shortened",
+]  # fmt: skip
 
 #: Order of projections in a heat map's rows and in menus; any other name follows, alphabetically.
 PROJECTIONS = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
 
 #: Venue → text width in inches; "icml2" spans both columns.
 VENUES = {"neurips": 5.5, "iclr": 5.5, "icml": 3.25, "icml2": 6.75}
-
-#: Metric → its name and formula. τ stands for the threshold, see :func:`metric_label`.
-METRICS: dict[str, tuple[str, str]] = {
-    "effective_rank": ("effective rank", "#{σ > τ}"),
-    "energy": ("energy", "Σσ²"),
-    "frobenius_norm": ("Frobenius norm", "√Σσ²"),
-    "spectral_norm": ("spectral norm", "σ₁"),
-    "nuclear_norm": ("nuclear norm", "Σσ"),
-    "stable_rank": ("stable rank", "Σσ² / σ₁²"),
-    "entropy_rank": ("entropy rank", "exp H(σ/Σσ)"),
-    "participation_ratio": ("participation ratio", "(Σσ²)² / Σσ⁴"),
-    "numerical_rank": ("numerical rank", "#{σ > √K ε σ₁}"),
-    "energy_rank_90": ("energy rank", "90 % of Σσ²"),
-    "energy_rank_95": ("energy rank", "95 % of Σσ²"),
-    "energy_rank_99": ("energy rank", "99 % of Σσ²"),
-    "condition": ("condition", "σ₁ / σₖ"),
-    "rank_bound": ("rank bound", "≥ rank ΔW"),
-    "rank_utilisation": ("rank utilisation", "#{σ > τ} / bound"),
-}
 
 #: matplotlib settings of every figure. SVG text as paths and PDF fonts as TrueType (42): the same letters
 #: everywhere, and conference checkers refuse Type 3. The fixed salt makes the ids of an SVG repeat.
@@ -159,13 +96,12 @@ class Look:
 
 
 def method_look(method: str) -> Method:
-    """Label, colour and marker of a method; grey for one not in :data:`METHODS`.
+    """Label, colour and marker of a method; grey for one that is not in the catalogue.
 
     >>> method_look("rslora").label, method_look("newra").label
     ('rsLoRA', 'newra')
     """
-    known = METHODS.get(re.sub(r"[^a-z0-9]", "", method.lower().replace("+", "plus")))
-    return known or Method(method, GREY, "o")
+    return catalogue.method(method) or Method(method, method, GREY, "o")
 
 
 def looks(adapters: Iterable[tuple[str, str]], limit: int = 30) -> dict[str, Look]:
@@ -240,8 +176,8 @@ def metric_label(metric: str, threshold: float, separator: str = "\n") -> str:
     >>> metric_label("effective_rank", 0.005, "  ")
     'effective rank  #{σ > 0.005}'
     """
-    name, formula = METRICS[metric]
-    return f"{name}{separator}{formula.replace('τ', f'{threshold:g}')}"
+    row = METRICS[metric]
+    return f"{row.label}{separator}{row.formula.replace('τ', f'{threshold:g}')}"
 
 
 def _says(name: str, label: str) -> bool:

@@ -8,7 +8,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 from bora_analysis import bora, lora, melora
-from bora_analysis.structures import c3a, combine, diagonal, fourierft, loha, lokr, shira
+from bora_analysis.updates.blocks import diagonal
+from bora_analysis.updates.circulant import c3a
+from bora_analysis.updates.hadamard import loha
+from bora_analysis.updates.kronecker import lokr
+from bora_analysis.updates.sparse import fourierft, shira
+from bora_analysis.updates.sums import combine
 
 STRUCTURES = ("lora", "melora", "melora-unequal", "bora")  # those of BoRA's form
 FAMILY = ("diagonal", "sum", "loha", "lokr", "krona", "c3a", "fourierft", "shira")

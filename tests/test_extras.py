@@ -141,7 +141,7 @@ def test_a_missing_extra_is_named_in_one_line(results, name):
 
 def test_importing_the_peft_methods_says_what_they_need():
     code = "try:\n    import bora_analysis.peft_bora\nexcept ImportError as error:\n    print(error)"
-    found = "bora_analysis.peft_bora: torch is not installed"
+    found = "bora_analysis.peft_methods: torch is not installed"
     assert plainly(code) == f'{found}; expected the extra train: pip install "bora_analysis[train]"\n'
 
 

@@ -109,7 +109,7 @@ def test_shares_outside_0_to_1_are_refused():
 def test_table_columns_call_the_metrics():
     s = np.array([4.0, 2.0, 1.0, 0.001])
     facts = lora(np.ones((9, 4)), np.ones((4, 8))).facts
-    row = {name: column(s, facts, 0.005) for name, column in metrics.COLUMNS.items()}
+    row = {name: column.value(s, facts, 0.005) for name, column in metrics.METRICS.items()}
     assert row["effective_rank"] == 3
     assert row["rank_bound"] == 4
     assert row["rank_utilisation"] == 0.75

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from bora_analysis.analysis.tables import LAYER_COLUMNS, SPECTRA_COLUMNS
 from bora_analysis.cli import main
-from bora_analysis.table import LAYER_COLUMNS, SPECTRA_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

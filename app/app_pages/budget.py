@@ -11,18 +11,11 @@ from app import charts, method_charts
 from app.context import current, latest
 from app.downloads import offer
 from app.explain import explanation, question
-from bora_analysis import style
-from bora_analysis.architectures import ARCHITECTURES, LETTERS, Matrices, architecture
-from bora_analysis.cost import (
-    BANK,
-    BLOCK_METHODS,
-    METHODS,
-    NO_RANK,
-    Choice,
-    optimal_blocks,
-    shared_blocks,
-    within_budget,
-)
+from bora_analysis.analysis.budget import Choice
+from bora_analysis.analysis.cost_tables import best_blocks as best_of
+from bora_analysis.analysis.cost_tables import budget_table, notes
+from bora_analysis.catalogue import METHODS, costed
+from bora_analysis.catalogue.architectures import ARCHITECTURES, LETTERS, Matrices, architecture
 
 MODELS = list(ARCHITECTURES)
 LETTER_OF = {name: letter.upper() for letter, name in LETTERS.items()}
@@ -62,15 +55,15 @@ def controls() -> tuple[str, list[Matrices], int, list[str]]:
         )
         methods = st.pills(
             "Methods",
-            METHODS,
+            costed(),
             default=USUAL,
             selection_mode="multi",
-            format_func=lambda method: style.method_look(method).label,
+            format_func=lambda method: METHODS[method].label,
             key="budget_methods",
             bind="query-params",
         )
     chosen = [part for part in known if LETTER_OF[part.projection] in (target or [])]
-    return model, chosen, int(budget), [method for method in METHODS if method in methods]
+    return model, chosen, int(budget), [method for method in costed() if method in methods]
 
 
 def front_of(frame: pd.DataFrame) -> pd.DataFrame:
@@ -94,37 +87,33 @@ def choices_table(frame: pd.DataFrame) -> None:
         ),
     }
     shown = method_charts.labelled(frame.head(SHOWN)).assign(per_1k=1000 * frame["bound_per_parameter"])
-    shown["blocks"] = [
-        str(b) if method in BLOCK_METHODS else "·" for b, method in zip(shown["blocks"], shown["method"], strict=True)
-    ]
-    shown["r"] = ["·" if method in NO_RANK else str(r) for r, method in zip(shown["r"], shown["method"], strict=True)]
+    rows = [METHODS[method] for method in shown["method"]]
+    shown["blocks"] = [str(b) if row.cut else "·" for b, row in zip(shown["blocks"], rows, strict=True)]
+    shown["r"] = [str(r) if row.ranked else "·" for r, row in zip(shown["r"], rows, strict=True)]
     st.dataframe(shown, hide_index=True, column_order=list(columns), column_config=columns)
 
 
 def buys(model: str, parts: list[Matrices], budget: int, methods: list[str]) -> None:
     """What fits into the budget: the best of each method, the picture, all of it."""
-    shapes = [(part.out_features, part.in_features) for part in parts for _ in range(part.layers)]
     try:
-        found = within_budget(shapes, budget, methods=methods, at_least=0.0)
+        frame = budget_table(model, parts, budget, methods=methods, at_least=0.0)
     except ValueError as error:
         st.error(str(error), icon=":material/error:")
         return
-    frame = pd.DataFrame.from_records(found, columns=list(Choice._fields))
-    frame["share"] = frame["parameters"] / budget
     best = frame.drop_duplicates("method")
     first = best.iloc[0]
-    sizes = [f"r = {first['r']}"] if first["method"] not in NO_RANK else []
-    sizes += [f"b = {first['blocks']}"] if first["method"] in BLOCK_METHODS else []
+    choice = Choice(*(first[name] for name in Choice._fields))
+    label = METHODS[choice.method].label
     st.markdown(
-        f"The highest bound for at most {budget:,} parameters has **{style.method_look(first['method']).label}**"
-        + (f" with **{', '.join(sizes)}**" if sizes else "")
-        + f": {first['rank_bound']:,.6g} for {first['parameters']:,} parameters."
+        f"The highest bound for at most {budget:,} parameters has **{label}**"
+        + (f" with **{choice.settings}**" if choice.settings else "")
+        + f": {choice.rank_bound:,.6g} for {choice.parameters:,} parameters."
     )
     charts.draw(
         method_charts.pareto(frame, front_of(frame), budget, methods),
         key="pareto",
         alt=f"Rank bound against trained parameters, both logarithmic, of {len(frame)} settings within the budget. "
-        f"Highest: {style.method_look(first['method']).label}, bound {first['rank_bound']:,.6g}.",
+        f"Highest: {label}, bound {choice.rank_bound:,.6g}.",
     )
     st.caption("A point: one method at one r and b. Dashed: the front, the least parameters for each bound.")
     if first["method"] == "melora":
@@ -134,36 +123,28 @@ def buys(model: str, parts: list[Matrices], budget: int, methods: list[str]) -> 
         )
     st.markdown("The best of each method")
     choices_table(best)
-    if {"dora", "hira"} & set(methods):
-        st.caption("DoRA and HiRA reach their bound only through the frozen W, and not by what they train.")
-    if "vblora" in methods:
-        st.caption(f"VB-LoRA trains a bank of {BANK:,} numbers besides, once for all matrices.")
+    for line in notes(methods):
+        st.caption(line)
     with st.expander(f"All {len(frame):,} settings", icon=":material/table:"):
         choices_table(frame)
         if len(frame) > SHOWN:
             st.caption(f"The first {SHOWN} of {len(frame):,}; the CSV has all.")
-    offer(frame.drop(columns="share").assign(model=model), "budget")
+    offer(frame.drop(columns="share"), "budget")
 
 
 def best_blocks(model: str, parts: list[Matrices]) -> None:
     """N(b)/R of every shape, and of all together where they differ."""
-    named: dict[tuple[int, int], list[str]] = {}
-    for part in parts:
-        named.setdefault((part.out_features, part.in_features), []).append(LETTER_OF[part.projection])
-    found = {f"{' '.join(names)}  {m}×{n}": optimal_blocks(m, n) for (m, n), names in named.items()}
-    if len(found) > 1:
-        found["all together"] = shared_blocks(
-            [(part.out_features, part.in_features) for part in parts for _ in range(part.layers)]
-        )
     rows: list[tuple[Any, ...]] = []
     rules: list[tuple[Any, ...]] = []
     summary: list[tuple[Any, ...]] = []
-    for name, blocks in found.items():
-        matrices = len(blocks.shapes)
+    for names, blocks in best_of(parts).items():
+        matrices, (m, n) = len(blocks.shapes), blocks.shapes[0]
+        letters = " ".join(LETTER_OF[name] for name in names.split() if name in LETTER_OF)
+        name = "all together" if names == "all" else f"{letters}  {m}×{n}"
         # Far beyond the optimum the curve is a straight line that would press the rest together.
         for b in (b for b in blocks.valid if b <= 8 * blocks.optimum):
             rows.append((name, b, float(blocks.parameters(b)) / matrices, b in blocks.best))
-        if blocks.paper is not None and matrices == 1:
+        if blocks.paper is not None and names != "all":
             rules.append((name, blocks.paper, float(blocks.parameters(blocks.paper))))
         divides = "" if blocks.paper in blocks.valid else " (does not divide)"
         summary.append((

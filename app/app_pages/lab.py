@@ -30,7 +30,7 @@ from app.lab_model import (
     sweep,
 )
 from bora_analysis import style
-from bora_analysis.delta import ACTIVATIONS
+from bora_analysis.catalogue import ACTIVATIONS
 
 PRESETS: dict[str, dict[str, Any]] = {
     "The paper's r = 8, b = 8": {"m": 384, "n": 384, "r": 8, "b": 8, "kind": "gaussian", "same": "r"},

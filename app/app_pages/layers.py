@@ -16,6 +16,7 @@ from app.pictures import Picture
 from app.safe_markdown import markdown
 from bora_analysis import style
 from bora_analysis.adapters import AdapterError
+from bora_analysis.metrics import METRICS
 
 OUTSIDE = "none"  # the "layer" of modules outside the layers
 
@@ -44,7 +45,7 @@ with top[0]:
     # The last: what a visitor has just added, or of the bundled ones the one with most to see.
     adapter = choose("Adapter", labels, "adapter", index=len(labels) - 1)
 with top[1]:
-    metric = choose("Metric", list(style.METRICS), "metric", format_func=charts.metric_name)
+    metric = choose("Metric", list(METRICS), "metric", format_func=charts.metric_name)
 table = context.layer_metrics[context.layer_metrics["adapter"] == adapter]
 steps = sorted(int(step) for step in table["step"].dropna().unique())
 step = steps[-1] if steps else None

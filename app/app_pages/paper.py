@@ -11,8 +11,10 @@ from app import charts, method_charts
 from app.downloads import offer
 from app.explain import explanation, question
 from app.safe_markdown import markdown
-from bora_analysis import paper, style
-from bora_analysis.claims import CONDITION, ERRATUM, HOLDS, MODELS, claims
+from bora_analysis import style
+from bora_analysis.paper import tables as paper
+from bora_analysis.paper.claims import claims
+from bora_analysis.paper.claims.common import CONDITION, ERRATUM, HOLDS, MODELS
 
 VIEWS = ["Figure 3", "Tables", "#Params", "Claims"]
 #: Verdict → colour and icon of its badge: a reader who sees no colours has the icon and the word.

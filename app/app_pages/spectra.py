@@ -13,7 +13,7 @@ from app.downloads import offer
 from app.explain import explanation, folded, question
 from app.safe_markdown import markdown
 from bora_analysis import style
-from bora_analysis.table import summary
+from bora_analysis.analysis.summary import summary
 
 context = current()
 night = charts.dark()

@@ -17,6 +17,7 @@ from app.explain import explanation, question
 from app.safe_markdown import markdown
 from bora_analysis import factor_table, style
 from bora_analysis.adapters import AdapterError, checkpoints
+from bora_analysis.metrics import METRICS
 
 context = current()
 night = charts.dark()
@@ -92,7 +93,7 @@ table = table[table["step"].notna()]
 with columns[1]:
     metric = choose(
         "Metric",
-        ["entropy_rank", *(name for name in style.METRICS if name != "entropy_rank")],
+        ["entropy_rank", *(name for name in METRICS if name != "entropy_rank")],
         "metric",
         format_func=charts.metric_name,
     )

@@ -7,12 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from natsort import natsort_keygen
-
-from ..delta import Update
-
-#: Sort key that orders numbers by their value.
-natural: Callable[[str], Any] = natsort_keygen()
+from ..files.keys import natural
+from ..updates.contract import Update
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +44,7 @@ class Adapter(Mapping[str, Update]):
         Examples
         --------
         >>> import numpy as np
-        >>> from bora_analysis.delta import lora
+        >>> from bora_analysis import lora
         >>> delta = lora(np.ones((4, 1)), np.ones((1, 3)))
         >>> list(Adapter.from_updates("mine", {"layers.10.q": delta, "layers.2.q": delta}))
         ['layers.2.q', 'layers.10.q']

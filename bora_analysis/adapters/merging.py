@@ -12,10 +12,11 @@ from functools import partial
 
 import numpy as np
 
-from ..delta import Update
-from ..structures import combine
-from .adapter import Adapter, natural
-from .errors import AdapterError
+from ..files.errors import AdapterError
+from ..files.keys import natural
+from ..updates.contract import Update
+from ..updates.sums import combine
+from .adapter import Adapter
 
 
 def merge(
@@ -33,7 +34,7 @@ def merge(
     Returns
     -------
     Adapter
-        In memory: ``path`` is None. Each update is that of :func:`bora_analysis.structures.combine`.
+        In memory: ``path`` is None. Each update is that of :func:`bora_analysis.updates.sums.combine`.
 
     Raises
     ------

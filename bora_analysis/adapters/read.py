@@ -9,19 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..delta import Update
-from ..experts import CHOICES
-from .adapter import Adapter, Trajectory, natural
-from .base import BaseWeights, entries, is_model, model_paths, open_base
-from .blocks import activation as activation_of
-from .errors import AdapterError
-from .full import difference
-from .initial import relative
-from .layouts import translate
-from .readers import READERS
-from .refuse import init_warnings, peft_type, refuse_unreadable
-from .source import Found, Loader, Source, of_layer
-from .tensors import Tensors, open_tensors
+from ..catalogue import EXPERTS, METHODS
+from ..files.adapter_file import Found, Loader, Source, of_layer, peft_type
+from ..files.base_model import BaseWeights, entries, is_model, model_paths, open_base
+from ..files.errors import AdapterError
+from ..files.keys import natural
+from ..files.layouts import translate
+from ..files.tensors import Tensors, open_tensors
+from ..methods import readers
+from ..methods.bora import activation as activation_of
+from ..methods.unreadable import refuse_unreadable
+from ..updates.contract import Update
+from .adapter import Adapter, Trajectory
+from .initialisation import init_warnings, relative
+from .model_difference import difference
 
 CONFIG_NAME = "adapter_config.json"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -57,14 +58,14 @@ def read_adapter(
         folders, or an ``org/name`` of the Hugging Face Hub that is no path here.
     alpha : α of every module, in place of the file's. Needed where the file stores none: without it the scaling is
         taken as 1, and a warning of the adapter says so.
-    activation : for BoRA, how Σ comes from the stored σ, see :func:`bora_analysis.delta.activate`; ``"identity"`` for
-        a file that stores Σ itself. By default the configuration's, else ``"exp-norm"``.
+    activation : for BoRA, how Σ comes from the stored σ, see :func:`bora_analysis.updates.blocks.activate`;
+        ``"identity"`` for a file that stores Σ itself. By default the configuration's, else ``"exp-norm"``.
     method : where keys and configuration leave it open: ``"rslora"`` for factors with no configuration that says so,
         ``"melora"`` for numbered ones of which there is one. For other files a check: the method that must be found.
     experts : for HydraLoRA and MoELoRA, whose update depends on a router: ``"mean"``, the uniform mean of the experts;
         ``"each"``, every expert as a module of its own, ``<module>.0`` …; ``"stacked"``, the experts on top of each
         other, a bound on every mixture; or module path → inputs of its router (T, n), for the mean over them. See
-        :func:`bora_analysis.experts.mixed`.
+        :func:`bora_analysis.updates.mixture.mixed`.
     initial : an adapter as it was before training, where training began with factors that are not zero and were taken
         out of the base model (PiSSA, LoRA-GA): the update is then the difference.
     shapes : module path → (out_features, in_features) of the base model's layers, which the files of some methods do
@@ -105,9 +106,9 @@ def read_adapter(
             place, name = _download(text), name or text.partition("/")[2]
         else:
             raise AdapterError(f"{text}: no such file or folder")
-    if isinstance(experts, str) and experts not in CHOICES:
+    if isinstance(experts, str) and experts not in EXPERTS:
         raise AdapterError(
-            f"{text}: experts {experts!r} is unknown; expected {', '.join(CHOICES)}, or inputs by module"
+            f"{text}: experts {experts!r} is unknown; expected {', '.join(EXPERTS)}, or inputs by module"
         )
     start = None
     if initial is not None:
@@ -226,8 +227,7 @@ def adapter_of(
     """The adapter in open tensors and their configuration; the rest as for :func:`read_adapter`."""
     told = translate(opened, configuration)
     tensors, config, weights = told.tensors, told.config, opened.path
-    types = (kind for reader in READERS for kind in reader.types.values())
-    refuse_unreadable(weights, config, tensors.keys(), types, (reader.label for reader in READERS))
+    refuse_unreadable(weights, config, tensors.keys())
     stored = {"alphas": told.alphas, "scalings": told.scalings, "ranks": told.ranks}
     source = Source(tensors, config, **options, packed=_packed(tensors), **stored)
     found = _read_parts(source, told.parts)
@@ -300,12 +300,13 @@ def _dispatch(source: Source) -> Found:
     """Let the first reader that finds its keys read the file."""
     activation_of(source)  # a wrong name is an error, whatever is in the file
     kind = peft_type(source.config)
-    for reader in READERS:
+    for reader in readers():
         found = reader.read(source)
         if found is None:
             continue
         # Many authors' files call themselves LORA.
-        if found.loaders and kind not in ("LORA", *reader.kinds(found.method)):
+        types = [kind for name in found.method.split("+") for kind in METHODS[name].peft_types]
+        if found.loaders and kind not in ("LORA", *types):
             raise AdapterError(f"{source.path}: peft_type is {kind} but the keys are those of {found.method}")
         return found
     raise AssertionError("the last reader takes every file")

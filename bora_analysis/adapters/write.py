@@ -13,14 +13,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from .. import delta
 from ..atomic import replacing
-from ..delta import FactorError
-from .errors import AdapterError
-from .forms import EMBEDDING, FORMS, Form, exactly
+from ..catalogue import METHODS, made
+from ..files.adapter_file import SHAPES
+from ..files.errors import AdapterError
+from ..files.tensors import Array, Raw
+from ..methods import form as form_of
+from ..methods.file_form import Form, exactly
+from ..methods.lora import EMBEDDING
+from ..updates.checks import is_finite
+from ..updates.contract import FactorError
 from .read import CONFIG_NAME
-from .source import SHAPES
-from .tensors import Array, Raw
 
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -45,12 +48,13 @@ def write_adapter(
     Parameters
     ----------
     folder : where the two files go. Existing ones are replaced, once the new ones are complete.
-    method : one of ``FORMS`` in :mod:`bora_analysis.adapters.forms`, which has the names of each method's parts.
+    method : one of :func:`bora_analysis.catalogue.made`; ``FORMS`` of its file has the names of its parts.
     modules : module path → ``{"A": …, "B": …}``, for BoRA with ``"sigma"``, the raw σ. Shapes as for
-        :func:`bora_analysis.delta.lora` and :func:`~bora_analysis.delta.bora`; for MELoRA A is (N, r, n/N) and B
-        (N, m/N, r); for the others as in their readers. A LoRA on a convolution has A (r, channels, kernel…) and B
-        (m, r, 1…), one on an embedding ``{"embedding_A": (r, V), "embedding_B": (d, r)}``. Or pairs of module path and
-        factors. Parts that all modules share (VeRA's projections, VB-LoRA's bank) stand in every one of them.
+        :func:`bora_analysis.updates.blocks.lora` and :func:`~bora_analysis.updates.blocks.bora`; for MELoRA A is
+        (N, r, n/N) and B (N, m/N, r); for the others as in their readers. A LoRA on a convolution has A
+        (r, channels, kernel…) and B (m, r, 1…), one on an embedding ``{"embedding_A": (r, V), "embedding_B": (d, r)}``.
+        Or pairs of module path and factors. Parts that all modules share (VeRA's projections, VB-LoRA's bank) stand in
+        every one of them.
     alpha : α. The scaling is α/r with each module's own r, or α/√r. None, which a method without α must have: α = r in
         every module, so that the scaling is 1. The configuration's r is then the largest, so that a server which knows
         no patterns allots enough and scales by 1 too.
@@ -75,9 +79,9 @@ def write_adapter(
     folder = Path(folder)
     if others and dtype is None:
         raise AdapterError(f"{folder}: with others the factors' dtype must be given; pass dtype=")
-    if method not in FORMS:
-        raise AdapterError(f"{folder}: method {method!r} cannot be written; expected one of {', '.join(FORMS)}")
-    form = FORMS[method]
+    if method not in made():
+        raise AdapterError(f"{folder}: method {method!r} cannot be written; expected one of {', '.join(made())}")
+    form = form_of(method)
     if form.alpha is None and alpha is not None:
         raise AdapterError(f"{folder}: got alpha = {alpha}; {method} has no α; expected None")
     with replacing(folder / CONFIG_NAME) as config_path, replacing(folder / "adapter_model.safetensors") as weights:
@@ -92,7 +96,7 @@ def write_adapter(
         if not written.settings:
             raise AdapterError(f"{folder}: there are no modules to write")
         config = {
-            "peft_type": form.peft_type,
+            "peft_type": METHODS[method].peft_types[0],
             "base_model_name_or_path": base_model,
             "task_type": None,
             "inference_mode": True,
@@ -166,7 +170,7 @@ def _write_data(
     copy(item for item in by_width if item[1].itemsize >= width)
     for module, factors in modules:
         arrays = {part: _as_array(value) for part, value in factors.items()}
-        own = EMBEDDING if form.peft_type == "LORA" and set(arrays) == set(EMBEDDING.keys) else form
+        own = EMBEDDING if set(form.keys) == {"A", "B"} and set(arrays) == set(EMBEDDING.keys) else form
         try:
             own.check(arrays, activation)
         except FactorError as error:
@@ -232,6 +236,6 @@ def _as_array(value: Any) -> Array:
 def _encode(array: Array, dtype: str) -> bytes:
     with np.errstate(over="ignore"):
         rounded = np.ascontiguousarray(array, dtype=np.dtype(dtype).newbyteorder("<"))
-    if not delta.is_finite(rounded):
+    if not is_finite(rounded):
         raise OverflowError(f"holds values beyond the range of {dtype}")
     return rounded.tobytes()

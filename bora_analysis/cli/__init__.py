@@ -9,12 +9,16 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from .actions import convert, merge, recommend, similarity
-from .commands import analyze, compare, factors, figure, synth
+from .analyze import analyze, compare, factors
+from .convert import convert, merge
 from .cost import cost
 from .dashboard import dashboard
+from .figure import figure
 from .paper import paper
+from .recommend import recommend
 from .relative import relative
+from .similarity import similarity
+from .synth import synth
 from .train import train
 
 

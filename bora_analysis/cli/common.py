@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import catalogue
+
 if TYPE_CHECKING:
     from ..adapters import Adapter
-    from ..table import Tables
+    from ..analysis.tables import Tables
 
 FORMATS = ("table", "csv", "json", "parquet")
-ACTIVATIONS = ("exp-norm", "no-exp", "no-norm", "identity")  # as in delta, which imports NumPy
-# As in recipes, which imports NumPy.
-SYNTHETIC = (
-    "lora", "rslora", "melora", "bora", "sbora-fa", "sbora-fb", "hydralora", "adalora", "loha", "lokr", "gralora",
-    "krona", "delora", "vera", "vblora", "miss", "c3a", "fourierft", "bdlora-a", "bdlora-b", "moelora",
-)  # fmt: skip
-EXPERTS = ("mean", "each", "stacked")  # as in experts, which imports NumPy
 SIGMA_HELP = "How Σ comes from the stored σ (BoRA)"
 
 
@@ -57,22 +52,30 @@ def reading(
     """
     options = (
         *(_SOLVING if solving else ()),
-        click.option("--activation", type=click.Choice(ACTIVATIONS), help=f"{SIGMA_HELP} where the file does not say."),
+        click.option(
+            "--activation", type=click.Choice(catalogue.ACTIVATIONS), help=f"{SIGMA_HELP} where the file does not say."
+        ),
         click.option("--alpha", type=float, help="α where the file does not say."),
         click.option("--method", help="The method where the file does not say (rslora, melora); otherwise a check."),
         click.option(
             "--experts",
-            type=click.Choice(EXPERTS),
+            type=click.Choice(catalogue.EXPERTS),
             default="mean",
             show_default=True,
-            help="HydraLoRA, MoELoRA: the uniform mean, each expert, or their stack, a bound on every mixture.",
+            help=f"{catalogue.labels(lambda row: row.experts, ', ')}: the uniform mean, each expert, or their stack, a "
+            "bound on every mixture.",
         ),
         click.option(
             "--base",
             metavar="DIR_OR_HUB_ID",
-            help="The base model: for DoRA, HiRA, HRA, OFT, BOFT, IA³, and a PATH that is a whole fine-tuned model.",
+            help=f"The base model: for {catalogue.labels(lambda row: row.needs_base, ', ')}, and a PATH that is a "
+            "whole fine-tuned model.",
         ),
-        click.option("--initial", metavar="PATH", help="PiSSA, LoRA-GA …: the adapter before training, to subtract."),
+        click.option(
+            "--initial",
+            metavar="PATH",
+            help=f"{catalogue.labels(lambda row: row.initialises, ', ')}: the adapter before training, to subtract.",
+        ),
         click.option("--steps", is_flag=True, help="The checkpoint-N beside a final adapter, not the adapter."),
         click.option("--modules", metavar="REGEX", help="Only modules in whose path REGEX is found."),
         *(_COUNTING if counting else ()),
@@ -114,7 +117,7 @@ def opened(
     function beside the adapters.
     """
     from ..adapters import AdapterError, checkpoints, read_adapter
-    from ..table import select
+    from ..analysis.tables import select
 
     failures: list[object] = []
 
@@ -144,7 +147,7 @@ def opened(
 def results(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> Iterator[Tables]:
     """The tables of all adapters that can be read; for errors see :func:`opened`."""
     from ..adapters import AdapterError
-    from ..table import analyse, join
+    from ..analysis.tables import analyse, join
 
     parts: list[Tables] = []
     with opened(paths, modules, options) as (chosen, failed):
@@ -190,7 +193,7 @@ def read_one(path: str, modules: str | None, options: dict[str, Any]) -> Adapter
     AdapterError where there are several checkpoints.
     """
     from ..adapters import Adapter, AdapterError, read_adapter
-    from ..table import select
+    from ..analysis.tables import select
 
     adapter = read_adapter(path, **_accepted(read_adapter, options))
     if not isinstance(adapter, Adapter):

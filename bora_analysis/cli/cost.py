@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ..cost import ALSO, BANK, BLOCK_METHODS, BYTES, EXPERT_METHODS, METHODS, NO_RANK, SPLIT, memory
+from .. import catalogue
+from ..catalogue import METHODS
+from ..catalogue.cost import BYTES, memory
 from .common import FORMATS, usage
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from ..architectures import Matrices
-
-RECORD = (
-    "model", "projection", "method", "r", "blocks", "out_features", "in_features", "layers",
-    "parameters", "macs_per_token", "rank_bound",
-)  # fmt: skip
 
 
 class _Count(click.ParamType):
@@ -50,12 +45,18 @@ class _Count(click.ParamType):
     "--method",
     "methods",
     multiple=True,
-    type=click.Choice([*METHODS, *ALSO, "all"], case_sensitive=False),
+    type=click.Choice([*catalogue.costed(every=True), "all"], case_sensitive=False),
     help="May be given again to compare, or all.  [default: bora; all with --budget]",
 )
 @click.option("-r", "--rank", type=click.IntRange(min=1), help="r, the same for all methods.  [default: 8]")
-@click.option("--blocks", type=click.IntRange(min=1), help="b of BoRA, minis of MELoRA and so on.  [default: 8]")
-@click.option("--experts", type=click.IntRange(min=1), help="Experts of HydraLoRA and MoELoRA.  [default: 3 and 8]")
+@click.option(
+    "--blocks", type=click.IntRange(min=1), help="b, minis or whatever the method cuts the layer into.  [default: 8]"
+)
+@click.option(
+    "--experts",
+    type=click.IntRange(min=1),
+    help=f"Experts of {catalogue.labels(lambda row: row.experts)}.  [default: the catalogue's]",
+)
 @click.option("--budget", type=_Count(), help="Instead: every (method, r, b) that so many parameters buy, e.g. 5M.")
 @click.option(
     "--at-least",
@@ -102,20 +103,23 @@ def cost(
     if optimal_blocks and (methods or rank is not None or blocks is not None):
         raise click.UsageError("--optimal-blocks is about BoRA at any r; leave out --method, -r and --blocks")
     named = tuple(dict.fromkeys(methods)) or (("all",) if budget is not None else ("bora",))
-    wished = METHODS if "all" in named else named
+    wished = catalogue.costed() if "all" in named else named
     if "all" in named and budget is None and (rank or 8) % (blocks or 8):
-        wished = tuple(method for method in METHODS if method not in SPLIT)
+        wished = tuple(name for name in wished if not METHODS[name].splits)
         click.echo(
-            f"note: {', '.join(map(_label, SPLIT))} are left out: they split r among the blocks, and {rank or 8} is no "
+            f"note: {catalogue.labels(lambda row: row.cost and row.splits, ', ')} are left out: they split r among the "
+            f"blocks, and {rank or 8} is no "
             f"multiple of {blocks or 8}",
             err=True,
         )
-    limited = (("--blocks", blocks, BLOCK_METHODS), ("--experts", experts, tuple(EXPERT_METHODS)))
-    for option, value, concerned in limited:
-        if value is not None and not set(wished) & set(concerned):
+    limited = (("--blocks", blocks, lambda row: row.cut), ("--experts", experts, lambda row: row.experts))
+    for option, value, fits in limited:
+        if value is not None and not any(fits(METHODS[name]) for name in wished):
+            concerned = catalogue.names(lambda row, fits=fits: row.cost and fits(row))
             raise click.UsageError(f"{option} concerns {' and '.join(concerned)}, not {', '.join(wished)}")
-    from ..architectures import ARCHITECTURES, chosen, matrices
-    from ..report import text, write
+    from ..analysis.cost_tables import block_table, budget_table, cost_table
+    from ..catalogue.architectures import ARCHITECTURES, chosen, matrices
+    from .text_tables import text, write
 
     with usage():
         known = matrices(model)
@@ -124,12 +128,15 @@ def cost(
         name = model.lower() if model.lower() in ARCHITECTURES else model
         title = f"{name}, {' '.join(order)}"
         if budget is not None:
-            frame, shown = _within(name, parts, title, budget, wished, at_least, experts, top)
+            frame = budget_table(name, parts, budget, methods=wished, at_least=at_least, experts=experts)
+            shown = _within(frame, title, budget, at_least, top)
         elif optimal_blocks:
-            frame, shown = _best_blocks(name, parts, title)
+            frame = block_table(name, parts)
+            shown = _best_blocks(frame, title)
         else:
             r, b = rank or 8, blocks or 8
-            frame, shown = _costs(name, parts, title, wished, r, b, experts, dtype, master)
+            frame = cost_table(name, parts, wished, r, b, experts)
+            shown = _costs(frame, title, r, b, experts, dtype, master)
         if output is not None:
             write(frame, Path(output), "csv" if form == "table" else form)
     if form == "table":
@@ -138,69 +145,36 @@ def cost(
         click.echo(text(frame, form), nl=False)
 
 
-def _costs(
-    model: str,
-    parts: Sequence[Matrices],
-    title: str,
-    methods: Sequence[str],
-    r: int,
-    b: int,
-    experts: int | None,
-    dtype: str,
-    master: bool,
-) -> tuple[pd.DataFrame, str]:
-    import pandas as pd
+def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None, dtype: str, master: bool) -> str:
+    from ..analysis.cost_tables import notes
+    from .text_tables import grid
 
-    from ..cost import check_blocks
-    from ..cost import cost as cost_of
-    from ..report import grid
-
-    if set(methods) & set(BLOCK_METHODS):
-        check_blocks(b, [(part.out_features, part.in_features) for part in parts])
-    largest = min(min(part.out_features, part.in_features) for part in parts)
-    if r > largest and set(methods) - {"vera", "lokr", *NO_RANK}:  # VeRA's r may be anything; LoKr's stops to matter
-        smallest = next(p for p in parts if largest in (p.out_features, p.in_features))
-        raise ValueError(
-            f"r = {r} is above the full rank of {smallest.projection} "
-            f"({smallest.out_features}×{smallest.in_features}); r may be 1 to {largest}"
-        )
-    records, per_pass = [], dict.fromkeys(methods, 0)
-    for method in methods:
-        own = b if method in BLOCK_METHODS else 1
-        count = experts if method in EXPERT_METHODS else None
-        for part in parts:
-            m, n, layers = part.out_features, part.in_features, part.layers
-            each = cost_of(method, m, n, r, blocks=own, experts=count)
-            sums = each.parameters * layers, each.macs_per_token * layers
-            records.append((model, part.projection, method, r, own, m, n, layers, *sums, each.rank_bound))
-            per_pass[method] += each.macs_per_pass * layers
-    frame = pd.DataFrame.from_records(records, columns=list(RECORD))
-    settings = [f"r = {r}"]
-    if set(methods) & set(BLOCK_METHODS):
-        settings.append(f"b = {b}")
-    for method in methods:
-        if method in EXPERT_METHODS:
-            settings.append(f"{experts or EXPERT_METHODS[method]} experts ({_label(method)})")
+    methods = list(dict.fromkeys(frame["method"]))
+    rows_of = [METHODS[method] for method in methods]
+    settings = [f"r = {r}"] + [f"b = {b}"] * any(row.cut for row in rows_of)
+    settings += [
+        f"{experts or row.blocks.default} experts ({row.label})" for row in rows_of if row.experts and row.blocks
+    ]
     if len(methods) == 1:
         heads = ["projection", "out×in", "layers", "parameters", "MACs/token", "bound"]
         rows = [
-            [p, f"{m}×{n}", f"{k}", f"{size:,}", f"{macs:,}", f"{bound:,}"]
-            for _, p, _, _, _, m, n, k, size, macs, bound in records
-        ]
+            [x.projection, f"{x.out_features}×{x.in_features}", f"{x.layers}", f"{x.parameters:,}",
+             f"{x.macs_per_token:,}", f"{x.rank_bound:,}"]
+            for x in frame.itertuples()
+        ]  # fmt: skip
         total, macs = int(frame["parameters"].sum()), int(frame["macs_per_token"].sum())
         rows.append(["total", "", f"{frame['layers'].sum()}", f"{total:,}", f"{macs:,}", _span(frame["rank_bound"])])
-        lines = [f"{title}: {_label(methods[0])}, {', '.join(settings)}", grid(heads, _columns(rows)), ""]
+        lines = [f"{title}: {rows_of[0].label}, {', '.join(settings)}", grid(heads, _columns(rows)), ""]
         lines += [f"Training memory: {_memory(total, dtype, master)},", "without activations and the frozen model."]
         flops = f": here {2 * macs:,}"
     else:
         heads = ["method", "parameters", "MACs/token", "FLOPs/token", "bound", "memory"]
         rows = []
-        for method, part in frame.groupby("method", sort=False):
+        for row in rows_of:
+            part = frame[frame["method"] == row.name]
             total, macs = int(part["parameters"].sum()), int(part["macs_per_token"].sum())
             size = _bytes(memory(total, dtype, master=master).total)
-            rows.append(
-                [_label(str(method)), f"{total:,}", f"{macs:,}", f"{2 * macs:,}", _span(part["rank_bound"]), size]
-            )
+            rows.append([row.label, f"{total:,}", f"{macs:,}", f"{2 * macs:,}", _span(part["rank_bound"]), size])
         lines = [f"{title}: {', '.join(settings)}", grid(heads, _columns(rows)), ""]
         state = f"AdamW's state{' with a float32 copy' if master else ''}"
         lines.append(f"memory: weights, gradients and {state} in {dtype}, without activations and the frozen model.")
@@ -208,119 +182,66 @@ def _costs(
     lines.append(
         f"MACs: multiply-adds per token beyond the frozen layers, the paper's FLOPs; FLOPs at two for each{flops}."
     )
-    once = [f"{_label(method)} {_short(value)}" for method, value in per_pass.items() if value]
+    per_pass = frame.groupby("method", sort=False)["macs_per_pass"].sum()
+    once = [f"{row.label} {_short(per_pass[row.name])}" for row in rows_of if per_pass[row.name]]
     if once:
         lines.append(f"Multiply-adds once per forward pass besides: {', '.join(once)}.")
-    lines += _bank(methods)
-    lines.append("bound: most that the rank of one ΔW can be.")
-    return frame, "\n".join(lines)
+    return "\n".join([*lines, *notes(methods), "bound: most that the rank of one ΔW can be."])
 
 
-def _within(
-    model: str,
-    parts: Sequence[Matrices],
-    title: str,
-    budget: int,
-    methods: Sequence[str],
-    at_least: float,
-    experts: int | None,
-    top: int,
-) -> tuple[pd.DataFrame, str]:
-    import pandas as pd
+def _within(frame: pd.DataFrame, title: str, budget: int, at_least: float, top: int) -> str:
+    from ..analysis.cost_tables import notes
+    from .text_tables import grid
 
-    from ..cost import Choice, within_budget
-    from ..report import grid
-
-    shapes = [(part.out_features, part.in_features) for part in parts for _ in range(part.layers)]
-    found = within_budget(shapes, budget, methods=methods, at_least=at_least, experts=experts)
-    frame = pd.DataFrame.from_records(found, columns=list(Choice._fields))
-    frame.insert(0, "model", model)
-    frame.insert(1, "target", " ".join(dict.fromkeys(part.projection for part in parts)))
-    shown = found[: top or None]
-    rows = [
-        [
-            _label(c.method), "·" if c.method in NO_RANK else f"{c.r}",
-            f"{c.blocks}" if c.method in BLOCK_METHODS else "·", f"{c.parameters:,}",
-            f"{c.parameters / budget:.1%}", f"{c.rank_bound:,.5g}", f"{1000 * c.bound_per_parameter:.3g}",
-            f"{c.macs_per_token:,}",
-        ]
-        for c in found[: top or None]
-    ]  # fmt: skip
+    shown = frame.head(top) if top else frame
+    rows = []
+    for c in shown.itertuples():
+        row = METHODS[str(c.method)]
+        rows.append([
+            row.label, f"{c.r}" if row.ranked else "·", f"{c.blocks}" if row.cut else "·", f"{c.parameters:,}",
+            f"{c.share:.1%}", f"{c.rank_bound:,.5g}", f"{1000 * c.bound_per_parameter:.3g}", f"{c.macs_per_token:,}",
+        ])  # fmt: skip
     heads = ["method", "r", "b", "parameters", "of budget", "bound", "per 1k params", "MACs/token"]
-    number = f"the first {len(shown)} of {len(found)}" if len(shown) < len(found) else f"{len(found)}"
-    return frame, "\n".join([
+    number = f"the first {len(shown)} of {len(frame)}" if len(shown) < len(frame) else f"{len(frame)}"
+    return "\n".join([
         f"{title}: {number} that take {at_least:.0%} to 100% of {budget:,} parameters",
         grid(heads, _columns(rows)),
         "",
         "r: powers of two, 3·2^k, and the largest that fits. bound: most that the rank of one ΔW can be, mean over the",
-        "matrices; per 1k params: their sum for 1,000 parameters. DoRA and HiRA reach it only through the frozen W.",
+        "matrices; per 1k params: their sum for 1,000 parameters.",
         "MACs: multiply-adds per token beyond the frozen layers, which the paper calls FLOPs.",
-        *_bank({choice.method for choice in shown}),
+        *notes(list(dict.fromkeys(shown["method"]))),
     ])  # fmt: skip
 
 
-def _bank(methods: Iterable[str]) -> list[str]:
-    """The line that VB-LoRA needs wherever its parameters stand."""
-    return [f"VB-LoRA trains a bank of {BANK:,} numbers besides, once for all matrices."] * ("vblora" in methods)
+def _best_blocks(frame: pd.DataFrame, title: str) -> str:
+    from .text_tables import grid
 
-
-def _best_blocks(model: str, parts: Sequence[Matrices], title: str) -> tuple[pd.DataFrame, str]:
-    import pandas as pd
-
-    from ..cost import optimal_blocks, shared_blocks
-    from ..report import grid
-
-    names: dict[tuple[int, int], list[str]] = {}
-    counts: dict[tuple[int, int], int] = {}
-    for part in parts:
-        shape = part.out_features, part.in_features
-        names.setdefault(shape, []).append(part.projection)
-        counts[shape] = counts.get(shape, 0) + part.layers
-    found = {" ".join(names[shape]): optimal_blocks(*shape) for shape in names}
-    if len(found) > 1:
-        found["all"] = shared_blocks([shape for shape, count in counts.items() for _ in range(count)])
-    records: list[tuple[object, ...]] = []
-    rows: list[list[str]] = []
-    for name, best in found.items():
-        m, n = (None, None) if name == "all" else best.shapes[0]
-        layers = len(best.shapes) if name == "all" else counts[best.shapes[0]]
-        matrices = len(best.shapes)
-        for b in best.valid:
-            each = float(best.parameters(b) / matrices)
-            records.append(
-                (model, name, m, n, layers, b, each, b in best.best, best.optimum, best.paper, best.paper in best.valid)
-            )
-        paper = "·" if best.paper is None else f"{best.paper}{'' if best.paper in best.valid else ' (not valid)'}"
+    rows, curve = [], {}
+    for name, part in frame.groupby("projection", sort=False):
+        first, best = part.iloc[0], part[part["best"]]
+        rule, m = first["paper_rule"], first["out_features"]
         rows.append([
-            name, "·" if m is None else f"{m}×{n}", f"{layers}", f"{best.optimum:.2f}", paper,
-            f"{', '.join(map(str, best.best))}{' (tie)' if len(best.best) > 1 else ''}",
-            f"{float(best.parameters(min(best.best)) / matrices):,.6g}",
+            str(name), "·" if name == "all" else f"{m}×{first['in_features']}",
+            f"{first['layers']}", f"{first['optimum']:.2f}",
+            "·" if str(rule) == "<NA>" else f"{rule}{'' if first['paper_rule_valid'] else ' (not valid)'}",
+            f"{', '.join(map(str, best['blocks']))}{' (tie)' if len(best) > 1 else ''}",
+            f"{best['parameters_per_rank'].iloc[0]:,.6g}",
         ])  # fmt: skip
-    columns = [
-        "model", "projection", "out_features", "in_features", "layers", "blocks", "parameters_per_rank", "best",
-        "optimum", "paper_rule", "paper_rule_valid",
-    ]  # fmt: skip
-    frame = pd.DataFrame.from_records(records, columns=columns)
-    frame = frame.astype(dict.fromkeys(("out_features", "in_features", "paper_rule"), "Int64"))
-    curve: list[list[str]] = []
-    for b in sorted({b for best in found.values() for b in best.valid}):
-        cells = []
-        for best in found.values():
-            value = f"{float(best.parameters(b) / len(best.shapes)):,.6g}" if b in best.valid else "·"
-            cells.append(f"{value}*" if b in best.best else value)
-        curve.append([f"{b}", *cells])
+        curve[str(name)] = {x.blocks: f"{x.parameters_per_rank:,.6g}{'*' if x.best else ''}" for x in part.itertuples()}
+    steps = sorted({b for own in curve.values() for b in own})
     lines = [
         f"{title}: the b with which BoRA reaches a rank R = br most cheaply",
         grid(["projection", "out×in", "layers", "√(m+n)", "⌊√n⌋", "best b", "N(b)/R"], _columns(rows)),
         "",
         "N(b)/R = (m+n)/b + b, parameters of one matrix per unit of rank, for every b that divides m and n; *: least",
-        grid(["b", *found], _columns(curve)),
+        grid(["b", *curve], _columns([[f"{b}", *(own.get(b, "·") for own in curve.values())] for b in steps])),
         "",
         "√(m+n): where N(b) is least for real b; ⌊√n⌋: the paper's practical rule (§3.3).",
     ]
-    if "all" in found:
+    if "all" in curve:
         lines[-1] += "\nall: one b for all matrices; N(b)/R is the mean over them."
-    return frame, "\n".join(lines)
+    return "\n".join(lines)
 
 
 def _memory(parameters: int, dtype: str, master: bool) -> str:
@@ -334,12 +255,6 @@ def _memory(parameters: int, dtype: str, master: bool) -> str:
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _label(method: str) -> str:
-    from ..style import method_look
-
-    return method_look(method).label
 
 
 def _span(values: pd.Series) -> str:

@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..catalogue import METHODS
 from .common import FORMATS, fail, usage
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LABELS = {
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "melora": "MELoRA",
-    "hydralora": "HydraLoRA",
-    "bora": "BoRA",
-    "bora-no-exp": "BoRA w.o. Exp",
-    "bora-no-norm": "BoRA w.o. Norm",
-}
+# The paper's ablations; its other names are methods of the catalogue.
+_ABLATIONS = {"bora-no-exp": "BoRA w.o. Exp", "bora-no-norm": "BoRA w.o. Norm"}
+
+
+def _label(method: str) -> str:
+    return _ABLATIONS.get(method) or METHODS[method].label
 
 
 @click.command()
@@ -45,7 +43,7 @@ def paper(number: int | None, checking: bool, judging: bool, form: str, output: 
         raise click.UsageError("--table, --check and --claims are different things: give one of them")
     if form == "parquet" and output is None:
         raise click.UsageError("parquet is no text: give a file with -o FILE")
-    from ..report import text, write
+    from .text_tables import text, write
 
     with usage():
         frame, shown = _check() if checking else _claims() if judging else _list() if number is None else _table(number)
@@ -63,7 +61,7 @@ def paper(number: int | None, checking: bool, judging: bool, form: str, output: 
 def _list() -> tuple[pd.DataFrame, str]:
     import pandas as pd
 
-    from ..paper import SETTING, TITLES, table
+    from ..paper.tables import SETTING, TITLES, table
 
     rows = []
     for k, title in TITLES.items():
@@ -75,8 +73,8 @@ def _list() -> tuple[pd.DataFrame, str]:
 
 
 def _table(k: int) -> tuple[pd.DataFrame, str]:
-    from ..paper import TITLES, table, wide
-    from ..report import grid
+    from ..paper.tables import TITLES, table, wide
+    from .text_tables import grid
 
     frame = wide(k)
     heads, columns = _settings(frame)
@@ -90,8 +88,8 @@ def _table(k: int) -> tuple[pd.DataFrame, str]:
 
 
 def _check() -> tuple[pd.DataFrame, str]:
-    from ..paper import averages, check, repeats
-    from ..report import grid
+    from ..paper.tables import averages, check, repeats
+    from .text_tables import grid
 
     frame, means, again = check(), averages(), repeats()
     heads, columns = _settings(frame)
@@ -111,7 +109,7 @@ def _check() -> tuple[pd.DataFrame, str]:
         f"Avg: {means['ok'].sum()} of {len(means)} printed are the mean of the printed sub-tasks to rounding"
         + (", not" if len(off) else ""),
         *(
-            f"  table {row.table}, {LABELS[str(row.method)]} r = {row.r}, b = {row.blocks}, {row.target}: "
+            f"  table {row.table}, {_label(str(row.method))} r = {row.r}, b = {row.blocks}, {row.target}: "
             f"{row.avg:.2f} printed, mean {row.mean:.4f}"
             + ("; the rounding of the sub-tasks can do that" if row.explained else "")
             for row in off.itertuples()
@@ -122,7 +120,7 @@ def _check() -> tuple[pd.DataFrame, str]:
 
 
 def _claims() -> tuple[pd.DataFrame, str]:
-    from ..claims import claims
+    from ..paper.claims import claims
 
     frame = claims()
     width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 100
@@ -151,7 +149,7 @@ def _settings(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """The columns that name a run."""
     columns = [
         list(frame["model"]),
-        [LABELS[method] for method in frame["method"]],
+        [_label(method) for method in frame["method"]],
         *([str(value) for value in frame[column]] for column in ("r", "blocks", "target")),
     ]
     return ["model", "method", "r", "b", "target"], columns

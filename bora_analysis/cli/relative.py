@@ -33,9 +33,9 @@ def relative(
     import pandas as pd
 
     from ..adapters import AdapterError
-    from ..adapters.base import open_base
-    from ..relative import base_metrics
-    from ..report import relative_table, text, write
+    from ..analysis.relative import base_metrics
+    from ..files.base_model import open_base
+    from .text_tables import relative_table, text, write
 
     with usage():
         options["base"] = open_base(options["base"])

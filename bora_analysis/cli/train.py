@@ -7,11 +7,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from .common import ACTIVATIONS, fail
+from ..catalogue import ACTIVATIONS, trained
+from .common import fail
 
 # As in training.settings, whose import is left to the command.
 _TASKS = ("classification", "regression", "causal-lm")
-_METHODS = ("lora", "melora", "bora", "dora", "hydralora", "sbora-fa", "sbora-fb")
 
 
 class _Steps(click.ParamType):
@@ -43,7 +43,7 @@ class _Columns(click.ParamType):
     "--data", metavar="FILE_OR_HUB_ID", help="A table, a folder with train.* and validation.*, org/name[:config]."
 )
 @click.option("--task", type=click.Choice(_TASKS), default="classification", show_default=True)
-@click.option("--method", type=click.Choice(_METHODS), default="bora", show_default=True)
+@click.option("--method", type=click.Choice(trained()), default="bora", show_default=True)
 @click.option("-r", "--rank", "r", type=int, default=8, show_default=True)
 @click.option("--blocks", type=int, help="b of BoRA, minis of MELoRA.  [default: 16; 4 for MELoRA]")
 @click.option("--experts", type=int, default=3, show_default=True, help="Matrices B of HydraLoRA.")

@@ -18,15 +18,15 @@ from ..atomic import replacing
 from .accuracy import figure3
 from .block_products import figure1
 from .cost import optimal_blocks, pareto
+from .drawing import in_style
 from .forward_pass import figure2
-from .layout import in_style
+from .from_tables import figure4, heatmap, spectra, threshold_sweep, trajectory
 from .subspaces import similarity
-from .tables import figure4, heatmap, spectra, threshold_sweep, trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..delta import Update
+    from ..updates.contract import Update
 
 __all__ = [
     "FIGURES",

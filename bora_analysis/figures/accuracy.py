@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from .. import style
-from . import layout
+from . import drawing as layout
 
 _BORA, _LORA = style.method_look("bora"), style.method_look("lora")
 # Method in table 7 → its look: BoRA's colour and marker, the ablations open.

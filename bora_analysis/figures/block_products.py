@@ -15,8 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .. import metrics, style
-from ..delta import Blocked, Update, bora, lora, melora
-from . import layout
+from ..updates.blocks import bora, lora, melora
+from ..updates.contract import Blocked, Update
+from . import drawing as layout
 
 Array = NDArray[Any]
 
@@ -29,7 +30,6 @@ _COLOURS = "YlGnBu"  # near white at 0, even lightness, and sound under colour b
 # Block (i, j) of ΔW, by method.
 _FORMULAS = {
     "lora": "$B_i\\,A_j$",
-    "rslora": "$B_i\\,A_j$",
     "melora": "$B_i\\,A_i$, else 0",
     "bora": "$B_i\\,\\Sigma_{ij}\\,A_j$",
 }
@@ -176,7 +176,9 @@ def _pictures(updates: Mapping[str, Update]) -> list[Picture]:
         pictures.append(
             Picture(
                 name=name,
-                formula=_FORMULAS.get(facts.method, style.method_look(facts.method).label),
+                formula=_FORMULAS.get(
+                    "lora" if facts.method == "rslora" else facts.method, style.method_look(facts.method).label
+                ),
                 weights=_means(B, sigma @ A, blocks),
                 sigma=_largest(np.abs(shown)),
                 blocks=blocks,

@@ -14,9 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from .. import cost, style
-from ..architectures import architecture
-from . import data, layout
+from .. import style
+from ..analysis import optimal_blocks as blocks_of
+from ..catalogue.architectures import architecture
+from . import data
+from . import drawing as layout
 
 _MODELS = {
     "roberta-base": "RoBERTa-Base",
@@ -207,7 +209,7 @@ def optimal_blocks(*, model: str | None = None, width: str = "neurips", title: s
 
     Parameters
     ----------
-    model : a name in :data:`bora_analysis.architectures.ARCHITECTURES`: a curve for each shape of its projections. By
+    model : a name in :data:`bora_analysis.catalogue.architectures.ARCHITECTURES`: a curve for each shape. By
         default the query projections of the paper's five models.
     width : a venue of :data:`bora_analysis.style.VENUES`.
     """
@@ -216,9 +218,9 @@ def optimal_blocks(*, model: str | None = None, width: str = "neurips", title: s
     axes = figure.subplots()
     looks: list[style.Look] = []
     sums: set[int] = set()
-    furthest = 4 * max(cost.optimal_blocks(*shape).optimum for shape in shapes.values())
+    furthest = 4 * max(blocks_of.optimal_blocks(*shape).optimum for shape in shapes.values())
     for nth, (name, (m, n)) in enumerate(shapes.items()):
-        found = cost.optimal_blocks(m, n)
+        found = blocks_of.optimal_blocks(m, n)
         valid = [b for b in found.valid if b <= furthest]
         curve = np.geomspace(1, valid[-1], 200)
         colour = layout.sequence(style.method_look("bora").colour, nth, len(shapes))

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .. import style
+from ..metrics import METRICS
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -84,8 +85,8 @@ def spectra_of(table: Any) -> list[Spectrum]:
 
 def values_of(table: Any, metric: str) -> list[Value]:
     """One entry per module and step; NaN where the metric is not defined."""
-    if metric not in style.METRICS:
-        raise ValueError(f"unknown metric {metric!r}; there are {', '.join(style.METRICS)}")
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}")
     columns = [table[name] for name in ("adapter", "module", "layer", "projection", "step", metric)]
     return [
         Value(adapter, module, _integer(layer), projection, _integer(step), float("nan") if pd.isna(value) else value)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Polygon, Rectangle
 
 from .. import style
-from . import layout
+from . import drawing as layout
 
 _BLOCKS, _RANK = 3, 4
 _ROW, _SEGMENT = 0.72, 0.58  # inches: distance of two rows; height of a segment of X or Y

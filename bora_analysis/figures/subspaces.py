@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .. import style
-from . import data, layout
+from . import data
+from . import drawing as layout
 
 
 @layout.in_style

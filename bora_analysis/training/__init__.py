@@ -1,8 +1,8 @@
 """Training adapters for the analysis, with transformers and PEFT (extra ``train``)."""
 
 from .errors import TrainingError
-from .recipes import RECIPES
+from .experiments import RECIPES
 from .run import train
-from .settings import METHODS, TASKS, Settings
+from .settings import TASKS, Settings
 
-__all__ = ["METHODS", "RECIPES", "TASKS", "Settings", "TrainingError", "train"]
+__all__ = ["RECIPES", "TASKS", "Settings", "TrainingError", "train"]

@@ -17,7 +17,7 @@ from ..extras import require
 from .checkpoints import discard_after, keep_adapter, newest_state, prune, set_base_name
 from .data import Data, Example, load_data
 from .errors import TrainingError
-from .methods import peft_config
+from .peft_configs import peft_config
 from .scoring import scorer, token_losses
 from .settings import Settings
 

@@ -6,10 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..catalogue import METHODS as CATALOGUE
+from ..catalogue import trained
 from .errors import TrainingError
 
 TASKS = ("classification", "regression", "causal-lm")
-METHODS = ("lora", "melora", "bora", "dora", "hydralora", "sbora-fa", "sbora-fb")
 METRICS = {"classification": ("accuracy", "matthews"), "regression": ("pearson",), "causal-lm": ("perplexity",)}
 DTYPES = ("float32", "bfloat16")
 
@@ -24,10 +25,10 @@ class Settings:
     Attributes
     ----------
     model, data : a folder or file, or a Hub id; data also ``org/name:config`` and an https address.
-    task : one of ``TASKS``. method : one of ``METHODS``.
+    task : one of ``TASKS``. method : one of :func:`bora_analysis.catalogue.trained`.
     r, alpha, rslora, dropout : rank, α (default 2r), α/√r, probability of dropping an input of the adapter.
-    blocks : b of BoRA (default 16), minis of MELoRA (default 4). experts : matrices B of HydraLoRA.
-    activation : of BoRA, see :func:`bora_analysis.delta.activate`.
+    blocks : b or minis (BoRA's default 16, MELoRA's 4). experts : matrices B of HydraLoRA.
+    activation : of BoRA, see :func:`bora_analysis.updates.blocks.activate`.
     target : letters of QKVOGUD, or names of modules with commas between them.
     text, label : columns; by default found by their usual names. metric : the first of ``METRICS`` by default.
     validation : a second file; otherwise ``validation_share`` of the data is held out, chosen by ``split_seed`` alone,
@@ -80,7 +81,7 @@ class Settings:
     model_name: str | None = None
 
     def __post_init__(self) -> None:
-        choices = {"task": TASKS, "method": METHODS, "dtype": DTYPES}
+        choices = {"task": TASKS, "method": trained(), "dtype": DTYPES}
         choices["metric"] = (None, *METRICS.get(self.task, ()))
         for name, allowed in choices.items():
             value = getattr(self, name)
@@ -96,7 +97,7 @@ class Settings:
         _expect(0 <= self.dropout < 1, "dropout", self.dropout, "a probability below 1")
         _expect(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
         _expect(all(step >= 0 for step in self.checkpoints or ()), "checkpoints", self.checkpoints, "steps from 0 on")
-        if self.blocks is not None and self.method not in ("bora", "melora"):
+        if self.blocks is not None and not CATALOGUE[self.method].cut:
             raise TrainingError(f"blocks is {self.blocks}, but {self.method} has none; leave it out")
 
     @property

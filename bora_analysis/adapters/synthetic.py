@@ -1,0 +1,176 @@
+"""Random adapters from a seed, in the same form as trained ones.
+
+Three kinds:
+
+* ``"init"``: as the method starts training: A and σ Kaiming-uniform (a = √5), B = 0, so ΔW = 0. The others as PEFT has
+  them by default; C³A, FourierFT and VB-LoRA then do not start at ΔW = 0.
+* ``"gaussian"``: independent normal factors: a flat spectrum, the shape that training has not touched.
+* ``"decay"``: orthonormal factors with slot k scaled by k^−p. For LoRA, MELoRA, BD-LoRA, DeLoRA and MiSS (if r divides
+  n) the singular values are exactly scaling · scale · k^−p (SBoRA: the roots of scale and k^−p, AdaLoRA: 10⁻⁵/r less;
+  LoKr, KronA and C³A: each repeated, k counting the frequencies of C³A); for BoRA they are those times the singular
+  values of the S_k (if r ≤ m/b and r ≤ n/b), for the others they only fall.
+
+LoRA+ is LoRA with two learning rates: its update is ``"lora"``. Methods whose update needs the base model's weights
+(DoRA, HiRA, HRA, OFT, BOFT, IA³) have no synthetic adapter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+
+from ..catalogue import METHODS, made
+from ..linalg import Array
+from ..methods import form, recipe
+from ..methods.random_factors import Spec
+from ..updates.checks import check_blocks
+from ..updates.contract import FactorError, Update
+from . import Adapter, write_adapter
+
+KINDS = ("init", "gaussian", "decay")
+
+
+@dataclass(frozen=True)
+class Synthetic(Spec, Mapping[str, dict[str, Array]]):
+    """Module → its raw tensors, made when asked for, so that any size streams.
+
+    Attributes
+    ----------
+    method : one of :func:`bora_analysis.catalogue.made`.
+    shapes : module path → (out_features, in_features).
+    r : rank of one factor pair; of one expert for MoELoRA. KronA, C³A and FourierFT have none.
+    blocks : b of BoRA, the number of minis of MELoRA, of experts of HydraLoRA and MoELoRA, k of GraLoRA, N of BD-LoRA;
+        a circulant block of C³A is of size gcd(m, n)/blocks. 1 for the others.
+    alpha : α; default 2r as in the paper (Appendix B). The scaling is α/r, α/√r for rsLoRA, with the r of all experts
+        together for MoELoRA. Methods without α have the scaling 1: KronA, DeLoRA, VeRA, VB-LoRA, MiSS, C³A, FourierFT.
+    kind : one of ``KINDS``. seed : a module's numbers depend on it and on the module's path alone; what the modules of
+        VeRA and VB-LoRA share depends on all shapes.
+    scale : size of ΔW's largest singular values before the scaling. decay : p of kind ``"decay"``.
+
+    Raises
+    ------
+    ValueError
+        Unknown method or kind, sizes that do not fit, an α for a method that has none.
+    """
+
+    def __post_init__(self) -> None:
+        if self.method not in made():
+            raise ValueError(f"method {self.method!r} is unknown; expected one of {', '.join(made())}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} is unknown; expected one of {', '.join(KINDS)}")
+        row = METHODS[self.method]
+        if not row.blocks and self.blocks != 1:
+            raise ValueError(f"{self.method} has one block; got blocks = {self.blocks}")
+        if self.r < 1 or self.blocks < 1 or self.seed < 0 or not self.shapes:
+            raise ValueError(
+                f"got r = {self.r}, blocks = {self.blocks}, seed = {self.seed}, {len(self.shapes)} modules; expected "
+                "r ≥ 1, blocks ≥ 1, seed ≥ 0, at least one module"
+            )
+        if row.splits and self.r % self.blocks:
+            raise ValueError(
+                f"{self.method} splits r among its blocks; got r = {self.r}; expected a multiple of {self.blocks}"
+            )
+        if self.alpha is not None and not row.scaled:
+            raise ValueError(f"{self.method} has no α; got {self.alpha:g}; expected none")
+        largest = recipe(self.method).most
+        for module, (m, n) in self.shapes.items():
+            try:
+                if row.blocks and row.blocks.divides:
+                    check_blocks(self.blocks, m, n)
+            except FactorError as error:
+                raise ValueError(f"{module}: {error}") from None
+            most = largest(self, m, n) if largest else self.r
+            if most < 1:
+                raise ValueError(
+                    f"{module}: {m}×{n} has no r for {self.method}; expected larger sizes, or ones with common divisors"
+                )
+            if self.r > most:
+                raise ValueError(f"{module}: got r = {self.r}; expected up to {most} for {self.method}")
+
+    @property
+    def lora_alpha(self) -> float | None:
+        """α; None for a method without."""
+        if not METHODS[self.method].scaled:
+            return None
+        return 2.0 * self._whole_rank if self.alpha is None else float(self.alpha)
+
+    @property
+    def scaling(self) -> float:
+        alpha, r = self.lora_alpha, self._whole_rank
+        return 1.0 if alpha is None else alpha / (math.sqrt(r) if self.method == "rslora" else r)
+
+    @property
+    def _whole_rank(self) -> int:
+        return self.r * self.blocks if self.method == "moelora" else self.r
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __getitem__(self, module: str) -> dict[str, Array]:
+        """The module's parts, by the names of :mod:`bora_analysis.methods`; factors are float32."""
+        m, n = self.shapes[module]
+        rng = np.random.default_rng([self.seed, crc32(module.encode())])
+        return recipe(self.method).make(self, rng, m, n)
+
+
+def synthetic_adapter(
+    method: str,
+    shapes: Mapping[str, tuple[int, int]],
+    r: int,
+    blocks: int = 1,
+    *,
+    alpha: float | None = None,
+    kind: str = "gaussian",
+    seed: int = 0,
+    scale: float = 0.1,
+    decay: float = 1.0,
+    activation: str = "exp-norm",
+    name: str | None = None,
+) -> Adapter:
+    """A synthetic adapter in memory, as :func:`read_adapter` would give it. Parameters as in :class:`Synthetic`.
+
+    Raises
+    ------
+    ValueError
+        Unknown method or kind, sizes that do not fit.
+
+    Examples
+    --------
+    >>> from bora_analysis import singular_values, synthetic_adapter
+    >>> adapter = synthetic_adapter("lora", {"layers.0.q_proj": (64, 32)}, r=4, kind="decay", scale=1.0)
+    >>> singular_values(adapter["layers.0.q_proj"]).values.round(6).tolist()
+    [2.0, 1.0, 0.666667, 0.5]
+    """
+    raw = Synthetic(method, shapes, r, blocks, alpha, kind, seed, scale, decay)
+
+    def load(module: str) -> Update:
+        return form(method).build(raw[module], raw.scaling, activation)
+
+    title = name or method + (f"-r{r}" if METHODS[method].ranked else "") + (f"-b{blocks}" if blocks > 1 else "")
+    return Adapter(title, method, None, None, {module: partial(load, module) for module in shapes})
+
+
+def write_synthetic(
+    folder: str | Path, raw: Synthetic, *, activation: str = "exp-norm", dtype: str = "float32"
+) -> Path:
+    """Write a synthetic adapter in the format of a trained one; its config says how it was made."""
+    made = {key: getattr(raw, key) for key in ("kind", "seed", "scale", "decay")}
+    return write_adapter(
+        folder,
+        raw.method,
+        raw,
+        alpha=raw.lora_alpha,
+        activation=activation,
+        rslora=raw.method == "rslora",
+        dtype=dtype,
+        extra_config={"bora_analysis_synthetic": made},
+    )

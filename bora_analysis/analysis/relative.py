@@ -1,0 +1,211 @@
+"""An update beside the base model's weights W0: how large it is, what it amplifies, whether it brings new directions.
+
+* ‖ΔW‖_F / ‖W0‖_F and σ₁(ΔW) / σ₁(W0).
+* Amplification factor (LoRA, arXiv 2106.09685, §7.3): ‖ΔW‖_F / ‖Uᵀ W0 V‖_F with U, V the top r singular directions of
+  ΔW: large where ΔW strengthens directions that W0 hardly has.
+* Intruder dimensions (Shuttleworth et al., arXiv 2410.21228): of the k largest left singular vectors y_j of W0 + ΔW
+  those with max_i |cos(y_j, x_i)| < ε over all left singular vectors x_i of W0.
+
+Where ΔW is a product of thin factors it is never formed. A full SVD of W0 is taken for small matrices, and where a few
+of its largest directions leave an intruder undecided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from scipy.linalg import svd
+from scipy.sparse.linalg import LinearOperator, svds
+
+from ..adapters import Adapter, AdapterError, Trajectory
+from ..catalogue.module_names import layer, projection
+from ..files.base_model import BaseMatrix, BaseWeights, open_base
+from ..linalg import Array
+from ..linalg.inertia import spectral_norm
+from ..linalg.threads import one_blas_thread
+from ..metrics import numerical_rank, rounding_tolerance
+from ..updates.contract import Update
+from ..updates.dense import Dense
+from .tables import IDENTITY, flatten, select, typed
+from .vectors import SingularVectors, singular_vectors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASE_COLUMNS = (
+    *IDENTITY,
+    "out_features",
+    "in_features",
+    "frobenius_norm",
+    "base_frobenius_norm",
+    "relative_norm",
+    "spectral_norm",
+    "base_spectral_norm",
+    "relative_spectral_norm",
+    "directions",
+    "amplification",
+    "intruder_dimensions",
+    "intruder_k",
+    "intruder_epsilon",
+)
+#: Up to this smaller side all singular vectors are found at once: an iterative solver would be slower.
+DENSE_UP_TO = 512
+
+
+def base_metrics(
+    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory],
+    base: BaseWeights | str | Path,
+    *,
+    modules: str | None = None,
+    k: int = 10,
+    epsilon: float = 0.5,
+    on_module: Callable[[], None] | None = None,
+) -> pd.DataFrame:
+    """One row per module: the columns of ``BASE_COLUMNS``.
+
+    Parameters
+    ----------
+    adapters : one or several, as for :func:`bora_analysis.analysis.tables.analyse`.
+    base : the base model, as for :func:`read_adapter`.
+    modules : regular expression; only modules in whose path it is found.
+    k, epsilon : of the intruder dimensions. k is at most the smaller side of the matrix; the columns say it.
+    on_module : called after each module, for progress.
+
+    Notes
+    -----
+    ``directions`` is the r of the amplification factor: the rank parameter of a method with factors, k for an update
+    without structure, and never more than the update's numerical rank. A zero update has amplification NaN.
+
+    Raises
+    ------
+    ValueError
+        k < 1, or ε outside 0 … 1.
+    AdapterError
+        A module that the base model does not have, or has in another shape.
+    """
+    import pandas as pd
+
+    if k < 1 or not 0 <= epsilon <= 1:
+        raise ValueError(f"got k = {k}, ε = {epsilon:g}; expected k ≥ 1 and 0 ≤ ε ≤ 1")
+    weights = base if isinstance(base, BaseWeights) else open_base(base)
+    rows = []
+    for adapter in flatten(adapters):
+        chosen = select(adapter, modules)
+        for module in chosen:
+            update = chosen[module]
+            facts = update.facts
+            where = adapter.path or adapter.name
+            matrix = _counterpart(weights, module, (facts.out_features, facts.in_features), str(where))
+            with one_blas_thread():
+                found = _compare(update, matrix.read(), k, epsilon)
+            identity = (adapter.name, facts.method, adapter.step, module, layer(module), projection(module))
+            rows.append((*identity, facts.out_features, facts.in_features, *found))
+            if on_module is not None:
+                on_module()
+    return typed(pd.DataFrame(rows, columns=list(BASE_COLUMNS)))
+
+
+def intruder_dimensions(update: Update, W0: Array, k: int = 10, epsilon: float = 0.5) -> int:
+    """Of the k largest left singular vectors of W0 + ΔW, how many have no counterpart among those of W0.
+
+    Parameters
+    ----------
+    update : ΔW ∈ R^{m×n}. W0 : (m, n).
+    k, epsilon : see the top of this module.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import lora
+    >>> W0 = np.diag([3.0, 2.0, 1.0, 0.0])
+    >>> new = lora(np.full((4, 1), 5.0), np.eye(4)[3:])  # every component of (1, 1, 1, 1)/2 is 1/2
+    >>> intruder_dimensions(new, W0, k=1, epsilon=0.6), intruder_dimensions(new, W0, k=1, epsilon=0.4)
+    (1, 0)
+    """
+    W0 = W0.astype(np.float64, copy=False)
+    return _intruders(_tuned(update, W0), W0, k, epsilon)
+
+
+def _counterpart(weights: BaseWeights, module: str, shape: tuple[int, int], where: str) -> BaseMatrix:
+    """The base model's matrix in the orientation of ΔW: an embedding's ΔW is (d, V), a Conv1D's (out, in)."""
+    matrix = weights.matrix(module)
+    if matrix.shape != shape and matrix.shape[::-1] == shape and len(matrix.stored) == 2:
+        matrix = replace(matrix, transposed=not matrix.transposed)
+    if matrix.shape != shape:
+        raise AdapterError(
+            f"{where}: the update of {module} is {shape[0]}×{shape[1]}, but {matrix.key} of the base model has shape "
+            f"{matrix.stored}; is it the model that was adapted?"
+        )
+    return matrix
+
+
+def _compare(update: Update, W0: Array, k: int, epsilon: float) -> tuple[float, ...]:
+    W0 = W0.astype(np.float64, copy=False)
+    base_norm, base_top = float(np.linalg.norm(W0)), spectral_norm(W0)
+    k = min(k, *W0.shape)
+    if isinstance(update, Dense):
+        whole = update.to_dense()
+        norm, parts, r = float(np.linalg.norm(whole)), _largest(whole, k), k
+        update = replace(update, delta=whole)  # made once, for the sum below too
+    else:
+        parts, r = singular_vectors(update), update.facts.r
+        norm = float(np.linalg.norm(parts.values))
+    top = float(parts.values.max(initial=0.0))
+    r = min(r, numerical_rank(parts.values, rounding_tolerance(parts.values, update.facts.dtype)))
+    amplification = float("nan")
+    if r:
+        seen = float(np.linalg.norm(parts.left[:, :r].T @ W0 @ parts.right[:r].T))
+        amplification = norm / seen if seen else float("inf")
+    tuned = _tuned(update, W0, None if isinstance(update, Dense) else parts)
+    intruders = _intruders(tuned, W0, k, epsilon)
+    return (
+        norm, base_norm, _ratio(norm, base_norm), top, base_top, _ratio(top, base_top),
+        r, amplification, intruders, k, epsilon,
+    )  # fmt: skip
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _tuned(update: Update, W0: Array, parts: SingularVectors | None = None) -> Any:
+    """W0 + ΔW, dense where either is small or ΔW has no structure, else as an operator."""
+    if min(W0.shape) <= DENSE_UP_TO or isinstance(update, Dense):
+        return W0 + update.to_dense()
+    left, right = (parts.left * parts.values, parts.right) if parts else update.factors()
+    products: dict[str, Any] = {
+        "matvec": lambda x: W0 @ x + left @ (right @ x),
+        "rmatvec": lambda x: W0.T @ x + right.T @ (left.T @ x),
+        "dtype": np.float64,
+    }
+    return LinearOperator(W0.shape, **products)
+
+
+def _intruders(tuned: Any, W0: Array, k: int, epsilon: float) -> int:
+    k = min(k, *W0.shape)
+    new = _largest(tuned, k).left
+    if min(W0.shape) > max(DENSE_UP_TO, 8 * k):
+        cosines = np.abs(_largest(W0, 4 * k).left.T @ new)
+        # What the largest directions leave of a y bounds its cosine with any of the others.
+        rest = np.sqrt(np.maximum(1.0 - (cosines**2).sum(axis=0), 0.0))
+        closest = cosines.max(axis=0)
+        if ((closest >= epsilon) | (rest < epsilon)).all():
+            return int((closest < epsilon).sum())
+    old = svd(W0, full_matrices=False)[0]
+    return int((np.abs(old.T @ new).max(axis=0) < epsilon).sum())
+
+
+def _largest(matrix: Any, k: int) -> SingularVectors:
+    """The k largest singular values of a matrix or operator, with their vectors."""
+    if isinstance(matrix, np.ndarray) and (min(matrix.shape) <= max(DENSE_UP_TO, 2 * k) or not matrix.any()):
+        left, values, right = svd(matrix, full_matrices=False)
+        return SingularVectors(left[:, :k], values[:k], right[:k], rounding_tolerance(values, "float64"))
+    start = np.random.default_rng(0).standard_normal(min(matrix.shape))
+    options: dict[str, Any] = {"k": k, "v0": start, "tol": 1e-10}
+    left, values, right = cast(tuple[Array, Array, Array], svds(matrix, **options))
+    order = np.argsort(values)[::-1]
+    return SingularVectors(left[:, order], values[order], right[order], rounding_tolerance(values, "float64"))

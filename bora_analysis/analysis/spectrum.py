@@ -1,0 +1,297 @@
+"""Singular values of one update or of many, through cores, never through ΔW.
+
+The factors are reduced to cores on the CPU (QR, float64). Cores of equal shape are batched and solved on the CPU or,
+where they are large and there is one, on a GPU. Modules run in parallel with one BLAS thread each.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..linalg import Array
+from ..linalg.inertia import Counted, count
+from ..linalg.solvers import ONE_AT_A_TIME, Solved, place_of, resolve, solve
+from ..linalg.threads import available_cores, one_blas_thread
+from ..metrics import numerical_rank, rounding_tolerance
+from ..updates.contract import Blocked, Facts, Update
+from ..updates.dense import Dense
+
+#: Updates without structure are made and solved one by one, as many at a time as fit here (but one at least).
+ROOM_BYTES = 2 << 30
+#: From this size on a quick analysis of an update without structure counts instead of solving.
+COUNT_FROM = 256
+#: Cores of one shape are collected up to this size, or from this many modules, before they are solved together.
+BATCH_BYTES = 2 << 20
+BATCH_MODULES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Singular values of one update, with how they were found.
+
+    Attributes
+    ----------
+    values : (rank_bound,) float64, descending. ΔW's other min(m, n) − rank_bound singular values are exactly 0.
+    solver : ``"svd"``, ``"gram"``, ``"svd (gesvd)"`` where the first driver did not converge, or ``"count"``.
+    device : where the cores were solved: ``"cpu"``, ``"cuda:0"``, or ``"cpu (cuda:0: reason)"`` after a fall-back.
+    dtype : the dtype in which the factors were stored. The computation is always in float64.
+    noise_floor : the σ that rounding alone makes, for a difference of rounded weights; NaN otherwise.
+    counted : what a quick analysis found instead of the values, which are then empty.
+    """
+
+    values: NDArray[np.float64]
+    solver: str
+    device: str
+    dtype: str
+    noise_floor: float = float("nan")
+    counted: Counted | None = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        return self.values.size
+
+
+@dataclass(frozen=True)
+class FactorRanks:
+    """Numerical ranks of B', Σ', A' (eq. 6), side by side, and what they say about rank(ΔW).
+
+    ``bound`` is Proposition 1's min(m, n, br). ``upper`` = min of the three ranks always holds and is tighter.
+    ``lower`` = rank(B') + rank(Σ') + rank(A') − 2br (Sylvester, at least 0) always holds too.
+    """
+
+    B: int
+    sigma: int
+    A: int
+    bound: int
+    upper: int
+    lower: int
+
+    @property
+    def limiting(self) -> tuple[str, ...]:
+        """The factors whose rank is the smallest of the three."""
+        ranks = {"B'": self.B, "Σ'": self.sigma, "A'": self.A}
+        return tuple(name for name, rank in ranks.items() if rank == self.upper)
+
+
+def singular_values(update: Update, *, solver: str = "auto", device: str = "auto") -> Spectrum:
+    """Singular values of one update.
+
+    Parameters
+    ----------
+    update : from :func:`lora`, :func:`melora`, :func:`bora` or an adapter.
+    solver : ``"svd"`` is within 1e-12·‖B'‖‖Σ'‖‖A'‖ of the exact values. ``"gram"`` takes square roots of the
+        eigenvalues of C Cᵀ: faster for large cores, absolute error up to about 1e-8·σ₁ for the small values.
+        ``"auto"`` uses gram for cores from 512 on when its error bound stays below the rounding of the stored
+        factors, and svd otherwise.
+    device : ``"auto"`` (a GPU for cores from 1024 on, if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:k"``.
+
+    Raises
+    ------
+    ValueError
+        Unknown solver or device, or a CUDA device that torch does not see.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import lora, singular_values
+    >>> spectrum = singular_values(lora(np.eye(4)[:, :2] * [3.0, 2.0], np.eye(2, 5)))
+    >>> spectrum.values.round(12).tolist(), spectrum.dtype
+    ([3.0, 2.0], 'float64')
+    """
+    place = resolve(solver, device)
+    facts = update.facts
+    # One thread for a large core too: two are 1.5× as fast on idle cores, and were 20× slower on busy ones.
+    with one_blas_thread():
+        if isinstance(update, Dense):
+            return _dense_spectrum(update, solver, place)
+        return _union([solve(core, facts.dtype, solver, place) for core in update.cores()], facts)
+
+
+def each_spectrum(
+    updates: Mapping[str, Update],
+    *,
+    solver: str = "auto",
+    device: str = "auto",
+    workers: int | None = None,
+    quick: float | None = None,
+) -> Generator[tuple[str, Facts, Spectrum]]:
+    """Singular values of many updates, as they are finished (in no particular order).
+
+    Memory: a few modules' factors at a time, at most a few batches of cores, and dense updates up to ``ROOM_BYTES``.
+
+    Parameters
+    ----------
+    updates : module → update; ``updates[module]`` is called in a worker thread, once.
+    solver, device : as for :func:`singular_values`.
+    workers : threads; default one per core that this process may use.
+    quick : a threshold: of updates without structure, from 256² on, only how many σ lie above it, Σσ², Σσ⁴ and σ₁
+        (:func:`bora_analysis.linalg.inertia.count`); all σ where that cannot tell.
+    """
+    place = resolve(solver, device)
+    workers = workers or available_cores()
+    names = iter(updates)
+    facts_of: dict[str, Facts] = {}
+    missing: dict[str, int] = {}  # cores of a module not yet solved
+    found: dict[str, list[Solved]] = defaultdict(list)
+    groups: dict[tuple[int, int, str], list[tuple[str, Array]]] = defaultdict(list)
+    reducing: set[Future[Any]] = set()
+    solving: dict[Future[Any], list[tuple[str, int]]] = {}
+
+    def reduce(name: str) -> tuple[str, Facts, list[Array] | Spectrum]:
+        update = updates[name]
+        if isinstance(update, Dense):
+            return name, update.facts, _dense_spectrum(update, solver, place, quick)
+        return name, update.facts, update.cores()
+
+    def submit(key: tuple[int, int, str], members: list[tuple[str, Array]]) -> None:
+        stack = np.concatenate([core for _, core in members])
+        owners = [(name, len(core)) for name, core in members]
+        solving[pool.submit(solve, stack, key[2], solver, place)] = owners
+
+    with one_blas_thread(), ThreadPoolExecutor(workers, thread_name_prefix="spectrum") as pool:
+        try:
+            more = True
+            while more or reducing or solving or groups:
+                while more and len(reducing) < 2 * workers and len(solving) < 4 * workers:
+                    name = next(names, None)
+                    if name is None:
+                        more = False
+                    else:
+                        reducing.add(pool.submit(reduce, name))
+                if not more and not reducing:
+                    for key, members in groups.items():  # the last, unfilled batches: shared among the workers
+                        step = -(-len(members) // workers)
+                        for start in range(0, len(members), step):
+                            submit(key, members[start : start + step])
+                    groups.clear()
+                done, _ = wait([*reducing, *solving], return_when=FIRST_COMPLETED)
+                for future in done & reducing:
+                    reducing.discard(future)
+                    name, facts, cores = future.result()
+                    if isinstance(cores, Spectrum):
+                        yield name, facts, cores
+                        continue
+                    facts_of[name] = facts
+                    missing[name] = sum(len(core) for core in cores)
+                    for core in cores:
+                        key = (*core.shape[1:], facts_of[name].dtype)
+                        groups[key].append((name, core))
+                        waiting = groups[key]
+                        if len(waiting) >= BATCH_MODULES or sum(stack.nbytes for _, stack in waiting) >= BATCH_BYTES:
+                            submit(key, groups.pop(key))
+                for future in [future for future in done if future in solving]:
+                    owners, solved = solving.pop(future), future.result()
+                    start = 0
+                    for name, count in owners:
+                        found[name].append(Solved(solved.values[start : start + count], solved.solver, solved.device))
+                        start += count
+                        missing[name] -= count
+                    for name in {name for name, _ in owners if not missing[name]}:
+                        facts = facts_of.pop(name)
+                        del missing[name]
+                        yield name, facts, _union(found.pop(name), facts)
+        finally:  # an error, or a caller that stops early: drop what has not begun
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def factor_ranks(update: Update) -> FactorRanks:
+    """Numerical ranks of B', Σ' and A': which of the three limits the rank of ΔW (eq. 6, Proposition 1).
+
+    rank(Σ') is found as Σ_k rank(S_k), r small b×b problems instead of one of size br. The tolerance is that of
+    :func:`bora_analysis.metrics.rounding_tolerance`.
+
+    Raises
+    ------
+    ValueError
+        An update that is no product of three such factors (:class:`bora_analysis.updates.contract.Blocked`).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import bora, factor_ranks, lora
+    >>> rng = np.random.default_rng(0)
+    >>> B, A = rng.standard_normal((8, 2)), rng.standard_normal((2, 8))
+    >>> factor_ranks(lora(B, A)).sigma, factor_ranks(bora(B, A, rng.standard_normal((4, 4, 2)))).sigma
+    (2, 8)
+    """
+    if not isinstance(update, Blocked):
+        raise ValueError(f"{update.facts.method} has no B', Σ', A' (eq. 6): its update is no product of block factors")
+    left, right = update.factor_cores()
+    slots = update.slots()
+    with one_blas_thread():
+        B, sigma, A = (_rank(stacks, update.facts.dtype) for stacks in (left, [slot[None] for slot in slots], right))
+    inner = sum(len(slot) for slot in slots)
+    lower = max(0, B + sigma + A - 2 * inner)
+    return FactorRanks(B, sigma, A, update.facts.rank_bound, min(B, sigma, A), lower)
+
+
+def _union(parts: list[Solved], facts: Facts) -> Spectrum:
+    values = np.sort(np.concatenate([part.values.ravel() for part in parts]))[::-1][: facts.rank_bound]
+    # What was used for the largest cores speaks for the whole.
+    solver, device = max(((part.solver, part.device) for part in parts), key=lambda pair: (len(pair[1]), pair[0]))
+    return Spectrum(np.ascontiguousarray(values), solver, device, facts.dtype)
+
+
+def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None = None) -> Spectrum:
+    """The spectrum of an update without structure, which is in memory only while it is solved."""
+    facts = update.facts
+    with _Room.taken(32 * facts.out_features * facts.in_features):  # itself, what it is made of, LAPACK's copy
+        matrix = update.to_dense()
+        spectrum = None
+        if quick is not None and min(matrix.shape) >= COUNT_FROM:
+            counted, where = _count(matrix, quick, place_of(matrix.shape, place))
+            if counted is not None:
+                spectrum = Spectrum(np.zeros(0), "count", where, facts.dtype, counted=counted)
+        if spectrum is None:
+            spectrum = _union([solve(matrix[None], facts.dtype, solver, place)], facts)
+    return replace(spectrum, noise_floor=update.noise_floor()) if update.noise_floor else spectrum
+
+
+def _count(matrix: Array, threshold: float, place: str) -> tuple[Counted | None, str]:
+    """The count, and where it was taken."""
+    if place == "cpu":
+        return count(matrix, threshold), place
+    import torch
+
+    try:
+        with ONE_AT_A_TIME:
+            return count(matrix, threshold, place), place
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return count(matrix, threshold), f"cpu ({place}: out of memory)"
+
+
+def _rank(stacks: list[Array], dtype: str) -> int:
+    values = np.concatenate([np.linalg.svd(stack, compute_uv=False).ravel() for stack in stacks])
+    return numerical_rank(values, rounding_tolerance(values, dtype))
+
+
+class _Room:
+    """Bytes of dense updates that are at work in this process."""
+
+    free = threading.Condition()
+    used = 0
+
+    @classmethod
+    @contextmanager
+    def taken(cls, size: int) -> Iterator[None]:
+        with cls.free:
+            cls.free.wait_for(lambda: cls.used == 0 or cls.used + size <= ROOM_BYTES)
+            cls.used += size
+        try:
+            yield
+        finally:
+            with cls.free:
+                cls.used -= size
+                cls.free.notify_all()

@@ -1,0 +1,66 @@
+"""Adapters side by side: sums and means of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..style import PROJECTIONS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def summary(layers: pd.DataFrame) -> pd.DataFrame:
+    """Per adapter, step and projection, with a row ``all`` for the whole adapter: what `compare` prints.
+
+    Sums: modules, parameters, multiply-adds, energy. Means over modules: the ranks. ``equal_budget`` gives the same
+    letter to adapters whose parameters differ by at most 5 % of the smaller.
+    """
+    import pandas as pd
+
+    keys = ["adapter", "method", "step"]
+    whole = layers.assign(projection="all")
+    both = pd.concat([whole, layers], ignore_index=True)
+    order = {name: position for position, name in enumerate(["all", *PROJECTIONS])}
+    grouped = both.groupby([*keys, "projection"], sort=False, dropna=False)
+    frame = grouped.agg(
+        modules=("module", "size"),
+        parameters=("parameters", "sum"),
+        macs_per_token=("macs_per_token", "sum"),
+        rank_bound=("rank_bound", "mean"),
+        effective_rank=("effective_rank", "mean"),
+        rank_utilisation=("rank_utilisation", "mean"),
+        entropy_rank=("entropy_rank", "mean"),
+        stable_rank=("stable_rank", "mean"),
+        energy_rank_99=("energy_rank_99", "mean"),
+        energy=("energy", "sum"),
+    ).reset_index()
+    first = {key: position for position, key in enumerate(dict.fromkeys(zip(*(layers[k] for k in keys), strict=True)))}
+    frame["_adapter"] = [first[key] for key in zip(*(frame[k] for k in keys), strict=True)]
+    frame["_projection"] = [order.get(name, len(order)) for name in frame["projection"]]
+    frame = frame.sort_values(["_adapter", "_projection"], kind="stable", ignore_index=True)
+    budgets = frame.loc[frame["projection"] == "all"].drop_duplicates("adapter", keep="last")
+    letters = equal_budgets(dict(zip(budgets["adapter"], budgets["parameters"], strict=True)))
+    frame["equal_budget"] = [letters[name] for name in frame["adapter"]]
+    return frame.drop(columns=["_adapter", "_projection"])
+
+
+def equal_budgets(parameters: Mapping[str, int], tolerance: float = 0.05) -> dict[str, str]:
+    """A letter for every adapter that shares its budget with another, "" for the rest.
+
+    Sorted by size, an adapter joins the group while it is within ``tolerance`` of the group's smallest member.
+
+    >>> equal_budgets({"lora": 1000, "bora": 1030, "big": 4000})
+    {'lora': 'a', 'bora': 'a', 'big': ''}
+    """
+    groups: list[list[str]] = []
+    for name in sorted(parameters, key=lambda name: parameters[name]):
+        if groups and parameters[name] <= parameters[groups[-1][0]] * (1 + tolerance):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    letters = {}
+    for letter, group in zip("abcdefghijklmnopqrstuvwxyz", (g for g in groups if len(g) > 1), strict=False):
+        letters.update(dict.fromkeys(group, letter))
+    return {name: letters.get(name, "") for name in parameters}

@@ -1,0 +1,280 @@
+"""Adapters → two tidy frames. After this nobody sees a tensor.
+
+``spectra`` has one row per singular value, ``layer_metrics`` one row per module. Their columns are the product's
+interface: they do not change. `step` and `layer` are nullable integers (``<NA>`` for a lone adapter, and for a module
+outside the layers). Rows are ordered by adapter as given, step, and module in natural order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..adapters import Adapter, AdapterError, Trajectory, checkpoints
+from ..catalogue.module_names import layer, projection
+from ..metrics import METRICS, THRESHOLD, effective_ranks, utilisation
+from ..updates.contract import Facts
+from .spectrum import Spectrum, each_spectrum
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IDENTITY = ("adapter", "method", "step", "module", "layer", "projection")
+SPECTRA_COLUMNS = (*IDENTITY, "index", "singular_value")
+LAYER_COLUMNS = (
+    *IDENTITY,
+    "out_features",
+    "in_features",
+    "r",
+    "blocks",
+    "scaling",
+    "parameters",
+    "macs_per_token",
+    "threshold",
+    *METRICS,
+    "support_rows",
+    "support_columns",
+    "noise_floor",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Both frames of one analysis, and one line per checkpoint on how its numbers were found."""
+
+    spectra: pd.DataFrame
+    layer_metrics: pd.DataFrame
+    provenance: tuple[str, ...]
+
+
+def analyse(
+    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory],
+    *,
+    threshold: float = THRESHOLD,
+    modules: str | None = None,
+    solver: str = "auto",
+    device: str = "auto",
+    quick: bool = False,
+    on_module: Callable[[], None] | None = None,
+) -> Tables:
+    """Both frames in one pass over the files.
+
+    Parameters
+    ----------
+    adapters : one or several; a trajectory gives rows for each of its steps.
+    threshold : of ``effective_rank`` and ``rank_utilisation``.
+    modules : regular expression; only modules in whose path it is found are analysed.
+    solver, device : see :func:`bora_analysis.singular_values`.
+    quick : of updates without structure, which need the base model, only what a count tells
+        (:func:`bora_analysis.linalg.inertia.count`): their other columns are missing, they have no rows in ``spectra``.
+    on_module : called after each module, for progress.
+
+    Raises
+    ------
+    ValueError
+        An invalid regular expression, a negative threshold, an unknown solver or device.
+    AdapterError
+        A module that cannot be used (NaN, Inf), with file and tensor; ``modules`` found in none.
+    """
+    import pandas as pd
+
+    _check(threshold)
+    flat = flatten(adapters)
+    spectra, metrics, provenance = [], [], []
+    for adapter in flat:
+        chosen = select(adapter, modules)
+        results: dict[str, tuple[Facts, Spectrum]] = {}
+        counting = threshold if quick else None
+        for module, facts, spectrum in each_spectrum(chosen, solver=solver, device=device, quick=counting):
+            results[module] = facts, spectrum
+            if on_module is not None:
+                on_module()
+        provenance += _provenance(adapter, [spectrum for _, spectrum in results.values()], threshold)
+        for module in chosen:
+            facts, spectrum = results[module]
+            identity = (adapter.name, facts.method, adapter.step, module, layer(module), projection(module))
+            values = spectrum.values
+            spectra.append((identity, values))
+            metrics.append((
+                *identity, facts.out_features, facts.in_features, facts.r, facts.blocks, facts.scaling,
+                facts.parameters, facts.macs_per_token, threshold,
+                *_metrics(spectrum, facts, threshold),
+                facts.out_features if facts.support_rows is None else facts.support_rows,
+                facts.in_features if facts.support_columns is None else facts.support_columns,
+                spectrum.noise_floor,
+            ))  # fmt: skip
+    lengths = [len(values) for _, values in spectra]
+    columns = zip(*(identity for identity, _ in spectra), strict=True) if spectra else [()] * len(IDENTITY)
+    frame = pd.DataFrame(
+        {name: np.repeat(np.array(list(column), dtype=object), lengths) for name, column in zip(IDENTITY, columns)}  # noqa: B905
+    )
+    frame["index"] = np.concatenate([np.arange(1, length + 1) for length in lengths] or [np.zeros(0, dtype=int)])
+    frame["singular_value"] = np.concatenate([values for _, values in spectra] or [np.zeros(0)])
+    return Tables(
+        typed(frame),
+        typed(pd.DataFrame(metrics, columns=list(LAYER_COLUMNS))),
+        tuple(provenance),
+    )
+
+
+def spectra(
+    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory],
+    *,
+    modules: str | None = None,
+    solver: str = "auto",
+    device: str = "auto",
+) -> pd.DataFrame:
+    """One row per singular value: the columns of ``SPECTRA_COLUMNS``; index 1 is σ₁.
+
+    A module has exactly ``rank_bound`` rows; ΔW's other singular values are zero. Parameters as for :func:`analyse`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import Adapter, lora, spectra
+    >>> adapter = Adapter.from_updates("demo", {"layers.0.q_proj": lora(np.eye(3)[:, :2] * [2.0, 1.0], np.eye(2, 3))})
+    >>> spectra(adapter)[["projection", "index", "singular_value"]].values.tolist()
+    [['q', 1, 2.0], ['q', 2, 1.0]]
+    """
+    return analyse(adapters, modules=modules, solver=solver, device=device).spectra
+
+
+def layer_metrics(
+    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory],
+    *,
+    threshold: float = THRESHOLD,
+    modules: str | None = None,
+    solver: str = "auto",
+    device: str = "auto",
+) -> pd.DataFrame:
+    """One row per module: the columns of ``LAYER_COLUMNS``. Parameters as for :func:`analyse`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import Adapter, lora, layer_metrics
+    >>> adapter = Adapter.from_updates("demo", {"layers.0.q_proj": lora(np.eye(3)[:, :2] * [2.0, 1.0], np.eye(2, 3))})
+    >>> layer_metrics(adapter)[["effective_rank", "energy", "rank_bound"]].values.tolist()
+    [[2.0, 5.0, 2.0]]
+    """
+    return analyse(adapters, threshold=threshold, modules=modules, solver=solver, device=device).layer_metrics
+
+
+def recounted(tables: Tables, threshold: float) -> pd.DataFrame:
+    """layer_metrics as :func:`analyse` makes it with another threshold, counted from the spectra and not from factors.
+
+    Only threshold, effective_rank and rank_utilisation depend on it. Where a quick analysis left no spectrum, both are
+    missing, unless they were counted with this threshold.
+
+    Raises
+    ------
+    ValueError
+        A negative threshold; spectra that are not those of all modules in layer_metrics, in the same order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import Adapter, analyse, lora
+    >>> adapter = Adapter.from_updates("demo", {"layers.0.q_proj": lora(np.eye(3)[:, :2] * [2.0, 1.0], np.eye(2, 3))})
+    >>> recounted(analyse(adapter), 1.5)[["threshold", "effective_rank", "rank_utilisation"]].values.tolist()
+    [[1.5, 1.0, 0.5]]
+    """
+    _check(threshold)
+    layers = tables.layer_metrics
+    stale = (layers["threshold"] != threshold).to_numpy()
+    if not stale.any():
+        return layers
+    bounds = layers["rank_bound"].to_numpy(dtype=np.int64)
+    # A count does not tell the sum of the values. A module without directions has none to count.
+    counted = layers["nuclear_norm"].isna().to_numpy() & (bounds > 0)
+    lengths = np.where(counted, 0, bounds)
+    if lengths.sum() != len(tables.spectra):
+        raise ValueError(
+            f"spectra has {len(tables.spectra)} rows; expected {lengths.sum()}, the rank_bound of each module in "
+            "layer_metrics: both frames must be of one analysis"
+        )
+    ranks = effective_ranks(tables.spectra["singular_value"].to_numpy(), lengths, threshold)
+    fresh = layers.assign(threshold=threshold, effective_rank=ranks, rank_utilisation=utilisation(ranks, bounds))
+    for name in ("effective_rank", "rank_utilisation") if counted.any() else ():
+        fresh[name] = fresh[name].mask(counted, layers[name].mask(stale))
+    return fresh
+
+
+def join(tables: Sequence[Tables]) -> Tables:
+    """The rows of several analyses, in their order."""
+    import pandas as pd
+
+    return Tables(
+        pd.concat([part.spectra for part in tables], ignore_index=True),
+        pd.concat([part.layer_metrics for part in tables], ignore_index=True),
+        tuple(line for part in tables for line in part.provenance),
+    )
+
+
+def select(adapter: Adapter, modules: str | None) -> Adapter:
+    """The adapter with only the modules in whose path the regular expression is found; AdapterError if none."""
+    if modules is None:
+        return adapter
+    try:
+        pattern = re.compile(modules)
+    except re.error as error:
+        raise ValueError(f"modules {modules!r} is not a regular expression: {error}") from None
+    kept = {module: load for module, load in adapter.loaders.items() if pattern.search(module)}
+    if not kept:
+        known = sorted({projection(module) for module in adapter})
+        raise AdapterError(
+            f"{adapter.path or adapter.name}: {modules!r} is found in none of the {len(adapter)} modules "
+            f"(the first is {next(iter(adapter), 'none')}; projections: {', '.join(known)})"
+        )
+    return replace(adapter, loaders=kept)
+
+
+def flatten(adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory]) -> list[Adapter]:
+    """The adapters in it, one per checkpoint."""
+    given: Sequence[Adapter | Trajectory]
+    given = [adapters] if isinstance(adapters, Adapter | Trajectory) else list(adapters)
+    return [checkpoint for item in given for checkpoint in checkpoints(item)]
+
+
+def _check(threshold: float) -> None:
+    if not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}; expected a number ≥ 0")
+
+
+def _metrics(spectrum: Spectrum, facts: Facts, threshold: float) -> list[float]:
+    """A value for each of ``METRICS``; NaN for those that a count does not tell."""
+    counts = spectrum.counted
+    if counts is None:
+        return [metric.value(spectrum.values, facts, threshold) for metric in METRICS.values()]
+    return [metric.counted(counts, facts) if metric.counted else float("nan") for metric in METRICS.values()]
+
+
+def _provenance(adapter: Adapter, found: list[Spectrum], threshold: float) -> list[str]:
+    def listed(values: Iterable[str]) -> str:
+        return ", ".join(sorted(set(values))) or "none"
+
+    modules = "1 module" if len(found) == 1 else f"{len(found)} modules"
+    stored, solvers, devices = (listed(getattr(s, name) for s in found) for name in ("dtype", "solver", "device"))
+    lines = [
+        f"{adapter.name}: {modules}, factors stored in {stored}, singular values in float64 by {solvers} on {devices}"
+    ]
+    still = sum(not s.values.any() and (s.counted is None or not s.counted.energy) for s in found)
+    if still and adapter.method == "full":
+        lines.append(f"{adapter.name}: {still} of {modules} are unchanged: ΔW = 0")
+    below = [s.noise_floor for s in found if s.noise_floor > threshold]
+    if below:
+        lines.append(
+            f"{adapter.name}: the threshold {threshold:g} lies below the noise floor of {len(below)} of {modules} (up "
+            f"to {max(below):.2g}), the σ that rounding alone makes: there effective_rank counts noise"
+        )
+    return lines
+
+
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with text as text, and `step` and `layer` as nullable integers."""
+    texts = dict.fromkeys(("adapter", "method", "module", "projection"), "str")
+    return frame.astype({**texts, "step": "Int64", "layer": "Int64"})

@@ -1,0 +1,108 @@
+"""Singular values with their vectors, through the factors, never through ΔW.
+
+What :mod:`bora_analysis.analysis.spectrum` does for values alone. Truncation and subspaces need the vectors too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.linalg import block_diag
+
+from ..catalogue.dtypes import EPSILON
+from ..linalg import Array
+from ..linalg.qr import thin_qr
+from ..linalg.solvers import svd_with_vectors
+from ..linalg.threads import one_blas_thread
+from ..updates.blocks import BlockProduct, DirectSum
+from ..updates.contract import Update
+
+
+@dataclass(frozen=True, eq=False)
+class SingularVectors:
+    """ΔW = left · diag(values) · right, the thin SVD.
+
+    Attributes
+    ----------
+    left : (m, k) with orthonormal columns.
+    values : (k,) float64, descending; k is the inner size of the factors, at most min(m, n). ΔW's other singular
+        values are exactly 0.
+    right : (k, n) with orthonormal rows.
+    rounding : values up to this may be rounding: √k·ε (ε of float64) times the sum of the norms of the rank-one terms
+        that ΔW is made of. Where these cancel, as in the difference of two adapters, that is far above ε·σ₁.
+    """
+
+    left: Array
+    values: Array
+    right: Array
+    rounding: float
+
+
+def singular_vectors(update: Update) -> SingularVectors:
+    """The thin SVD of one update.
+
+    BoRA: QR block by block, then the SVD of the (br × br) core of
+    :meth:`bora_analysis.updates.blocks.BlockProduct.cores`.
+    MELoRA: the SVDs of the minis, sorted into one. Everything else: QR of ``factors()``; a dense update is its own
+    core. Within 1e-12·‖B'‖‖Σ'‖‖A'‖ of the exact values; vectors of a singular value that repeats are any
+    orthonormal basis of its subspace.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import lora, singular_vectors
+    >>> found = singular_vectors(lora(np.eye(4)[:, :2] * [3.0, 2.0], np.eye(2, 5)))
+    >>> found.left.shape, found.values.round(12).tolist(), found.right.shape
+    ((4, 2), [3.0, 2.0], (2, 5))
+    """
+    with one_blas_thread():
+        return _thin_svd(update)
+
+
+def _thin_svd(update: Update) -> SingularVectors:
+    if isinstance(update, DirectSum):
+        return _united([_thin_svd(part) for part in update.parts])
+    if isinstance(update, BlockProduct):
+        return _of_blocks(update)
+    left, right = update.factors()
+    reach = float(np.linalg.norm(left, axis=0) @ np.linalg.norm(right, axis=1))
+    if left.shape[1] >= min(left.shape[0], right.shape[1]):  # QR would make nothing smaller
+        U, values, V = svd_with_vectors(left @ right)
+        return SingularVectors(U, values, V, _rounding(values, reach))
+    (Q, R), (P, L) = thin_qr(left), thin_qr(right.T)
+    U, values, V = svd_with_vectors(R @ L.T)
+    return SingularVectors(Q @ U, values, V @ P.T, _rounding(values, reach))
+
+
+def _of_blocks(update: BlockProduct) -> SingularVectors:
+    Q, R = zip(*(thin_qr(block) for block in update.B), strict=True)
+    P, L = zip(*(thin_qr(block.T) for block in update.A), strict=True)
+    # The core is the same product of smaller blocks: C_ij = R_i Σ_ij L_jᵀ.
+    shape = replace(update.facts, out_features=sum(map(len, R)), in_features=sum(map(len, L)))
+    core = BlockProduct(shape, np.stack(R), update.sigma, np.stack([block.T for block in L]))
+    U, values, V = svd_with_vectors(core.to_dense())
+    sizes = [np.stack([np.linalg.norm(block, axis=0) for block in side]) for side in (R, L)]  # (b, r) each
+    terms = np.einsum("ik,ijk,jk->ij", sizes[0], np.abs(update.sigma), sizes[1])
+    return SingularVectors(_lift(Q, U), values, _lift(P, V.T).T, _rounding(values, float(np.linalg.norm(terms))))
+
+
+def _rounding(values: Array, reach: float) -> float:
+    return float(np.sqrt(values.size)) * EPSILON["float64"] * reach
+
+
+def _lift(bases: Sequence[Array], vectors: Array) -> Array:
+    """blkdiag(bases) · vectors: from the core's rows to those of ΔW."""
+    rows = np.split(vectors, len(bases))
+    return np.concatenate([basis @ part for basis, part in zip(bases, rows, strict=True)])
+
+
+def _united(parts: Sequence[SingularVectors]) -> SingularVectors:
+    """The SVD of blkdiag(part_1, …): each vector is zero outside its own part."""
+    values = np.concatenate([part.values for part in parts])
+    order = np.argsort(-values, kind="stable")
+    left: Any = block_diag(*(part.left for part in parts))
+    right: Any = block_diag(*(part.right for part in parts))
+    return SingularVectors(left[:, order], values[order], right[order], max(part.rounding for part in parts))

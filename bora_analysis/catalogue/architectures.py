@@ -1,0 +1,227 @@
+"""Layer shapes of models: those that the paper fine-tunes, a small one to try things on, and any of transformers.
+
+The paper's are data, checked against the #Params of its tables 1–4, 8 and 9 (arXiv 2508.06953): what these shapes give
+under LoRA, DoRA, MELoRA, HydraLoRA and BoRA agrees with the digits printed there. Others come from a ``config.json``.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..extras import require
+from .module_names import layer, projection
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A stack of equal layers.
+
+    Attributes
+    ----------
+    prefix : path of the layers, e.g. ``"model.layers"``.
+    projections : letter-free name (q, k, v, o, gate, up, down) → (path inside the layer, out_features, in_features).
+    """
+
+    layers: int
+    prefix: str
+    projections: dict[str, tuple[str, int, int]]
+
+    def modules(self, projections: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+        """Module path → (out_features, in_features), layer by layer."""
+        return {
+            f"{self.prefix}.{layer}.{path}": (m, n)
+            for layer in range(self.layers)
+            for path, m, n in (self.projections[name] for name in projections)
+        }
+
+    def matrices(self) -> list[Matrices]:
+        """The projections in their order, each with its number of layers."""
+        return [Matrices(name, m, n, self.layers) for name, (_, m, n) in self.projections.items()]
+
+
+class Matrices(NamedTuple):
+    """All matrices of one projection and one shape."""
+
+    projection: str
+    out_features: int
+    in_features: int
+    #: How many matrices: above the model's number of layers where one layer has several (cross-attention, experts).
+    layers: int
+
+
+def _bert(layers: int, hidden: int, inner: int, prefix: str) -> Architecture:
+    attention = {name[0]: (f"attention.self.{name}", hidden, hidden) for name in ("query", "key", "value")}
+    return Architecture(
+        layers,
+        prefix,
+        {
+            **attention,
+            "o": ("attention.output.dense", hidden, hidden),
+            "up": ("intermediate.dense", inner, hidden),
+            "down": ("output.dense", hidden, inner),
+        },
+    )
+
+
+def _llama(layers: int, hidden: int, query: int, key: int, inner: int) -> Architecture:
+    return Architecture(
+        layers,
+        "model.layers",
+        {
+            "q": ("self_attn.q_proj", query, hidden),
+            "k": ("self_attn.k_proj", key, hidden),
+            "v": ("self_attn.v_proj", key, hidden),
+            "o": ("self_attn.o_proj", hidden, query),
+            "gate": ("mlp.gate_proj", inner, hidden),
+            "up": ("mlp.up_proj", inner, hidden),
+            "down": ("mlp.down_proj", hidden, inner),
+        },
+    )
+
+
+ARCHITECTURES = {
+    "roberta-base": _bert(12, 768, 3072, "roberta.encoder.layer"),
+    "roberta-large": _bert(24, 1024, 4096, "roberta.encoder.layer"),
+    "gemma-7b": _llama(28, 3072, 4096, 4096, 24576),
+    "llama-3-8b": _llama(32, 4096, 4096, 1024, 14336),
+    "qwen2.5-14b": _llama(48, 5120, 5120, 1024, 13824),
+    "all-minilm-l6-v2": _bert(6, 384, 1536, "encoder.layer"),
+}
+
+#: The paper's shorthand (§4.4): Q, K, V, O, G, U, D.
+LETTERS = {"q": "q", "k": "k", "v": "v", "o": "o", "g": "gate", "u": "up", "d": "down"}
+
+
+def architecture(name: str) -> Architecture:
+    """Look a model up by name; ``ValueError`` lists the names there are."""
+    if name.lower() not in ARCHITECTURES:
+        raise ValueError(f"model {name!r} is unknown; known: {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name.lower()]
+
+
+def matrices(model: str) -> list[Matrices]:
+    """The linear layers of a model, by projection and shape, without its weights.
+
+    Parameters
+    ----------
+    model : a name in ``ARCHITECTURES``; a folder with a transformers ``config.json``, or that file; or a Hub id
+        ``org/name``. The last two need transformers. Linear layers outside the numbered layers (heads, poolers) are
+        left out, and so are expert weights that transformers keeps in one 3-D tensor.
+
+    Raises
+    ------
+    ValueError
+        Unknown model (the message lists the known ones), or a configuration that transformers cannot make a model of.
+    OSError
+        The configuration is not there.
+
+    Examples
+    --------
+    >>> matrices("LLaMA-3-8B")[1]
+    Matrices(projection='k', out_features=1024, in_features=4096, layers=32)
+    """
+    if model.lower() in ARCHITECTURES:
+        return ARCHITECTURES[model.lower()].matrices()
+    path = Path(model)
+    if path.name == "config.json":
+        path = path.parent
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(errno.ENOENT, "no config.json in this folder", model)
+        return _from_config(str(path), model)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.json)", model):
+        return _from_config(model, model)
+    raise ValueError(
+        f"model {model!r} is unknown; known: {', '.join(ARCHITECTURES)}; or a folder with a config.json of "
+        "transformers, or a Hub id org/name"
+    )
+
+
+def _from_config(source: str, shown: str) -> list[Matrices]:
+    require("train", f"model {shown!r}: reading a configuration", "torch", "transformers", error=ValueError)
+    import torch
+    from transformers import AutoConfig, AutoModel
+    from transformers.pytorch_utils import Conv1D
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except OSError as error:
+        raise OSError(errno.EIO, f"transformers cannot load its configuration: {_first_line(error)}", shown) from None
+    except Exception as error:  # transformers lets whatever a bad configuration sets off go through
+        raise ValueError(f"model {shown!r}: its configuration cannot be used: {_first_line(error)}") from None
+    try:
+        with torch.device("meta"):
+            network = AutoModel.from_config(config)
+    except Exception as error:
+        raise ValueError(f"model {shown!r}: transformers cannot build it: {_first_line(error)}") from None
+    counts: Counter[tuple[str, int, int]] = Counter()
+    for path, module in network.named_modules():
+        if layer(path) is not None and isinstance(module, torch.nn.Linear | Conv1D):
+            shape = tuple(module.weight.shape)
+            m, n = shape[::-1] if isinstance(module, Conv1D) else shape
+            counts[projection(path), m, n] += 1
+    if not counts:
+        raise ValueError(f"model {shown!r}: a {config.model_type} has no linear layers in numbered layers")
+    return [Matrices(*key, count) for key, count in counts.items()]
+
+
+def _first_line(error: Any) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def targets(shorthand: str, model: Architecture) -> tuple[str, ...]:
+    """Projections of a known model behind the paper's shorthand; see :func:`chosen`.
+
+    >>> targets("QKVUD", architecture("llama-3-8b"))
+    ('q', 'k', 'v', 'up', 'down')
+    """
+    return chosen(shorthand, model.projections)
+
+
+def chosen(target: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Projections behind a target.
+
+    Parameters
+    ----------
+    target : the paper's shorthand, e.g. ``"qkv"`` or ``"QKVOGUD"``; names with commas between them, e.g.
+        ``"qkv,o"``, for projections that have no letter; ``"all"`` for every one there is.
+    known : the projections that the model has.
+
+    Raises
+    ------
+    ValueError
+        A projection that the model does not have; the message lists those that it has.
+
+    Examples
+    --------
+    >>> chosen("qkv", ["q", "k", "v", "o"]), chosen("qkv", ["qkv", "o"])  # the second is fused
+    (('q', 'k', 'v'), ('qkv',))
+    """
+    known = tuple(dict.fromkeys(known))
+    if target.lower() == "all":
+        return known
+    by_lower = {name.lower(): name for name in known}
+    letters = [LETTERS.get(letter, letter) for letter in target.lower()]
+    if "," in target:
+        names = [LETTERS.get(part.strip(), part.strip()) for part in target.lower().split(",")]
+    elif target.lower() in by_lower and not set(letters) <= set(by_lower):
+        names = [target.lower()]
+    else:
+        names = letters
+    unknown = list(dict.fromkeys(name for name in names if name not in by_lower))
+    if names and not unknown:
+        return tuple(dict.fromkeys(by_lower[name] for name in names))
+    letter_of = {name: letter.upper() for letter, name in LETTERS.items()}
+    has = ", ".join(f"{letter_of[name]} ({name})" if name in letter_of else name for name in known)
+    message = f"target {target!r}: {', '.join(unknown) or 'nothing'} is not in this model; it has {has}, or all"
+    fused = [name for name in unknown if name in ("q", "k", "v")]
+    if fused and "qkv" in known:
+        message += f". {', '.join(fused)} exist only fused here, as one matrix: qkv"
+    raise ValueError(message)

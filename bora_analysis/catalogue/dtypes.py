@@ -1,0 +1,13 @@
+"""Floating-point types that adapters are stored in, by the names that PyTorch and NumPy share."""
+
+from __future__ import annotations
+
+#: Spacing of the numbers next to 1.
+EPSILON = {
+    "float64": 2.0**-52,
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+    "float8_e4m3fn": 2.0**-3,
+    "float8_e5m2": 2.0**-2,
+}

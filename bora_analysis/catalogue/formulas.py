@@ -1,0 +1,174 @@
+"""What each method costs, from its sizes alone: the one place where these formulas are written down.
+
+One adapted matrix is W ∈ R^{m×n}, m = out_features, n = in_features. For the conventions see
+:func:`bora_analysis.catalogue.cost.cost`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from typing import NamedTuple
+
+from .sizes import kronecker_factors
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one adapted matrix costs. Costs of several matrices are sums of the fields, except ``rank_bound``.
+
+    Attributes
+    ----------
+    parameters : trained numbers.
+    macs_per_token : multiply-adds per token beyond the frozen m·n (the paper's "FLOPs").
+    rank_bound : least upper bound on rank(ΔW) that the sizes alone give; for one token where ΔW depends on it.
+    macs_per_pass : multiply-adds once per forward pass, whatever the number of tokens.
+    """
+
+    parameters: int
+    macs_per_token: int
+    rank_bound: int
+    macs_per_pass: int = 0
+
+    @property
+    def flops_per_token(self) -> int:
+        """Two for each multiply-add, the usual convention."""
+        return 2 * self.macs_per_token
+
+
+class Sizes(NamedTuple):
+    """What a formula is given; ``blocks`` and ``experts`` are 1 for a method without them."""
+
+    m: int
+    n: int
+    r: int
+    blocks: int
+    experts: int
+
+
+def lora(s: Sizes) -> Cost:
+    size = (s.m + s.n) * s.r
+    return Cost(size, size, min(s.m, s.n, s.r))
+
+
+def melora(s: Sizes) -> Cost:
+    size = (s.m + s.n) * s.r
+    return Cost(size, size, min(s.m, s.n, s.blocks * s.r))
+
+
+def bora(s: Sizes) -> Cost:
+    size = (s.m + s.n + s.blocks**2) * s.r
+    return Cost(size, size, min(s.m, s.n, s.blocks * s.r))
+
+
+def dora(s: Sizes) -> Cost:
+    size = (s.m + s.n) * s.r + s.m
+    # W + sBA has to be formed for its row norms: m·n·r, and m·n for the squares.
+    return Cost(size, size, min(s.m, s.n), macs_per_pass=s.m * s.n * (s.r + 1))
+
+
+def hydralora(s: Sizes) -> Cost:
+    size = s.n * s.r + s.experts * (s.m * s.r + s.n)
+    return Cost(size, size, min(s.m, s.n, s.r))
+
+
+def moelora(s: Sizes) -> Cost:
+    size = s.experts * ((s.m + s.n) * s.r + s.n)
+    return Cost(size, size, min(s.m, s.n, s.experts * s.r))
+
+
+def sbora_fa(s: Sizes) -> Cost:
+    return Cost(s.m * s.r, s.m * s.r, min(s.m, s.n, s.r))
+
+
+def sbora_fb(s: Sizes) -> Cost:
+    return Cost(s.n * s.r, s.n * s.r, min(s.m, s.n, s.r))
+
+
+def adalora(s: Sizes) -> Cost:
+    size = (s.m + s.n + 1) * s.r
+    return Cost(size, size, min(s.m, s.n, s.r))
+
+
+def vera(s: Sizes) -> Cost:
+    trained = s.m + s.r
+    return Cost(trained, (s.m + s.n) * s.r + trained, min(s.m, s.n, s.r))
+
+
+def loha(s: Sizes) -> Cost:
+    size, rank = 2 * (s.m + s.n) * s.r, min(s.m, s.n, s.r**2)
+    # ΔW is also a product of r²-column factors, which pays while r² is small.
+    factored, dense = (s.m + s.n) * s.r**2, s.m * s.n
+    if factored < dense:
+        return Cost(size, factored, rank, macs_per_pass=factored)
+    return Cost(size, dense, rank, macs_per_pass=dense * (2 * s.r + 1))
+
+
+def hira(s: Sizes) -> Cost:
+    dense = s.m * s.n
+    return Cost((s.m + s.n) * s.r, dense, min(s.m, s.n), macs_per_pass=dense * (s.r + 1))
+
+
+def lokr(s: Sizes) -> Cost:
+    (p, u), (q, v) = kronecker_factors(s.m), kronecker_factors(s.n)
+    if 2 * s.r >= max(u, v):  # the decomposition would save nothing, so PEFT keeps w2 whole
+        return krona(s)
+    return _kronecker(s.m, s.n, second=(u + v) * s.r, rank=min(p, q) * min(u, v, s.r))
+
+
+def krona(s: Sizes) -> Cost:
+    (p, u), (q, v) = kronecker_factors(s.m), kronecker_factors(s.n)
+    return _kronecker(s.m, s.n, second=u * v, rank=min(p, q) * min(u, v))
+
+
+def gralora(s: Sizes) -> Cost:
+    size = (s.m + s.n) * s.r  # k pairs, of (m/k) r and (n/k) r
+    return Cost(size, size, min(s.m, s.n, s.blocks * s.r))
+
+
+def delora(s: Sizes) -> Cost:
+    size = (s.m + s.n) * s.r
+    # The norms of A's rows and B's columns are taken in every pass.
+    return Cost(size + 1, size + s.r + s.n, min(s.m, s.n, s.r), macs_per_pass=size)
+
+
+def c3a(s: Sizes) -> Cost:
+    size = s.m * s.n // (gcd(s.m, s.n) // s.blocks)
+    return Cost(size, size, min(s.m, s.n))
+
+
+def miss(s: Sizes) -> Cost:
+    return Cost(s.m * s.r, s.m * s.r, min(s.m, s.n, s.r))
+
+
+def fourierft(s: Sizes) -> Cost:
+    dense = s.m * s.n
+    trained = min(FREQUENCIES, dense)
+    return Cost(trained, dense, min(s.m, s.n, 2 * trained))
+
+
+def vblora(s: Sizes) -> Cost:
+    size = (s.m + s.n) * s.r  # every number of A and B has one logit, as h = v
+    return Cost(size, size, min(s.m, s.n, s.r), macs_per_pass=2 * size)
+
+
+def bdlora_a(s: Sizes) -> Cost:
+    size = s.m * s.r + s.n * s.r // s.blocks
+    return Cost(size, size, min(s.m, s.n, s.r))
+
+
+def bdlora_b(s: Sizes) -> Cost:
+    size = s.m * s.r // s.blocks + s.n * s.r
+    return Cost(size, size, min(s.m, s.n, s.r))
+
+
+def _kronecker(m: int, n: int, *, second: int, rank: int) -> Cost:
+    """w1 (p, q) ⊗ w2 (u, v), with ``second`` trained numbers in w2; x is taken as a q×v matrix: w1 x w2ᵀ."""
+    (p, u), (q, _) = kronecker_factors(m), kronecker_factors(n)
+    return Cost(p * q + second, q * second + p * q * u, rank)
+
+
+#: FourierFT's trained coefficients (PEFT's default ``n_frequency``), or all m·n where there are fewer.
+FREQUENCIES = 1000
+#: Numbers in VB-LoRA's bank (PEFT's defaults: 256 vectors of length 256), which all matrices share.
+BANK = 256 * 256

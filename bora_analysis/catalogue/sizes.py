@@ -1,0 +1,45 @@
+"""Sizes that blocks and Kronecker factors divide. Plain integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from math import gcd, isqrt
+
+
+def common_divisors(sizes: Iterable[int]) -> tuple[int, ...]:
+    """Every b that divides all sizes, ascending.
+
+    >>> common_divisors([768, 512])
+    (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    """
+    common = gcd(*sizes)
+    small = [k for k in range(1, isqrt(common) + 1) if common % k == 0]
+    return tuple(sorted({*small, *(common // k for k in small)}))
+
+
+def check_blocks(b: int, shapes: Iterable[tuple[int, int]]) -> None:
+    """``ValueError``, with the b that would fit, unless b divides m and n of every shape (m, n)."""
+    shapes = list(dict.fromkeys(shapes))
+    if b < 1 or any(m % b or n % b for m, n in shapes):
+        good = listed(common_divisors(size for shape in shapes for size in shape))
+        (m, n), *others = [(m, n) for m, n in shapes if b < 1 or m % b or n % b]
+        among = "" if len(shapes) == 1 else f" ({len(others) + 1} of {len(shapes)} shapes)"
+        raise ValueError(f"b = {b} does not divide m = {m} and n = {n}{among}; b may be {good}")
+
+
+@lru_cache(maxsize=1024)
+def kronecker_factors(size: int) -> tuple[int, int]:
+    """(small, large) with small · large = size, as close to each other as they come.
+
+    The same as PEFT's ``factorization(size, -1)``.
+
+    >>> kronecker_factors(4096), kronecker_factors(14336), kronecker_factors(127)
+    ((64, 64), (112, 128), (1, 127))
+    """
+    small = next(k for k in range(isqrt(size), 0, -1) if size % k == 0)
+    return small, size // small
+
+
+def listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,100 @@
+"""The command that draws figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import opened, reading, results, usage
+from .similarity import compared
+
+if TYPE_CHECKING:
+    from ..updates.contract import Update
+
+
+@click.command()
+@click.option("--list", "listing", is_flag=True, help="List the figures and exit.")
+@click.option("-o", "--output", metavar="FILE", multiple=True, help="Where to write: .pdf, .svg or .png; repeatable.")
+@click.option("--metric", help="A column of the metrics table (heatmap, trajectory).")
+@click.option("--projection", help="q, k, v … (figure4, spectra, threshold_sweep, trajectory, similarity).")
+@click.option("--model", help="Layer shapes of a known model (optimal_blocks).  [default: queries of the paper's five]")
+@click.option("--width", help="Text width of a venue: neurips, iclr, icml, icml2.")
+@click.argument("name", required=False)
+@reading(required=False)
+def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tuple[str, ...], **options: Any) -> None:
+    """Draw figure NAME, ready for a paper, the same bytes each time.
+
+    Most show the adapters at PATH...; --list says which. figure1 shows the first module of each adapter, without
+    PATH small synthetic ones.
+    """
+    from ..figures import FIGURES, draw, save
+
+    if listing:
+        width, marks = max(map(len, FIGURES)), {"required": "PATH...", "optional": "[PATH...]", "none": ""}
+        for key, spec in FIGURES.items():
+            click.echo(f"{key.ljust(width)}  {marks[spec.adapters].ljust(9)}  {spec.description}")
+        return
+    if name is None or not output:
+        raise click.UsageError("expected NAME PATH... -o FILE; `figure --list` names the figures")
+    # Said before the analysis, which may take long.
+    if name not in FIGURES:
+        raise click.UsageError(f"unknown figure {name!r}; there are {', '.join(FIGURES)}")
+    spec = FIGURES[name]
+    if spec.adapters == "required" and not paths:
+        raise click.UsageError(f"{name} shows adapters: expected {name} PATH... -o FILE")
+    if spec.source == "similarity" and len(paths) != 2:
+        raise click.UsageError(f"{name} shows two adapters: expected {name} PATH PATH -o FILE")
+    if spec.adapters == "none" and paths:
+        raise click.UsageError(f"{name} shows no adapters: expected {name} -o FILE, without {' '.join(paths)}")
+    options["steps"] |= name == "trajectory"
+    names = ("metric", "projection", "model", "width")
+    wished = {key: value for key in names if (value := options.pop(key)) is not None}
+    if "threshold" in spec.options:
+        wished["threshold"] = options["threshold"]
+
+    def write(**sources: Any) -> None:
+        drawn = draw(name, **sources, **wished)
+        for path in output:
+            click.echo(f"wrote {save(drawn, path)}", err=True)
+
+    if spec.source == "similarity":
+        with usage():
+            grid, _ = compared(paths, options.pop("modules"), 64, 64, options)
+            write(similarity=grid)
+    elif spec.adapters == "required":
+        with results(paths, **options) as tables:
+            write(spectra=tables.spectra, layer_metrics=tables.layer_metrics)
+    elif paths:
+        with first_modules(paths, **options) as updates:
+            write(updates=updates)
+    else:
+        with usage():
+            if spec.source == "accuracy":
+                from ..paper.tables import tables as paper_tables
+
+                write(accuracy=paper_tables())
+            else:
+                write()
+
+
+@contextmanager
+def first_modules(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> Iterator[dict[str, Update]]:
+    """Adapter → the factors of its first module, of its last step; for errors see :func:`opened`."""
+    from ..adapters import AdapterError
+
+    updates: dict[str, Update] = {}
+    with opened(paths, modules, options) as (chosen, failed):
+        for adapter in {adapter.name: adapter for adapter in chosen}.values():
+            module = next(iter(adapter))
+            try:
+                updates[adapter.name] = adapter[module]
+                click.echo(f"note: {adapter.name}: {module}", err=True)
+            except AdapterError as error:
+                failed(error)
+        if not updates:
+            raise click.exceptions.Exit(1)
+        with usage():
+            yield updates

@@ -1,0 +1,93 @@
+"""The command that writes random adapters."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..catalogue import ACTIVATIONS, METHODS, made
+from .common import SIGMA_HELP, usage
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command()
+@click.option("--model", default="all-minilm-l6-v2", show_default=True, help="Layer shapes of a known model.")
+@click.option("--target", default="qv", show_default=True, help="Projections, as letters of QKVOGUD, or all.")
+@click.option("--shape", metavar="OUTxIN", help="Instead of --model: one projection q of this shape per layer.")
+@click.option("--layers", type=click.IntRange(min=1), help="Number of layers.  [default: the model's; 1 with --shape]")
+@click.option(
+    "--method",
+    type=click.Choice(made()),
+    default="bora",
+    show_default=True,
+    metavar="METHOD",
+    help=f"{', '.join(made())}. LoRA+ is lora with two learning rates: the same update.",
+)
+@click.option(
+    "-r",
+    "--rank",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="r of one factor pair; krona, c3a and fourierft have none.",
+)
+@click.option(
+    "--blocks",
+    type=click.IntRange(min=1),
+    help="b of BoRA, minis of MELoRA, experts of MoELoRA, gcd(m, n) in sizes of C³A's blocks (each 8), "
+    "experts of HydraLoRA (3), k of GraLoRA, blocks of BD-LoRA (2).",
+)
+@click.option("--alpha", type=float, help="α of the methods that have one.  [default: 2r, as in the paper]")
+@click.option(
+    "--kind",
+    type=click.Choice(["init", "gaussian", "decay"]),
+    default="decay",
+    show_default=True,
+    help="init: B = 0; gaussian: a flat spectrum; decay: singular values falling as k^-p.",
+)
+@click.option("--decay", type=float, default=1.0, show_default=True, help="p of --kind decay.")
+@click.option("--scale", type=float, default=0.1, show_default=True, help="Size of the largest singular values.")
+@click.option("--activation", type=click.Choice(ACTIVATIONS), default="exp-norm", show_default=True, help=SIGMA_HELP)
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("-o", "--output", required=True, metavar="DIR", help="The adapter's folder.")
+def synth(
+    model: str,
+    target: str,
+    shape: str | None,
+    layers: int | None,
+    method: str,
+    rank: int,
+    blocks: int | None,
+    activation: str,
+    dtype: str,
+    output: str,
+    **numbers: Any,
+) -> None:
+    """Write a random adapter, in the format of a trained one."""
+    from ..adapters.synthetic import Synthetic, write_synthetic
+    from ..catalogue.architectures import Architecture, architecture, targets
+
+    with usage():
+        if shape is not None:
+            match = re.fullmatch(r"(\d+)[x×](\d+)", shape)
+            if match is None:
+                raise click.BadParameter(f"{shape!r}; expected OUTxIN, e.g. 1024x4096", param_hint="--shape")
+            size = int(match[1]), int(match[2])
+            known = Architecture(layers or 1, "model.layers", {"q": ("self_attn.q_proj", *size)})
+            chosen = ("q",)
+        else:
+            known = architecture(model)
+            known = replace(known, layers=layers or known.layers)
+            chosen = targets(target, known)
+        if blocks is None:
+            row = METHODS[method]
+            blocks = row.blocks.default if row.blocks else 1
+        raw = Synthetic(method, known.modules(chosen), rank, blocks, **numbers)
+        folder = write_synthetic(output, raw, activation=activation, dtype=dtype)
+    click.echo(f"wrote {folder}: {len(raw)} modules", err=True)

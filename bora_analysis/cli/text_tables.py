@@ -1,0 +1,277 @@
+"""Frames as text for a terminal, and as files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..analysis.recommendation import LIMITS, Recommendation
+from ..atomic import replacing
+from ..style import method_look
+
+
+def layer_table(layers: pd.DataFrame, threshold: float) -> str:
+    """A block per adapter and step: one line per module, and a line of totals above them."""
+    blocks = []
+    columns = ["rank_bound", "effective_rank", "entropy_rank", "stable_rank", "energy_rank_99", "frobenius_norm"]
+    heads = ["bound", f"σ>{threshold:g}", "entropy", "stable", "99 %", "‖ΔW‖_F"]
+    for (name, step), part in layers.groupby(["adapter", "step"], sort=False, dropna=False):
+        first = part.iloc[0]
+        shapes = [f"{m}×{n}" for m, n in zip(part["out_features"], part["in_features"], strict=True)]
+        numbers = [_numbers(part[column]) for column in columns]
+        floor = part["noise_floor"].notna().any()  # beside the effective rank, which it puts in doubt
+        names = [*heads[:2], "noise", *heads[2:]] if floor else heads
+        numbers = [*numbers[:2], _numbers(part["noise_floor"]), *numbers[2:]] if floor else numbers
+        title = f"{name}{_step(step)}: {_methods(part)}, r = {_span(part['r'])}"
+        if (part["blocks"] > 1).any():
+            title += f", b = {_span(part['blocks'])}"
+        title += f", scaling {first['scaling']:.4g}" if part["scaling"].nunique(dropna=False) == 1 else ""
+        title += f"; {len(part)} modules, {part['parameters'].sum():,} parameters"
+        blocks.append(title + "\n" + grid(["module", "out×in", *names], [list(part["module"]), shapes, *numbers]))
+    legend = (
+        f"bound: most the sizes allow; σ>{threshold:g}: effective rank; entropy: exp H(σ/Σσ); stable: ‖ΔW‖_F²/σ₁²;\n"
+        "99 %: directions that hold 99 % of Σσ²."
+    )
+    if layers["noise_floor"].notna().any():
+        legend += " noise: the σ that rounding of the stored weights alone makes."
+    return "\n\n".join([*blocks, legend])
+
+
+def relative_table(frame: pd.DataFrame) -> str:
+    """What `relative` prints: one line per module."""
+    blocks = []
+    columns = ["relative_norm", "relative_spectral_norm", "directions", "amplification", "intruder_dimensions"]
+    heads = ["‖ΔW‖/‖W0‖", "σ₁/σ₁", "r", "amplification", "intruders"]
+    for keys, part in frame.groupby(["adapter", "step"], sort=False, dropna=False):
+        name, step = keys if isinstance(keys, tuple) else (keys, None)
+        shapes = [f"{m}×{n}" for m, n in zip(part["out_features"], part["in_features"], strict=True)]
+        numbers = [_numbers(part[column]) for column in columns]
+        title = f"{name}{_step(step)}: {_methods(part)}, {len(part)} modules"
+        blocks.append(title + "\n" + grid(["module", "out×in", *heads], [list(part["module"]), shapes, *numbers]))
+    legend = (
+        "‖ΔW‖/‖W0‖: Frobenius norms; σ₁/σ₁: largest singular values; amplification: ‖ΔW‖_F/‖UᵀW0V‖_F, U and V the top\n"
+        f"r directions of ΔW; intruders: of the {_span(frame['intruder_k'])} largest directions of W0 + ΔW those whose "
+        f"cosine with every direction\nof W0 is below {_span(frame['intruder_epsilon'])}."
+    )
+    return "\n\n".join([*blocks, legend])
+
+
+def summary_table(frame: pd.DataFrame, threshold: float) -> str:
+    """What `compare` prints: the adapters as a whole, then each projection, adapters side by side."""
+    labels = [f"{name}{_step(step)}" for name, step in zip(frame["adapter"], frame["step"], strict=True)]
+    frame = frame.assign(label=labels)
+    heads = ["params", "bound", f"σ>{threshold:g}", "used", "entropy", "stable", "99 %", "Σσ²"]
+    columns = [
+        "parameters", "rank_bound", "effective_rank", "rank_utilisation",
+        "entropy_rank", "stable_rank", "energy_rank_99", "energy",
+    ]  # fmt: skip
+    blocks = []
+    for projection in dict.fromkeys(frame["projection"]):
+        part = frame[frame["projection"] == projection]
+        cells = [_numbers(part[column]) for column in columns]
+        cells[0] = [_count(value) for value in part["parameters"]]
+        cells[3] = [f"{value:.0%}" for value in part["rank_utilisation"]]
+        if projection == "all":
+            title = f"All modules ({_span(part['modules'])} in each; ranks are means)"
+            table = grid(
+                ["adapter", "budget", *heads], [list(part["label"]), [b or "·" for b in part["equal_budget"]], *cells]
+            )
+        else:
+            title, table = f"Projection {projection}", grid(["adapter", *heads], [list(part["label"]), *cells])
+        blocks.append(f"{title}\n{table}")
+    letters = sorted({letter for letter in frame["equal_budget"] if letter})
+    legend = (
+        f"σ>{threshold:g}: effective rank; used: its share of the bound; entropy: exp H(σ/Σσ); stable: ‖ΔW‖_F²/σ₁²;\n"
+        "99 %: directions that hold 99 % of Σσ²."
+    )
+    legend += " Same letter under budget: parameters equal within 5 %." if letters else ""
+    return "\n\n".join([*blocks, legend])
+
+
+def factor_ranks_table(frame: pd.DataFrame) -> str:
+    """What `factors` prints: means over the modules, a line per adapter and step."""
+    columns = ["rank_B", "rank_sigma", "rank_A", "rank_bound"]
+    labels, limits, means = [], [], []
+    for (name, step), part in frame.groupby(["adapter", "step"], sort=False, dropna=False):
+        labels.append(f"{name}{_step(step)}")
+        means.append(part[columns].mean())
+        counts = part["limiting"].value_counts()
+        limits.append("; ".join(f"{names} in {count} of {len(part)}" for names, count in counts.items()))
+    numbers = [_numbers(pd.Series([mean[column] for mean in means])) for column in columns]
+    table = grid(["adapter", "rank B'", "rank Σ'", "rank A'", "bound", "least"], [labels, *numbers, limits])
+    legend = (
+        "Numerical ranks of the factors of ΔW = B' Σ' A' (eq. 6), means over the modules; bound: min(m, n, br);\n"
+        "least: the factors that limit the rank of ΔW, in how many modules."
+    )
+    return f"{table}\n\n{legend}"
+
+
+def cut_table(frame: pd.DataFrame) -> str:
+    """What `convert` prints: rank and error of each module, and what the LoRA takes."""
+    shapes = [f"{m}×{n}" for m, n in zip(frame["out_features"], frame["in_features"], strict=True)]
+    numbers = [_numbers(frame[column]) for column in ("rank_before", "rank")]
+    errors = [[_error(x) for x in frame[column]] for column in ("error_spectral", "error_frobenius", "error_relative")]
+    table = grid(
+        ["module", "out×in", "rank", "kept", "energy", "‖error‖₂", "‖error‖_F", "relative"],
+        [list(frame["module"]), shapes, *numbers, [f"{x:.2%}" for x in frame["energy_kept"]], *errors],
+    )
+    before, after = int(frame["parameters_before"].sum()), int(frame["parameters"].sum())
+    return (
+        f"{table}\n\n{_methods(frame)} of {before:,} parameters as a LoRA of {after:,}, ranks {_span(frame['rank'])}; "
+        f"the largest relative error is {_error(frame['error_relative'].max())}.\n"
+        "error: ΔW − ΔW_k, in float64: ‖·‖₂ = σ_{k+1}, ‖·‖_F = √Σ_{i>k}σᵢ², the least that rank k can have."
+    )
+
+
+def advice_table(found: Sequence[Recommendation], energy: float) -> str:
+    """What `recommend` prints: a table per adapter, what it saves, the settings for PEFT, and the limits of it all."""
+    blocks = []
+    for each in found:
+        frame, first = each.table, each.table.iloc[0]
+        blocked = "best_r" in frame
+        heads = ["projection", "layers", "R", "needed", "σ_R/σ₁", "verdict", "rank", "keeps", "params", "→"]
+        columns = [
+            list(frame["projection"]), list(frame["layers"]), *(_numbers(frame[x]) for x in ("rank_bound", "needed")),
+            [f"{x:.2g}" for x in frame["tail"]], list(frame["verdict"]),
+            [f"{'≥' if row.verdict == 'exhausted' else ''}{row.rank}" for row in frame.itertuples()],
+            ["?" if pd.isna(x) else f"{x:.2%}" for x in frame["kept"]],
+            [_count(x) for x in frame["parameters"]], [_count(x) for x in frame["advised_parameters"]],
+        ]  # fmt: skip
+        if blocked:
+            heads += ["r, b", "cheapest r, b", "→"]
+            columns += [
+                [f"{r}, {b}" for r, b in zip(frame["r"], frame["blocks"], strict=True)],
+                [f"{r}, {b}" for r, b in zip(frame["best_r"], frame["best_blocks"], strict=True)],
+                [_count(x) for x in frame["best_parameters"]],
+            ]
+        change = each.advised_parameters / each.parameters - 1
+        label = method_look(str(first["method"])).label
+        lines = [
+            f"{first['adapter']}{_step(first['step'])}: {label}, the rank that keeps {energy:.4g} of Σσ²",
+            grid(heads, columns),
+            f"{each.parameters:,} parameters trained, {each.advised_parameters:,} advised ({change:+.0%}). PEFT:",
+            json.dumps(each.config),
+        ]
+        if each.unused:
+            lines.append(f"ΔW = 0 in {len(each.unused)} modules, about which nothing can be said ({each.unused[0]} …).")
+        blocks.append("\n".join(lines))
+    legend = (
+        "R: rank bound as trained; needed: least rank with that share, the most of the layers; σ_R/σ₁: last direction\n"
+        "to first; wasted: at most half of R is needed; exhausted: the last direction has at least 1 minus that share\n"
+        "of the first one's energy. The settings for PEFT keep the scaling of each module."
+    )
+    return "\n\n".join([*blocks, legend, textwrap.fill(LIMITS, 110)])
+
+
+def similarity_table(frame: pd.DataFrame) -> str:
+    """What `similarity` prints: φ, chance, and the smallest angle of each module."""
+    first = frame.iloc[0]
+    names = ("phi", "random", "angle")
+    columns = [[_number(x) for x in frame[f"{name}_{side}"]] for side in ("left", "right") for name in names]
+    table = grid(
+        ["module", "i", "j", *(f"{head} {side}" for side in ("left", "right") for head in ("φ", "chance", "angle"))],
+        [list(frame["module"]), *(_numbers(frame[x]) for x in ("i", "j")), *columns],
+    )
+    means = ", ".join(
+        f"{side} {_number(frame[f'phi_{side}'].mean())} (chance {_number(frame[f'random_{side}'].mean())})"
+        for side in ("left", "right")
+    )
+    return (
+        f"{first['adapter_a']} (i) and {first['adapter_b']} (j)\n{table}\n\nMean φ: {means}.\n"
+        "φ = ‖UᵢᵀUⱼ‖_F² / min(i, j), 1 where the smaller subspace lies in the other; chance: max(i, j)/d, two random\n"
+        "subspaces; angle: smallest principal angle in degrees. left: where ΔW writes, right: what it reads."
+    )
+
+
+def text(frame: pd.DataFrame, form: str) -> str:
+    """The whole frame, unrounded, as csv or json (a list of records; NaN and missing values are null)."""
+    if form == "csv":
+        out = StringIO()
+        frame.to_csv(out, index=False)
+        return out.getvalue()
+    records = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
+    out = StringIO()
+    json.dump(records, out, indent=1, ensure_ascii=False, allow_nan=False)
+    return out.getvalue() + "\n"
+
+
+def write(frame: pd.DataFrame, path: Path, form: str) -> None:
+    """The frame as a csv, json or parquet file, whole or not at all."""
+    with replacing(path) as temporary:
+        if form == "parquet":
+            frame.to_parquet(temporary, index=False)
+        else:
+            temporary.write_text(text(frame, form), encoding="utf-8")
+
+
+def grid(heads: list[str], columns: list[list[str]]) -> str:
+    """Aligned columns, the first to the left. On a terminal that is too narrow the names in it are shortened."""
+    widths = [max(map(len, [head, *column])) for head, column in zip(heads, columns, strict=True)]
+    if sys.stdout.isatty():  # into a pipe or a file names go whole
+        room = max(12, shutil.get_terminal_size().columns - sum(widths[1:]) - 2 * len(widths[1:]))
+        if widths[0] > room:
+            columns = [_fitted(columns[0], room), *columns[1:]]
+            widths[0] = max(map(len, [heads[0], *columns[0]]))
+    lines = []
+    for name, *cells in [heads, *zip(*columns, strict=True)]:
+        lines.append("  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
+    return "\n".join(lines)
+
+
+def _fitted(names: list[str], width: int) -> list[str]:
+    """Names of at most ``width`` characters: without the dotted path that all share, then without their middle."""
+    shared = os.path.commonprefix(names)  # noqa: RUF071  by character is what is meant: these are no file paths
+    shared = shared[: shared.rfind(".") + 1]
+    out = []
+    for name in names:
+        short = f"…{name[len(shared) - 1 :]}" if shared else name
+        if len(short) > width:
+            head = (width - 1) // 3
+            short = f"{short[:head]}…{short[len(short) - (width - 1 - head) :]}"
+        out.append(short)
+    return out
+
+
+def _methods(part: pd.DataFrame) -> str:
+    return ", ".join(method_look(str(method)).label for method in part["method"].unique())
+
+
+def _step(step: Any) -> str:
+    return "" if pd.isna(step) else f" step {step}"
+
+
+def _span(values: pd.Series) -> str:
+    low, high = values.min(), values.max()
+    return f"{low}" if low == high else f"{low}–{high}"
+
+
+def _count(value: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def _numbers(values: pd.Series) -> list[str]:
+    """A column of numbers: whole where all are, else two decimals; very small and very large ones in e-notation."""
+    whole = all(value == round(value) for value in values.dropna()) and values.abs().max() < 1e7
+    return [f"{value:.0f}" if whole and pd.notna(value) else _number(value) for value in values]
+
+
+def _error(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3g}"
+
+
+def _number(value: float) -> str:
+    if pd.isna(value):
+        return "–"
+    return f"{value:.2f}" if value == 0 or 0.095 <= abs(value) < 1e5 else f"{value:.2g}"

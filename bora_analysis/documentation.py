@@ -1,0 +1,50 @@
+"""The tables of the documentation that are derived: the methods from the catalogue, the metrics from their rows.
+
+``python -m bora_analysis.documentation README.md`` writes them anew between the marks ``<!-- methods -->`` and
+``<!-- end -->``; a test says when that is due.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from .catalogue import METHODS
+from .metrics import METRICS
+
+
+def method_table() -> str:
+    """One line per method: ΔW, the cheapest core, what a matrix trains, and what can be done with it."""
+    lines = ["| method | ΔW | cheapest core | trained numbers | made | `train` |", "|---|---|---|---|:-:|:-:|"]
+    for row in METHODS.values():
+        if row.update:
+            base = " (`--base`)" if row.needs_base else ""
+            cells = row.label, row.update + base, row.core, row.cost.parameters if row.cost else ""
+            lines.append(f"| {' | '.join(cells)} | {'✔' * row.made} | {'✔' * bool(row.training)} |")
+    return "\n".join(lines)
+
+
+def metric_table() -> str:
+    """One line per metric: the column, its formula, where it comes from."""
+    lines = ["| column | formula | |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {row.formula} | {row.source} |" for name, row in METRICS.items())])
+
+
+def renewed(text: str) -> str:
+    """A text with both tables as they are now.
+
+    Examples
+    --------
+    >>> renewed("a <!-- metrics -->old<!-- end --> b").splitlines()[1]
+    '| column | formula | |'
+    """
+    for name, table in (("methods", method_table()), ("metrics", metric_table())):
+        marked = rf"(<!-- {name} -->).*?(<!-- end -->)"
+        text = re.sub(marked, lambda hit, table=table: f"{hit[1]}\n{table}\n{hit[2]}", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    for place in map(Path, sys.argv[1:]):
+        place.write_text(renewed(place.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Files of adapters and models: tensors, keys, configurations, layouts."""

@@ -1,0 +1,265 @@
+"""Weight files, read one tensor at a time.
+
+:func:`open_tensors` reads names, shapes and dtypes only. ``read`` is safe to call from several threads.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import ml_dtypes  # noqa: F401  NumPy then knows bfloat16 and float8
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ..extras import require
+from ..linalg import Array
+from .errors import AdapterError
+
+# safetensors' name → PyTorch's name and the NumPy type that has the same bytes.
+_SAFETENSORS_DTYPES = {
+    "F64": ("float64", "<f8"),
+    "F32": ("float32", "<f4"),
+    "F16": ("float16", "<f2"),
+    "BF16": ("bfloat16", "bfloat16"),
+    "F8_E4M3": ("float8_e4m3fn", "float8_e4m3fn"),
+    "F8_E5M2": ("float8_e5m2", "float8_e5m2"),
+    "I64": ("int64", "<i8"),
+    "I32": ("int32", "<i4"),
+    "I16": ("int16", "<i2"),
+    "I8": ("int8", "i1"),
+    "U64": ("uint64", "<u8"),
+    "U32": ("uint32", "<u4"),
+    "U16": ("uint16", "<u2"),
+    "U8": ("uint8", "u1"),
+    "BOOL": ("bool", "?"),
+}
+# Types that are read as float32.
+_NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+# A mapped file is mapped anew after this many bytes, or its pages would add up to the whole file in memory.
+_REMAP_BYTES = 64 * 2**20
+
+
+class Raw(NamedTuple):
+    """A tensor as it lies in a file."""
+
+    dtype: str  # safetensors' name
+    itemsize: int
+    shape: tuple[int, ...]
+    read: Callable[[], bytes]
+
+
+class Tensors(Protocol):
+    """A weight file that is open for reading."""
+
+    path: Path
+    metadata: dict[str, str]
+    unread: tuple[str, ...]  # entries that are no tensors
+
+    def keys(self) -> list[str]: ...
+
+    def shape(self, key: str) -> tuple[int, ...]: ...
+
+    def dtype(self, key: str) -> str:
+        """PyTorch's name, ``"bfloat16"`` …"""
+        ...
+
+    def read(self, key: str) -> Array:
+        """The tensor, a copy. bfloat16 and float8 become float32, exactly; other types stay as they are."""
+        ...
+
+
+class StoredTensors(Tensors, Protocol):
+    """A file itself, whose tensors can be copied as they are."""
+
+    def raw(self, key: str) -> Raw:
+        """The tensor as its bytes, whatever they mean, to be copied."""
+        ...
+
+
+def open_tensors(path: Path) -> StoredTensors:
+    """Open a ``.safetensors`` file or one that ``torch.save`` wrote, without reading tensor data."""
+    try:
+        with path.open("rb") as handle:
+            start = handle.read(64)
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be opened: {error.strerror or error}") from None
+    if not start:
+        raise AdapterError(f"{path}: is empty (0 bytes); fetch or save it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise AdapterError(f"{path}: is a git-lfs pointer, not the weights; run `git lfs pull`")
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path)
+    return TorchFile(path)
+
+
+class _Entry(NamedTuple):
+    dtype: str
+    stored: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class SafetensorsFile:
+    """A ``.safetensors`` file.
+
+    The library checks the file; the tensors are read here, because its NumPy side knows neither bfloat16 nor float8,
+    and because the pages of its memory map stay in the resident set: a 10 GB file would count as 10 GB.
+    """
+
+    unread: tuple[str, ...] = ()
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with safe_open(path, framework="np") as checked:
+                self.metadata: dict[str, str] = dict(checked.metadata() or {})
+            with path.open("rb") as handle:
+                length = int.from_bytes(handle.read(8), "little")
+                header = json.loads(handle.read(length))
+        except SafetensorError as error:
+            raise AdapterError(f"{path}: is no complete safetensors file ({error}); fetch or save it again") from None
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"{path}: cannot be read: {error}") from None
+        header.pop("__metadata__", None)
+        self._entries: dict[str, _Entry] = {}
+        for key, entry in header.items():
+            dtype, stored = _SAFETENSORS_DTYPES.get(entry["dtype"], (entry["dtype"].lower(), ""))
+            self._entries[key] = _Entry(dtype, stored, tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+
+    def keys(self) -> list[str]:
+        return list(self._entries)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._entries[key].shape
+
+    def dtype(self, key: str) -> str:
+        return self._entries[key].dtype
+
+    def read(self, key: str) -> Array:
+        entry = self._entries[key]
+        return _widen(self._stored(key)).reshape(entry.shape)
+
+    def raw(self, key: str) -> Raw:
+        return _raw(self, key, lambda: self._stored(key).tobytes())
+
+    def _stored(self, key: str) -> Array:
+        dtype, stored, shape, offset = self._entries[key]
+        if not stored:
+            raise AdapterError(f"{self.path}: {key} has dtype {dtype}, which cannot be read")
+        count = int(np.prod(shape, dtype=np.int64))
+        try:  # a handle of its own per read: threads do not share a file position
+            values = np.fromfile(self.path, dtype=stored, count=count, offset=offset)
+        except OSError as error:
+            raise AdapterError(f"{self.path}: cannot be read: {error.strerror or error}") from None
+        if values.size != count:
+            raise AdapterError(f"{self.path}: {key} ends early: the file has changed since it was opened")
+        return values
+
+
+class TorchFile:
+    """A file that ``torch.save`` wrote. Only tensors are unpickled, so a hostile file runs no code."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        self._lock = threading.Lock()
+        with warnings.catch_warnings():  # PyTorch warns of the pickle before it refuses it
+            warnings.simplefilter("ignore")
+            self._tensors, self.unread = self._load()
+        self._shapes = {key: tuple(value.shape) for key, value in self._tensors.items()}
+        self._dtypes = {key: str(value.dtype).removeprefix("torch.") for key, value in self._tensors.items()}
+        self._bytes_read = 0
+
+    def _load(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        import pickle
+
+        require("torch", f"{self.path}: reading a file that is no .safetensors", "torch", error=AdapterError)
+        import torch  # here: it costs seconds, and safetensors files do without
+
+        try:  # mmap needs the zip format, torch.save's since PyTorch 1.6
+            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
+        except pickle.UnpicklingError:
+            # PyTorch's own message tells how to switch its protection off. This one does not.
+            raise AdapterError(
+                f"{self.path}: holds Python objects other than tensors, or is no PyTorch file; only tensors are read, "
+                "so save the state dict alone"
+            ) from None
+        except Exception as error:  # a damaged file fails anywhere inside the unpickler
+            reason = type(error).__name__
+            raise AdapterError(f"{self.path}: is no complete PyTorch file ({reason}); fetch or save it again") from None
+        for name in ("state_dict", "model"):
+            if isinstance(content, dict) and isinstance(content.get(name), dict):
+                content = content[name]
+        if isinstance(content, list):  # cloneofsimo/lora's layout
+            content = {f"[{position}]": value for position, value in enumerate(content)}
+        if not isinstance(content, dict):
+            raise AdapterError(f"{self.path}: holds a {type(content).__name__}; expected a dictionary of named tensors")
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+        if not tensors:
+            raise AdapterError(f"{self.path}: holds no tensors; expected a dictionary of named tensors")
+        return tensors, tuple(str(key) for key in content if str(key) not in tensors)
+
+    def keys(self) -> list[str]:
+        return list(self._shapes)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._shapes[key]
+
+    def dtype(self, key: str) -> str:
+        return self._dtypes[key]
+
+    def read(self, key: str) -> Array:
+        with self._lock:
+            if self._bytes_read > _REMAP_BYTES:
+                self._tensors, _ = self._load()
+                self._bytes_read = 0
+            tensor = self._tensors[key].detach().cpu()
+            self._bytes_read += tensor.numel() * tensor.element_size()
+            if self.dtype(key) in _NARROW:
+                return tensor.float().numpy()
+            try:
+                return np.array(tensor.numpy())  # a copy, or the map would live as long as the array
+            except (TypeError, RuntimeError) as error:
+                raise AdapterError(f"{self.path}: {key} has dtype {self.dtype(key)}: {error}") from None
+
+    def raw(self, key: str) -> Raw:
+        def read() -> bytes:
+            import torch
+
+            return self._tensors[key].detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+        return _raw(self, key, read)
+
+
+def _raw(tensors: Tensors, key: str, read: Callable[[], bytes]) -> Raw:
+    names = {torch: (name, np.dtype(stored).itemsize) for name, (torch, stored) in _SAFETENSORS_DTYPES.items()}
+    dtype = tensors.dtype(key)
+    if dtype not in names:
+        raise AdapterError(f"{tensors.path}: {key} has dtype {dtype}, which cannot be copied")
+    return Raw(*names[dtype], tensors.shape(key), read)
+
+
+class LiveTensors(TorchFile):
+    """Named tensors of a model in memory, on any device: nothing is copied until it is read."""
+
+    def __init__(self, path: Path, tensors: dict[str, Any]):
+        self._live = tensors
+        super().__init__(path)
+
+    def _load(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        return self._live, ()
+
+
+def _widen(values: Array) -> Array:
+    if values.dtype.name not in _NARROW:
+        return values
+    if values.itemsize > 1:
+        return values.astype(np.float32)
+    # Looked up in a table of all 256 values, twice as fast as converting them one by one.
+    return np.arange(256, dtype=np.uint8).view(values.dtype).astype(np.float32)[values.view(np.uint8)]

@@ -1,0 +1,56 @@
+"""One file a method: how a file of it is read, how one is written, how random factors are made.
+
+A method's file has
+
+* ``read(source)``: what it makes of an open file, or None where it does not find its own keys. From its first own key
+  on the file is its own, and what does not fit is an error.
+* ``FORMS``: name → :class:`~bora_analysis.methods.file_form.Form`, how it lies in a file;
+* ``RECIPES``: name → :class:`~bora_analysis.methods.random_factors.Recipe`;
+* ``peft_config(settings, …)`` where ``train`` takes the method.
+
+Each is there as far as the method's row in :mod:`bora_analysis.catalogue` says so. What has no reader is refused by
+name in :mod:`.unreadable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from ..catalogue import METHODS, Method
+
+if TYPE_CHECKING:
+    from .file_form import Form
+    from .random_factors import Recipe
+
+# The reader that takes every file.
+_LAST = METHODS["lora"].module
+
+
+def implementation(method: str) -> ModuleType:
+    """The file of a method that has one."""
+    return import_module(METHODS[method].module, __name__)
+
+
+def form(method: str) -> Form:
+    """How a method of :func:`bora_analysis.catalogue.made` lies in a file."""
+    return implementation(method).FORMS[method]
+
+
+def recipe(method: str) -> Recipe:
+    """How a method of :func:`bora_analysis.catalogue.made` is made at random."""
+    return implementation(method).RECIPES[method]
+
+
+def readers() -> Iterator[ModuleType]:
+    """The files with a reader, in the order in which they are tried."""
+    modules = dict.fromkeys(row.module for row in METHODS.values() if row.module)
+    for module in sorted(modules, key=lambda module: module == _LAST):
+        yield import_module(module, __name__)
+
+
+def readable(row: Method) -> bool:
+    """Whether a reader finds the method."""
+    return bool(row.module)

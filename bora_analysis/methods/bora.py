@@ -1,0 +1,118 @@
+"""BoRA (arXiv 2508.06953): factors that are cut into blocks.
+
+Ours: ``<module>.bora_A`` (r, n), ``.bora_B`` (m, r), ``.bora_sigma`` (b, b, r), σ raw as trained. The authors' likely
+layout, a PEFT LoRA pair with one tensor (b, b, r) beside it, is read in :mod:`bora_analysis.methods.lora`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..catalogue import ACTIVATIONS
+from ..files.adapter_file import Found, Loader, Source, match_pattern
+from ..files.errors import AdapterError
+from ..files.keys import module_path
+from ..updates.blocks import bora
+from ..updates.checks import check_blocks
+from ..updates.contract import FactorError
+from .file_form import Form, columns
+from .pairs import Pair, check_pair
+from .random_factors import Parts, Recipe, Spec, kaiming, pair
+
+_FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>bora|melora)_(?P<part>A|B|sigma)(\.(?P<name>[^.]+))?")
+_PARTS = {"bora": ("A", "B", "sigma"), "melora": ("A", "B")}
+
+
+def read(source: Source) -> Found | None:
+    """BoRA in our own layout."""
+    return read_blocks(source, "bora", bora_loader)
+
+
+def read_blocks(source: Source, kind: str, make: Callable[[Source, str, Mapping[str, str]], Loader]) -> Found | None:
+    found, rest = sort_block_keys(source, source.tensors.keys(), kind)
+    if not found:
+        return None
+    return Found(kind, {module: make(source, module, parts) for module, parts in found.items()}, rest, [])
+
+
+def sort_block_keys(source: Source, keys: Iterable[str], kind: str) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Module → factor name → key for our own layout, and the other keys."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    rest = []
+    for key in keys:
+        hit = _FACTOR.fullmatch(module_path(key))
+        if not hit or hit["kind"] != kind:
+            rest.append(key)
+        elif hit["part"] in found[hit["module"]]:
+            raise AdapterError(f"{source.path}: {key}: several adapters in one file; save one at a time")
+        else:
+            found[hit["module"]][hit["part"]] = key
+    for parts in found.values():
+        missing = [part for part in _PARTS[kind] if part not in parts]
+        if missing:
+            key = next(iter(parts.values()))
+            raise AdapterError(f"{source.path}: {key} has no {kind}_{missing[0]} beside it; the file is incomplete")
+    return found, rest
+
+
+def bora_loader(source: Source, module: str, keys: Mapping[str, str]) -> Loader:
+    """Check the shapes of one BoRA module and return its loader."""
+    r, groups = check_pair(source, module, Pair(keys["A"], keys["B"], False))
+    A, B, sigma = (source.tensors.shape(keys[part]) for part in ("A", "B", "sigma"))
+    source.expect(len(A) == 2 and groups == 1, keys["A"], "(r, n): BoRA is defined on linear layers")
+    source.check_factor(keys["sigma"])
+    b = sigma[0] if sigma else 0
+    source.expect(sigma == (b, b, r), keys["sigma"], f"(b, b, r) with r = {r}")
+    try:
+        check_blocks(b, B[0], A[1])
+    except FactorError as error:
+        raise AdapterError(f"{source.path}: {keys['sigma']}: {error.message}") from None
+    check_count(source, module, "num_blocks", keys["sigma"], b)
+    build = partial(bora, scaling=source.scaling(module, r), activation=activation(source))
+    return source.loader(keys, build)
+
+
+def activation(source: Source) -> str:
+    """How Σ comes from the stored σ: as the caller says, else as the configuration says, else eq. 5."""
+    name = source.activation or (source.config or {}).get("activation") or "exp-norm"
+    if name not in ACTIVATIONS:
+        raise AdapterError(f"{source.path}: activation {name!r} is unknown; expected one of {', '.join(ACTIVATIONS)}")
+    return name
+
+
+def check_count(source: Source, module: str, name: str, key: str, count: int) -> None:
+    told: Any = (source.settings(module) or {}).get(name)
+    if isinstance(told, Mapping):
+        told = match_pattern(source, told, module)
+    if isinstance(told, int) and told != count:
+        raise AdapterError(
+            f"{source.path}: {key} has {count} blocks (shape {source.tensors.shape(key)}) but the configuration says "
+            f"{name} = {told} for {module}; correct one of them"
+        )
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    b = spec.blocks
+    if spec.kind == "decay":  # each block orthonormal, so that σ(ΔW) = σ(Σ') up to the slots' scales
+        pairs = [pair(spec, rng, m // b, n // b) for _ in range(b)]
+        B, A = np.concatenate([B for B, _ in pairs]), np.concatenate([A for _, A in pairs], axis=1)
+    else:
+        B, A = pair(spec, rng, m, n)
+    return {"B": B, "A": A, "sigma": kaiming(rng, (b, b, spec.r), fan_in=b * spec.r)}
+
+
+FORMS = {
+    "bora": Form(
+        {"A": "bora_A", "B": "bora_B", "sigma": "bora_sigma"},
+        lambda a, scaling, how: bora(a["B"], a["A"], a["sigma"], scaling=scaling, activation=how),
+        lambda a: columns(a["A"]),
+        lambda a: {"num_blocks": a["sigma"].shape[0]},
+    )
+}
+RECIPES = {"bora": Recipe(random)}

@@ -1,0 +1,59 @@
+"""C³A (arXiv 2407.19342): blocks that are circulant.
+
+PEFT: ``<module>.c3a_kernel`` (m/b, n/b, b); ΔW is divided by n (``c3a/layer.py``).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.keys import collect, others
+from ..updates.circulant import c3a
+from .file_form import Form, patterned
+from .random_factors import Parts, Recipe, Spec, orthonormal, slots
+
+
+def read(source: Source) -> Found | None:
+    """C³A as PEFT saves it."""
+    found, rest = collect(source, "c3a_kernel")
+    if not found:
+        return None
+    loaders = {module: _loader(source, parts["c3a_kernel"]) for module, parts in found.items()}
+    return Found("c3a", loaders, others(source, rest), [], scaled=False)
+
+
+def _loader(source: Source, key: str) -> Loader:
+    source.check_factor(key)
+    source.expect(len(source.tensors.shape(key)) == 3, key, "(m/b, n/b, b)")
+    return source.loader({"kernel": key}, c3a)
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    """With decay frequency f of every block is the same matrix times (1+f)^−p: σ(ΔW) are these, repeated."""
+    s = math.gcd(m, n) // spec.blocks
+    shape = m // s, n // s, s
+    if spec.kind == "init":  # PEFT's Xavier-uniform
+        bound = math.sqrt(6 / (m + n))
+        kernel = rng.uniform(-bound, bound, shape)
+    elif spec.kind == "gaussian":
+        kernel = rng.standard_normal(shape) * (spec.scale * n / math.sqrt(max(m, n)))
+    else:
+        Q = orthonormal(rng.standard_normal(shape[:2]))
+        kernel = spec.scale * n * Q[:, :, None] * np.fft.irfft(slots(spec, s // 2 + 1), s)
+    return {"kernel": kernel.astype(np.float32)}
+
+
+FORMS = {
+    "c3a": Form(
+        {"kernel": "c3a_kernel"},
+        lambda a, _, __: c3a(a["kernel"]),
+        None,
+        lambda a: {"block_size": a["kernel"].shape[2]},
+        alpha=None,
+        config=patterned("block_size"),
+    )
+}
+RECIPES = {"c3a": Recipe(random)}

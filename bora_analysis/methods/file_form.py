@@ -1,0 +1,98 @@
+"""How a method that can be written lies in a file, and the update that its tensors are."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..files.tensors import Array
+from ..updates.checks import coarsest
+from ..updates.contract import FactorError, Update
+
+Arrays = Mapping[str, Array]
+Settings = Mapping[str, Mapping[str, Any]]  # module → what the configuration should say of it
+
+
+def same(settings: Settings) -> dict[str, Any]:
+    """The settings that all modules share; None stays where they differ."""
+    names = dict.fromkeys(name for own in settings.values() for name in own)
+    values = {name: [own.get(name) for own in settings.values()] for name in names}
+    return {name: all_of[0] if all(v == all_of[0] for v in all_of) else None for name, all_of in values.items()}
+
+
+def exactly(module: str) -> str:
+    """The pattern, for PEFT's rule, of one module."""
+    return f"^{re.escape(module)}"
+
+
+def patterned(name: str) -> Callable[[Settings], dict[str, Any]]:
+    """The commonest value, and the paths of the modules that differ from it.
+
+    PEFT's C³A and FourierFT look for whole paths, other than :func:`exactly` suits.
+    """
+
+    def config(settings: Settings) -> dict[str, Any]:
+        usual = Counter(own[name] for own in settings.values()).most_common(1)[0][0]
+        others = {module: own[name] for module, own in settings.items() if own[name] != usual}
+        return same(settings) | {name: usual, f"{name}_pattern": others}
+
+    return config
+
+
+@dataclass(frozen=True)
+class Form:
+    """The layout of one method.
+
+    Attributes
+    ----------
+    keys : part → end of its key; with ``{k}`` in it the part has a leading axis of experts, each a tensor of its own.
+    build : arrays, scaling and BoRA's activation → the update; FactorError where they do not fit.
+    rank : arrays → r; None for a method that has none.
+    settings : arrays → what else the configuration says of a module.
+    config : those of all modules → what the configuration says.
+    alpha : its name there; None for a method without α, whose scaling is 1.
+    shared : part → key of a tensor that all modules have in common and that is stored once.
+    told : parts that are no tensors: ``shape``, (m, n), goes into the configuration, because no tensor of the method
+        tells it; ``settings`` sees to others.
+    """
+
+    keys: Mapping[str, str]
+    build: Callable[[Arrays, float, str], Update]
+    rank: Callable[[Arrays], int] | None
+    settings: Callable[[Arrays], dict[str, Any]] = lambda _: {}
+    alpha: str | None = "lora_alpha"
+    config: Callable[[Settings], dict[str, Any]] = same
+    shared: Mapping[str, str] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+
+    def check(self, arrays: Arrays, activation: str) -> None:
+        """Build the update once: its constructor says what does not fit."""
+        parts = [*self.keys, *self.shared, *self.told]
+        if set(arrays) != set(parts):
+            raise FactorError("factors", f"are {', '.join(arrays)}; expected {', '.join(parts)}")
+        try:
+            self.build(arrays, 1.0, activation)
+        except FactorError:
+            raise
+        except (ValueError, IndexError):  # a reader looks at the shapes before it builds
+            shapes = ", ".join(f"{part} {array.shape}" for part, array in arrays.items())
+            raise FactorError("factors", f"do not fit together: {shapes}") from None
+
+
+def columns(array: Array) -> int:
+    return array.shape[-2]
+
+
+def size(a: Arrays, part: str, axis: int) -> tuple[int, int]:
+    """(m, n) of ``shape``; the named part's axis must be m."""
+    m, n = a["shape"].tolist()
+    if a[part].shape[axis] != m:
+        raise FactorError(part, f"has shape {a[part].shape}; expected m = {m} as in shape")
+    return m, n
+
+
+def stored(a: Arrays) -> str:
+    return coarsest(array.dtype.name for array in a.values() if array.dtype.kind == "f")

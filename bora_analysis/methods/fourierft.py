@@ -1,0 +1,90 @@
+"""FourierFT (arXiv 2405.03003): few trained coefficients of the Fourier transform of ΔW.
+
+PEFT: ``<module>.fourierft_spectrum`` (k,), at places that are not stored but drawn from ``random_loc_seed`` and the
+layer's size (``fourierft/layer.py``), which the file does not store either.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache, partial
+
+import numpy as np
+
+from ..catalogue.formulas import FREQUENCIES
+from ..extras import require
+from ..files.adapter_file import Found, Loader, Source
+from ..files.keys import collect, others
+from ..linalg import Array
+from ..updates.contract import FactorError, Update
+from ..updates.sparse import fourierft
+from .file_form import Arrays, Form, patterned
+from .random_factors import Parts, Recipe, Spec, slots
+
+#: FourierFT's defaults in PEFT.
+SCALING, SEED = 150.0, 777
+
+
+def read(source: Source) -> Found | None:
+    """FourierFT as PEFT saves it."""
+    found, rest = collect(source, "fourierft_spectrum")
+    if not found:
+        return None
+    seed = source.setting("random_loc_seed", int, SEED)
+    scaling = float(source.setting("scaling", (int, float), SCALING))
+    loaders = {m: _loader(source, m, parts["fourierft_spectrum"], seed, scaling) for m, parts in found.items()}
+    return Found("fourierft", loaders, others(source, rest), [], scaled=False)
+
+
+def _loader(source: Source, module: str, key: str, seed: int, scaling: float) -> Loader:
+    source.check_factor(key)
+    shape, size = source.tensors.shape(key), source.shape_of(module, key)
+    source.expect(len(shape) == 1 and shape[0] <= size[0] * size[1], key, f"one dimension, up to {size[0] * size[1]}")
+
+    return source.loader({"spectrum": key}, partial(build, size=size, seed=seed, scaling=scaling))
+
+
+def build(spectrum: Array, *, size: tuple[int, int], seed: int, scaling: float, dtype: str) -> Update:
+    return fourierft(spectrum, *_places(*size, seed, len(spectrum)), size, scaling=scaling, dtype=dtype)
+
+
+@lru_cache(maxsize=16)
+def _places(m: int, n: int, seed: int, count: int) -> tuple[Array, Array]:
+    """The places as PEFT draws them: the first of a random permutation of all m·n."""
+    told = "has places that PyTorch's generator must draw"
+    require("torch", told, "torch", error=partial(FactorError, "spectrum"))
+    import torch  # here: its generator is what drew them
+
+    places = torch.randperm(m * n, generator=torch.Generator().manual_seed(seed))[:count].numpy()
+    return places // n, places % n
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    """One coefficient c makes a wave of two singular values s c / 2√(mn), s = 150; many of them share the m × n."""
+    count = min(FREQUENCIES, m * n)
+    spectrum = rng.standard_normal(count)  # PEFT's beginning
+    if spec.kind != "init":
+        share = min(1.0, math.sqrt(min(m, n) / (2 * count)))
+        size = spec.scale * 2 * math.sqrt(m * n) / SCALING
+        spectrum = size * (share * spectrum if spec.kind == "gaussian" else np.sign(spectrum) * slots(spec, count))
+    return {"spectrum": spectrum.astype(np.float32), "shape": np.array([m, n])}
+
+
+def from_parts(a: Arrays, _: float, __: str) -> Update:
+    spectrum = a["spectrum"]
+    m, n = a["shape"].tolist()
+    return build(spectrum, size=(m, n), seed=SEED, scaling=SCALING, dtype=spectrum.dtype.name)
+
+
+FORMS = {
+    "fourierft": Form(
+        {"spectrum": "fourierft_spectrum"},
+        from_parts,
+        None,
+        lambda a: {"n_frequency": len(a["spectrum"]), "scaling": SCALING, "random_loc_seed": SEED},
+        alpha=None,
+        config=patterned("n_frequency"),
+        told=("shape",),
+    )
+}
+RECIPES = {"fourierft": Recipe(random)}

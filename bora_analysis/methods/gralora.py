@@ -1,0 +1,94 @@
+"""GraLoRA (arXiv 2505.20355): k × k blocks, each of its own rank r/k, and a LoRA over all beside them (hybrid).
+
+PEFT: ``<module>.gralora_A`` (k, n/k, r), ``.gralora_B`` (k, r, m/k); hybrid ``.gralora_A_general.weight`` (h, n),
+``.gralora_B_general.weight`` (m, h). Block (i, j) of ΔW is Σ_ρ B[i, j r/k + ρ, :] A[j, :, i r/k + ρ]ᵀ, all times
+α/(r + h) with the configuration's ``alpha`` (``gralora/layer.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.keys import collect, need, others
+from ..linalg import Array
+from ..updates.blocks import lora
+from ..updates.contract import Update
+from .file_form import Form, stored
+from .random_factors import Parts, Recipe, Spec, pair
+
+
+def read(source: Source) -> Found | None:
+    """GraLoRA as PEFT saves it, hybrid or not."""
+    found, rest = collect(source, "gralora_[AB](_general)?")
+    if not found:
+        return None
+    loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
+    return Found("gralora", loaders, others(source, rest), [])
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    A, B = need(source, parts, "gralora_A", "gralora_B")
+    keys = {"A": A, "B": B}
+    hybrid = 0
+    if len(parts) > 2:
+        keys["A_general"], keys["B_general"] = need(source, parts, "gralora_A_general", "gralora_B_general")
+        hybrid = source.tensors.shape(keys["A_general"])[0]
+    for key in keys.values():
+        source.check_factor(key)
+    (k, width, r), shape = (*source.tensors.shape(A), 0, 0, 0)[:3], source.tensors.shape(B)
+    source.expect(len(source.tensors.shape(A)) == 3 and k and r % k == 0, A, "(k, n/k, r) with r a multiple of k")
+    source.expect(len(shape) == 3 and shape[:2] == (k, r), B, f"({k}, {r}, m/{k}) from gralora_A {(k, width, r)}")
+    if hybrid:
+        m, n = k * shape[2], k * width
+        source.expect(source.tensors.shape(keys["A_general"]) == (hybrid, n), keys["A_general"], f"(h, {n})")
+        source.expect(source.tensors.shape(keys["B_general"]) == (m, hybrid), keys["B_general"], f"({m}, {hybrid})")
+    source.check_rank(module, A, r)
+    return source.loader(keys, partial(build, scaling=source.scaling(module, r + hybrid, name="alpha")))
+
+
+def build(
+    A: Array,
+    B: Array,
+    A_general: Array | None = None,
+    B_general: Array | None = None,
+    *,
+    scaling: float,
+    dtype: str,
+) -> Update:
+    k, width, r = A.shape
+    height, part = B.shape[2], r // k
+    # Inner index (i, j, ρ): left is block-diagonal in i, right in j.
+    left = np.zeros((k, height, k, r))
+    right = np.zeros((k, k, part, k, width))
+    for i in range(k):
+        left[i, :, i] = B[i].T
+        right[:, i, :, i] = A[i].reshape(width, k, part).transpose(1, 2, 0)
+    L, R = left.reshape(k * height, k * r), right.reshape(k * r, k * width)
+    count, macs = A.size + B.size, A.size + B.size
+    if A_general is not None and B_general is not None:
+        L, R = np.concatenate([L, B_general], axis=1), np.concatenate([R, A_general])
+        count, macs = count + A_general.size + B_general.size, macs + A_general.size + B_general.size
+    update = lora(L, R, scaling=scaling, method="gralora", dtype=dtype, any_rank=True)
+    return replace(update, facts=replace(update.facts, r=r, parameters=count, macs_per_token=macs))
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    k = spec.blocks
+    pairs = [pair(spec, rng, m // k, n // k) for _ in range(k)]
+    return {"A": np.stack([A.T for _, A in pairs]), "B": np.stack([B.T for B, _ in pairs])}
+
+
+FORMS = {
+    "gralora": Form(
+        {"A": "gralora_A", "B": "gralora_B"},
+        lambda a, s, _: build(a["A"], a["B"], scaling=s, dtype=stored(a)),
+        lambda a: a["A"].shape[2],
+        lambda a: {"gralora_k": a["A"].shape[0], "hybrid_r": 0},
+        alpha="alpha",
+    )
+}
+RECIPES = {"gralora": Recipe(random)}

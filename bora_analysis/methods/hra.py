@@ -1,0 +1,62 @@
+"""HRA (arXiv 2405.17484): ΔW = W0 (H_1 … H_r − I), H_i = I − 2 u_i u_iᵀ.
+
+``hra_u`` (n, r), whose columns are the u_i before normalisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from ..files.adapter_file import Found, Source
+from ..files.base_model import BaseMatrix
+from ..files.errors import AdapterError
+from ..files.keys import collect, others
+from ..files.tensors import Array
+from ..updates.blocks import lora
+from ..updates.contract import Update
+from .on_base_model import base_matrix
+
+
+def read(source: Source) -> Found | None:
+    """HRA: products of Householder reflections. They are I − U T Uᵀ, so ΔW = −(W0 U T) Uᵀ, a product like LoRA's."""
+    found, rest = collect(source, "hra_u")
+    if not found:
+        return None
+    gram_schmidt = source.setting("apply_GS", bool, False)
+    loaders = {}
+    for module, parts in found.items():
+        key = parts["hra_u"]
+        source.check_factor(key)
+        base = base_matrix(source, "HRA", module, key)
+        shape = source.tensors.shape(key)
+        source.expect(len(shape) == 2 and shape[0] == base.shape[1], key, f"({base.shape[1]}, r) from {base.key}")
+        source.check_rank(module, key, shape[1])
+        build = partial(_hra, source=source, key=key, base=base, gram_schmidt=gram_schmidt)
+        loaders[module] = source.loader({"u": key}, build)
+    return Found("hra", loaders, others(source, rest), [], scaled=False)
+
+
+def _hra(u: Array, *, source: Source, key: str, base: BaseMatrix, gram_schmidt: bool, dtype: str) -> Update:
+    U = u.astype(np.float64)
+    n, r = U.shape
+    norms = np.linalg.norm(U, axis=0)
+    if not (np.isfinite(norms).all() and norms.all()):
+        raise AdapterError(f"{source.path}: {key} has a column that is zero or not finite; a reflection needs its axis")
+    if gram_schmidt:  # I − 2 Q Qᵀ
+        if r > n:
+            raise AdapterError(f"{source.path}: {key} has shape {U.shape}: {r} orthogonal columns of length {n}")
+        U, T = np.linalg.qr(U).Q, 2.0 * np.eye(r)
+    else:  # the compact WY form (Schreiber & Van Loan 1989), T upper triangular
+        U, T = U / norms, np.zeros((r, r))
+        inner = U.T @ U
+        for k in range(r):
+            T[:k, k] = -2.0 * (T[:k, :k] @ inner[:k, k])
+            T[k, k] = 2.0
+    W = base.read()
+    # In slices: a float64 copy of all of W0 is not needed.
+    left = np.concatenate([part.astype(np.float64) @ U for part in np.array_split(W, max(1, W.size >> 22))])
+    update = lora(-left @ T, U.T, method="hra", dtype=dtype, any_rank=True)
+    return replace(update, facts=replace(update.facts, parameters=n * r, macs_per_token=2 * n * r + r * r))

@@ -1,0 +1,122 @@
+"""MiSS (arXiv 2409.15371): one block, added to every group of r columns of the weight.
+
+PEFT: ``<module>.miss_block`` (r, m), or (r, mini_r) repeated down the rows with ``init_weights: mini``. The block's
+transpose is added to columns 0 … r−1, r … 2r−1 and so on, the last group cut off at n (``miss/layer.py``). The file
+does not store n, which the singular values depend on. The variant ``init_weights: bat`` multiplies the base model's
+weights and is read in :mod:`.on_base`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.base_model import BaseMatrix
+from ..files.keys import collect, others
+from ..linalg import Array
+from ..updates.blocks import lora
+from ..updates.contract import Facts, Update
+from .file_form import Arrays, Form, size
+from .on_base_model import base_matrix, checked
+from .random_factors import Parts, Recipe, Spec, pair, slots
+
+
+def read(source: Source) -> Found | None:
+    """MiSS as PEFT saves it; the variant "bat" needs the base model."""
+    return _read_bat(source) if (source.config or {}).get("init_weights") == "bat" else _read_plain(source)
+
+
+def _read_plain(source: Source) -> Found | None:
+    """MiSS as PEFT saves it, but for the variant "bat"."""
+    found, rest = collect(source, "miss_block")
+    if not found:
+        return None
+    loaders = {module: _loader(source, module, parts["miss_block"]) for module, parts in found.items()}
+    return Found("miss", loaders, others(source, rest), [], scaled=False)
+
+
+def _loader(source: Source, module: str, key: str) -> Loader:
+    source.check_factor(key)
+    shape = source.tensors.shape(key)
+    source.expect(len(shape) == 2, key, "(r, m)")
+    m, n = source.shape_of(module, key)
+    mini = (source.config or {}).get("init_weights") == "mini"
+    source.expect(shape[0] <= n and (m % shape[1] == 0 if mini else m == shape[1]), key, f"(r, {m}), r up to {n}")
+    source.check_rank(module, key, shape[0])
+    return source.loader({"block": key}, partial(build, repeats=m // shape[1], n=n))
+
+
+def build(block: Array, *, repeats: int, n: int, dtype: str) -> Update:
+    r = len(block)
+    right = np.zeros((r, n), np.float32)
+    right[np.arange(n) % r, np.arange(n)] = 1
+    update = lora(np.tile(block.T, (repeats, 1)), right, method="miss", dtype=dtype, any_rank=True)
+    # The columns of a group are summed before the block: additions, no multiply-adds.
+    return replace(
+        update, facts=replace(update.facts, parameters=block.size, macs_per_token=r * block.shape[1] * repeats)
+    )
+
+
+def _read_bat(source: Source) -> Found | None:
+    """MiSS with ``init_weights="bat"``; its other forms need no base model."""
+    if (source.config or {}).get("init_weights") != "bat":
+        return None
+    found, rest = collect(source, "miss_block")
+    if not found:
+        return None
+    loaders = {}
+    for module, parts in found.items():
+        key = parts["miss_block"]
+        source.check_factor(key)
+        base = base_matrix(source, "MiSS (bat)", module, key)
+        m, n = base.shape
+        shape = source.tensors.shape(key)
+        fits = len(shape) == 3 and shape[1] == shape[2] and shape[0] * shape[1] == m and n % shape[1] == 0
+        source.expect(fits, key, f"(m/r, r, r) with m = {m}, and r dividing n = {n} ({base.key})")
+        loaders[module] = source.loader({"M": key}, partial(_miss_bat, source=source, key=key, base=base))
+    return Found("miss", loaders, others(source, rest), [], scaled=False)
+
+
+def _miss_bat(M: Array, *, source: Source, key: str, base: BaseMatrix, dtype: str) -> Update:
+    m, n = base.shape
+    count, r, _ = M.shape
+    M = M.astype(np.float64)
+    facts = Facts("miss", m, n, r, 1, 1.0, M.size, M.size * (n // r), min(m, n), dtype)
+
+    def make() -> Array:
+        W = base.read().astype(np.float64).reshape(count, r * (n // r), r)
+        product = (W @ M).reshape(count, r, n // r, r)
+        product += M[:, :, None, :]
+        return product.reshape(m, n)
+
+    return checked(source, key, facts, make)
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    """ΔW repeats the block's columns n/r times, which makes its singular values √(n/r) times the block's."""
+    B, _ = pair(spec, rng, m, n)
+    size = math.sqrt(spec.scale) * math.sqrt(spec.r / n)
+    falling = np.sqrt(slots(spec, spec.r))[:, None]  # the other half of k^−p
+    return {"block": (B.T * falling * size).astype(np.float32), "shape": np.array([m, n])}
+
+
+def from_parts(a: Arrays, _: float, __: str) -> Update:
+    _, n = size(a, "block", 1)
+    return build(a["block"], repeats=1, n=n, dtype=a["block"].dtype.name)
+
+
+FORMS = {
+    "miss": Form(
+        {"block": "miss_block"},
+        from_parts,
+        lambda a: len(a["block"]),
+        lambda _: {"init_weights": True},
+        alpha=None,
+        told=("shape",),
+    )
+}
+RECIPES = {"miss": Recipe(random, most=lambda _, m, n: min(m, n))}

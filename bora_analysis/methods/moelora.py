@@ -1,0 +1,101 @@
+"""MoELoRA (arXiv 2310.18339), y += s Σ_k gate_k(task) B_k A_k x.
+
+Its authors': ``.lora_A.loraA.{k}.mlp.weight`` (r/K, n) and the same tensor again without ``.mlp``,
+``.lora_B.loraB.{k}…`` (m, r/K), ``.lora_task_embedding.weight`` (tasks, d), ``.lora_gate.GateL.weight`` (K, d). s = α/r
+with the r of all experts together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.errors import AdapterError
+from ..files.keys import module_path
+from ..updates.contract import Update
+from ..updates.mixture import mixed
+from .file_form import Arrays, Form
+from .random_factors import Parts, Recipe, Spec, kaiming, pair
+from .routed import loaders_of, note
+
+_MOE = re.compile(
+    r"(?P<module>.+)\.lora_([AB])(\.(?P<name>[^.]+?))??\.lora(?P<part>[AB]\.\d+)(\.mlp)?\.weight"
+    r"|(?P<router>.*?)\.?lora_(?P<gate>task_embedding|gate)(\.[^.]+?)??(\.GateL)?\.weight"
+)
+
+
+def read(source: Source) -> Found | None:
+    """MoELoRA as its authors save it."""
+    keys = source.tensors.keys()
+    if not any(re.search(r"\.lora[AB]\.\d+\.", key) for key in keys):
+        return None
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    rest = []
+    for key in keys:
+        hit = _MOE.fullmatch(module_path(key))
+        if not hit:
+            rest.append(key)
+        elif hit["gate"]:
+            found[hit["router"]][hit["gate"]] = key
+        else:
+            # The same tensor stands under two names.
+            found[hit["module"]].setdefault(hit["part"], key)
+    loaders: dict[str, Loader] = {}
+    for module, parts in found.items():
+        if set(parts) <= {"gate", "task_embedding"}:  # a router shared by the layers
+            rest += parts.values()
+        else:
+            loaders |= _moe(source, module, parts)
+    return Found("moelora", loaders, rest, [note(source, "MoELoRA")])
+
+
+def _moe(source: Source, module: str, parts: Mapping[str, str]) -> dict[str, Loader]:
+    count = sum(name.startswith("A.") for name in parts)
+    missing = [f"{side}.{k}" for side in "AB" for k in range(count) if f"{side}.{k}" not in parts]
+    extra = [name for name in parts if name.startswith("B.") and int(name[2:]) >= count]
+    if missing or extra or not count:
+        key = next(iter(parts.values()))
+        lacking = (missing or extra or ["A.0"])[0]
+        raise AdapterError(f"{source.path}: {key} has no lora{lacking} beside it; the file is incomplete")
+    A, B = ([parts[f"{side}.{k}"] for k in range(count)] for side in "AB")
+    for key in (*A, *B):
+        source.check_factor(key)
+    first, last = source.tensors.shape(A[0]), source.tensors.shape(B[0])
+    source.expect(len(first) == 2, A[0], "(r/K, n)")
+    for a, b in zip(A, B, strict=True):
+        source.expect(source.tensors.shape(a) == first, a, f"{first}, the shape of expert 0")
+        source.expect(source.tensors.shape(b) == (last[0], first[0]), b, f"({last[0]}, {first[0]}) from loraA {first}")
+    r = count * first[0]
+    source.check_rank(module, A[0], r)
+    keys: dict[str, Any] = {"A": A, "B": B}
+    if "gate" in parts:
+        source.check_factor(parts["gate"])
+        keys["route"] = parts["gate"]
+    extra_count = sum(int(np.prod(source.tensors.shape(parts[k]))) for k in ("gate", "task_embedding") if k in parts)
+    return loaders_of(source, module, keys, count, "moelora", source.scaling(module, r), extra_count)
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    pairs = [pair(spec, rng, m, n) for _ in range(spec.blocks)]
+    B, A = (np.stack(side) for side in zip(*pairs, strict=True))
+    return {"A": A, "B": B, "gate": kaiming(rng, (spec.blocks, n))}
+
+
+def from_parts(a: Arrays, scaling: float, _: str) -> Update:
+    return mixed(list(a["B"]), list(a["A"]), "mean", method="moelora", scaling=scaling, router=a["gate"].size)
+
+
+FORMS = {
+    "moelora": Form(  # the layout of its authors; the gate sees the layer's input
+        {"A": "lora_A.loraA.{k}.mlp.weight", "B": "lora_B.loraB.{k}.mlp.weight", "gate": "lora_gate.GateL.weight"},
+        from_parts,
+        lambda a: a["A"].shape[0] * a["A"].shape[1],
+        lambda a: {"expert_num": a["A"].shape[0]},
+    )
+}
+RECIPES = {"moelora": Recipe(random)}

@@ -1,0 +1,119 @@
+"""OFT (arXiv 2306.07280): ΔW = W0 (Rᵀ − I), R block-diagonal. ``oft_R.weight`` (n/b, b(b−1)/2)."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import numpy as np
+
+from ..files.adapter_file import Found, Source
+from ..files.base_model import BaseMatrix
+from ..files.keys import collect, others
+from ..files.tensors import Array
+from ..updates.contract import Facts, Update
+from .on_base_model import base_matrix, checked
+
+
+def read(source: Source) -> Found | None:
+    """OFT of PEFT from 0.14 on, with Cayley's transform or its Neumann series."""
+    found, rest = collect(source, "oft_R|oft_embedding_R")
+    if not found:
+        return None
+    series = source.setting("use_cayley_neumann", bool)
+    terms = None if series is False else source.setting("num_cayley_neumann_terms", int, 5)
+    notes = []
+    if series is None:
+        notes.append(
+            "nothing says whether OFT uses Cayley's transform or its Neumann series; the series is PEFT's default"
+        )
+    if terms is not None and _version(source.setting("peft_version", str, "0")) < (0, 18):
+        notes.append(
+            "PEFT changed OFT's Neumann series in 0.18.0 and this file is older: the numbers are the new one's"
+        )
+    loaders = {}
+    for module, parts in found.items():
+        ((part, key),) = parts.items()
+        source.check_factor(key)
+        base = base_matrix(source, "OFT", module, key)
+        shape = source.tensors.shape(key)
+        source.expect(len(shape) == 2, key, "(n/b, b(b−1)/2)")
+        b = (1 + int(np.sqrt(1 + 8 * shape[1]) + 0.5)) // 2
+        shared = source.setting("block_share", bool, False)
+        n = base.shape[1]
+        fits = b * (b - 1) // 2 == shape[1] and n % b == 0 and shape[0] == (1 if shared else n // b)
+        source.expect(fits, key, f"(n/b, b(b−1)/2) with n = {n} ({base.key})")
+        bound = source.setting("eps", float, 6e-5) if source.setting("coft", bool, False) else None
+        embedding = part == "oft_embedding_R"
+        build = partial(_oft, source=source, key=key, base=base, b=b, terms=terms, bound=bound, embedding=embedding)
+        loaders[module] = source.loader({"R": key}, build)
+    return Found("oft", loaders, others(source, rest), notes, scaled=False)
+
+
+def _oft(
+    R: Array,
+    *,
+    source: Source,
+    key: str,
+    base: BaseMatrix,
+    b: int,
+    terms: int | None,
+    bound: float | None,
+    embedding: bool,
+    dtype: str,
+) -> Update:
+    S = np.zeros((len(R), b, b))
+    rows, columns = np.triu_indices(b, 1)
+    S[:, rows, columns] = R
+    S -= S.transpose(0, 2, 1)
+    if bound is not None:  # constrained OFT keeps each block near zero
+        norms = np.linalg.norm(S, axis=(1, 2), keepdims=True)
+        limit = bound / np.sqrt(len(R))
+        S = np.where(norms <= limit, S, limit * S / np.maximum(norms, np.finfo(float).tiny))
+    m, n = base.shape
+    rotation = np.broadcast_to(cayley(S) if terms is None else _neumann(S, terms), (n // b, b, b))
+    if embedding:  # there PEFT multiplies by R, and not by Rᵀ
+        rotation = rotation.transpose(0, 2, 1)
+    # R − I = S · (…), and a skew-symmetric S of odd size is singular.
+    rank = min(m, n // b * (b - b % 2))
+    shown = (n, m) if embedding else (m, n)  # an embedding's ΔW is (d, V) here
+    facts = Facts("oft", *shown, b, n // b, 1.0, R.size, n * b, rank, dtype)
+
+    def make() -> Array:
+        W = base.read().astype(np.float64)
+        change = rotated(W, rotation - np.eye(b))
+        return change.T if embedding else change
+
+    return checked(source, key, facts, make)
+
+
+def rotated(W: Array, blocks: Array) -> Array:
+    """W blkdiag(blocks)ᵀ for blocks (k, b, b)."""
+    k, b, _ = blocks.shape
+    cut = W.reshape(len(W), k, b).transpose(1, 0, 2)
+    return (cut @ blocks.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(W.shape)
+
+
+def cayley(S: Array) -> Array:
+    """(I − S)(I + S)⁻¹: orthogonal for a skew-symmetric S."""
+    identity = np.eye(S.shape[-1])
+    return np.linalg.solve((identity + S).swapaxes(-1, -2), (identity - S).swapaxes(-1, -2)).swapaxes(-1, -2)
+
+
+def _neumann(S: Array, terms: int) -> Array:
+    """PEFT's series for it, with the sign of S turned: I + 2S + 2S² + … , and the last power once."""
+    R = np.tile(np.eye(S.shape[-1]), (len(S), 1, 1))
+    if terms > 1:
+        R += 2 * S
+    if terms > 2:
+        power = S @ S
+        R += 2 * power
+        for _ in range(3, terms - 1):
+            power = power @ S
+            R += 2 * power
+        R += power @ S
+    return R
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])

@@ -1,0 +1,40 @@
+"""What the methods share whose update depends on the base model's weights W0 ∈ R^{m×n}.
+
+All of them as PEFT merges them (``peft/tuners``), in float64. HRA's ΔW is a product of two factors of r columns; the
+others have no core smaller than ΔW, which is made when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..files.adapter_file import Source
+from ..files.base_model import BaseMatrix
+from ..files.errors import AdapterError
+from ..files.tensors import Array
+from ..updates.checks import is_finite
+from ..updates.contract import Facts
+from ..updates.dense import Dense
+
+
+def base_matrix(source: Source, method: str, module: str, key: str, *, embedding: bool = False) -> BaseMatrix:
+    """W0 of a module; refused without the base model."""
+    if source.base is None:
+        raise AdapterError(f"{source.path}: {method} needs the base model: --base DIR_OR_HUB_ID (base=) (key {key})")
+    flag = bool((source.config or {}).get("fan_in_fan_out"))
+    return source.base.matrix(module, fan_in_fan_out=flag, embedding=embedding)
+
+
+def checked(source: Source, key: str, facts: Facts, make: Callable[[], Array]) -> Dense:
+    """The update that ``make`` computes; its errors name file and key."""
+
+    def checked() -> Array:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            matrix = make()
+        if not is_finite(matrix):
+            raise AdapterError(f"{source.path}: {key}: ΔW holds NaN or Inf; the factors or the base model are broken")
+        return matrix
+
+    return Dense(facts, checked)

@@ -1,0 +1,45 @@
+"""SHiRA (arXiv 2406.13175): few trained entries of ΔW. PEFT: ``<module>.shira_weight`` (k,), ``.shira_indices`` (2, k)
+rows and columns."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.keys import collect, need, others
+from ..files.tensors import Array
+from ..updates.contract import Update
+from ..updates.sparse import shira
+
+
+def read(source: Source) -> Found | None:
+    """SHiRA as PEFT saves it."""
+    found, rest = collect(source, "shira_(weight|indices)")
+    if not found:
+        return None
+    loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
+    notes = []
+    if not source.sized:
+        notes.append(
+            "SHiRA's file does not store the sizes of the layers, so each ΔW ends after its last row and column; the "
+            "spectrum is right, out_features and in_features may be too small"
+        )
+    return Found("shira", loaders, others(source, rest), notes, scaled=False)
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    weight, indices = need(source, parts, "shira_weight", "shira_indices")
+    source.check_factor(weight)
+    (count,) = source.tensors.shape(weight)
+    source.expect(source.tensors.shape(indices) == (2, count), indices, f"(2, {count}) from shira_weight")
+    size = source.shape_of(module, weight) if source.sized else None
+
+    return source.loader({"spectrum": weight, "indices": indices}, partial(build, size=size))
+
+
+def build(spectrum: Array, indices: Array, *, size: tuple[int, int] | None, dtype: str) -> Update:
+    rows, columns = indices.astype(np.int64)
+    shape = size or (int(rows.max()) + 1, int(columns.max()) + 1)
+    return shira(spectrum, rows, columns, shape, dtype=dtype)

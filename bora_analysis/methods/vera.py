@@ -1,0 +1,171 @@
+"""VeRA and PVeRA: frozen random A and B for all layers, and trained vectors that scale them.
+
+VeRA (arXiv 2310.11454), PEFT: ``<module>.vera_lambda_b`` (m,), ``.vera_lambda_d`` (r,), and once
+``base_model.vera_A`` (r, largest n), ``base_model.vera_B`` (largest m, r), of which a layer uses the first columns
+and rows. Without ``save_projection`` the two are drawn again from ``projection_prng_key``, as ``vera/model.py`` does.
+
+PVeRA: ``.pvera_lambda_b`` (m,), ``.pvera_lambda_d`` (2r,), ``base_model.pvera_A`` (2r, n), ``base_model.pvera_B``
+(m, r). Merged is the mean, the first r rows (``pvera/layer.py``).
+
+The files do not store a layer's n.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from functools import cache, partial
+from zlib import crc32
+
+import numpy as np
+
+from ..extras import require
+from ..files.adapter_file import Found, Loader, Source
+from ..files.errors import AdapterError
+from ..files.keys import collect, need, others
+from ..linalg import Array
+from ..updates.blocks import diagonal
+from ..updates.checks import coarsest
+from ..updates.contract import FactorError, Update
+from .file_form import Arrays, Form, size
+from .random_factors import Parts, Recipe, Spec, kaiming, slots
+
+_SHARED = re.compile(r"(^|\.)p?vera_(?P<side>[AB])(\.[^.]+)?$")
+
+
+def read(source: Source) -> Found | None:
+    """VeRA and PVeRA, with and without saved projections."""
+    found, rest = collect(source, "p?vera_lambda_[bd]")
+    if not found:
+        return None
+    kind = "pvera" if any("pvera_lambda_b" in parts for parts in found.values()) else "vera"
+    shared: dict[str, str] = {}
+    left = []
+    for key in rest:
+        hit = _SHARED.search(key)
+        if hit:
+            shared.setdefault(hit["side"], key)  # PEFT may repeat them for every layer, the same numbers
+        else:
+            left.append(key)
+    pairs = {module: need(source, parts, f"{kind}_lambda_b", f"{kind}_lambda_d") for module, parts in found.items()}
+    for b, d in pairs.values():
+        for key in (b, d):
+            source.check_factor(key)
+            source.expect(len(source.tensors.shape(key)) == 1, key, "one dimension")
+    notes: list[str] = []
+    if len(shared) == 2:
+        project, widest = _saved(source, shared)
+    else:
+        project, widest = _drawn(source, kind, pairs)
+    if not source.sized and len({module.rpartition(".")[2] for module in pairs}) > 1:
+        notes.append(
+            f"the file does not store in_features of the layers; all are taken to have {widest}, the largest; if they "
+            "differ give the base model (--base) or the sizes of its layers (shapes)"
+        )
+    loaders = {module: _loader(source, module, kind, b, d, widest, project) for module, (b, d) in pairs.items()}
+    return Found(kind, loaders, others(source, left), notes, scaled=False)
+
+
+def _saved(source: Source, shared: dict[str, str]) -> tuple[Callable[[], tuple[Array, Array]], int]:
+    for key in shared.values():
+        source.check_factor(key)
+        source.expect(len(source.tensors.shape(key)) == 2, key, "two dimensions")
+    (r, n), B = source.tensors.shape(shared["A"]), source.tensors.shape(shared["B"])
+    source.expect(B[1] in (r, r // 2), shared["B"], f"(m, {r}) from vera_A {(r, n)}")
+
+    @cache
+    def project() -> tuple[Array, Array]:
+        return source.read_shared(shared["A"]), source.read_shared(shared["B"])
+
+    return project, n
+
+
+def _drawn(source: Source, kind: str, pairs: dict[str, list[str]]) -> tuple[Callable[[], tuple[Array, Array]], int]:
+    """The projections as PEFT draws them: Kaiming-uniform, A and then B from one generator on the CPU."""
+    key = source.setting("projection_prng_key", int)
+    _, d = next(iter(pairs.values()))
+    if key is None:
+        raise AdapterError(f"{source.path}: {d}: A and B are neither in the file nor is projection_prng_key configured")
+    if kind == "pvera":
+        raise AdapterError(f"{source.path}: {d}: PVeRA without its projections is not readable; save_projection=True")
+    rows = max(source.tensors.shape(own)[0] for own, _ in pairs.values())
+    columns = max(source.shape_of(module, b)[1] for module, (b, _) in pairs.items())
+    (r,) = source.tensors.shape(d)
+
+    @cache
+    def project() -> tuple[Array, Array]:
+        require("torch", "must be drawn by PyTorch's generator", "torch", error=partial(FactorError, "A"))
+        import torch  # here: its generator is what drew them
+
+        generator = torch.Generator(device="cpu").manual_seed(key)
+
+        def draw(shape: tuple[int, int]) -> Array:
+            bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(shape[1]))  # fan-in is the second dimension
+            return torch.empty(shape).uniform_(-bound, bound, generator=generator).numpy()
+
+        A = draw((r, columns))
+        return A, draw((rows, r))
+
+    return project, columns
+
+
+def _loader(
+    source: Source, module: str, kind: str, b: str, d: str, widest: int, project: Callable[[], tuple[Array, Array]]
+) -> Loader:
+    (r,) = source.tensors.shape(d)
+    source.check_rank(module, d, r // 2 if kind == "pvera" else r)
+    n = source.shape_of(module, b)[1] if source.sized else widest
+
+    def load(lambda_b: Array, lambda_d: Array, *, dtype: str) -> Update:
+        return build(lambda_b, lambda_d, *project(), n=n, kind=kind, dtype=dtype)
+
+    return source.loader({"lambda_b": b, "lambda_d": d}, load)
+
+
+def build(lambda_b: Array, lambda_d: Array, A: Array, B: Array, *, n: int, kind: str, dtype: str) -> Update:
+    """diag(lambda_b) B[:m] diag(lambda_d) A[:, :n]."""
+    m, r, inner = len(lambda_b), len(lambda_d), B.shape[1]
+    if len(B) < m or len(A) != r or A.shape[1] < n:
+        raise FactorError(
+            "lambda_b",
+            f"has shape ({m},), lambda_d ({r},) and in_features is {n}; the projections A {A.shape} and B {B.shape} "
+            "do not fit them",
+        )
+    left = lambda_b.astype(np.float64)[:, None] * B[:m]
+    return diagonal(left, lambda_d[:inner], A[:inner, :n], method=kind, parameters=m + r, dtype=dtype)
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    """Projections as PEFT draws them (Kaiming-uniform with a = 0), of the largest m and n, the same for all modules."""
+    rows, columns = (max(shape[side] for shape in spec.shapes.values()) for side in (0, 1))
+    draw, r = np.random.default_rng([spec.seed, crc32(b"vera")]), spec.r
+    A = (math.sqrt(6) * kaiming(draw, (r, columns))).astype(np.float32)
+    B = (math.sqrt(6) * kaiming(draw, (rows, r))).astype(np.float32)
+    if spec.kind == "init":
+        lambda_b, lambda_d = np.zeros(m), np.full(r, 0.1)
+    else:
+        reach = math.sqrt(2 * n / columns) * math.sqrt(2 * m / r)  # norms of A's rows and B's columns
+        lambda_b, lambda_d = rng.standard_normal(m) * (spec.scale / reach), slots(spec, r)
+    vectors = {"lambda_b": lambda_b.astype(np.float32), "lambda_d": lambda_d.astype(np.float32)}
+    return {**vectors, "A": A, "B": B, "shape": np.array([m, n])}
+
+
+def from_parts(a: Arrays, _: float, __: str) -> Update:
+    _, n = size(a, "lambda_b", 0)
+    dtype = coarsest(a[part].dtype.name for part in ("lambda_b", "lambda_d"))
+    return build(a["lambda_b"], a["lambda_d"], a["A"], a["B"], n=n, kind="vera", dtype=dtype)
+
+
+FORMS = {
+    "vera": Form(
+        {part: f"vera_{part}" for part in ("lambda_b", "lambda_d")},
+        from_parts,
+        lambda a: len(a["lambda_d"]),
+        lambda _: {"save_projection": True},
+        alpha=None,
+        shared={"A": "base_model.vera_A", "B": "base_model.vera_B"},
+        told=("shape",),
+    )
+}
+RECIPES = {"vera": Recipe(random)}

@@ -1,0 +1,148 @@
+"""Ranks followed while a model is trained: a callback for the transformers ``Trainer``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from ..analysis.factors import factor_table
+from ..analysis.tables import layer_metrics
+from ..atomic import replacing
+from ..metrics import THRESHOLD
+from .in_memory import read_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns whose means go into the run's logs.
+LOGGED = ("effective_rank", "entropy_rank", "energy")
+
+
+class RankCallback(TrainerCallback):
+    """Effective rank, entropy rank and energy of every module every k steps, into a Parquet file and the run's logs.
+
+    The file has the columns of :func:`bora_analysis.layer_metrics`, one row per module and step: before the first step,
+    at each multiple of ``every``, and after the last step. It is written anew, whole or not at all, each time. When
+    training is resumed from a checkpoint, rows of later steps, which are trained again, are dropped; when it is begun
+    anew, all are.
+
+    Parameters
+    ----------
+    path : the Parquet file.
+    every : k.
+    log : ``trainer.log``: the means over the modules of each projection go to every reporter of the run (TensorBoard,
+        Weights & Biases …) and into ``log_history``, as ``rank/<projection>/effective_rank`` and so on.
+    factors : a second Parquet file, with the ranks of B', Σ' and A' (eq. 6) of each module; BoRA, LoRA and MELoRA.
+    name : in the column ``adapter``; by default the name of the file.
+    adapter : which adapter of the model, by default the active one.
+    threshold : of ``effective_rank``.
+    budget : share of the training time that this may take: a step is passed over while it would be exceeded. The
+        first and the last step always have their rows; None: all steps have.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> from bora_analysis.peft_methods import RankCallback
+    >>> callback = RankCallback(mkdtemp() + "/ranks.parquet", every=100)
+    >>> # trainer = Trainer(model, args, …); trainer.add_callback(RankCallback("ranks.parquet", log=trainer.log))
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        every: int = 50,
+        *,
+        log: Callable[[dict[str, float]], None] | None = None,
+        factors: str | Path | None = None,
+        name: str | None = None,
+        adapter: str | None = None,
+        threshold: float = THRESHOLD,
+        budget: float | None = 0.05,
+    ) -> None:
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every is {every!r}; expected a positive number of steps")
+        if budget is not None and not 0 < budget <= 1:
+            raise ValueError(f"budget is {budget!r}; expected a share of the time, above 0 and at most 1, or None")
+        self.path, self.every, self.log, self.threshold = Path(path), every, log, threshold
+        self.factors = None if factors is None else Path(factors)
+        self.name, self.adapter, self.budget = name or self.path.stem, adapter, budget
+        self.last: int | None = None
+        self.started = self.seconds = self.latest = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        step = state.global_step
+        for path in filter(None, (self.path, self.factors)):
+            frame = _read(path)
+            if frame is not None:  # a run begun anew knows nothing of the one before
+                _write(frame[frame["step"] <= step] if step else frame.iloc[:0], path)
+        known = _read(self.path) if step else None
+        self.last = step if known is not None and (known["step"] == step).any() else None
+        if self.last is None:
+            self.record(model, state, control)
+        # From here, because the first time includes the imports.
+        self.started, self.seconds, self.latest = time.perf_counter(), 0.0, 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step % self.every or not state.is_world_process_zero:
+            return
+        elapsed = time.perf_counter() - self.started
+        if self.budget is None or self.seconds + self.latest <= self.budget * elapsed:
+            self.record(model, state, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.is_world_process_zero and state.global_step != self.last:
+            self.record(model, state, control)
+
+    def record(self, model: Any, state: Any, control: Any) -> None:
+        """Add the rows of the present step."""
+        start = time.perf_counter()
+        adapter = read_model(model, adapter=self.adapter, name=self.name, step=state.global_step)
+        # On the CPU: the GPU is the training's, and the cores are small.
+        rows = layer_metrics(adapter, threshold=self.threshold, device="cpu")
+        _append(rows, self.path)
+        if self.factors is not None:
+            _append(factor_table(adapter), self.factors)
+        self.last = state.global_step
+        if self.log is not None:
+            due = control.should_log  # logging takes it back, and the loss would not be logged at this step
+            self.log(means(rows))
+            control.should_log = due
+        self.latest = time.perf_counter() - start
+        self.seconds += self.latest
+
+
+def means(rows: pd.DataFrame) -> dict[str, float]:
+    """``rank/<projection>/<metric>`` → mean over the modules."""
+    grouped = rows.groupby("projection", sort=False)
+    return {f"rank/{place}/{column}": value for column in LOGGED for place, value in grouped[column].mean().items()}
+
+
+def _append(rows: pd.DataFrame, path: Path) -> None:
+    import pandas as pd
+
+    before = _read(path)
+    _write(rows if before is None or before.empty else pd.concat([before, rows], ignore_index=True), path)
+
+
+def _read(path: Path) -> pd.DataFrame | None:
+    import pandas as pd
+
+    if not path.exists():
+        return None
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:  # pyarrow's errors share no base class
+        raise ValueError(
+            f"{path}: is no Parquet file of an earlier run ({type(error).__name__}); move it away or name another"
+        ) from None
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)

@@ -1,0 +1,123 @@
+"""y + ΔW x, and ΔW, from the factors, in the cheapest order (BoRA, arXiv 2508.06953, eq. 8).
+
+Shapes: x (T, n) for T tokens, A (b, r, n/b), B (b, m/b, r), Σ (b, b, r), output block first.
+
+Between the factors the tokens come last, (b, r, T): then every product reads and writes rows as they lie in memory,
+forwards and backwards, for any shape. The same products with T in the middle take 5 to 10 times as long.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def effective_sigma(sigma: Tensor, activation: str, scaling: float) -> Tensor:
+    """scaling · Σ from the raw σ (b, b, r), in float32 at least: the exponential of a bfloat16 is off by percents.
+
+    The same as :func:`bora_analysis.updates.blocks.activate`: σ = 0, with Mav(σ) = 0, gives Σ = I, no NaN backwards.
+    """
+    values = sigma.to(wide(sigma.dtype))
+    if activation in ("exp-norm", "no-exp"):
+        mean = values.abs().mean()
+        values = values / torch.where(mean > 0, mean, torch.ones_like(mean))
+    if activation in ("exp-norm", "no-norm"):
+        values = values.exp()
+    return values * scaling
+
+
+def add_bora(result: Tensor, x: Tensor, B: Tensor, sigma: Tensor, A: Tensor) -> Tensor:
+    """result + B' Σ' A' x, with the scaling in Σ. ``result`` is (…, m) and x (…, n)."""
+    return _add(result, x, B, sigma.permute(2, 0, 1), A)
+
+
+def add_melora(result: Tensor, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
+    """result + blkdiag(B_i A_i) x."""
+    return _add(result, x, B, None, A)
+
+
+def dense_bora(B: Tensor, sigma: Tensor, A: Tensor) -> Tensor:
+    """ΔW (m, n), with the scaling in Σ."""
+    return torch.bmm(B, _middle(sigma, A)).flatten(0, 1)
+
+
+def dense_melora(B: Tensor, A: Tensor) -> Tensor:
+    """ΔW (m, n)."""
+    return torch.block_diag(*torch.bmm(B, A))
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """float32, or float64 where that is the dtype."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _middle(sigma: Tensor, A: Tensor) -> Tensor:
+    """Σ'A' in its row blocks, (b, r, n)."""
+    b, r, _ = A.shape
+    columns = A.transpose(0, 1)  # (r, b, n/b)
+    # Contiguous before it is broadcast, or the product would take its strides and be copied.
+    return (sigma.transpose(1, 2).contiguous()[..., None] * columns).reshape(b, r, -1)
+
+
+def _add(result: Tensor, x: Tensor, B: Tensor, S: Tensor | None, A: Tensor) -> Tensor:
+    kind = x.device.type
+    # By hand, because autocast reaches into a Function's forward pass and not into its backward pass.
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else A.dtype
+    x = x.reshape(-1, x.shape[-1]).to(dtype)
+    y = result.reshape(-1, result.shape[-1])
+    out: Any = _BlockProduct.apply(y, x, B.to(dtype), None if S is None else S.to(dtype), A.to(dtype))
+    return out.view(result.shape)
+
+
+class _BlockProduct(torch.autograd.Function):
+    """y + B' Σ' A' x for S = (S_k) (r, b, b), the slots of Σ', or None for Σ' = I.
+
+    Autograd's own backward pass would put the tokens in the middle. What lies between the factors is not kept but found
+    again from x, which LoRA keeps too: b times as large as LoRA's, it would show in the memory, and costs little. The
+    backward pass can be differentiated: it is made of the inputs, by differentiable operations.
+    """
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, B: Tensor, S: Tensor | None, A: Tensor) -> Tensor:
+        hidden = _mix(S, torch.bmm(A, _blocks(x, A)))
+        # Added before the blocks are put side by side: one pass, without a copy.
+        return (y.unflatten(1, (len(B), -1)) + _rows(hidden, B.transpose(1, 2))).flatten(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, B, S, A = ctx.saved_tensors
+        _, of_x, of_B, of_S, of_A = ctx.needs_input_grad
+        dx = dB = dS = dA = None
+        columns, rows = _blocks(x, A), _blocks(gradient.to(x.dtype), B)
+        back = torch.bmm(B.transpose(1, 2), rows)
+        if of_B or of_S:
+            hidden = torch.bmm(A, columns)
+            dB = torch.bmm(_mix(S, hidden), rows.transpose(1, 2)).transpose(1, 2)
+            dS = torch.bmm(back.transpose(0, 1), hidden.permute(1, 2, 0)) if of_S else None
+        back = _mix(None if S is None else S.transpose(1, 2), back)
+        if of_A:
+            dA = torch.bmm(back, columns.transpose(1, 2))
+        if of_x:
+            dx = _rows(back, A).flatten(1)
+        return gradient, dx, dB, dS, dA
+
+
+def _blocks(x: Tensor, factor: Tensor) -> Tensor:
+    """x (T, n) in the blocks of a factor (b, …), (b, n/b, T)."""
+    return x.unflatten(1, (len(factor), -1)).permute(1, 2, 0)
+
+
+def _mix(S: Tensor | None, hidden: Tensor) -> Tensor:
+    """Σ' hidden for hidden (b, r, T): for each slot k a product with S_k (b, b)."""
+    return hidden if S is None else torch.bmm(S, hidden.transpose(0, 1)).transpose(0, 1)
+
+
+def _rows(hidden: Tensor, factor: Tensor) -> Tensor:
+    """hiddenᵀ · factor, block by block, (T, b, n/b), for hidden (b, r, T) and factor (b, r, n/b)."""
+    return torch.bmm(hidden.transpose(1, 2), factor).transpose(0, 1)

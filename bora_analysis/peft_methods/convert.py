@@ -1,0 +1,67 @@
+"""A live PEFT model's adapter as a plain LoRA with the same ΔW."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from peft import PeftModel
+
+from ..adapters import AdapterError
+from ..analysis import conversion
+
+
+def convert(
+    source: PeftModel | str | Path, folder: str | Path, *, adapter_name: str = "default", dtype: str = "float32"
+) -> Path:
+    """Write an adapter as a LoRA that PEFT loads, with the same ΔW up to the rounding of ``dtype``.
+
+    :func:`bora_analysis.convert`, which can also cut ranks, for a model that is in memory.
+
+    Parameters
+    ----------
+    source : a PEFT model, or the folder of a saved adapter.
+    folder : where ``adapter_config.json`` and ``adapter_model.safetensors`` are written.
+    adapter_name : which adapter of the model.
+    dtype : of the factors, see :func:`bora_analysis.write_adapter`.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        The model has no such adapter, or the adapter trains biases, which a LoRA file holds only for its own.
+    AdapterError
+        What is in the folder cannot be read, or the numbers do not fit into ``dtype``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tempfile import TemporaryDirectory
+    >>> from peft import PeftModel, get_peft_model
+    >>> from bora_analysis.peft_methods import BoraConfig, convert
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 12))
+    >>> config = BoraConfig(r=1, num_blocks=4, target_modules=["0"], init_lora_weights=False)
+    >>> adapted, x = get_peft_model(model, config), torch.ones(1, 8)
+    >>> y = adapted(x)
+    >>> with TemporaryDirectory() as folder:
+    ...     saved = convert(adapted, folder)
+    ...     lora = PeftModel.from_pretrained(adapted.unload(), saved)
+    ...     bool(torch.allclose(lora(x), y, atol=1e-6)), lora.peft_config["default"].r
+    (True, 4)
+    """
+    if isinstance(source, str | Path):
+        return conversion.convert(source, folder, dtype=dtype).folder
+    if adapter_name not in source.peft_config:
+        raise ValueError(f"the model has no adapter {adapter_name!r}; it has {', '.join(source.peft_config)}")
+    if source.peft_config[adapter_name].peft_type == "HYDRALORA":
+        # Its experts' uniform mean can be converted from a folder, but it is not what the model computes.
+        raise AdapterError(f"adapter {adapter_name} is HydraLoRA, whose update depends on the token: no LoRA equals it")
+    with TemporaryDirectory() as temporary:
+        # Through a file: the reader is the one place that knows what the keys and settings mean.
+        source.save_pretrained(temporary, selected_adapters=[adapter_name], save_embedding_layers=False)  # pyright: ignore[reportArgumentType]
+        saved = Path(temporary) if adapter_name == "default" else Path(temporary) / adapter_name
+        return conversion.convert(saved, folder, dtype=dtype).folder

@@ -1,0 +1,196 @@
+"""The layer of each method: its factors, y + ΔW x and ΔW."""
+
+from __future__ import annotations
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..analysis.optimal_blocks import optimal_blocks
+from ..catalogue.sizes import check_blocks
+from .adapter_layer import AdapterLayer, initialised, of_pattern, wide_factor
+from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
+from .contraction import add_bora, add_melora, dense_bora, dense_melora, effective_sigma, wide
+
+
+class BoraLayer(AdapterLayer):
+    """BoRA: ``bora_A`` (r, n), ``bora_B`` (m, r), ``bora_sigma`` (b, b, r), raw."""
+
+    adapter_layer_names = ("bora_A", "bora_B", "bora_sigma")
+    other_param_names = (*AdapterLayer.other_param_names, "num_blocks", "activation")
+
+    def make_containers(self) -> None:
+        self.bora_A, self.bora_B, self.bora_sigma = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        self.num_blocks: dict[str, int] = {}
+        self.activation: dict[str, str] = {}
+
+    def make_factors(self, adapter_name: str, r: int, config: BoraConfig) -> None:
+        b = config.num_blocks
+        if isinstance(b, dict):
+            b = of_pattern(b, self.module_name, "auto")
+        if isinstance(b, str):  # "auto"
+            b = optimal_blocks(self.out_features, self.in_features).best[0]
+        _check_blocks(b, self)
+        self.num_blocks[adapter_name] = b
+        self.activation[adapter_name] = config.activation
+        self.bora_A[adapter_name] = initialised(r, self.in_features)
+        self.bora_B[adapter_name] = initialised(self.out_features, r, zero=config.init_lora_weights)
+        self.bora_sigma[adapter_name] = initialised(b, b, r)
+
+    def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
+        B, sigma, A = self._blocks(adapter_name, self.bora_B[adapter_name], self.bora_A[adapter_name])
+        return add_bora(result, self.lora_dropout[adapter_name](x), B, sigma, A)
+
+    def dense_delta(self, adapter_name: str) -> Tensor:
+        B, A = wide_factor(self.bora_B[adapter_name]), wide_factor(self.bora_A[adapter_name])
+        return dense_bora(*self._blocks(adapter_name, B, A))
+
+    def trained_dtype(self, adapter_name: str) -> torch.dtype:
+        return self.bora_B[adapter_name].dtype
+
+    def _blocks(self, name: str, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        b = self.num_blocks[name]
+        sigma = effective_sigma(self.bora_sigma[name], self.activation[name], self.scaling[name])
+        return B.view(b, -1, B.shape[1]), sigma, A.view(len(A), b, -1).transpose(0, 1)
+
+
+class MeloraLayer(AdapterLayer):
+    """MELoRA: ``melora_A`` (N, r, n/N), ``melora_B`` (N, m/N, r)."""
+
+    adapter_layer_names = ("melora_A", "melora_B")
+    other_param_names = (*AdapterLayer.other_param_names, "num_minis")
+
+    def make_containers(self) -> None:
+        self.melora_A, self.melora_B = nn.ParameterDict(), nn.ParameterDict()
+        self.num_minis: dict[str, int] = {}
+
+    def make_factors(self, adapter_name: str, r: int, config: MeloraConfig) -> None:
+        count = config.num_minis
+        if isinstance(count, dict):
+            count = of_pattern(count, self.module_name, None)
+            if count is None:
+                raise ValueError(
+                    f"{self.module_name}: num_minis has no pattern that fits it ({', '.join(config.num_minis)}); "  # pyright: ignore[reportCallIssue, reportArgumentType]
+                    "add one"
+                )
+        _check_blocks(count, self)
+        self.num_minis[adapter_name] = count
+        # Each mini is initialised by itself, as a LoRA of its own size.
+        minis = [initialised(r, self.in_features // count) for _ in range(count)]
+        self.melora_A[adapter_name] = nn.Parameter(torch.stack([mini.data for mini in minis]))
+        rows = self.out_features // count
+        self.melora_B[adapter_name] = initialised(count, rows, r, zero=config.init_lora_weights)
+
+    def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
+        x = self.lora_dropout[adapter_name](x)
+        A = self.melora_A[adapter_name] * self.scaling[adapter_name]
+        return add_melora(result, x, self.melora_B[adapter_name], A)
+
+    def dense_delta(self, adapter_name: str) -> Tensor:
+        A = wide_factor(self.melora_A[adapter_name]) * self.scaling[adapter_name]
+        return dense_melora(wide_factor(self.melora_B[adapter_name]), A)
+
+    def trained_dtype(self, adapter_name: str) -> torch.dtype:
+        return self.melora_B[adapter_name].dtype
+
+
+class SboraLayer(AdapterLayer):
+    """SBoRA: ``sbora_B`` (m, r) or ``sbora_A`` (r, n), ``sbora_index`` (r,), ``sbora_size`` (1,)."""
+
+    adapter_layer_names = ("sbora_A", "sbora_B")
+    other_param_names = (*AdapterLayer.other_param_names, "sbora_index", "sbora_size")
+
+    def make_containers(self) -> None:
+        self.sbora_A, self.sbora_B = nn.ParameterDict(), nn.ParameterDict()
+        self.sbora_index, self.sbora_size = BufferDict(persistent=True), BufferDict(persistent=True)
+
+    def make_factors(self, adapter_name: str, r: int, config: SboraConfig) -> None:
+        size = self.in_features if config.variant == "fa" else self.out_features
+        if r > size:
+            raise ValueError(
+                f"{self.module_name}: r = {r}, and there are {size} basis vectors to choose from; expected at most that"
+            )
+        if config.variant == "fa":
+            self.sbora_B[adapter_name] = initialised(self.out_features, r, zero=config.init_lora_weights)
+        else:
+            self.sbora_A[adapter_name] = initialised(r, self.in_features, zero=config.init_lora_weights)
+        self.sbora_index[adapter_name] = torch.randperm(size)[:r].sort().values
+        self.sbora_size[adapter_name] = torch.tensor([size])
+
+    def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
+        index, dropout = self._index(adapter_name), self.lora_dropout[adapter_name]
+        if adapter_name in self.sbora_B:
+            chosen = dropout(x.index_select(-1, index)) * self.scaling[adapter_name]
+            return result + functional.linear(chosen, self.sbora_B[adapter_name])
+        rows = functional.linear(dropout(x), self.sbora_A[adapter_name]) * self.scaling[adapter_name]
+        dtype = torch.promote_types(result.dtype, rows.dtype)
+        return result.to(dtype).index_add(-1, index, rows.to(dtype))
+
+    def dense_delta(self, adapter_name: str) -> Tensor:
+        side = int(adapter_name in self.sbora_B)
+        factor = wide_factor(self._trained(adapter_name)) * self.scaling[adapter_name]
+        dense = factor.new_zeros(self.out_features, self.in_features)
+        return dense.index_add(side, self._index(adapter_name), factor)
+
+    def trained_dtype(self, adapter_name: str) -> torch.dtype:
+        return self._trained(adapter_name).dtype
+
+    def _index(self, name: str) -> Tensor:
+        return self.sbora_index[name]  # pyright: ignore[reportReturnType]
+
+    def _trained(self, name: str) -> Tensor:
+        return self.sbora_B[name] if name in self.sbora_B else self.sbora_A[name]
+
+
+class HydraloraLayer(AdapterLayer):
+    """HydraLoRA: ``hydralora_A`` (r, n), ``hydralora_B`` (K, m, r), ``hydralora_route`` (K, n)."""
+
+    adapter_layer_names = ("hydralora_A", "hydralora_B", "hydralora_route")
+    other_param_names = (*AdapterLayer.other_param_names, "num_experts")
+
+    def make_containers(self) -> None:
+        self.hydralora_A, self.hydralora_B = nn.ParameterDict(), nn.ParameterDict()
+        self.hydralora_route = nn.ParameterDict()
+        self.num_experts: dict[str, int] = {}
+
+    def make_factors(self, adapter_name: str, r: int, config: HydraloraConfig) -> None:
+        count = config.num_experts
+        self.num_experts[adapter_name] = count
+        self.hydralora_A[adapter_name] = initialised(r, self.in_features)
+        self.hydralora_B[adapter_name] = initialised(count, self.out_features, r, zero=config.init_lora_weights)
+        self.hydralora_route[adapter_name] = initialised(count, self.in_features)
+
+    def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
+        B = self.hydralora_B[adapter_name]
+        A = self.hydralora_A[adapter_name] * self.scaling[adapter_name]
+        # The router sees the input without dropout, as in the authors' code; its softmax is float32 at least.
+        logits = functional.linear(x, self.hydralora_route[adapter_name])
+        gates = logits.softmax(-1, dtype=wide(logits.dtype)).to(x.dtype)
+        hidden = functional.linear(self.lora_dropout[adapter_name](x), A)
+        gated = (gates[..., None] * hidden[..., None, :]).flatten(-2)  # (…, K r)
+        return result + functional.linear(gated, B.transpose(0, 1).flatten(1))
+
+    def dense_delta(self, adapter_name: str) -> Tensor:
+        raise ValueError(
+            f"{self.module_name}: HydraLoRA's update depends on the token, so there is no single ΔW; "
+            "expected a method that has one (BoRA, MELoRA, SBoRA, LoRA)"
+        )
+
+    def check_mergeable(self) -> None:
+        raise ValueError(
+            f"{self.module_name}: HydraLoRA's update depends on the token and cannot be merged; keep the adapter"
+        )
+
+    def trained_dtype(self, adapter_name: str) -> torch.dtype:
+        return self.hydralora_B[adapter_name].dtype
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False
+
+
+def _check_blocks(b: int, layer: AdapterLayer) -> None:
+    try:
+        check_blocks(b, [(layer.out_features, layer.in_features)])
+    except ValueError as error:
+        raise ValueError(f"{layer.module_name}: {error}") from None

@@ -1,0 +1,63 @@
+"""Making the methods known to PEFT.
+
+PEFT's ``register_peft_method`` takes names that are members of the enumeration ``PeftType`` only, and an enumeration
+is closed. The members are therefore added by hand, which rests on how :mod:`enum` is made; a test holds it.
+"""
+
+from __future__ import annotations
+
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import register_peft_method
+
+from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
+from .models import BoraModel, HydraloraModel, MeloraModel, SboraModel
+
+_METHODS = (
+    (BoraConfig, BoraModel),
+    (MeloraConfig, MeloraModel),
+    (SboraConfig, SboraModel),
+    (HydraloraConfig, HydraloraModel),
+)
+
+
+def register() -> None:
+    """Make BoRA, MELoRA, SBoRA and HydraLoRA known to PEFT. Importing the package does it; again does no harm.
+
+    Raises
+    ------
+    RuntimeError
+        PEFT has another method of that name.
+
+    Examples
+    --------
+    >>> from bora_analysis.peft_methods import register
+    >>> register()
+    >>> from peft import PeftType
+    >>> PeftType("BORA").value
+    'BORA'
+    """
+    for config, model in _METHODS:
+        name = model.prefix.removesuffix("_")
+        known = PEFT_TYPE_TO_CONFIG_MAPPING.get(name.upper())  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if known is None:
+            _add_member(name.upper())
+            register_peft_method(name=name, config_cls=config, model_cls=model)
+        elif known is not config:
+            raise RuntimeError(
+                f"this version of PEFT has a method {name} of its own ({known.__module__}.{known.__name__}); expected "
+                "none of that name: use the PEFT version that bora_analysis states"
+            )
+
+
+def _add_member(name: str) -> None:
+    if name in PeftType.__members__:
+        return
+    member = str.__new__(PeftType, name)
+    member._name_ = member._value_ = name
+    member._sort_order_ = len(PeftType)  # pyright: ignore[reportAttributeAccessIssue]
+    member.__objclass__ = PeftType  # pyright: ignore[reportAttributeAccessIssue]
+    PeftType._member_map_[name] = member
+    PeftType._member_names_.append(name)
+    PeftType._value2member_map_[name] = member
+    type.__setattr__(PeftType, name, member)  # the enumeration's own __setattr__ refuses

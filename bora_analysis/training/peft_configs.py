@@ -1,0 +1,96 @@
+"""From settings to a PEFT configuration, for the modules that are to be adapted."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ..catalogue import METHODS
+from ..catalogue.architectures import LETTERS
+from ..catalogue.module_names import projection
+from ..catalogue.sizes import check_blocks
+from .errors import TrainingError
+from .settings import Settings
+
+
+def peft_config(settings: Settings, model: Any) -> Any:
+    """The configuration of the method, for ``get_peft_model``.
+
+    Raises
+    ------
+    TrainingError
+        The model has no such modules, or b does not divide them.
+    """
+    from peft import TaskType
+
+    chosen = target_modules(settings, model)
+    shared: dict[str, Any] = {
+        "r": settings.r,
+        "lora_alpha": settings.lora_alpha,
+        "lora_dropout": settings.dropout,
+        "use_rslora": settings.rslora,
+        "target_modules": _short(model, list(chosen)),
+        "task_type": TaskType.CAUSAL_LM if settings.task == "causal-lm" else TaskType.SEQ_CLS,
+    }
+    row = METHODS[settings.method]
+    assert row.training is not None  # Settings has checked it
+    values = {
+        **vars(settings),
+        "blocks": settings.blocks or (row.blocks and (row.blocks.trained or row.blocks.default)),
+    }
+    if row.cut:
+        try:
+            check_blocks(values["blocks"], chosen.values())
+        except ValueError as error:
+            raise TrainingError(f"blocks is {values['blocks']}: {error}") from None
+    module, _, name = row.training.config.rpartition(".")
+    told = {theirs: values[ours] for theirs, ours in row.training.told.items()}
+    return getattr(import_module(module), name)(**shared, **row.training.fixed, **told)
+
+
+def target_modules(settings: Settings, model: Any) -> dict[str, tuple[int, int]]:
+    """Module path → (out_features, in_features) of the layers that ``target`` means."""
+    linear = _linear(model)
+    if set(settings.target.upper()) <= {letter.upper() for letter in LETTERS}:
+        wished = [LETTERS[letter] for letter in settings.target.lower()]
+        found = {projection(name) for name in linear}
+        missing = [name for name in wished if name not in found]
+        if missing:
+            fused = sorted({name.rpartition(".")[2] for name in linear if projection(name) == "qkv"})
+            hint = f"; this model fuses q, k and v: --target {fused[0]}" if fused and set(missing) & set("qkv") else ""
+            raise TrainingError(
+                f"target is {settings.target}: the model has no projection {', '.join(missing)}{hint}; "
+                f"it has {', '.join(sorted(found))}"
+            )
+        return {name: size for name, size in linear.items() if projection(name) in wished}
+    chosen: dict[str, tuple[int, int]] = {}
+    for name in (part.strip() for part in settings.target.split(",")):
+        hits = {path: size for path, size in linear.items() if f".{path}".endswith(f".{name}")}
+        if not hits:
+            ends = sorted({path.rpartition(".")[2] for path in linear})
+            raise TrainingError(f"target names {name}, which the model has not; its linear layers: {', '.join(ends)}")
+        chosen |= hits
+    return chosen
+
+
+def _linear(model: Any) -> dict[str, tuple[int, int]]:
+    """Path → (m, n) of the linear layers below the head."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if "." not in name:  # the head, and models of one layer, which nobody adapts
+            continue
+        if isinstance(module, nn.Linear):
+            sizes[name] = module.out_features, module.in_features
+        elif isinstance(module, Conv1D):
+            sizes[name] = module.weight.shape[1], module.weight.shape[0]
+    return sizes
+
+
+def _short(model: Any, chosen: list[str]) -> list[str]:
+    """The modules' last names where they mean the same modules, else whole paths (BERT has many ``dense``)."""
+    ends = {name.rpartition(".")[2] for name in chosen}
+    meant = [name for name in _linear(model) if name.rpartition(".")[2] in ends]
+    return sorted(ends) if len(meant) == len(chosen) else chosen

@@ -1,0 +1,1 @@
+"""Weight updates ΔW held as their factors, one file a structure."""

@@ -1,0 +1,208 @@
+"""Synthetic adapters: spectra that are known beforehand, seeds, and files equal to what is in memory."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from method_lists import BLOCK_METHODS, EXPERT_METHODS, MADE
+from safetensors.numpy import load_file, save_file
+
+from bora_analysis import read_adapter, singular_values, synthetic_adapter
+from bora_analysis.adapters import Adapter, AdapterError
+from bora_analysis.adapters.synthetic import KINDS, Synthetic, write_synthetic
+from bora_analysis.catalogue import METHODS as CATALOGUE
+from bora_analysis.catalogue.cost import cost
+from bora_analysis.updates.contract import Blocked
+
+SHAPES = {"layers.0.q_proj": (48, 32), "layers.1.q_proj": (48, 32), "layers.1.v_proj": (16, 32)}
+
+
+def blocks_of(method):
+    return {"gralora": 2, "bdlora-a": 2, "bdlora-b": 2}.get(method, 4 if CATALOGUE[method].blocks else 1)
+
+
+@pytest.mark.parametrize("method", MADE)
+def test_initialised_adapters_are_zero_updates(method):
+    """But for three, which PEFT starts elsewhere."""
+    for update in synthetic_adapter(method, SHAPES, 2, blocks_of(method), kind="init").values():
+        assert singular_values(update).values.any() == (method in ("c3a", "fourierft", "vblora"))
+
+
+@pytest.mark.parametrize(
+    ("method", "scaling"),
+    [
+        ("lora", 2.0), ("rslora", 2 * np.sqrt(4)), ("melora", 2.0), ("adalora", 2.0), ("bdlora-a", 2.0),
+        ("bdlora-b", 2.0), ("delora", 1.0), ("miss", 1.0),
+    ],
+)  # fmt: skip
+def test_decay_is_exact(method, scaling):
+    adapter = synthetic_adapter(method, SHAPES, 4, blocks_of(method), kind="decay", scale=0.5, decay=1.5)
+    expected = np.repeat(scaling * 0.5 * np.arange(1, 5) ** -1.5, 4 if method == "melora" else 1)
+    for update in adapter.values():
+        np.testing.assert_allclose(singular_values(update).values, expected, rtol=1e-5)
+
+
+def test_a_steep_decay_of_many_slots():
+    """DeLoRA's slots are then almost one direction."""
+    update = synthetic_adapter("delora", {"q": (64, 48)}, 32, kind="decay", scale=0.5, decay=3.0)["q"]
+    values = singular_values(update).values
+    np.testing.assert_allclose(values[:8], 0.5 * np.arange(1, 9) ** -3.0, rtol=1e-3)  # float32, and sums of 32 terms
+
+
+def test_decay_of_krona_and_c3a():
+    """Each singular value as often as the other factor has ones, or a frequency comes, with its conjugate."""
+    krona = synthetic_adapter("krona", {"q": (48, 35)}, 1, kind="decay", scale=0.5)["q"]  # 6·8 and 5·7
+    np.testing.assert_allclose(singular_values(krona).values, np.repeat(0.5 / np.arange(1, 8), 5), rtol=1e-5)
+    c3a = synthetic_adapter("c3a", {"q": (48, 32)}, 1, 2, kind="decay", scale=0.5)["q"]  # blocks of 8: 6 × 4 of them
+    expected = np.repeat(0.5 / np.arange(1, 6), [4, 8, 8, 8, 4])
+    np.testing.assert_allclose(singular_values(c3a).values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["vera", "vblora", "fourierft", "moelora", "hydralora", "loha", "gralora", "krona"])
+def test_decay_falls_faster_than_gaussian(method):
+    """Where it is not exact: the share of the energy that the first eighth holds, and the size of the first values."""
+    shapes = {"q": (256, 192)}
+
+    def values(kind, scale=0.1):
+        return singular_values(
+            synthetic_adapter(method, shapes, 8, blocks_of(method), kind=kind, decay=2.0, scale=scale)["q"]
+        ).values
+
+    def share(found):
+        return float((found[: -(-found.size // 8)] ** 2).sum() / (found**2).sum())
+
+    assert share(values("decay")) > share(values("gaussian")) + 0.15
+    scaling = 1.0 if method in ("vera", "vblora", "fourierft", "krona") else 2.0
+    for kind in ("decay", "gaussian"):
+        assert 0.1 < values(kind)[0] / (scaling * 0.1) < 6
+        np.testing.assert_allclose(values(kind, 0.2), 2 * values(kind), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", MADE)
+def test_sizes_are_those_of_the_cost_model(method):
+    shapes = {"q": (48, 32), "k": (48, 32)}
+    b = blocks_of(method)
+    for facts in (update.facts for update in synthetic_adapter(method, shapes, 2, b).values()):
+        name = "lora" if method == "rslora" else method
+        known = cost(
+            name,
+            48,
+            32,
+            2,
+            blocks=b if name in BLOCK_METHODS else 1,
+            experts=b if name in EXPERT_METHODS else None,
+        )
+        assert facts.parameters == known.parameters
+        assert facts.rank_bound <= known.rank_bound or method == "moelora"
+
+
+def test_decay_of_bora_is_that_of_its_slots():
+    """Orthonormal blocks: σ(ΔW) are the singular values of the S_k, times the slot's scale."""
+    adapter = synthetic_adapter("bora", SHAPES, 2, 4, kind="decay", scale=1.0)
+    for update in adapter.values():
+        assert isinstance(update, Blocked)
+        scales = np.arange(1, 3) ** -1.0
+        slots = [np.linalg.svd(slot, compute_uv=False) * c for slot, c in zip(update.slots(), scales, strict=True)]
+        np.testing.assert_allclose(singular_values(update).values, np.sort(np.concatenate(slots))[::-1], rtol=1e-5)
+
+
+def test_decay_of_lokr_and_sbora():
+    lokr = synthetic_adapter("lokr", {"q": (48, 35)}, 3, kind="decay", scale=0.5)["q"]  # 6·8 and 5·7
+    np.testing.assert_allclose(singular_values(lokr).values, np.repeat(0.5 * 2 / np.arange(1, 4), 5), rtol=1e-5)
+    for variant, support in (("sbora-fa", (48, 3)), ("sbora-fb", (3, 32))):
+        update = synthetic_adapter(variant, SHAPES, 3, kind="decay", scale=0.25)["layers.0.q_proj"]
+        np.testing.assert_allclose(singular_values(update).values, 2 * np.sqrt(0.25 / np.arange(1, 4)), rtol=1e-5)
+        assert [
+            bool(update.to_dense().any(axis=axis).sum() == size) for axis, size in zip((1, 0), support, strict=True)
+        ] == [True, True]
+
+
+def test_gaussian_spectra_are_flat():
+    adapter = synthetic_adapter("lora", {"q": (2048, 2048)}, 8, scale=0.3)
+    values = singular_values(adapter["q"]).values
+    assert values.max() / values.min() < 1.4
+    assert values.mean() == pytest.approx(2 * 0.3, rel=0.1)
+
+
+def test_sigma_is_kaiming_uniform():
+    sigma = Synthetic("bora", {"q": (512, 512)}, 8, 16)["q"]["sigma"]
+    bound = 1 / np.sqrt(16 * 8)
+    assert np.abs(sigma).max() < bound
+    assert np.abs(sigma).mean() == pytest.approx(bound / 2, rel=0.05)
+
+
+def test_a_module_depends_on_the_seed_and_its_own_path_alone():
+    one = Synthetic("lora", SHAPES, 2, seed=3)
+    alone = Synthetic("lora", {"layers.1.q_proj": (48, 32)}, 2, seed=3)
+    np.testing.assert_array_equal(one["layers.1.q_proj"]["B"], alone["layers.1.q_proj"]["B"])
+    assert not np.array_equal(one["layers.1.q_proj"]["B"], one["layers.0.q_proj"]["B"])
+    other = Synthetic("lora", SHAPES, 2, seed=4)
+    assert not np.array_equal(one["layers.0.q_proj"]["B"], other["layers.0.q_proj"]["B"])
+
+
+@pytest.mark.parametrize("method", MADE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_file_and_memory_are_the_same(tmp_path, method, kind):
+    raw = Synthetic(method, SHAPES, 2, blocks_of(method), kind=kind, seed=5)
+    write_synthetic(tmp_path / "adapter", raw)
+    read = read_adapter(tmp_path / "adapter")
+    memory = synthetic_adapter(method, SHAPES, 2, blocks_of(method), kind=kind, seed=5)
+    assert list(read) == list(memory)
+    for module, update in memory.items():
+        assert read[module].facts == update.facts
+        np.testing.assert_array_equal(read[module].to_dense(), update.to_dense())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_files(tmp_path, dtype):
+    raw = Synthetic("bora", SHAPES, 2, 4, kind="decay", scale=1.0)
+    write_synthetic(tmp_path / "adapter", raw, dtype=dtype)
+    update = read_adapter(tmp_path / "adapter")["layers.0.q_proj"]
+    exact = synthetic_adapter("bora", SHAPES, 2, 4, kind="decay", scale=1.0)["layers.0.q_proj"].to_dense()
+    assert update.facts.dtype == dtype
+    rounding = {"float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
+    assert 0 < np.abs(update.to_dense() - exact).max() <= 8 * rounding * np.abs(exact).max()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("dora", SHAPES, 2), ["dora", "lora, rslora, melora, bora"]),
+        (("gralora", SHAPES, 3, 2), ["r = 3", "multiple of 2"]),
+        (("lokr", SHAPES, 9), ["lokr", "up to 3", "r = 9"]),
+        (("vblora", SHAPES, 9), ["vblora", "up to 8", "r = 9"]),
+        (("vblora", {"q": (48, 35)}, 1), ["48×35 has no r for vblora", "common divisors"]),
+        (("bdlora-a", SHAPES, 3, 2), ["r = 3", "multiple of 2"]),
+        (("vera", SHAPES, 3, 1, 8.0), ["vera has no α", "8"]),
+        (("sbora-fa", SHAPES, 33), ["up to 32", "r = 33"]),
+        (("lora", SHAPES, 2, 4), ["one block", "4"]),
+        (("bora", SHAPES, 2, 5), ["layers.0.q_proj", "b = 5", "1, 2, 4, 8, 16"]),
+        (("lora", SHAPES, 0), ["r = 0"]),
+        (("lora", {}, 2), ["0 modules"]),
+        (("lora", SHAPES, 2, 1, None, "flat"), ["flat", "init, gaussian, decay"]),
+    ],
+)
+def test_what_does_not_fit_is_said(arguments, parts):
+    with pytest.raises(ValueError, match=r"expected|block|divide") as caught:
+        Synthetic(*arguments)
+    assert all(part in str(caught.value) for part in parts), caught.value
+
+
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [("vera", "vera_A"), ("vera", "lambda_d"), ("vblora", "vector_bank"), ("vblora", "logits_B"), ("c3a", "kernel"),
+     ("delora", "delora_A"), ("delora", "delora_lambda"), ("delora", "w_norm"), ("miss", "miss_block"),
+     ("fourierft", "spectrum"), ("krona", "lokr_w2")],
+)  # fmt: skip
+def test_nan_is_told_of_its_key(tmp_path, method, part):
+    folder = write_synthetic(tmp_path, Synthetic(method, SHAPES, 2, blocks_of(method)))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    key = next(key for key in tensors if part in key)
+    tensors[key].flat[0] = np.nan
+    save_file(tensors, folder / "adapter_model.safetensors")
+    adapter = read_adapter(folder)
+    assert isinstance(adapter, Adapter)
+    with pytest.raises(AdapterError, match=rf"{re.escape(key)}\b.* holds NaN or Inf"):
+        list(adapter.values())

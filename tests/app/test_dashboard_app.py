@@ -1,0 +1,508 @@
+"""Every page of the dashboard, run without a browser: bundled adapters, own ones, broken ones, links."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import pytest
+from dashboard_cases import APP, PAGES, adapter, contents, zipped
+from safetensors.numpy import save_file
+from streamlit.testing.v1 import AppTest
+
+from app import inspection, server, sources, uploads
+from bora_analysis import analyse, bundled, factor_ranks, read_adapter
+from bora_analysis.adapters import AdapterError
+from bora_analysis.analysis.tables import join
+
+BUNDLED = [source.label for source in sources.usual()]
+TIMEOUT = 180  # seconds; the first run of a page imports and analyses, and machines are shared
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """The dashboard as it begins: start(page, *paths, roots=…, **query parameters)."""
+
+    def started(page="spectra", *paths, roots=(tmp_path,), **query):
+        words = [*(f"--root={root}" for root in roots), "--", *map(str, paths)]
+        monkeypatch.setattr(sys, "argv", [str(APP / "streamlit_app.py"), *words])
+        sources.arguments.cache_clear()
+        # As a string: it is one script for all pages, whose folder Streamlit puts on the path by its own means.
+        app = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=TIMEOUT)
+        for name, value in query.items():
+            app.query_params[name] = value
+        if page != "spectra":
+            app.switch_page(f"app_pages/{page}.py")
+        return app.run()
+
+    yield started
+    sources.arguments.cache_clear()
+
+
+def healthy(app: AppTest) -> AppTest:
+    assert not app.exception, [error.value for error in app.exception]
+    return app
+
+
+def shown(app: AppTest) -> list[str]:
+    return [error.value for error in app.error]
+
+
+def in_url(app: AppTest, name: str) -> list[str]:
+    value = app.query_params[name]
+    return [value] if isinstance(value, str) else list(value)
+
+
+def names(app: AppTest) -> list[str]:
+    context = app.session_state["_context"]
+    assert list(dict.fromkeys(context.spectra["adapter"])) == [source.label for source in context.sources]
+    return [source.label for source in context.sources]
+
+
+def own(app: AppTest) -> list[str]:
+    """The adapters beside the bundled ones, which are there all the same."""
+    every = names(app)
+    assert [name for name in every if name in BUNDLED] == BUNDLED
+    return [name for name in every if name not in BUNDLED]
+
+
+def own_layers(app: AppTest) -> pd.DataFrame:
+    layers = app.session_state["_context"].layer_metrics
+    return layers[~layers["adapter"].isin(BUNDLED)].reset_index(drop=True)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_with_the_bundled_adapters(start, page):
+    app = healthy(start(page))
+    assert shown(app) == []
+    assert names(app) == BUNDLED
+    assert app.title or app.header
+    charts = [element.proto for element in app.get("vega_lite_chart")]
+    assert charts or page == "training"
+    for chart in charts:
+        alt.Chart.from_dict(json.loads(chart.spec), validate=True)  # against Vega-Lite's schema
+        assert chart.alt
+
+
+#: Page → the state of its widgets in a link, and as the session then has it.
+LINKS = {
+    "spectra": {"view": "one module", "module": "model.layers.1.self_attn.v_proj"},
+    "layers": {"adapter": "mine", "metric": "stable rank", "projection": "v", "layer": "1"},
+    "training": {"run": "run", "metric": "stable rank", "projection": "q", "step": "20", "factors": "true"},
+    "lab": {"lab_m": "64", "lab_n": "32", "lab_r": "4", "lab_b": "16", "lab_kind": "decay", "lab_decay": "2.0",
+            "lab_seed": "7", "lab_activation": "no-exp", "lab_same": "same budget", "lab_others": ["LoHa", "C³A"]},
+    "budget": {"budget_model": "roberta-base", "budget_parameters": "300000", "budget_target": ["Q", "V"],
+               "budget_methods": ["LoRA", "BoRA"]},
+    "paper": {"paper_view": "Tables", "paper_table": "7"},
+}  # fmt: skip
+STATES = {
+    "layers": {"metric": "stable_rank"},
+    "training": {"metric": "stable_rank", "step": 20, "factors": True},
+    "lab": {
+        "lab_m": 64,
+        "lab_n": 32,
+        "lab_r": 4,
+        "lab_b": 16,
+        "lab_decay": 2.0,
+        "lab_seed": 7,
+        "lab_same": "budget",
+        "lab_others": ["loha", "c3a"],
+    },
+    "budget": {"budget_parameters": 300_000, "budget_methods": ["lora", "bora"]},
+    "paper": {"paper_table": 7},
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_from_a_link(start, page, tmp_path):
+    adapter(tmp_path / "mine")
+    for step in (10, 20):
+        adapter(tmp_path / "run" / f"checkpoint-{step}", seed=step)
+    app = healthy(start(page, path=["mine", "run"], adapters=["mine", "run"], threshold="0.3", **LINKS[page]))
+    assert shown(app) == []
+    assert names(app) == ["mine", "run"]
+    assert app.session_state["_context"].threshold == 0.3
+    for key, value in {**LINKS[page], **STATES.get(page, {})}.items():
+        assert app.session_state[key] == value, key
+
+
+@pytest.mark.parametrize("page", ["layers", "training"])
+def test_a_method_without_block_factors(start, page, tmp_path):
+    """LoHa's ΔW is no product B' Σ' A': the page says so and shows ΔW alone."""
+    rng = np.random.default_rng(0)
+    for step in (10, 20):
+        folder = adapter(tmp_path / "loha" / f"checkpoint-{step}")
+        config = json.loads((folder / "adapter_config.json").read_text()) | {"peft_type": "LOHA", "alpha": 6}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        tensors = {}
+        for layer in range(2):
+            for name, shape in {"w1_a": (12, 3), "w1_b": (3, 16), "w2_a": (12, 3), "w2_b": (3, 16)}.items():
+                key = f"base_model.model.model.layers.{layer}.self_attn.q_proj.hada_{name}"
+                tensors[key] = rng.standard_normal(shape).astype(np.float32)
+        save_file(tensors, folder / "adapter_model.safetensors")
+    app = healthy(start(page, path="loha", adapters=["loha"], factors="true"))
+    assert names(app) == ["loha"]
+    words = [block.value for block in (*app.markdown, *app.info)]
+    assert shown(app) == []
+    assert any("no product of block factors" in text for text in words), words
+    if page == "layers":
+        assert len(app.get("vega_lite_chart")) == 3  # heat map, spectrum, |ΔW|
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A data folder as it is with trained adapters: two tasks, a run, and one that cannot be read by itself."""
+    data = tmp_path / "data"
+    folders = ["trained-lora-r16", *sources.USUAL, "trained-rating-lora-r8", "trained-dora-r8", "synthetic-lora-r8"]
+    for seed, name in enumerate(folders):
+        adapter(data / name, seed=seed)
+    (data / "trained-dora-r8" / "adapter_model.safetensors").write_bytes(b"needs what is not there")
+    for name in ("lora-r8", "bora-r8-b16"):
+        for step in (0, 40):
+            adapter(data / "runs" / name / f"checkpoint-{step}", seed=step + 1)
+    for module in (sources, bundled):
+        monkeypatch.setattr(module, "data_folder", lambda: data)
+    for cached in (sources.bundled, sources.runs):
+        cached.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cached in (sources.bundled, sources.runs):
+        cached.cache_clear()
+
+
+def test_trained_adapters_come_first_and_their_runs_are_shown(start, trained):
+    app = healthy(start())
+    assert names(app) == list(sources.USUAL)
+    options = app.multiselect(key="adapters").options
+    assert options == [
+        "trained-bora-r8-b8", "trained-bora-r8-b16", "trained-lora-r8", "trained-lora-r16", "trained-melora-r8-n4",
+        "trained-rating-lora-r8", "synthetic-lora-r8", "runs/bora-r8-b16", "runs/lora-r8",
+    ]  # fmt: skip
+    healthy(app.switch_page("app_pages/training.py").run())
+    assert shown(app) == []
+    assert app.selectbox(key="run").options == ["runs/bora-r8-b16", "runs/lora-r8"]
+    healthy(app.toggle(key="factors").set_value(True).run())
+    assert any("Of the 4 modules at step 40" in block.value for block in app.markdown)
+    assert names(app) == list(sources.USUAL), "the runs are the page's own; the choice stays"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_with_a_path_from_the_command_line(start, page, tmp_path):
+    app = healthy(start(page, adapter(tmp_path / "mine")))
+    assert shown(app) == []
+    assert names(app) == ["mine", *BUNDLED]
+    bundled = [source.label for source in (*sources.bundled(), *sources.runs())]
+    assert app.multiselect(key="adapters").options == ["mine", *bundled]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_with_checkpoints(start, page, tmp_path):
+    for step in (10, 20, 100):
+        adapter(tmp_path / "run" / f"checkpoint-{step}", seed=step)
+    app = healthy(start(page, tmp_path / "run"))
+    assert own(app) == ["run"]
+    assert own_layers(app)["step"].unique().tolist() == [10, 20, 100]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_with_no_adapter_chosen(start, page):
+    app = start(page)
+    healthy(app.multiselect(key="adapters").set_value([]).run())
+    assert names(app) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_with_a_broken_adapter_shows_one_line_and_goes_on(start, page, tmp_path):
+    good, bad = adapter(tmp_path / "good"), adapter(tmp_path / "bad")
+    weights = bad / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    app = healthy(start(page, bad, good))
+    (line,) = shown(app)
+    assert "bad" in line
+    assert "\n" not in line
+    assert own(app) == ["good"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_with_hostile_names(start, page, tmp_path):
+    module = {"model.layers.0.[x](http)*$k$<b>_proj": {"B": np.ones((4, 1)), "A": np.ones((1, 6))}}
+    from bora_analysis import write_adapter
+
+    folder = tmp_path / "<img src=x onerror=alert(1)> **b** $k$ :red[x]"
+    write_adapter(folder, "lora", module, alpha=2)
+    app = healthy(start(page, folder))
+    assert own(app) == [folder.name]
+    for block in app.markdown:
+        assert not block.allow_html or "<img" not in block.value
+        assert "onerror=alert(1)>" not in block.value, "a name that is not escaped"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_with_an_upload(start, page, tmp_path):
+    packed = zipped(contents(adapter(tmp_path / "sent")))
+    app = start(page)
+    app.file_uploader(key="upload-0").upload("sent.zip", packed)
+    healthy(app.run())
+    assert names(app) == [*BUNDLED, "sent"]
+    assert shown(app) == []
+    source = app.session_state["_context"].sources[-1]
+    assert in_url(app, "upload") == [source.word]
+    # The uploader is a new one, which has let go of the bytes.
+    assert app.file_uploader[0].key == "upload-1"
+    assert app.file_uploader[0].value == []
+
+
+def test_weights_wait_for_their_configuration(start, tmp_path):
+    files = contents(adapter(tmp_path / "sent"))
+    app = start()
+    app.file_uploader(key="upload-0").upload("weights.safetensors", files["adapter_model.safetensors"])
+    healthy(app.run())
+    assert names(app) == BUNDLED
+    app.file_uploader(key="upload-0").set_value(
+        [
+            ("weights.safetensors", files["adapter_model.safetensors"], ""),
+            ("adapter_config.json", files["adapter_config.json"], ""),
+        ]
+    )
+    healthy(app.run())
+    assert names(app) == [*BUNDLED, "weights"]
+    assert (app.session_state["_context"].layer_metrics.query("adapter == 'weights'")["scaling"] == 2).all()
+
+
+def test_weights_alone_on_request(start, tmp_path):
+    files = contents(adapter(tmp_path / "sent"))
+    app = start()
+    app.file_uploader(key="upload-0").upload("weights.safetensors", files["adapter_model.safetensors"])
+    app.run()
+    (button,) = [button for button in app.button if button.label == "Read without a configuration"]
+    healthy(button.click().run())
+    assert (app.session_state["_context"].layer_metrics.query("adapter == 'weights'")["scaling"] == 1).all()
+
+
+def test_a_bad_upload_shows_one_line_and_is_not_unpacked_again(start, monkeypatch):
+    app = start()
+    app.file_uploader(key="upload-0").upload("no.zip", b"PK\x03\x04 this is no zip")
+    healthy(app.run())
+    (line,) = shown(app)
+    assert "zip" in line
+    assert names(app) == BUNDLED
+
+    def never(*_):
+        raise AssertionError("unpacked again")
+
+    monkeypatch.setattr(uploads, "unpack", never)
+    healthy(app.select_slider(key="threshold").set_value(0.01).run())
+    assert shown(app) == [line]
+
+
+def test_a_link_to_an_upload_holds_in_another_session(start, tmp_path):
+    app = start()
+    app.file_uploader(key="upload-0").upload("sent.zip", zipped(contents(adapter(tmp_path / "sent")))).run()
+    (token,) = in_url(app, "upload")
+    assert names(healthy(start(upload=token))) == [*BUNDLED, "sent"]
+    other = healthy(start(upload="nonsense"))
+    assert names(other) == BUNDLED
+    assert len(shown(other)) == 1
+
+
+def test_a_typed_path_is_chosen_and_stands_in_the_link(start, tmp_path):
+    adapter(tmp_path / "deep" / "mine")
+    app = start()
+    app.text_input(key="path_box").set_value("deep/mine")
+    (button,) = [button for button in app.button if button.label == "Open"]
+    healthy(button.click().run())
+    assert names(app) == [*BUNDLED, "mine"]
+    assert in_url(app, "path") == ["deep/mine"]
+    assert names(healthy(start(path="deep/mine"))) == [*BUNDLED, "mine"]
+
+
+def test_a_typed_path_outside_of_the_roots_is_refused(start, tmp_path):
+    adapter(tmp_path / "outside")
+    (tmp_path / "root").mkdir()
+    app = start(roots=[tmp_path / "root"])
+    app.text_input(key="path_box").set_value("../outside")
+    (button,) = [button for button in app.button if button.label == "Open"]
+    healthy(button.click().run())
+    assert len(shown(app)) == 1
+    assert names(app) == BUNDLED
+    assert "path" not in app.query_params
+
+
+def test_a_link_sets_adapters_threshold_and_path(start, tmp_path):
+    adapter(tmp_path / "one", seed=1)
+    adapter(tmp_path / "two", seed=2)
+    app = healthy(start(path=["one", "two"], adapters=["two", BUNDLED[0]], threshold="0.0123"))
+    assert names(app) == ["two", BUNDLED[0]]
+    context = app.session_state["_context"]
+    assert context.threshold == 0.0123
+    assert (context.layer_metrics["threshold"] == 0.0123).all()
+    # Another run, another page: the same.
+    healthy(app.run())
+    assert names(app) == ["two", BUNDLED[0]]
+    healthy(app.switch_page("app_pages/layers.py").run())
+    assert names(app) == ["two", BUNDLED[0]]
+    assert app.session_state["_context"].threshold == 0.0123
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf", "-1", "0", "1e400", "x", "", "1e-300"])
+def test_a_link_with_an_impossible_threshold_has_the_usual_one(start, threshold):
+    assert healthy(start(threshold=threshold)).session_state["_context"].threshold == 0.005
+
+
+def test_a_link_with_unknown_adapters_has_the_usual_ones(start):
+    assert names(healthy(start(adapters=["nonsense", "<b>"]))) == BUNDLED
+
+
+def test_the_threshold_moves_every_number(start, tmp_path):
+    folder = adapter(tmp_path / "mine")
+    app = start("spectra", folder)
+    healthy(app.select_slider(key="threshold").set_value(8.0).run())
+    expected = analyse(read_adapter(folder), threshold=8.0).layer_metrics
+    pd.testing.assert_frame_equal(own_layers(app), expected)
+    assert expected["effective_rank"].sum() < 12  # or the test would show nothing
+
+
+def test_two_adapters_of_one_name_are_told_apart(start, tmp_path):
+    one, two = adapter(tmp_path / "a" / "lora", seed=1), adapter(tmp_path / "b" / "lora", seed=2)
+    app = healthy(start("spectra", one, two))
+    assert own(app) == ["a/lora", "b/lora"]
+    layers = own_layers(app)
+    assert layers.groupby("adapter").size().tolist() == [4, 4]
+
+
+def test_one_that_is_added_leaves_the_labels_alone(start, tmp_path):
+    one = adapter(tmp_path / "a" / "lora", seed=1)
+    adapter(tmp_path / "b" / "lora", seed=2)
+    assert own(healthy(start("spectra", one, path="b/lora"))) == ["lora", "b/lora"]
+    assert own(healthy(start("spectra", one, path="a/lora"))) == ["lora"]
+
+
+def test_an_adapter_that_vanishes_becomes_an_error(start, tmp_path):
+    app = start("spectra", adapter(tmp_path / "mine"), adapter(tmp_path / "other"))
+    for file in (tmp_path / "mine").iterdir():
+        file.unlink()
+    (tmp_path / "mine").rmdir()
+    healthy(app.run())
+    assert len(shown(app)) == 1
+    assert own(app) == ["other"]
+
+
+def test_an_adapter_that_is_replaced_is_read_again(start, tmp_path):
+    folder = adapter(tmp_path / "mine", rank=3)
+    app = start("spectra", folder)
+    adapter(folder, rank=2, seed=9)
+    healthy(app.run())
+    assert own_layers(app)["r"].unique().tolist() == [2]
+
+
+def test_twenty_sessions_at_once_cause_one_analysis(tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    store, calls = sources.TableStore(), []
+    real = sources._analyse
+    monkeypatch.setattr(sources, "_analyse", lambda *arguments: calls.append(1) or real(*arguments))
+    source = sources.Source("given:x", "x", adapter(tmp_path / "x"), "given")
+    with ThreadPoolExecutor(20) as pool:
+        tables = list(pool.map(lambda _: store.get(source), range(20)))
+    assert len(calls) == 1
+    assert all(table is tables[0] for table in tables)
+
+
+def test_an_adapter_in_error_is_analysed_once(tmp_path, monkeypatch):
+    store, calls = sources.TableStore(), []
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"nonsense")
+    real = sources._analyse
+    monkeypatch.setattr(sources, "_analyse", lambda *arguments: calls.append(1) or real(*arguments))
+    source = sources.Source("given:x", "x", folder, "given")
+    for _ in range(3):
+        with pytest.raises(AdapterError):
+            store.get(source)
+    assert len(calls) == 1
+
+
+def test_the_store_is_bounded_and_forgets_the_least_recently_used(tmp_path):
+    found = [
+        sources.Source(f"given:{i}", str(i), adapter(tmp_path / str(i), seed=i, layers=20), "given") for i in range(4)
+    ]
+    probe = sources.TableStore()
+    size = sources._bytes(probe.get(found[0]))
+    store = sources.TableStore(limit=int(2.5 * size))
+    for source in (found[0], found[1], found[0], found[2], found[3]):
+        store.get(source)
+    assert [key[2] for key in store.tables] == ["2", "3"]
+    store.get(found[0])
+    assert [key[2] for key in store.tables] == ["3", "0"]
+
+
+def test_a_choice_has_one_joined_table_for_all_tabs(tmp_path):
+    store = sources.TableStore()
+    found = [
+        store.get(sources.Source(f"given:{i}", str(i), adapter(tmp_path / str(i), seed=i), "given")) for i in (1, 2)
+    ]
+    assert sources.joined(found[:1]) is found[0]
+    assert sources.joined(found) is sources.joined(list(found))
+    pd.testing.assert_frame_equal(sources.joined(found).spectra, join(found).spectra)
+
+
+def test_the_server_has_analysed_what_is_shown_first(monkeypatch):
+    store = sources.TableStore()
+    monkeypatch.setattr(sources, "table_store", lambda: store)
+    server.warm()
+    assert sources.usual()
+    assert all(store.has(source) for source in sources.usual())
+
+
+def test_an_inspection_is_made_once_and_anew_for_a_new_file(tmp_path):
+    source = sources.Source("given:x", "x", adapter(tmp_path / "x", rank=3), "given")
+    module = "model.layers.1.self_attn.v_proj"
+    first = inspection.inspect(source, module, None)
+    assert inspection.inspect(source, module, None) is first
+    update = read_adapter(source.path)[module]
+    np.testing.assert_allclose(first.delta.image, np.abs(update.to_dense()), rtol=1e-6)
+    assert first.ranks == factor_ranks(update)
+    adapter(tmp_path / "x", rank=2, seed=9)
+    assert inspection.inspect(source, module, None).facts.r == 2
+    with pytest.raises(AdapterError, match="no longer in the file"):
+        inspection.inspect(source, "model.layers.9.q_proj", None)
+
+
+def test_progress_is_told_per_module(tmp_path):
+    told = []
+    source = sources.Source("given:x", "x", adapter(tmp_path / "x"), "given")
+    sources.TableStore().get(source, lambda done, total: told.append((done, total)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_leaving_in_the_middle_of_an_analysis_leaves_the_store_fit(tmp_path):
+    class Left(BaseException):
+        """As Streamlit's, when a visitor goes elsewhere."""
+
+    def leave(done, total):
+        raise Left
+
+    store, source = sources.TableStore(), sources.Source("given:x", "x", adapter(tmp_path / "x"), "given")
+    with pytest.raises(Left):
+        store.get(source, leave)
+    assert not store.busy
+    assert len(store.get(source).layer_metrics) == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("runs/mine", "mine"),
+        ("runs/checkpoint-10", "runs/checkpoint-10"),
+        ("runs/mine/adapter_model.safetensors", "mine"),
+        ("runs/weights.bin", "weights"),
+        ("runs/v1.5", "v1.5"),
+        ("/", "adapter"),
+    ],
+)
+def test_names_of_paths(path, expected):
+    assert sources.title(Path(path)) == expected

@@ -1,0 +1,13 @@
+"""Lists of methods, derived from the catalogue, that several tests go through."""
+
+from __future__ import annotations
+
+from bora_analysis import catalogue
+
+METHODS = catalogue.costed()
+ALSO = tuple(name for name in catalogue.costed(every=True) if name not in METHODS)
+BLOCK_METHODS = catalogue.names(lambda row: row.cost and row.cut)
+EXPERT_METHODS = catalogue.names(lambda row: row.cost and row.experts)
+SPLIT = catalogue.names(lambda row: row.cost and row.splits)
+NO_RANK = catalogue.names(lambda row: row.cost and not row.ranked)
+MADE = catalogue.made()
