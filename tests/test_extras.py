@@ -147,8 +147,8 @@ def test_importing_the_peft_methods_says_what_they_need():
 
 def test_large_cores_are_solved_without_torch():
     code = (
-        "import numpy as np; from bora_analysis import lora, singular_values, spectrum\n"
-        "spectrum.TORCH_FROM = spectrum.GPU_FROM = 8\n"
+        "import numpy as np; from bora_analysis import lora, singular_values\n"
+        "from bora_analysis.linalg import solvers; solvers.TORCH_FROM = solvers.GPU_FROM = 8\n"
         "rng = np.random.default_rng(0); B, A = rng.standard_normal((20, 10)), rng.standard_normal((10, 30))\n"
         "for solver in ('gram', 'svd'):\n"
         "    found = singular_values(lora(B, A), solver=solver); print(found.device, *found.values.tolist())"

@@ -109,7 +109,7 @@ def test_each_row_has_the_code_that_it_promises():
 
 
 def sources():
-    for folder in ("bora_analysis", "app", "benchmarks"):
+    for folder in ("bora_analysis", "app"):
         yield from (ROOT / folder).rglob("*.py")
 
 
