@@ -195,11 +195,11 @@ def _within(frame: pd.DataFrame, title: str, budget: int, at_least: float, top: 
 
     shown = frame.head(top) if top else frame
     rows = []
-    for c in shown.itertuples():
+    for c in shown.assign(per_thousand=1000 * shown["bound_per_parameter"]).itertuples():
         row = METHODS[str(c.method)]
         rows.append([
             row.label, f"{c.r}" if row.ranked else "·", f"{c.blocks}" if row.cut else "·", f"{c.parameters:,}",
-            f"{c.share:.1%}", f"{c.rank_bound:,.5g}", f"{1000 * c.bound_per_parameter:.3g}", f"{c.macs_per_token:,}",
+            f"{c.share:.1%}", f"{c.rank_bound:,.5g}", f"{c.per_thousand:.3g}", f"{c.macs_per_token:,}",
         ])  # fmt: skip
     heads = ["method", "r", "b", "parameters", "of budget", "bound", "per 1k params", "MACs/token"]
     number = f"the first {len(shown)} of {len(frame)}" if len(shown) < len(frame) else f"{len(frame)}"
