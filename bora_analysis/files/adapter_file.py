@@ -12,6 +12,7 @@ from ..catalogue.dtypes import EPSILON
 from ..updates.checks import coarsest, is_finite
 from ..updates.contract import FactorError, Update
 from .errors import AdapterError
+from .keys import module_pattern
 from .tensors import Array, Tensors
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def match_pattern(source: Source, patterns: Mapping[str, Any], module: str, defa
     """The value of the first pattern that fits, by PEFT's rule (``utils/other.py:get_pattern_key``)."""
     for pattern, value in patterns.items():
         try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if re.match(rf"(.*\.)?({module_pattern(pattern)})$", module):
                 return value
         except re.error as error:
             raise AdapterError(f"{source.path}: pattern {pattern!r} is no regular expression: {error}") from None

@@ -5,25 +5,39 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from natsort import natsort_keygen
 
-from .adapter_file import Source
 from .errors import AdapterError
 
 if TYPE_CHECKING:
-    pass
+    from .adapter_file import Source
 #: Sort key that orders numbers by their value.
 natural: Callable[[str], Any] = natsort_keygen()
-_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)(?=\.)")
+# What torch.compile, FSDP, activation checkpointing and PEFT put into a path, and DDP in front of it. A name "module"
+# inside a path may be the model's own, but beside one of the others it is DDP's. A list's "module.0" is not.
+_WRAPPER = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_model\.model)\."
+_DDP = r"module\.(?!\d)"
+_WRAPPERS = re.compile(rf"^({_DDP}|{_WRAPPER})+|(?<=\.)({_DDP})*({_WRAPPER}({_DDP})*)+")
+
+_IN_PATTERN = _WRAPPER.replace(r"\.", r"\\?\.")  # the dot may be escaped
+_IN_PATTERNS = re.compile(rf"(?<![\w.])(module\\?\.(?!\\?d|\d)|{_IN_PATTERN})+|(?<!\w)({_IN_PATTERN})+")
 
 
 def module_path(key: str) -> str:
-    """The key without what PEFT, torch.compile and FSDP put around a module's own path."""
-    if "_orig_mod" in key or "_fsdp" in key:  # for every other key this is much faster than the search
-        key = _WRAPPERS.sub("", key).removeprefix(".")
-    return key.removeprefix("base_model.model.")
+    """The key without what PEFT and the wrappers of a training put around a module's own path, in any order."""
+    path = key.removeprefix("base_model.model.")
+    if "module." in path or "_orig_mod." in path or "base_model." in path:  # much faster than the search
+        path = _WRAPPERS.sub("", path)
+    return path
+
+
+@lru_cache(maxsize=4096)
+def module_pattern(pattern: str) -> str:
+    """A regular expression for modules without the same wrappers."""
+    return _IN_PATTERNS.sub("", pattern)
 
 
 def collect(source: Source, parts: str) -> tuple[dict[str, dict[str, str]], list[str]]:

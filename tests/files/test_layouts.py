@@ -22,6 +22,7 @@ from bora_analysis.adapters import Adapter, AdapterError, read_adapter
 from bora_analysis.catalogue.module_names import layer, projection
 from bora_analysis.cli import main
 from bora_analysis.files import tensors
+from bora_analysis.files.keys import module_path
 from bora_analysis.files.layouts import translate
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "adapters"
@@ -686,11 +687,52 @@ def test_keys_print_as_in_the_file(tmp_path: Path) -> None:
     assert {repr(key) for key in keys} == {repr(key) for key in PAIR}
 
 
-def test_wrappers_of_torch_are_no_part_of_a_path(tmp_path: Path) -> None:
+WRAPPED = {
+    "module.base_model.model.{}": "DDP",
+    "_orig_mod.module.base_model.model.{}": "DDP in torch.compile",
+    "module._orig_mod.base_model.model.{}": "torch.compile in DDP",
+    "base_model.model._checkpoint_wrapped_module.{}": "activation checkpointing",
+    "base_model.model._fsdp_wrapped_module._checkpoint_wrapped_module.{}": "FSDP with it",
+    "base_model.model.base_model.model.{}": "PEFT twice",
+    "base_model.model._orig_mod.{}": "PEFT around torch.compile",
+    "base_model.model.module.{}": "PEFT around DDP",
+}
+WRAPPED_PATTERNS = [
+    "^model.layers.0.q", r"^module\.base_model\.model\.model\.layers\.\d+\.q", "_orig_mod.module.model.layers.0.q",
+    r"(^_fsdp_wrapped_module\.model|other)\.layers\.0\.q", ".*q",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", WRAPPED)
+def test_wrappers_are_no_part_of_a_path(tmp_path: Path, pattern: str) -> None:
+    """Names, patterns and the base model's matrices are as without the wrappers, wherever these stand."""
+    pair = {"lora_A.weight": made(2, 8), "lora_B.weight": made(6, 2), "lora_magnitude_vector": made(6)}
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file({"model.layers.0.q.weight": made(6, 8)}, base / "model.safetensors")
+    inner = [pattern.format("model.layers.0.q."), pattern.format("model.layers.0._checkpoint_wrapped_module.q.")]
+    for k, (module, wrapped) in enumerate((m, w) for m in inner for w in WRAPPED_PATTERNS):
+        config = {"peft_type": "LORA", "r": 5, "lora_alpha": 1, "rank_pattern": {wrapped: 2}}
+        config["alpha_pattern"] = {wrapped: 6}
+        plain = {f"{module}{name}": value for name, value in pair.items() if name != "lora_magnitude_vector"}
+        adapter = one(saved(tmp_path / f"plain{k}", plain, config))
+        assert {name: update.facts.scaling for name, update in adapter.items()} == {"model.layers.0.q": 3}
+    dora = {f"{module}{name}": value for name, value in pair.items()}
+    adapter = one(saved(tmp_path / "dora", dora, {"peft_type": "LORA", "r": 2, "lora_alpha": 2}), base=base)
+    assert (adapter.method, list(adapter)) == ("dora", ["model.layers.0.q"])
+    assert adapter["model.layers.0.q"].to_dense().shape == (6, 8)
+
+
+def test_wrappers_in_other_layouts(tmp_path: Path) -> None:
     content = {f"_fsdp_wrapped_module.unet._orig_mod.{key}": value for key, value in PAIR.items()}
     content["_fsdp_wrapped_module.unet._orig_mod.te_q.alpha"] = number(1)
     adapter = one(saved(tmp_path, content))
     assert {module: update.facts.scaling for module, update in adapter.items()} == {"unet.te_q": 0.5}
+
+
+def test_what_only_looks_like_a_wrapper_stays() -> None:
+    for path in ("module.0.lora_A", "encoder.module.layer.0.q", "my_module.q", "base_model.vera_A", "submodule.q"):
+        assert module_path(path) == path
 
 
 @pytest.mark.parametrize("name", ["adapters.safetensors", "pytorch_lora_weights.safetensors"])
