@@ -3,84 +3,63 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from .common import FORMATS, opened, progress, reading, results, tell, usage
-
-if TYPE_CHECKING:
-    pass
+from .common import Output, command, opened, output, progress, reading, results, tell, usage
 
 
-@click.command()
+@command("analyze my-adapter --modules 'layer[.]0' --format csv", "analyze my-adapter -o tables")
 @reading()
-@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("-o", "--output", metavar="DIR", help="Also write layer_metrics and spectra there (csv by default).")
+@output("Also write layer_metrics and spectra there (csv by default).", metavar="DIR")
 @click.option(
     "--quick",
     is_flag=True,
-    help="With --base: count the σ above the threshold instead of finding them; columns that need them are empty.",
+    help="With --base: count the σ above the threshold without computing them; columns that need all σ stay empty.",
 )
-def analyze(paths: tuple[str, ...], form: str, output: str | None, **options: Any) -> None:
+def analyze(paths: tuple[str, ...], out: Output, **options: Any) -> None:
     """One row per module: ranks, norms, bound.
 
-    The table shows a choice of columns, rounded. csv, json and parquet have all of them, unrounded; parquet needs -o.
+    The table shows some columns, rounded. csv, json and parquet have all columns, unrounded; parquet needs -o.
     """
-    if form == "parquet" and output is None:
-        raise click.UsageError("parquet is no text: give a folder with -o DIR")
-    from .text_tables import layer_table, text, write
+    from .text_tables import layer_table
 
     with results(paths, **options) as tables:
-        if output is not None:
-            suffix = "csv" if form == "table" else form
+        if out.path is not None:
             for name in ("layer_metrics", "spectra"):
-                write(getattr(tables, name), Path(output) / f"{name}.{suffix}", suffix)
-        if form == "table":
-            click.echo(layer_table(tables.layer_metrics, options["threshold"]))
-        elif output is None:
-            click.echo(text(tables.layer_metrics, form), nl=False)
+                out.write(getattr(tables, name), Path(out.path) / f"{name}.{out.file_format}")
+        out.show(tables.layer_metrics, lambda: layer_table(tables.layer_metrics, options["threshold"]))
 
 
-@click.command()
+@command("compare first-adapter second-adapter")
 @reading()
-@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("-o", "--output", metavar="FILE", help="Write the summary there, in the format of --format (or csv).")
-def compare(paths: tuple[str, ...], form: str, output: str | None, **options: Any) -> None:
+@output("Write the summary there, in the format of --format (csv by default).")
+def compare(paths: tuple[str, ...], out: Output, **options: Any) -> None:
     """Adapters side by side: one row per adapter, then one per projection.
 
     Ranks are means over modules; parameters and energy are sums. Adapters with the same letter under "budget" train
     the same number of parameters to within 5 %.
     """
-    if form == "parquet" and output is None:
-        raise click.UsageError("parquet is no text: give a file with -o FILE")
     from ..analysis.summary import summary
-    from .text_tables import summary_table, text, write
+    from .text_tables import summary_table
 
     with results(paths, **options) as tables:
         frame = summary(tables.layer_metrics)
-        if output is not None:
-            write(frame, Path(output), "csv" if form == "table" else form)
-        if form == "table":
-            click.echo(summary_table(frame, options["threshold"]))
-        elif output is None:
-            click.echo(text(frame, form), nl=False)
+        out.deliver(frame, lambda: summary_table(frame, options["threshold"]))
 
 
-@click.command()
+@command("factors run-folder -o factors.csv")
 @reading(solving=False, counting=False)
-@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("-o", "--output", metavar="FILE", help="Write the table there, in the format of --format (or csv).")
-def factors(paths: tuple[str, ...], modules: str | None, form: str, output: str | None, **options: Any) -> None:
+@output()
+def factors(paths: tuple[str, ...], modules: str | None, out: Output, **options: Any) -> None:
     """Which factor limits the rank: rank(B'), rank(Σ'), rank(A'), by step.
 
     For methods with block factors: LoRA, MELoRA, BoRA. The table shows means over the modules; csv, json and parquet
-    have a row for each.
+    have a row for each module.
     """
-    if form == "parquet" and output is None:
-        raise click.UsageError("parquet is no text: give a file with -o FILE")
     from ..analysis.factors import factor_table
-    from .text_tables import factor_ranks_table, text, write
+    from .text_tables import factor_ranks_table
 
     with opened(paths, modules, options) as (chosen, _):
         tell(chosen)
@@ -90,10 +69,5 @@ def factors(paths: tuple[str, ...], modules: str | None, form: str, output: str 
             frame = factor_table(chosen, on_module=step)
             if frame.empty:
                 methods = ", ".join(sorted({adapter.method for adapter in chosen}))
-                raise ValueError(f"{methods} has no B', Σ', A' (eq. 6); expected LoRA, MELoRA, BoRA …")
-        if output is not None:
-            write(frame, Path(output), "csv" if form == "table" else form)
-        if form == "table":
-            click.echo(factor_ranks_table(frame))
-        elif output is None:
-            click.echo(text(frame, form), nl=False)
+                raise ValueError(f"{methods} has no factors B', Σ', A' (eq. 6); expected LoRA, MELoRA, BoRA …")
+        out.deliver(frame, lambda: factor_ranks_table(frame))

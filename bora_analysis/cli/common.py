@@ -1,25 +1,29 @@
-"""What several commands share: options, reading the adapters, errors."""
+"""What several commands share: options, examples, reading the adapters, results, errors."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from .. import catalogue
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..adapters import Adapter
     from ..analysis.tables import Tables
 
-FORMATS = ("table", "csv", "json", "parquet")
-SIGMA_HELP = "How Σ comes from the stored σ (BoRA)"
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+FORMATS = ("table", "csv", "json", "parquet")
+SIGMA_HELP = "How BoRA's Σ follows from the stored σ"
 
 _SOLVING = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:K."),
@@ -28,7 +32,7 @@ _SOLVING = (
         type=click.Choice(["auto", "svd", "gram"]),
         default="auto",
         show_default=True,
-        help="svd is exact; gram is faster for cores of 512 and more, and auto takes it where it is as good.",
+        help="svd is exact; gram is faster for cores of 512 and more; auto uses gram where it is as exact.",
     ),
 )
 _COUNTING = (
@@ -37,84 +41,153 @@ _COUNTING = (
         type=click.FloatRange(min=0),
         default=0.005,
         show_default=True,
-        help="effective_rank counts the singular values above it.",
+        help="effective_rank counts the singular values above this.",
     ),
 )
 
 
+def command(*examples: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command whose --help ends with examples; each is what follows ``bora-analysis``."""
+    lines = [f"  bora-analysis {example}" for example in examples]
+    return click.command(epilog="\n".join(["\b", "Examples:", *lines]), **settings)
+
+
+def together(*options: Decorator) -> Decorator:
+    """Several options as one decorator; --help lists them in the given order."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def reading(
     *, required: bool = True, count: int = -1, metavar: str = "PATH...", solving: bool = True, counting: bool = True
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Decorator:
     """The options of every command that reads adapters.
 
-    ``count`` PATHs, -1 for any number; ``solving`` for those that want singular values alone, ``counting`` for those
-    that count them.
+    Parameters
+    ----------
+    required, count, metavar : of the argument PATH; count -1 takes any number.
+    solving : with the options that say how singular values are computed.
+    counting : with --threshold, for a command that counts singular values.
     """
-    options = (
-        *(_SOLVING if solving else ()),
-        click.option(
-            "--activation", type=click.Choice(catalogue.ACTIVATIONS), help=f"{SIGMA_HELP} where the file does not say."
-        ),
-        click.option("--alpha", type=float, help="α where the file does not say."),
-        click.option("--method", help="The method where the file does not say (rslora, melora); otherwise a check."),
-        click.option(
-            "--experts",
-            type=click.Choice(catalogue.EXPERTS),
-            default="mean",
-            show_default=True,
-            help=f"{catalogue.labels(lambda row: row.experts, ', ')}: the uniform mean, each expert, or their stack, a "
-            "bound on every mixture.",
-        ),
-        click.option(
-            "--base",
-            metavar="DIR_OR_HUB_ID",
-            help=f"The base model: for {catalogue.labels(lambda row: row.needs_base, ', ')}, and a PATH that is a "
-            "whole fine-tuned model.",
-        ),
+    return together(
+        click.argument("paths", nargs=count, required=required, metavar=metavar),
+        *(_COUNTING if counting else ()),
+        click.option("--modules", metavar="REGEX", help="Only modules whose path contains a match of REGEX."),
+        click.option("--steps", is_flag=True, help="Read the checkpoint-N folders instead of the final adapter."),
         click.option(
             "--initial",
             metavar="PATH",
             help=f"{catalogue.labels(lambda row: row.initialises, ', ')}: the adapter before training, to subtract.",
         ),
-        click.option("--steps", is_flag=True, help="The checkpoint-N beside a final adapter, not the adapter."),
-        click.option("--modules", metavar="REGEX", help="Only modules in whose path REGEX is found."),
-        *(_COUNTING if counting else ()),
-        click.argument("paths", nargs=count, required=required, metavar=metavar),
+        click.option(
+            "--base",
+            metavar="DIR_OR_HUB_ID",
+            help=f"The base model: for {catalogue.labels(lambda row: row.needs_base, ', ')}, and for a PATH that is a "
+            "whole fine-tuned model.",
+        ),
+        click.option(
+            "--experts",
+            type=click.Choice(catalogue.EXPERTS),
+            default="mean",
+            show_default=True,
+            help=f"{catalogue.labels(lambda row: row.experts, ', ')}: the uniform mean, each expert, or the stack of "
+            "all, whose singular values bound those of every mixture.",
+        ),
+        click.option(
+            "--method",
+            help="The method, for a file that does not name it (rslora, melora); else it must agree with the file.",
+        ),
+        click.option("--alpha", type=float, help="α, for a file that does not store it."),
+        click.option(
+            "--activation",
+            type=click.Choice(catalogue.ACTIVATIONS),
+            help=f"{SIGMA_HELP}, for a file that does not name it.",
+        ),
+        *(_SOLVING if solving else ()),
     )
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in options:
-            command = option(command)
-        return command
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command's result goes: ``form`` is the value of --format, ``path`` that of -o."""
+
+    form: str
+    path: str | None
+
+    def deliver(self, frame: pd.DataFrame, table: Callable[[], str]) -> None:
+        """Write the file that -o names and print: the table, or, without -o, csv or json."""
+        if self.path is not None:
+            self.write(frame, Path(self.path))
+        self.show(frame, table)
+
+    def write(self, frame: pd.DataFrame, path: Path) -> None:
+        from .text_tables import write
+
+        with usage():
+            write(frame, path, self.file_format)
+
+    def show(self, frame: pd.DataFrame, table: Callable[[], str]) -> None:
+        from .plain_text import is_unicode
+        from .text_tables import text
+
+        if self.form == "table":
+            click.echo(table())
+        elif self.path is None:
+            click.echo(text(frame, self.form, ascii_only=not is_unicode()), nl=False)
+
+    @property
+    def file_format(self) -> str:
+        return "csv" if self.form == "table" else self.form
+
+
+def output(
+    help: str = "Write the table there, in the format of --format (csv by default).", *, metavar: str = "FILE"
+) -> Decorator:
+    """The options --format and -o, which a command receives as ``out``, an :class:`Output`."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def checked(*args: Any, form: str, output: str | None, **others: Any) -> Any:
+            if form == "parquet" and output is None:
+                raise click.UsageError(f"--format parquet cannot be printed; add -o {metavar}")
+            return function(*args, out=Output(form, output), **others)
+
+        return together(
+            click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True),
+            click.option("-o", "--output", metavar=metavar, help=help),
+        )(checked)
 
     return decorate
 
 
 @contextmanager
 def usage() -> Iterator[None]:
-    """An impossible wish is wrong usage (2); an adapter that cannot be read or written is not (1)."""
+    """Wrong settings (ValueError) end with exit code 2, files that cannot be read or written with 1; each in a line."""
     from ..adapters import AdapterError
 
     try:
         yield
     except AdapterError as error:
-        fail(error)
-        raise click.exceptions.Exit(1) from None
+        stop(error)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename else error)
-        raise click.exceptions.Exit(1) from None
+        stop(error)
 
 
 @contextmanager
 def opened(
     paths: tuple[str, ...], modules: str | None, options: dict[str, Any]
 ) -> Iterator[tuple[list[Adapter], Callable[[object], None]]]:
-    """The adapters that can be read, a checkpoint each, with the options of :func:`reading` that are the reader's.
+    """Yield the readable adapters, one per checkpoint, and a function that reports an error of one of them.
 
-    Errors go to stderr, and the exit code is 1 at the end if there were any; so do those of the block, told to the
-    function beside the adapters.
+    ``options`` are those of :func:`reading`. Every error goes to stderr; after the block the exit code is 1 if there
+    was one.
     """
     from ..adapters import AdapterError, checkpoints, read_adapter
     from ..analysis.tables import select
@@ -145,18 +218,11 @@ def opened(
 
 @contextmanager
 def results(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> Iterator[Tables]:
-    """The tables of all adapters that can be read; for errors see :func:`opened`."""
-    from ..adapters import AdapterError
+    """Yield the tables of all readable adapters; errors are handled as in :func:`opened`."""
     from ..analysis.tables import analyse, join
 
-    parts: list[Tables] = []
     with opened(paths, modules, options) as (chosen, failed):
-        with usage(), progress(sum(map(len, chosen))) as step:
-            for adapter in chosen:
-                try:
-                    parts.append(analyse(adapter, on_module=step, **_accepted(analyse, options)))
-                except AdapterError as error:
-                    failed(error)
+        parts = each_analysed(chosen, failed, analyse, **_accepted(analyse, options))
         tell(chosen, [line for part in parts for line in part.provenance])
         if not parts:
             raise click.exceptions.Exit(1)
@@ -164,19 +230,40 @@ def results(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> I
             yield join(parts)
 
 
-def tell(adapters: list[Adapter], further: Sequence[str] = ()) -> None:
-    """The adapters' caveats on stderr, each once: the checkpoints of one run would say the same again and again.
+def each_analysed(
+    adapters: list[Adapter],
+    failed: Callable[[object], None],
+    function: Callable[..., Any],
+    *others: Any,
+    **options: Any,
+) -> list[Any]:
+    """The function's results for all adapters that it can read, with a progress bar; it is called per adapter."""
+    from ..adapters import AdapterError
 
-    A line of ``further`` may begin with an adapter's name and a colon; what several have in common is said together.
+    found = []
+    with usage(), progress(sum(map(len, adapters))) as step:
+        for adapter in adapters:
+            try:
+                found.append(function(adapter, *others, on_module=step, **options))
+            except AdapterError as error:
+                failed(error)
+    return found
+
+
+def tell(adapters: list[Adapter], further: Sequence[str] = ()) -> None:
+    """Print the adapters' warnings and the lines of ``further`` to stderr.
+
+    A line of ``further`` may begin with an adapter's name and a colon. What holds for several adapters is printed
+    once, with their names.
     """
     notes = [f"{adapter.name}: {line}" for adapter in adapters for line in (*adapter.warnings, *_passed_over(adapter))]
-    said: dict[str, list[str]] = {}  # what is said → of whom
+    said: dict[str, list[str]] = {}  # line → names of its adapters
     for line in dict.fromkeys([*notes, *further]):
         name = next((adapter.name for adapter in adapters if line.startswith(f"{adapter.name}: ")), "")
         said.setdefault(line.removeprefix(f"{name}: "), []).append(name)
     for words, names in said.items():
         of_whom = ", ".join(filter(None, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        click.echo(f"note: {of_whom}{': ' if of_whom else ''}{words}", err=True)
+        note(f"{of_whom}{': ' if of_whom else ''}{words}")
 
 
 def _accepted(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -188,9 +275,9 @@ def _accepted(function: Callable[..., Any], options: dict[str, Any]) -> dict[str
 
 
 def read_one(path: str, modules: str | None, options: dict[str, Any]) -> Adapter:
-    """One adapter, with the options of :func:`reading` that are the reader's; its caveats go to stderr.
+    """Read one adapter with the options of :func:`reading`; its warnings go to stderr.
 
-    AdapterError where there are several checkpoints.
+    AdapterError for a folder with several checkpoints.
     """
     from ..adapters import Adapter, AdapterError, read_adapter
     from ..analysis.tables import select
@@ -199,19 +286,19 @@ def read_one(path: str, modules: str | None, options: dict[str, Any]) -> Adapter
     if not isinstance(adapter, Adapter):
         raise AdapterError(f"{path}: holds {len(adapter)} checkpoints; name one")
     for line in adapter.warnings:
-        click.echo(f"note: {adapter.name}: {line}", err=True)
+        note(f"{adapter.name}: {line}")
     return select(adapter, modules)
 
 
 @contextmanager
 def progress(length: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr where that is a terminal; call what it yields once a module."""
+    """Show a bar on stderr if that is a terminal; the yielded function counts one module."""
     with click.progressbar(length=length, label="modules", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         yield lambda: bar.update(1)
 
 
 def named_apart(adapters: list[Adapter]) -> list[Adapter]:
-    """Adapters of one name from different folders get as much of their path as tells them apart."""
+    """Lengthen the names of adapters with one name from different folders by as much of their paths as needed."""
     out = []
     for adapter in adapters:
         homes = {_home(other) for other in adapters if other.name == adapter.name}
@@ -224,22 +311,35 @@ def named_apart(adapters: list[Adapter]) -> list[Adapter]:
 
 
 def _home(adapter: Adapter) -> Path | None:
-    """The folder (or bare file) that gives an adapter its name."""
+    """The folder (or single file) that gives an adapter its name."""
     if adapter.path is None:
         return None
     path = Path(adapter.path).resolve()
-    for part in (path, *path.parents):
-        if adapter.name in (part.name, part.stem):
-            return part
-    return path
+    return next((part for part in (path, *path.parents) if adapter.name in (part.name, part.stem)), path)
 
 
 def _passed_over(adapter: Adapter) -> Iterator[str]:
     keys = adapter.passed_over
     if keys:
-        shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-        yield f"{len(keys)} tensors are no part of a low-rank update and were passed over ({shown})"
+        yield f"{len(keys)} tensors do not belong to a low-rank update and were skipped ({first_of(keys)})"
+
+
+def first_of(keys: Sequence[str]) -> str:
+    """The first three, for a message."""
+    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+
+
+def note(line: str) -> None:
+    click.echo(f"note: {line}", err=True)
 
 
 def fail(error: object) -> None:
-    click.echo(f"error: {error}", err=True)
+    """Print an error in one line."""
+    named = isinstance(error, OSError) and error.filename
+    click.echo(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}", err=True)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def stop(error: object) -> NoReturn:
+    """Print an error and end with exit code 1."""
+    fail(error)
+    raise click.exceptions.Exit(1) from None

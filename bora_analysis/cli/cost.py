@@ -1,11 +1,10 @@
-"""The command cost: what an adapter costs before it is trained."""
+"""The command that computes the cost of an adapter before it is trained."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +12,7 @@ import click
 from .. import catalogue
 from ..catalogue import METHODS
 from ..catalogue.cost import BYTES, memory
-from .common import FORMATS, usage
+from .common import Output, command, note, output, usage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,53 +27,68 @@ class _Count(click.ParamType):
         match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([kmg]?)", str(value).replace(",", "").replace("_", "").lower())
         number = int(Decimal(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2]]) if match else 0
         if number < 1:
-            self.fail(f"{value!r} is no number of parameters; expected e.g. 4718592, 500k or 4.72M", param, ctx)
+            self.fail(f"{value!r} is not a number of parameters; expected e.g. 4718592, 500k or 4.72M", param, ctx)
         return number
 
 
-@click.command()
+@command(
+    "cost --model llama-3-8b --target qkv --method bora -r 8 --blocks 16",
+    "cost --model roberta-base --target qv --budget 500k",
+)
 @click.option(
     "--model",
     default="llama-3-8b",
     show_default=True,
     metavar="NAME|DIR|ID",
-    help="A known model, a folder with a config.json of transformers, or a Hub id.",
+    help="A known model, a folder with a transformers config.json, or a Hub id.",
 )
-@click.option("--target", default="qkv", show_default=True, help="Projections: letters of QKVOGUD, names,names or all.")
+@click.option(
+    "--target",
+    default="qkv",
+    show_default=True,
+    help="Projections: letters of QKVOGUD, names with commas between them, or all.",
+)
 @click.option(
     "--method",
     "methods",
     multiple=True,
     type=click.Choice([*catalogue.costed(every=True), "all"], case_sensitive=False),
-    help="May be given again to compare, or all.  [default: bora; all with --budget]",
+    help="Repeatable, to compare; or all.  [default: bora; all with --budget]",
 )
-@click.option("-r", "--rank", type=click.IntRange(min=1), help="r, the same for all methods.  [default: 8]")
+@click.option("-r", "--rank", type=click.IntRange(min=1), help="r, for every method.  [default: 8]")
 @click.option(
-    "--blocks", type=click.IntRange(min=1), help="b, minis or whatever the method cuts the layer into.  [default: 8]"
+    "--blocks", type=click.IntRange(min=1), help="Into how many blocks or minis a method cuts the layer.  [default: 8]"
 )
 @click.option(
     "--experts",
     type=click.IntRange(min=1),
-    help=f"Experts of {catalogue.labels(lambda row: row.experts)}.  [default: the catalogue's]",
+    help=f"Experts of {catalogue.labels(lambda row: row.experts)}.  [default: 3 and 8]",
 )
-@click.option("--budget", type=_Count(), help="Instead: every (method, r, b) that so many parameters buy, e.g. 5M.")
+@click.option(
+    "--budget", type=_Count(), help="Instead: list every (method, r, b) with at most this many parameters, e.g. 5M."
+)
 @click.option(
     "--at-least",
     type=click.FloatRange(0, 1),
     default=0.9,
     show_default=True,
-    help="Share of the budget that must be used.",
+    help="Least share of the budget to use.",
 )
 @click.option(
     "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows of a --budget table; 0: all."
 )
-@click.option("--optimal-blocks", is_flag=True, help="Instead: N(b), what BoRA takes per unit of rank, and the best b.")
 @click.option(
-    "--dtype", type=click.Choice(list(BYTES)), default="float32", show_default=True, help="For the memory in the table."
+    "--optimal-blocks", is_flag=True, help="Instead: N(b)/R, BoRA's parameters per unit of rank, and the best b."
 )
-@click.option("--master", is_flag=True, help="Memory with a float32 copy of the weights and float32 moments.")
-@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("-o", "--output", metavar="FILE", help="Write the records there, in the format of --format (or csv).")
+@click.option(
+    "--dtype",
+    type=click.Choice(list(BYTES)),
+    default="float32",
+    show_default=True,
+    help="Dtype for the memory in the table.",
+)
+@click.option("--master", is_flag=True, help="Count a float32 copy of the weights and float32 moments in the memory.")
+@output("Write the records there, in the format of --format (csv by default).")
 def cost(
     model: str,
     target: str,
@@ -88,38 +102,32 @@ def cost(
     optimal_blocks: bool,
     dtype: str,
     master: bool,
-    form: str,
-    output: str | None,
+    out: Output,
 ) -> None:
     """Parameters, multiply-adds, memory and rank bound of an adapter, before it is trained.
 
     One record per projection, summed over its layers; rank_bound is that of one matrix. With --budget one record per
     (method, r, b), with --optimal-blocks one per shape and b.
     """
-    if form == "parquet" and output is None:
-        raise click.UsageError("parquet is no text: give a file with -o FILE")
     if budget is not None and (optimal_blocks or rank is not None or blocks is not None):
-        raise click.UsageError("--budget finds r and b by itself; leave out -r, --blocks and --optimal-blocks")
+        raise click.UsageError("--budget searches r and b itself; leave out -r, --blocks and --optimal-blocks")
     if optimal_blocks and (methods or rank is not None or blocks is not None):
-        raise click.UsageError("--optimal-blocks is about BoRA at any r; leave out --method, -r and --blocks")
+        raise click.UsageError("--optimal-blocks is for BoRA at any r; leave out --method, -r and --blocks")
     named = tuple(dict.fromkeys(methods)) or (("all",) if budget is not None else ("bora",))
     wished = catalogue.costed() if "all" in named else named
     if "all" in named and budget is None and (rank or 8) % (blocks or 8):
         wished = tuple(name for name in wished if not METHODS[name].splits)
-        click.echo(
-            f"note: {catalogue.labels(lambda row: row.cost and row.splits, ', ')} are left out: they split r among the "
-            f"blocks, and {rank or 8} is no "
-            f"multiple of {blocks or 8}",
-            err=True,
+        note(
+            f"{catalogue.labels(lambda row: row.cost and row.splits, ', ')} are left out: they split r among the "
+            f"blocks, and {rank or 8} is not a multiple of {blocks or 8}"
         )
     limited = (("--blocks", blocks, lambda row: row.cut), ("--experts", experts, lambda row: row.experts))
     for option, value, fits in limited:
         if value is not None and not any(fits(METHODS[name]) for name in wished):
             concerned = catalogue.names(lambda row, fits=fits: row.cost and fits(row))
-            raise click.UsageError(f"{option} concerns {' and '.join(concerned)}, not {', '.join(wished)}")
+            raise click.UsageError(f"{option} is for {' and '.join(concerned)}, not for {', '.join(wished)}")
     from ..analysis.cost_tables import block_table, budget_table, cost_table
     from ..catalogue.architectures import ARCHITECTURES, chosen, matrices
-    from .text_tables import text, write
 
     with usage():
         known = matrices(model)
@@ -137,12 +145,7 @@ def cost(
             r, b = rank or 8, blocks or 8
             frame = cost_table(name, parts, wished, r, b, experts)
             shown = _costs(frame, title, r, b, experts, dtype, master)
-        if output is not None:
-            write(frame, Path(output), "csv" if form == "table" else form)
-    if form == "table":
-        click.echo(shown)
-    elif output is None:
-        click.echo(text(frame, form), nl=False)
+    out.deliver(frame, lambda: shown)
 
 
 def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None, dtype: str, master: bool) -> str:
@@ -180,13 +183,13 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
         lines.append(f"memory: weights, gradients and {state} in {dtype}, without activations and the frozen model.")
         flops = ""
     lines.append(
-        f"MACs: multiply-adds per token beyond the frozen layers, the paper's FLOPs; FLOPs at two for each{flops}."
+        f"MACs: multiply-adds per token beyond the frozen layers, the paper's FLOPs; usual FLOPs are twice that{flops}."
     )
     per_pass = frame.groupby("method", sort=False)["macs_per_pass"].sum()
     once = [f"{row.label} {_short(per_pass[row.name])}" for row in rows_of if per_pass[row.name]]
     if once:
-        lines.append(f"Multiply-adds once per forward pass besides: {', '.join(once)}.")
-    return "\n".join([*lines, *notes(methods), "bound: most that the rank of one ΔW can be."])
+        lines.append(f"Further multiply-adds, once per forward pass: {', '.join(once)}.")
+    return "\n".join([*lines, *notes(methods), "bound: highest possible rank of one ΔW."])
 
 
 def _within(frame: pd.DataFrame, title: str, budget: int, at_least: float, top: int) -> str:
@@ -204,11 +207,11 @@ def _within(frame: pd.DataFrame, title: str, budget: int, at_least: float, top: 
     heads = ["method", "r", "b", "parameters", "of budget", "bound", "per 1k params", "MACs/token"]
     number = f"the first {len(shown)} of {len(frame)}" if len(shown) < len(frame) else f"{len(frame)}"
     return "\n".join([
-        f"{title}: {number} that take {at_least:.0%} to 100% of {budget:,} parameters",
+        f"{title}: {number} that use {at_least:.0%} to 100% of {budget:,} parameters",
         grid(heads, _columns(rows)),
         "",
-        "r: powers of two, 3·2^k, and the largest that fits. bound: most that the rank of one ΔW can be, mean over the",
-        "matrices; per 1k params: their sum for 1,000 parameters.",
+        "r: powers of two, 3·2^k, and the largest that fits. bound: highest possible rank of one ΔW, mean over the",
+        "matrices; per 1k params: the sum of the bounds per 1,000 parameters.",
         "MACs: multiply-adds per token beyond the frozen layers, which the paper calls FLOPs.",
         *notes(list(dict.fromkeys(shown["method"]))),
     ])  # fmt: skip

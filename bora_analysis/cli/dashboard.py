@@ -1,4 +1,4 @@
-"""The dashboard, started: Streamlit takes over this process."""
+"""The command that starts the dashboard: Streamlit takes over this process."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 
 import click
 
-from .common import fail
+from .common import command, stop
 
 
-@click.command()
+@command("dashboard my-adapter other-adapter --port 8600")
 @click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
-@click.option("--host", default="localhost", show_default=True, help="Address to listen on; 0.0.0.0 for the network.")
+@click.option(
+    "--host", default="localhost", show_default=True, help="Address to listen on; 0.0.0.0 opens it to the network."
+)
 @click.option(
     "--root",
     "roots",
@@ -26,7 +28,7 @@ from .common import fail
 @click.option("--base", metavar="DIR_OR_HUB_ID", help="The base model of adapters that need it (DoRA, HiRA …).")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 def dashboard(paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ...], base: str | None) -> None:
-    """Look at adapters in the browser: PATH..., or the bundled ones. Ctrl-C ends it."""
+    """Look at adapters in the browser: those at PATH..., or the bundled ones. Ctrl-C ends it."""
     from ..bundled import app_folder
     from ..extras import require
 
@@ -35,44 +37,43 @@ def dashboard(paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ..
         app = app_folder()
         trouble = _unavailable(host, port)
     except (FileNotFoundError, ImportError) as error:
-        app, trouble = Path(), str(error)
+        stop(error)
     if trouble is not None:
-        fail(trouble)
-        raise click.exceptions.Exit(1)
+        stop(trouble)
     options = [f"--server.port={port}", f"--server.address={host}", "--server.headless=true"]
-    # Absolute, so that none looks like an option; what is no path here may be a Hub id.
+    # Absolute, so that no path looks like an option; a name that is not a path may be a Hub id.
     named = [os.path.abspath(path) if Path(path).exists() else path for path in paths]  # noqa: PTH100 (links stay)
-    below = [f"--root={Path(root).resolve()}" for root in roots or (".",)]
+    served = [f"--root={Path(root).resolve()}" for root in roots or (".",)]
     if base is not None:
-        below.append(f"--base={os.path.abspath(base) if Path(base).exists() else base}")  # noqa: PTH100
+        served.append(f"--base={os.path.abspath(base) if Path(base).exists() else base}")  # noqa: PTH100
     script = str(app / "streamlit_app.py")
-    command = [sys.executable, str(app / "server.py"), *options, script, "--", *below, "--", *named]
+    arguments = [sys.executable, str(app / "server.py"), *options, script, "--", *served, "--", *named]
     sys.stdout.flush()
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # its address is no result
-    # In the place of this process, so that Ctrl-C and every other signal reach the server itself.
-    os.execv(sys.executable, command)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the address that it prints is not a result
+    # The server replaces this process, so that Ctrl-C and every other signal reach it.
+    os.execv(sys.executable, arguments)
 
 
 def _unavailable(host: str, port: int) -> str | None:
-    """Why nothing can listen there, or None. Asked before Streamlit is loaded, which takes seconds."""
+    """Why the server could not listen there, or None. Checked before Streamlit is loaded, which takes seconds."""
     import socket
 
     try:
         places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        return f"--host {host}: is no address ({error.strerror}); expected localhost, 0.0.0.0 or one of this machine"
+        return f"--host {host}: not an address ({error.strerror}); expected localhost, 0.0.0.0 or one of this machine"
     reasons = []
     for family, kind, protocol, _, address in places:
         try:
             with socket.socket(family, kind, protocol) as probe:
-                if os.name == "posix":  # a port that was just let go is free, as the server sees it
+                if os.name == "posix":  # a port that was just released counts as free, as for the server
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
         except OSError as error:
             reasons.append(error)
     taken = next((error for error in reasons if error.errno == errno.EADDRINUSE), None)
     if taken is not None:
-        return f"--port {port}: another program listens there; choose another port, such as --port {port % 65535 + 1}"
+        return f"--port {port}: another program uses it; choose another port, such as --port {port % 65535 + 1}"
     if len(reasons) == len(places):  # one of several (IPv6 beside IPv4) may be missing
-        return f"--host {host} --port {port}: cannot listen there: {reasons[0].strerror}"
+        return f"--host {host} --port {port}: cannot listen there ({reasons[0].strerror}); choose another host or port"
     return None

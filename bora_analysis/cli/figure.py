@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import opened, reading, results, usage
+from .common import command, note, opened, reading, results, usage
 from .similarity import compared
 
 if TYPE_CHECKING:
     from ..updates.contract import Update
 
 
-@click.command()
+@command("figure figure4 first-adapter second-adapter -o figure4.pdf", "figure trajectory run-folder -o rank.pdf")
 @click.option("--list", "listing", is_flag=True, help="List the figures and exit.")
-@click.option("-o", "--output", metavar="FILE", multiple=True, help="Where to write: .pdf, .svg or .png; repeatable.")
+@click.option("-o", "--output", metavar="FILE", multiple=True, help="A .pdf, .svg or .png file; repeatable.")
 @click.option("--metric", help="A column of the metrics table (heatmap, trajectory).")
 @click.option("--projection", help="q, k, v … (figure4, spectra, threshold_sweep, trajectory, similarity).")
 @click.option("--model", help="Layer shapes of a known model (optimal_blocks).  [default: queries of the paper's five]")
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @reading(required=False)
 def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tuple[str, ...], **options: Any) -> None:
-    """Draw figure NAME, ready for a paper, the same bytes each time.
+    """Draw figure NAME, ready for a paper, with the same bytes each time.
 
-    Most show the adapters at PATH...; --list says which. figure1 shows the first module of each adapter, without
-    PATH small synthetic ones.
+    Most figures show the adapters at PATH...; --list says which. figure1 shows the first module of each adapter, or,
+    without PATH, small synthetic adapters.
     """
     from ..figures import FIGURES, draw, save
 
@@ -39,16 +39,16 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
         return
     if name is None or not output:
         raise click.UsageError("expected NAME PATH... -o FILE; `figure --list` names the figures")
-    # Said before the analysis, which may take long.
+    # Checked before the analysis, which may take long.
     if name not in FIGURES:
-        raise click.UsageError(f"unknown figure {name!r}; there are {', '.join(FIGURES)}")
+        raise click.UsageError(f"unknown figure {name!r}; expected one of {', '.join(FIGURES)}")
     spec = FIGURES[name]
     if spec.adapters == "required" and not paths:
-        raise click.UsageError(f"{name} shows adapters: expected {name} PATH... -o FILE")
+        raise click.UsageError(f"{name} needs adapters: expected {name} PATH... -o FILE")
     if spec.source == "similarity" and len(paths) != 2:
-        raise click.UsageError(f"{name} shows two adapters: expected {name} PATH PATH -o FILE")
+        raise click.UsageError(f"{name} needs two adapters: expected {name} PATH PATH -o FILE")
     if spec.adapters == "none" and paths:
-        raise click.UsageError(f"{name} shows no adapters: expected {name} -o FILE, without {' '.join(paths)}")
+        raise click.UsageError(f"{name} takes no adapters: expected {name} -o FILE, without {' '.join(paths)}")
     options["steps"] |= name == "trajectory"
     names = ("metric", "projection", "model", "width")
     wished = {key: value for key in names if (value := options.pop(key)) is not None}
@@ -82,7 +82,7 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
 
 @contextmanager
 def first_modules(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> Iterator[dict[str, Update]]:
-    """Adapter → the factors of its first module, of its last step; for errors see :func:`opened`."""
+    """Adapter → the factors of its first module, of its last step; errors are handled as in :func:`opened`."""
     from ..adapters import AdapterError
 
     updates: dict[str, Update] = {}
@@ -91,7 +91,7 @@ def first_modules(paths: tuple[str, ...], *, modules: str | None, **options: Any
             module = next(iter(adapter))
             try:
                 updates[adapter.name] = adapter[module]
-                click.echo(f"note: {adapter.name}: {module}", err=True)
+                note(f"{adapter.name}: {module}")
             except AdapterError as error:
                 failed(error)
         if not updates:

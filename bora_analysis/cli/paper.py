@@ -1,4 +1,4 @@
-"""The command paper: the BoRA paper's tables, its #Params recomputed, its claims judged."""
+"""The command that prints the BoRA paper's tables, recomputes its #Params and judges its claims."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 import shutil
 import sys
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ..catalogue import METHODS
-from .common import FORMATS, fail, usage
+from .common import Output, command, output, stop, usage
+from .plain_text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,37 +25,29 @@ def _label(method: str) -> str:
     return _ABLATIONS.get(method) or METHODS[method].label
 
 
-@click.command()
+@command("paper --table 2", "paper --check", "paper --claims")
 @click.option("--table", "number", type=click.IntRange(1, 9), metavar="K", help="Print table K, 1 to 9.")
 @click.option(
-    "--check", "checking", is_flag=True, help="Every #Params entry against the architecture; 1 if any differs."
+    "--check",
+    "checking",
+    is_flag=True,
+    help="Compare every #Params entry with the architecture; exit code 1 if one differs.",
 )
-@click.option("--claims", "judging", is_flag=True, help="The paper's claims, each judged by a computation made now.")
-@click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("-o", "--output", metavar="FILE", help="Write it there, in the format of --format (or csv).")
-def paper(number: int | None, checking: bool, judging: bool, form: str, output: str | None) -> None:
+@click.option("--claims", "judging", is_flag=True, help="Judge each of the paper's claims by a computation made now.")
+@output()
+def paper(number: int | None, checking: bool, judging: bool, out: Output) -> None:
     """The tables and claims of the BoRA paper (arXiv 2508.06953), checked.
 
-    Without an option: a list of the tables. csv, json and parquet have a table in long form (one row per run and
-    task, with standard deviations), the check with exact counts.
+    Without an option the command lists the tables. csv, json and parquet have a table in long form (one row per run
+    and task, with standard deviations), and the check with exact counts.
     """
     if (number is not None) + checking + judging > 1:
-        raise click.UsageError("--table, --check and --claims are different things: give one of them")
-    if form == "parquet" and output is None:
-        raise click.UsageError("parquet is no text: give a file with -o FILE")
-    from .text_tables import text, write
-
+        raise click.UsageError("--table, --check and --claims exclude each other; give one of them")
     with usage():
         frame, shown = _check() if checking else _claims() if judging else _list() if number is None else _table(number)
-        if output is not None:
-            write(frame, Path(output), "csv" if form == "table" else form)
-        if form == "table":
-            click.echo(shown)
-        elif output is None:
-            click.echo(text(frame, form), nl=False)
+        out.deliver(frame, lambda: shown)
     if checking and not frame["ok"].all():
-        fail(f"{(~frame['ok']).sum()} of {len(frame)} #Params entries differ from what the architecture gives")
-        raise click.exceptions.Exit(1)
+        stop(f"{(~frame['ok']).sum()} of {len(frame)} #Params entries differ from the architecture's count")
 
 
 def _list() -> tuple[pd.DataFrame, str]:
@@ -93,25 +85,20 @@ def _check() -> tuple[pd.DataFrame, str]:
 
     frame, means, again = check(), averages(), repeats()
     heads, columns = _settings(frame)
+    ok = ["yes" if ok else "NO" for ok in frame["ok"]]
     shown = grid(
         ["table", *heads, "paper", "computed", "ok"],
-        [
-            [str(k) for k in frame["table"]],
-            *columns,
-            list(frame["paper"]),
-            list(frame["computed"]),
-            ["yes" if ok else "NO" for ok in frame["ok"]],
-        ],
+        [list(frame["table"]), *columns, list(frame["paper"]), list(frame["computed"]), ok],
     )
     off = means[~means["ok"]]
     lines = [
-        f"#Params: {frame['ok'].sum()} of {len(frame)} are what the architecture gives, to the digits printed.",
-        f"Avg: {means['ok'].sum()} of {len(means)} printed are the mean of the printed sub-tasks to rounding"
-        + (", not" if len(off) else ""),
+        f"#Params: {frame['ok'].sum()} of {len(frame)} agree with the architecture, to the digits printed.",
+        f"Avg: {means['ok'].sum()} of {len(means)} printed values are the mean of the printed sub-tasks, to rounding"
+        + ("; the others:" if len(off) else ""),
         *(
             f"  table {row.table}, {_label(str(row.method))} r = {row.r}, b = {row.blocks}, {row.target}: "
             f"{row.avg:.2f} printed, mean {row.mean:.4f}"
-            + ("; the rounding of the sub-tasks can do that" if row.explained else "")
+            + ("; the rounding of the sub-tasks can explain it" if row.explained else "")
             for row in off.itertuples()
         ),
         f"Runs printed in several tables: {again['ok'].sum()} of {len(again)} values agree.",
@@ -127,11 +114,9 @@ def _claims() -> tuple[pd.DataFrame, str]:
     blocks = []
     for row in frame.to_dict("records"):
         head = f"{row['id']:<4} {row['verdict'].upper()} · {row['where']}"
-        body = [
-            *_wrapped(row["claim"], width, "     ", "     "),
-            *_wrapped(row["evidence"], width, "     → ", "       "),
-        ]
-        blocks.append("\n".join([head, *body]))
+        claim = _wrapped(row["claim"], width, "     ", "     ")
+        evidence = _wrapped(row["evidence"], width, "     → ", "       ")
+        blocks.append("\n".join([head, *claim, *evidence]))
     counts = frame["verdict"].value_counts()
     names = {"holds": "hold", "holds under a condition": "hold under a condition", "erratum": "errata"}
     total = f"{len(frame)} claims: " + ", ".join(f"{counts.get(verdict, 0)} {name}" for verdict, name in names.items())
@@ -139,17 +124,14 @@ def _claims() -> tuple[pd.DataFrame, str]:
 
 
 def _wrapped(line: str, width: int, first: str, others: str) -> list[str]:
-    """Lines of at most ``width``, broken neither at = nor inside brackets."""
-    bound = re.sub(r" (?==)|(?<==) |(?<=\[\d) (?=\d\])", "\N{NO-BREAK SPACE}", line)
+    """Lines of at most ``width`` characters, without breaks at = and inside brackets."""
+    bound = re.sub(r" (?==)|(?<==) |(?<=\[\d) (?=\d\])", "\N{NO-BREAK SPACE}", printable(line))
     lines = textwrap.wrap(bound, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def _settings(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """The columns that name a run."""
-    columns = [
-        list(frame["model"]),
-        [_label(method) for method in frame["method"]],
-        *([str(value) for value in frame[column]] for column in ("r", "blocks", "target")),
-    ]
+    columns = [list(frame[column]) for column in ("model", "method", "r", "blocks", "target")]
+    columns[1] = [_label(method) for method in columns[1]]
     return ["model", "method", "r", "b", "target"], columns

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..catalogue import ACTIVATIONS, METHODS, made
-from .common import SIGMA_HELP, usage
-
-if TYPE_CHECKING:
-    pass
+from .common import SIGMA_HELP, command, usage
 
 
-@click.command()
+@command("synth --method bora -r 8 --blocks 16 -o random-bora")
 @click.option("--model", default="all-minilm-l6-v2", show_default=True, help="Layer shapes of a known model.")
 @click.option("--target", default="qv", show_default=True, help="Projections, as letters of QKVOGUD, or all.")
 @click.option("--shape", metavar="OUTxIN", help="Instead of --model: one projection q of this shape per layer.")
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
     default="bora",
     show_default=True,
     metavar="METHOD",
-    help=f"{', '.join(made())}. LoRA+ is lora with two learning rates: the same update.",
+    help=f"{', '.join(made())}. For LoRA+ take lora: the two differ in learning rates only.",
 )
 @click.option(
     "-r",
@@ -34,21 +31,21 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="r of one factor pair; krona, c3a and fourierft have none.",
+    help="r of one factor pair; krona, c3a and fourierft ignore it.",
 )
 @click.option(
     "--blocks",
     type=click.IntRange(min=1),
-    help="b of BoRA, minis of MELoRA, experts of MoELoRA, gcd(m, n) in sizes of C³A's blocks (each 8), "
-    "experts of HydraLoRA (3), k of GraLoRA, blocks of BD-LoRA (2).",
+    help="b of BoRA, minis of MELoRA, experts of MoELoRA, gcd(m, n) over the block size of C³A (8 by default); "
+    "experts of HydraLoRA (3); k of GraLoRA, blocks of BD-LoRA (2).",
 )
-@click.option("--alpha", type=float, help="α of the methods that have one.  [default: 2r, as in the paper]")
+@click.option("--alpha", type=float, help="α, for methods with one.  [default: 2r, as in the paper]")
 @click.option(
     "--kind",
     type=click.Choice(["init", "gaussian", "decay"]),
     default="decay",
     show_default=True,
-    help="init: B = 0; gaussian: a flat spectrum; decay: singular values falling as k^-p.",
+    help="init: B = 0; gaussian: a flat spectrum; decay: singular values that fall as k^-p.",
 )
 @click.option("--decay", type=float, default=1.0, show_default=True, help="p of --kind decay.")
 @click.option("--scale", type=float, default=0.1, show_default=True, help="Size of the largest singular values.")

@@ -17,10 +17,11 @@ import pandas as pd
 from ..analysis.recommendation import LIMITS, Recommendation
 from ..atomic import replacing
 from ..style import method_look
+from .plain_text import printable
 
 
 def layer_table(layers: pd.DataFrame, threshold: float) -> str:
-    """A block per adapter and step: one line per module, and a line of totals above them."""
+    """What `analyze` prints: a block per adapter and step, a line of totals, then one line per module."""
     blocks = []
     columns = ["rank_bound", "effective_rank", "entropy_rank", "stable_rank", "energy_rank_99", "frobenius_norm"]
     heads = ["bound", f"σ>{threshold:g}", "entropy", "stable", "99 %", "‖ΔW‖_F"]
@@ -28,7 +29,7 @@ def layer_table(layers: pd.DataFrame, threshold: float) -> str:
         first = part.iloc[0]
         shapes = [f"{m}×{n}" for m, n in zip(part["out_features"], part["in_features"], strict=True)]
         numbers = [_numbers(part[column]) for column in columns]
-        floor = part["noise_floor"].notna().any()  # beside the effective rank, which it puts in doubt
+        floor = part["noise_floor"].notna().any()  # beside the effective rank, whose meaning it limits
         names = [*heads[:2], "noise", *heads[2:]] if floor else heads
         numbers = [*numbers[:2], _numbers(part["noise_floor"]), *numbers[2:]] if floor else numbers
         title = f"{name}{_step(step)}: {_methods(part)}, r = {_span(part['r'])}"
@@ -37,12 +38,9 @@ def layer_table(layers: pd.DataFrame, threshold: float) -> str:
         title += f", scaling {first['scaling']:.4g}" if part["scaling"].nunique(dropna=False) == 1 else ""
         title += f"; {len(part)} modules, {part['parameters'].sum():,} parameters"
         blocks.append(title + "\n" + grid(["module", "out×in", *names], [list(part["module"]), shapes, *numbers]))
-    legend = (
-        f"bound: most the sizes allow; σ>{threshold:g}: effective rank; entropy: exp H(σ/Σσ); stable: ‖ΔW‖_F²/σ₁²;\n"
-        "99 %: directions that hold 99 % of Σσ²."
-    )
+    legend = f"bound: highest rank that the sizes allow; {_spectrum_legend(threshold)}"
     if layers["noise_floor"].notna().any():
-        legend += " noise: the σ that rounding of the stored weights alone makes."
+        legend += " noise: the largest σ that rounding of the stored weights alone can cause."
     return "\n\n".join([*blocks, legend])
 
 
@@ -59,8 +57,8 @@ def relative_table(frame: pd.DataFrame) -> str:
         blocks.append(title + "\n" + grid(["module", "out×in", *heads], [list(part["module"]), shapes, *numbers]))
     legend = (
         "‖ΔW‖/‖W0‖: Frobenius norms; σ₁/σ₁: largest singular values; amplification: ‖ΔW‖_F/‖UᵀW0V‖_F, U and V the top\n"
-        f"r directions of ΔW; intruders: of the {_span(frame['intruder_k'])} largest directions of W0 + ΔW those whose "
-        f"cosine with every direction\nof W0 is below {_span(frame['intruder_epsilon'])}."
+        f"r directions of ΔW; intruders: how many of the {_span(frame['intruder_k'])} largest directions of W0 + ΔW "
+        f"have a cosine below\n{_span(frame['intruder_epsilon'])} with every direction of W0."
     )
     return "\n\n".join([*blocks, legend])
 
@@ -89,10 +87,7 @@ def summary_table(frame: pd.DataFrame, threshold: float) -> str:
             title, table = f"Projection {projection}", grid(["adapter", *heads], [list(part["label"]), *cells])
         blocks.append(f"{title}\n{table}")
     letters = sorted({letter for letter in frame["equal_budget"] if letter})
-    legend = (
-        f"σ>{threshold:g}: effective rank; used: its share of the bound; entropy: exp H(σ/Σσ); stable: ‖ΔW‖_F²/σ₁²;\n"
-        "99 %: directions that hold 99 % of Σσ²."
-    )
+    legend = _spectrum_legend(threshold, " used: its share of the bound;")
     legend += " Same letter under budget: parameters equal within 5 %." if letters else ""
     return "\n\n".join([*blocks, legend])
 
@@ -110,13 +105,13 @@ def factor_ranks_table(frame: pd.DataFrame) -> str:
     table = grid(["adapter", "rank B'", "rank Σ'", "rank A'", "bound", "least"], [labels, *numbers, limits])
     legend = (
         "Numerical ranks of the factors of ΔW = B' Σ' A' (eq. 6), means over the modules; bound: min(m, n, br);\n"
-        "least: the factors that limit the rank of ΔW, in how many modules."
+        "least: the factors that limit the rank of ΔW, and in how many modules."
     )
     return f"{table}\n\n{legend}"
 
 
 def cut_table(frame: pd.DataFrame) -> str:
-    """What `convert` prints: rank and error of each module, and what the LoRA takes."""
+    """What `convert` prints: rank and error of each module, and the parameters before and after."""
     shapes = [f"{m}×{n}" for m, n in zip(frame["out_features"], frame["in_features"], strict=True)]
     numbers = [_numbers(frame[column]) for column in ("rank_before", "rank")]
     errors = [[_error(x) for x in frame[column]] for column in ("error_spectral", "error_frobenius", "error_relative")]
@@ -128,12 +123,12 @@ def cut_table(frame: pd.DataFrame) -> str:
     return (
         f"{table}\n\n{_methods(frame)} of {before:,} parameters as a LoRA of {after:,}, ranks {_span(frame['rank'])}; "
         f"the largest relative error is {_error(frame['error_relative'].max())}.\n"
-        "error: ΔW − ΔW_k, in float64: ‖·‖₂ = σ_{k+1}, ‖·‖_F = √Σ_{i>k}σᵢ², the least that rank k can have."
+        "error: ΔW − ΔW_k, in float64: ‖·‖₂ = σ_{k+1}, ‖·‖_F = √Σ_{i>k}σᵢ², the smallest possible at rank k."
     )
 
 
 def advice_table(found: Sequence[Recommendation], energy: float) -> str:
-    """What `recommend` prints: a table per adapter, what it saves, the settings for PEFT, and the limits of it all."""
+    """What `recommend` prints: a table per adapter, the saving, the settings for PEFT, and the limits of the advice."""
     blocks = []
     for each in found:
         frame, first = each.table, each.table.iloc[0]
@@ -162,14 +157,14 @@ def advice_table(found: Sequence[Recommendation], energy: float) -> str:
             json.dumps(each.config),
         ]
         if each.unused:
-            lines.append(f"ΔW = 0 in {len(each.unused)} modules, about which nothing can be said ({each.unused[0]} …).")
+            lines.append(f"No advice for {len(each.unused)} modules with ΔW = 0 ({each.unused[0]} …).")
         blocks.append("\n".join(lines))
     legend = (
-        "R: rank bound as trained; needed: least rank with that share, the most of the layers; σ_R/σ₁: last direction\n"
-        "to first; wasted: at most half of R is needed; exhausted: the last direction has at least 1 minus that share\n"
-        "of the first one's energy. The settings for PEFT keep the scaling of each module."
+        "R: rank bound as trained; needed: least rank that keeps the share, highest over the layers; σ_R/σ₁: last\n"
+        "singular value over first; wasted: at most half of R is needed; exhausted: the last direction has at least\n"
+        "(1 − share) times the energy of the first. The settings for PEFT keep the scaling of each module."
     )
-    return "\n\n".join([*blocks, legend, textwrap.fill(LIMITS, 110)])
+    return "\n\n".join([*blocks, legend, textwrap.fill(printable(LIMITS), 110)])
 
 
 def similarity_table(frame: pd.DataFrame) -> str:
@@ -188,24 +183,27 @@ def similarity_table(frame: pd.DataFrame) -> str:
     return (
         f"{first['adapter_a']} (i) and {first['adapter_b']} (j)\n{table}\n\nMean φ: {means}.\n"
         "φ = ‖UᵢᵀUⱼ‖_F² / min(i, j), 1 where the smaller subspace lies in the other; chance: max(i, j)/d, two random\n"
-        "subspaces; angle: smallest principal angle in degrees. left: where ΔW writes, right: what it reads."
+        "subspaces; angle: smallest principal angle in degrees; left: output side of ΔW, right: input side."
     )
 
 
-def text(frame: pd.DataFrame, form: str) -> str:
-    """The whole frame, unrounded, as csv or json (a list of records; NaN and missing values are null)."""
+def text(frame: pd.DataFrame, form: str, *, ascii_only: bool = False) -> str:
+    """The whole frame, unrounded, as csv or json (a list of records; NaN and missing values are null).
+
+    ``ascii_only`` escapes other characters in json.
+    """
     if form == "csv":
         out = StringIO()
         frame.to_csv(out, index=False)
         return out.getvalue()
     records = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
     out = StringIO()
-    json.dump(records, out, indent=1, ensure_ascii=False, allow_nan=False)
+    json.dump(records, out, indent=1, ensure_ascii=ascii_only, allow_nan=False)
     return out.getvalue() + "\n"
 
 
 def write(frame: pd.DataFrame, path: Path, form: str) -> None:
-    """The frame as a csv, json or parquet file, whole or not at all."""
+    """Write the frame as a csv, json or parquet file; a failed write leaves no file."""
     with replacing(path) as temporary:
         if form == "parquet":
             frame.to_parquet(temporary, index=False)
@@ -214,7 +212,14 @@ def write(frame: pd.DataFrame, path: Path, form: str) -> None:
 
 
 def grid(heads: list[str], columns: list[list[str]]) -> str:
-    """Aligned columns, the first to the left. On a terminal that is too narrow the names in it are shortened."""
+    """Aligned columns, the first to the left; its names are shortened for a terminal that is too narrow.
+
+    Widths are those of the characters that stdout can show.
+    """
+    heads, columns = (
+        [printable(head) for head in heads],
+        [[printable(str(cell)) for cell in cells] for cells in columns],
+    )
     widths = [max(map(len, [head, *column])) for head, column in zip(heads, columns, strict=True)]
     if sys.stdout.isatty():  # into a pipe or a file names go whole
         room = max(12, shutil.get_terminal_size().columns - sum(widths[1:]) - 2 * len(widths[1:]))
@@ -228,17 +233,25 @@ def grid(heads: list[str], columns: list[list[str]]) -> str:
 
 
 def _fitted(names: list[str], width: int) -> list[str]:
-    """Names of at most ``width`` characters: without the dotted path that all share, then without their middle."""
-    shared = os.path.commonprefix(names)  # noqa: RUF071  by character is what is meant: these are no file paths
+    """Names of at most ``width`` characters: first the dotted path that all share is dropped, then their middles."""
+    gap = printable("…")
+    shared = os.path.commonprefix(names)  # noqa: RUF071  by character: these are not file paths
     shared = shared[: shared.rfind(".") + 1]
     out = []
     for name in names:
-        short = f"…{name[len(shared) - 1 :]}" if shared else name
+        short = gap + name[len(shared) - 1 :] if shared else name
         if len(short) > width:
-            head = (width - 1) // 3
-            short = f"{short[:head]}…{short[len(short) - (width - 1 - head) :]}"
+            head, kept = (width - len(gap)) // 3, width - len(gap)
+            short = short[:head] + gap + short[len(short) - (kept - head) :]
         out.append(short)
     return out
+
+
+def _spectrum_legend(threshold: float, used: str = "") -> str:
+    return (
+        f"σ>{threshold:g}: effective rank;{used} entropy: exp H(σ/Σσ); stable: ‖ΔW‖_F²/σ₁²;\n"
+        "99 %: directions that hold 99 % of Σσ²."
+    )
 
 
 def _methods(part: pd.DataFrame) -> str:
@@ -262,7 +275,7 @@ def _count(value: float) -> str:
 
 
 def _numbers(values: pd.Series) -> list[str]:
-    """A column of numbers: whole where all are, else two decimals; very small and very large ones in e-notation."""
+    """A column of numbers: no decimals if all are whole, else two; e-notation for very small and large ones."""
     whole = all(value == round(value) for value in values.dropna()) and values.abs().max() < 1e7
     return [f"{value:.0f}" if whole and pd.notna(value) else _number(value) for value in values]
 

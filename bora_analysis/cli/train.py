@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from ..catalogue import ACTIVATIONS, trained
-from .common import fail
+from .common import command, stop
 
-# As in training.settings, whose import is left to the command.
+# As in training.settings, which is imported when the command runs.
 _TASKS = ("classification", "regression", "causal-lm")
 
 
@@ -25,7 +26,7 @@ class _Steps(click.ParamType):
         try:
             return tuple(int(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r}; expected steps such as 0,100,400, or none", param, ctx)
+            self.fail(f"{value!r} is not a list of steps; expected e.g. 0,100,400, or none", param, ctx)
 
 
 class _Columns(click.ParamType):
@@ -35,49 +36,74 @@ class _Columns(click.ParamType):
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
 
-@click.command()
+@command(
+    "train --model roberta-base --data reviews.csv --method bora -r 8 --blocks 16 -o my-bora",
+    "train --recipe glue-rte -o rte",
+)
 @click.option("--recipe", metavar="NAME", help="An experiment of the paper; other options change it.")
 @click.option("--recipes", "listing", is_flag=True, help="List the recipes and exit.")
 @click.option("--model", metavar="DIR_OR_HUB_ID", help="The base model.")
 @click.option(
-    "--data", metavar="FILE_OR_HUB_ID", help="A table, a folder with train.* and validation.*, org/name[:config]."
+    "--data",
+    metavar="FILE_OR_HUB_ID",
+    help="A table, a folder with train.* and validation.* files, or a Hub data set org/name[:config].",
 )
 @click.option("--task", type=click.Choice(_TASKS), default="classification", show_default=True)
 @click.option("--method", type=click.Choice(trained()), default="bora", show_default=True)
 @click.option("-r", "--rank", "r", type=int, default=8, show_default=True)
-@click.option("--blocks", type=int, help="b of BoRA, minis of MELoRA.  [default: 16; 4 for MELoRA]")
+@click.option("--blocks", type=int, help="b of BoRA or minis of MELoRA.  [default: 16; 4 for MELoRA]")
 @click.option("--experts", type=int, default=3, show_default=True, help="Matrices B of HydraLoRA.")
 @click.option("--alpha", type=float, help="α.  [default: 2r]")
 @click.option("--rslora", is_flag=True, help="Scale by α/√r.")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), default="exp-norm", show_default=True)
 @click.option("--dropout", type=float, default=0.05, show_default=True)
 @click.option("--target", default="QV", show_default=True, help="Letters of QKVOGUD, or names: query,value.")
-@click.option("--text", type=_Columns(), default=(), metavar="COLUMN[,COLUMN]", help="Text, or a pair of texts.")
-@click.option("--label", metavar="COLUMN", help="Class or number.")
-@click.option("--metric", metavar="NAME", help="accuracy, matthews; pearson; perplexity.")
-@click.option("--encoding", default="utf-8", show_default=True, help="Of csv, tsv and json files.")
-@click.option("--validation", metavar="FILE", help="Held-out examples.  [default: a share of the data]")
+@click.option(
+    "--text", type=_Columns(), default=(), metavar="COLUMN[,COLUMN]", help="Column of the text, or of a pair of texts."
+)
+@click.option("--label", metavar="COLUMN", help="Column of the class or number.")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="accuracy or matthews (classification), pearson (regression), perplexity (causal-lm).",
+)
+@click.option("--encoding", default="utf-8", show_default=True, help="Encoding of csv, tsv and json files.")
+@click.option("--validation", metavar="FILE", help="A file of held-out examples.  [default: a share of the data]")
 @click.option("--validation-share", type=float, default=0.1, show_default=True)
-@click.option("--split-seed", type=int, default=0, show_default=True, help="Chooses the share.")
-@click.option("--limit", type=int, help="So many examples at most.")
-@click.option("--steps", type=int, help="Instead of --epochs.")
+@click.option("--split-seed", type=int, default=0, show_default=True, help="Seed that selects the held-out share.")
+@click.option("--limit", type=int, help="Use at most this many examples.")
+@click.option("--steps", type=int, help="Number of optimiser steps, instead of --epochs.")
 @click.option("--epochs", type=float, default=1.0, show_default=True)
 @click.option("--batch-size", type=int, default=32, show_default=True)
 @click.option("--accumulate", type=int, default=1, show_default=True, help="Batches per step.")
-@click.option("--learning-rate", type=float, default=3e-4, show_default=True, help="Peak; decays linearly.")
-@click.option("--warmup", type=float, default=0.03, show_default=True, help="A share below 1, or steps.")
-@click.option("--max-length", type=int, default=512, show_default=True, help="Tokens.")
+@click.option("--learning-rate", type=float, default=3e-4, show_default=True, help="Peak rate; it decays linearly.")
+@click.option(
+    "--warmup", type=float, default=0.03, show_default=True, help="Share of the steps (below 1) or number of steps."
+)
+@click.option("--max-length", type=int, default=512, show_default=True, help="Tokens per example.")
 @click.option("--group-by-length", is_flag=True, help="Batches of similar length: less padding.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory, more time.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--checkpoints", type=_Steps(), metavar="N,N,...", help="Kept steps.  [default: ten, dense early]")
+@click.option(
+    "--checkpoints",
+    type=_Steps(),
+    metavar="N,N,...",
+    help="Steps whose adapter is kept.  [default: ten, more of them early]",
+)
 @click.option("--evaluate-every", type=int, metavar="STEPS", help="[default: at the end]")
 @click.option("--log-every", type=int, metavar="STEPS", help="[default: 20 lines in all]")
-@click.option("--resume-every", type=int, default=500, show_default=True, metavar="STEPS", help="State for --resume.")
+@click.option(
+    "--resume-every",
+    type=int,
+    default=500,
+    show_default=True,
+    metavar="STEPS",
+    help="How often to save the state for --resume.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--model-name", metavar="NAME", help="What the adapter calls its base model.  [default: --model]")
+@click.option("--model-name", metavar="NAME", help="Name of the base model in the adapter's files.  [default: --model]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--resume", is_flag=True, help="Go on with a run that did not finish.")
+@click.option("--resume", is_flag=True, help="Continue a run that did not finish.")
 @click.option("-o", "--output", metavar="DIR", help="A new folder: the adapter, checkpoint-N, run.json.")
 @click.pass_context
 def train(
@@ -87,7 +113,7 @@ def train(
     device: str,
     resume: bool,
     output: str | None,
-    **told: Any,
+    **given: Any,
 ) -> None:
     """Train an adapter with transformers and PEFT (extra `train`).
 
@@ -98,8 +124,7 @@ def train(
         from ..training import RECIPES, Settings, TrainingError
         from ..training import train as run
     except ImportError as error:
-        fail(error)
-        raise click.exceptions.Exit(1) from None
+        stop(error)
     if listing:
         for name, made in RECIPES.items():
             click.echo(f"{name:28} {made['data'].rpartition('/')[2]} on {made['model']}")
@@ -109,26 +134,19 @@ def train(
         if recipe not in RECIPES:
             raise click.UsageError(f"unknown recipe {recipe!r}; `train --recipes` lists them")
         settings = dict(RECIPES[recipe])
-    said = {key: value for key, value in told.items() if context.get_parameter_source(key) != ParameterSource.DEFAULT}
-    if "method" in said and "blocks" not in said:  # a recipe's b is BoRA's
+    chosen = {
+        key: value for key, value in given.items() if context.get_parameter_source(key) != ParameterSource.DEFAULT
+    }
+    if "method" in chosen and "blocks" not in chosen:  # the recipe's blocks are for BoRA
         settings.pop("blocks", None)
-    settings |= said
+    settings |= chosen
     missing = [f"--{name}" for name in ("model", "data") if not settings.get(name)] + ([] if output else ["-o DIR"])
     if missing:
         raise click.UsageError(f"missing {', '.join(missing)}")
     try:
-        record = run(
-            Settings(**settings),
-            str(output),
-            resume=resume,
-            device=device,
-            report=lambda line: click.echo(line, err=True),
-        )
-    except (TrainingError, ImportError) as error:
-        fail(error)
-        raise click.exceptions.Exit(1) from None
-    except OSError as error:
-        fail(f"{error.filename}: {error.strerror}" if error.filename else error)
-        raise click.exceptions.Exit(1) from None
+        report = partial(click.echo, err=True)
+        record = run(Settings(**settings), str(output), resume=resume, device=device, report=report)
+    except (TrainingError, ImportError, OSError) as error:
+        stop(error)
     ((metric, value),) = record["metric"].items()
     click.echo(f"{metric} {value:.4f} on {record['examples']['held_out']:,} held-out examples; wrote {output}")

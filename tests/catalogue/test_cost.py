@@ -519,7 +519,7 @@ def test_table_has_totals_memory_and_convention():
     assert lines[0] == "llama-3-8b, q k v: BoRA, r = 8, b = 16"
     assert lines[5].split() == ["total", "96", "4,915,200", "4,915,200", "128"]
     assert "weights 9.83 MB, gradients 9.83 MB, AdamW's moments and float32 copy 59 MB: 78.6 MB" in result.stdout
-    assert "the paper's FLOPs; FLOPs at two for each: here 9,830,400" in result.stdout
+    assert "the paper's FLOPs; usual FLOPs are twice that: here 9,830,400" in result.stdout
     assert result.stderr == ""
 
 
@@ -582,9 +582,9 @@ def test_optimal_blocks_through_the_command_line():
         (["--budget", "0"], "expected e.g. 4718592, 500k or 4.72M"),
         (["--budget", "5M", "-r", 8], "leave out -r"),
         (["--optimal-blocks", "--method", "lora"], "leave out --method"),
-        (["--method", "lora", "--blocks", 2], "--blocks concerns melora and bora and gralora"),
-        (["--method", "lora", "--experts", 2], "--experts concerns hydralora and moelora"),
-        (["--format", "parquet"], "give a file with -o"),
+        (["--method", "lora", "--blocks", 2], "--blocks is for melora and bora and gralora"),
+        (["--method", "lora", "--experts", 2], "--experts is for hydralora and moelora"),
+        (["--format", "parquet"], "add -o FILE"),
     ],
 )
 def test_wrong_usage_is_told_what_would_be_right(arguments, message):

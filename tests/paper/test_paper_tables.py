@@ -141,7 +141,7 @@ def test_the_check_computes(monkeypatch):
     assert set(frame[~frame["ok"]]["model"]) == {"gemma-7b"}
     result = run("--check")
     assert result.exit_code == 1
-    assert result.stderr == "error: 16 of 121 #Params entries differ from what the architecture gives\n"
+    assert result.stderr == "error: 16 of 121 #Params entries differ from the architecture's count\n"
     assert result.stdout.count("  NO\n") == 16
 
 
@@ -266,7 +266,7 @@ def test_check_prints_paper_against_computed():
     assert "#Params: 121 of 121" in result.stdout
     assert "74 of 77" in result.stdout
     assert "49 of 49" in result.stdout
-    assert result.stdout.count("the rounding of the sub-tasks can do that") == 3
+    assert result.stdout.count("the rounding of the sub-tasks can explain it") == 3
 
 
 @pytest.mark.parametrize(
