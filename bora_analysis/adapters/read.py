@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..catalogue import EXPERTS, METHODS
 from ..files.adapter_file import Found, Loader, Source, of_layer, peft_type
 from ..files.base_model import BaseWeights, entries, is_model, model_paths, open_base
+from ..files.configuration import CONFIG_NAME, configuration_files, read_configuration
 from ..files.errors import AdapterError
 from ..files.keys import natural
 from ..files.layouts import translate
@@ -24,8 +25,7 @@ from .adapter import Adapter, Trajectory
 from .initialisation import init_warnings, relative
 from .model_difference import difference
 
-CONFIG_NAME = "adapter_config.json"
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".lora")
 # PEFT's, MLX's and diffusers' names. In this order: PEFT prefers safetensors where both lie in a folder.
 _WEIGHT_NAMES = (
     "adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt",
@@ -149,8 +149,7 @@ def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
             yield from model_paths(found.weights)
             continue
         yield found.weights
-        if found.config.exists():
-            yield found.config
+        yield from configuration_files(found.config.parent)
 
 
 class _Located(NamedTuple):
@@ -211,7 +210,7 @@ def _read_one(found: _Located, name: str | None, warnings: list[str], options: d
                 f"{found.weights}: is a whole model; its update needs the base model: --base DIR_OR_HUB_ID (base=)"
             )
         return difference(BaseWeights(found.weights), base, title, step)
-    adapter = adapter_of(open_tensors(found.weights), _read_config(found.config), title, step, **options)
+    adapter = adapter_of(open_tensors(found.weights), read_configuration(found.config.parent), title, step, **options)
     return replace(adapter, path=found.weights, warnings=(*warnings, *adapter.warnings))
 
 
@@ -310,22 +309,6 @@ def _dispatch(source: Source) -> Found:
             raise AdapterError(f"{source.path}: peft_type is {kind} but the keys are those of {found.method}")
         return found
     raise AssertionError("the last reader takes every file")
-
-
-def _read_config(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdapterError(f"{path}: cannot be read: {error}") from None
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise AdapterError(f"{path}: is no JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path}: holds a {type(config).__name__}; expected a dictionary of settings")
-    return config
 
 
 def _packed(tensors: Tensors) -> dict[str, Mapping[str, Any]]:

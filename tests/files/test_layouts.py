@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from bora_analysis import singular_values
 from bora_analysis.adapters import Adapter, AdapterError, read_adapter
+from bora_analysis.adapters.read import paths_read
 from bora_analysis.catalogue.module_names import layer, projection
 from bora_analysis.cli import main
 from bora_analysis.files import tensors
@@ -328,23 +330,97 @@ def test_sam(tmp_path: Path) -> None:
 # --- loralib ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [None, {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "enable_lora": [True, False]}])
-def test_merged_layers(tmp_path: Path, config: Any) -> None:
-    """loralib's MergedLinear and LLM-Adapters', by the grouped convolution with which both define ΔW."""
-    torch = pytest.importorskip("torch")
-    A, B = made(6, 10), made(12, 2)  # k = 3 parts of r = 2
-    names = ("lora_A", "lora_B") if config is None else ("lora_A.weight", "lora_B.weight")
-    stored = {f"h.0.attn.c_attn.{names[0]}": A, f"h.0.attn.c_attn.{names[1]}": B if config is None else B[..., None]}
-    plain = {f"h.0.mlp.c_fc.{names[0]}": made(2, 10), f"h.0.mlp.c_fc.{names[1]}": made(7, 2)}
-    adapter = one(saved(tmp_path, stored | plain, config), alpha=6)
-    dense = torch.nn.functional.conv1d(
-        torch.tensor(A, dtype=torch.float64)[None], torch.tensor(B, dtype=torch.float64)[..., None], groups=3
-    )[0].numpy()
-    equal(adapter, "h.0.attn.c_attn", 6 / 2 * dense)
+def by_groups(A: np.ndarray, B: np.ndarray, heights: list[int], places: list[int], m: int) -> np.ndarray:
+    """ΔW (m, n) by its definition: part g is rows g of B times rows g of A, at its place; zeros elsewhere."""
+    dense, r, start = np.zeros((m, A.shape[1])), B.shape[1], 0
+    for g, (height, place) in enumerate(zip(heights, places, strict=True)):
+        dense[place : place + height] = product(B[start : start + height], A[g * r : (g + 1) * r])
+        start += height
+    return dense
+
+
+def test_merged_layers_of_loralib(tmp_path: Path) -> None:
+    """Square parts, which are equal. The file does not say which parts of the layer they are."""
+    A, B = made(6, 10), made(30, 2)
+    stored = {"h.0.attn.c_attn.lora_A": A, "h.0.attn.c_attn.lora_B": B}
+    plain = {"h.0.mlp.c_fc.lora_A": made(2, 10), "h.0.mlp.c_fc.lora_B": made(7, 2)}
+    adapter = one(saved(tmp_path, stored | plain), alpha=6)
+    equal(adapter, "h.0.attn.c_attn", 6 / 2 * by_groups(A, B, [10, 10, 10], [0, 10, 20], 30))
     equal(adapter, "h.0.mlp.c_fc", 6 / 2 * product(made(7, 2), made(2, 10)))
     facts = adapter["h.0.attn.c_attn"].facts
     assert (facts.parameters, facts.rank_bound, facts.scaling) == (A.size + B.size, 6, 3)
     assert ["left out" in line for line in adapter.warnings] == [True]
+
+
+@pytest.mark.parametrize(("enabled", "places"), [([1, 0, 1], [0, 6]), ([1, 1, 0], [0, 3]), ([0, 0, 1], [6])])
+def test_merged_layers_with_their_configuration(tmp_path: Path, enabled: list[int], places: list[int]) -> None:
+    """Parts that were not adapted are rows of zeros, so that ΔW is the whole layer's."""
+    A, B = made(2 * len(places), 10), made(3 * len(places), 2)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "enable_lora": [bool(flag) for flag in enabled]}
+    pair = {"q.lora_A.weight": A, "q.lora_B.weight": B[..., None], "o.lora_A.weight": made(2, 5)}
+    adapter = one(saved(tmp_path, pair | {"o.lora_B.weight": made(4, 2)}, config))
+    equal(adapter, "q", 3 * by_groups(A, B, [3] * len(places), places, 9))
+    equal(adapter, "o", 3 * product(made(4, 2), made(2, 5)))
+    facts = adapter["q"].facts
+    assert (facts.kind, facts.parameters, facts.scaling, adapter.warnings) == ("linear", A.size + B.size, 3, ())
+
+
+MODEL = {"n_embd": 8, "n_head": 4, "n_query_groups": 2, "head_size": 3}
+#: Which of query, key and value are adapted → rows of each, and where they begin.
+QKV: dict[tuple[int, ...], tuple[list[int], list[int]]] = {
+    (1, 1, 1): ([12, 6, 6], [0, 12, 18]),
+    (1, 0, 1): ([12, 6], [0, 18]),
+    (0, 1, 1): ([6, 6], [12, 18]),
+}
+
+
+def litgpt(folder: Path, flags: tuple[int, ...], model: dict[str, Any] | None, run: dict[str, Any] | None) -> Path:
+    torch = pytest.importorskip("torch")
+    count = sum(flags)
+    content = {"qkv.lora_A": made(2 * count, 8), "qkv.lora_B": made(sum(QKV[flags][0]), 2)}
+    content |= {"proj.lora_A": made(2, 12), "proj.lora_B": made(8, 2)}
+    folder.mkdir(exist_ok=True)
+    tensors = {f"transformer.h.0.attn.{key}": torch.tensor(value) for key, value in content.items()}
+    torch.save({"model": tensors}, folder / "lit_model.pth.lora")
+    for name, told in (("model_config.yaml", model), ("hyperparameters.yaml", run)):
+        if told is not None:
+            (folder / name).write_text("".join(f"{key}: {value}\n" for key, value in told.items()))
+    return folder
+
+
+@pytest.mark.parametrize("flags", QKV)
+def test_litgpt_splits_by_heads(tmp_path: Path, flags: tuple[int, ...]) -> None:
+    run = {"lora_r": 2, "lora_alpha": 6}
+    run |= {f"lora_{name}": bool(flag) for name, flag in zip(("query", "key", "value"), flags, strict=True)}
+    heights, places = QKV[flags]
+    A, B = made(2 * len(heights), 8), made(sum(heights), 2)
+    folder = litgpt(tmp_path / "run", flags, MODEL, run)
+    names = ("lit_model.pth.lora", "model_config.yaml", "hyperparameters.yaml")
+    assert list(paths_read(folder)) == [folder / name for name in names]
+    for path in (folder, folder / "lit_model.pth.lora"):
+        adapter = one(path)
+        equal(adapter, "transformer.h.0.attn.qkv", 3 * by_groups(A, B, heights, places, 24))
+        equal(adapter, "transformer.h.0.attn.proj", 3 * product(made(8, 2), made(2, 12)))
+        assert (adapter.warnings, adapter["transformer.h.0.attn.qkv"].facts.parameters) == ((), A.size + B.size)
+
+
+@pytest.mark.parametrize(
+    ("flags", "model", "run", "expected"),
+    [
+        ((1, 1, 1), None, None, "model_config.yaml"),
+        ((1, 0, 1), None, {"lora_alpha": 6}, "n_head"),
+        ((1, 0, 1), MODEL, None, "lora_query"),
+        ((1, 1, 1), MODEL | {"n_query_groups": 4}, None, "12 + 12 + 12 rows"),
+        ((1, 1, 1), MODEL, {"lora_alpha": "six"}, "lora_alpha = 'six'"),
+        ((1, 1, 1), MODEL | {"n_head": "[1"}, None, "is no YAML"),
+    ],
+)
+def test_a_split_that_nothing_proves_is_refused(
+    tmp_path: Path, flags: tuple[int, ...], model: Any, run: Any, expected: str
+) -> None:
+    with pytest.raises(AdapterError, match=re.escape(expected)) as caught:
+        read_adapter(litgpt(tmp_path / "run", flags, model, run))
+    assert "\n" not in str(caught.value)
 
 
 # --- DoRA, which needs the base model --------------------------------------------------------------------------------
@@ -717,7 +793,7 @@ def test_wrappers_are_no_part_of_a_path(tmp_path: Path, pattern: str) -> None:
         plain = {f"{module}{name}": value for name, value in pair.items() if name != "lora_magnitude_vector"}
         adapter = one(saved(tmp_path / f"plain{k}", plain, config))
         assert {name: update.facts.scaling for name, update in adapter.items()} == {"model.layers.0.q": 3}
-    dora = {f"{module}{name}": value for name, value in pair.items()}
+    dora = {f"{inner[1]}{name}": value for name, value in pair.items()}
     adapter = one(saved(tmp_path / "dora", dora, {"peft_type": "LORA", "r": 2, "lora_alpha": 2}), base=base)
     assert (adapter.method, list(adapter)) == ("dora", ["model.layers.0.q"])
     assert adapter["model.layers.0.q"].to_dense().shape == (6, 8)
