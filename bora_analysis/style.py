@@ -66,6 +66,7 @@ RC: dict[str, Any] = {
     "ps.fonttype": 42,
     "svg.fonttype": "path",
     "svg.hashsalt": "bora_analysis",
+    "figure.dpi": 150,  # as a notebook shows it
     "savefig.dpi": 300,
 }
 

@@ -1,20 +1,20 @@
 """Paper figures, each one function that returns a :class:`matplotlib.figure.Figure`.
 
-They are registered in :data:`FIGURES`; :func:`draw` calls one by name and :func:`save` writes it. A figure is drawn
-from what it is given (tables, factors) and reads no file. Titles are off by default: captions belong to LaTeX.
+They are registered in :data:`FIGURES`; :func:`draw` calls one by name and :func:`save` writes it; a notebook shows it.
+A figure is drawn from tables or factors. In their place it takes adapters, paths and whatever else the tables can be
+made from. Titles are off by default: captions belong to LaTeX.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-
 from ..atomic import replacing
+from . import backend  # noqa: F401  before anything else imports matplotlib
 from .accuracy import figure3
 from .block_products import figure1
 from .cost import optimal_blocks, pareto
@@ -24,9 +24,7 @@ from .from_tables import figure4, heatmap, spectra, threshold_sweep, trajectory
 from .subspaces import similarity
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from ..updates.contract import Update
+    from matplotlib.figure import Figure
 
 __all__ = [
     "FIGURES",
@@ -64,9 +62,9 @@ class Spec:
     description : one line.
     source : what it is drawn from, the keyword under which :func:`draw` takes it, and the function's first parameter:
 
-        * ``"spectra"``, ``"layer_metrics"``: a tidy table of adapters;
-        * ``"similarity"``: the grid of two adapters;
-        * ``"updates"``: label → the factors of one module; synthetic ones where none are given;
+        * ``"spectra"``, ``"layer_metrics"``: a tidy table of adapters, or what it can be made from;
+        * ``"similarity"``: the grid of two adapters, or these;
+        * ``"updates"``: label → the factors of one module, or adapters; synthetic ones where none are given;
         * ``"accuracy"``: the paper's tables as one frame;
         * ``None``: nothing but its options.
     """
@@ -105,25 +103,28 @@ FIGURES: dict[str, Spec] = {
 
 def draw(
     name: str,
+    source: Any = None,
+    /,
     *,
-    spectra: pd.DataFrame | None = None,
-    layer_metrics: pd.DataFrame | None = None,
-    similarity: pd.DataFrame | None = None,
-    updates: Mapping[str, Update] | None = None,
-    accuracy: pd.DataFrame | None = None,
+    spectra: Any = None,
+    layer_metrics: Any = None,
+    similarity: Any = None,
+    updates: Any = None,
+    accuracy: Any = None,
     **options: Any,
 ) -> Figure:
     """Draw the figure of that name. An option that is None keeps its default.
 
     Parameters
     ----------
-    spectra, layer_metrics, similarity, updates, accuracy : the sources, see :class:`Spec`. The figure takes its own
+    source : what the figure is drawn from, see :class:`Spec`: its table, or adapters or paths to make it from.
+    spectra, layer_metrics, similarity, updates, accuracy : the same by name, several at once: the figure takes its own
         and leaves the others.
 
     Raises
     ------
     ValueError
-        Unknown figure, option, metric, projection, module, model or width (the text lists those that exist); a
+        Unknown figure, option, metric, projection, module, model, width or label (the text lists those that exist); a
         source that is needed and missing, or without rows; a threshold that is not above 0; a trajectory of fewer
         than two steps.
     """
@@ -133,20 +134,17 @@ def draw(
     for option in options:
         if option not in spec.options:
             raise ValueError(f"figure {name} has no option {option!r}; it has {', '.join(spec.options)}")
-    wished = {option: value for option, value in options.items() if value is not None}
+    chosen = {option: value for option, value in options.items() if value is not None}
     if spec.source is None:
-        return spec.function(**wished)
-    sources: dict[str, Any] = {
-        "spectra": spectra,
-        "layer_metrics": layer_metrics,
-        "similarity": similarity,
-        "updates": updates,
-        "accuracy": accuracy,
-    }
-    given = sources[spec.source]
-    if given is None and spec.adapters != "optional":
+        if source is not None:
+            raise ValueError(f"figure {name} is drawn from its options alone; leave out the {type(source).__name__}")
+        return spec.function(**chosen)
+    if source is None:
+        named = {"spectra": spectra, "layer_metrics": layer_metrics, "similarity": similarity, "updates": updates}
+        source = (named | {"accuracy": accuracy})[spec.source]
+    if source is None and spec.adapters != "optional":
         raise ValueError(f"figure {name} is drawn from {spec.source}, and none was given")
-    return spec.function(given, **wished)
+    return spec.function(source, **chosen)
 
 
 @in_style

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .. import metrics, style
 from ..updates.blocks import bora, lora, melora
 from ..updates.contract import Blocked, Update
+from . import data
 from . import drawing as layout
 
 Array = NDArray[Any]
@@ -76,10 +77,11 @@ def example(size: int = 96, r: int = 4, blocks: int = 3, seed: int = 0) -> dict[
 
 @layout.in_style
 def figure1(
-    updates: Mapping[str, Update] | None = None,
+    updates: Any = None,
     *,
     width: str = "neurips",
     title: str | None = None,
+    labels: data.Labels | None = None,
 ) -> Figure:
     """|ΔW| with its blocks, and Σ' of ΔW = B'Σ'A' (eq. 6), for each update, as figure 1 of BoRA (arXiv 2508.06953).
 
@@ -88,17 +90,20 @@ def figure1(
 
     Parameters
     ----------
-    updates : label → factors of one module, at most 6 of them (3 on a narrow page); by default those of
-        :func:`example`. Above 192 rows or columns a cell of |ΔW| is the mean of several entries, and one of Σ' the
-        largest (most entries are 0).
+    updates : label → factors of one module (:class:`Update`), at most 6 of them (3 on a narrow page), or adapters or
+        paths, whose first module is shown; by default those of :func:`example`. Above 192 rows or columns a cell of
+        |ΔW| is the mean of several entries, and one of Σ' the largest (most entries are 0).
     width : a venue of :data:`bora_analysis.style.VENUES`.
+    labels : other labels: label → label, or all of them in order.
 
     Notes
     -----
     Entries that are exactly 0 are white. The panels of a row share one colour scale, unless one of them would then
     be all but white: each is then drawn relative to its own largest entry, as the colour bar says.
     """
-    updates = example() if updates is None else updates
+    updates = _updates(updates)
+    names = data.relabelled(updates, labels)
+    updates = {names.get(name, name): update for name, update in updates.items()}
     paper = layout.inches(width)
     most = int((paper - _LEFT - _RIGHT + _GAP) / (_LEAST + _GAP))
     if not 1 <= len(updates) <= most:
@@ -108,11 +113,11 @@ def figure1(
     room = paper - _LEFT - _RIGHT - _GAP * (len(pictures) - 1)
     side = min(room / len(pictures), _MOST)
     left = _LEFT + (room - side * len(pictures)) / 2
-    size, names = _names([picture.name for picture in pictures], side + 0.8 * _GAP)
+    size, heads = _names([picture.name for picture in pictures], side + 0.8 * _GAP)
     head, foot, small = 0.44 if title is None else 0.66, 0.22, 0.7 * side
     middle = 0.26 if side > 1.1 else 0.38
     height = head + side + middle + small + foot
-    figure = Figure(figsize=(paper, height))
+    figure = layout.PaperFigure(figsize=(paper, height))
     rows = (
         ("weights", [each.weights for each in pictures], "|ΔW|", height - head - side, side),
         ("sigma", [each.sigma for each in pictures], "|Σ'|", foot, small),
@@ -132,7 +137,7 @@ def figure1(
                 parts = f"rank {picture.rank}", f"(bound {picture.bound})"
                 axes.text(0.5, -0.04, (" " if side > 1.1 else "\n").join(parts), size=7, **options)
                 above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center"}
-                axes.annotate(layout.escaped(names[k]), (0.5, 1), (0, 22), size=size, **above)
+                axes.annotate(layout.escaped(heads[k]), (0.5, 1), (0, 22), size=size, **above)
                 axes.annotate(picture.formula, (0.5, 1), (0, 13), size=7, **above)
                 _block_names(axes, picture.blocks, edge, first=k == 0)
             else:
@@ -147,6 +152,19 @@ def figure1(
     if title is not None:
         figure.suptitle(layout.escaped(title), y=1 - 0.05 / height, va="top")
     return figure
+
+
+def _updates(given: Any) -> dict[str, Update]:
+    """Label → factors, of a mapping of them, of one, of adapters or paths, or of nothing."""
+    if given is None:
+        return dict(example())
+    if hasattr(given, "facts"):
+        return {style.method_look(given.facts.method).label: given}
+    if isinstance(given, dict) and all(hasattr(each, "facts") for each in given.values()):
+        return given
+    from ..analysis.given import adapters_of
+
+    return {adapter.name: adapter[next(iter(adapter))] for adapter in adapters_of(given)}
 
 
 def _names(names: list[str], room: float) -> tuple[float, list[str]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -16,6 +15,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from .. import style
 from ..analysis import optimal_blocks as blocks_of
+from ..analysis import views
 from ..catalogue.architectures import architecture
 from . import data
 from . import drawing as layout
@@ -40,7 +40,14 @@ class Point:
 
 
 @layout.in_style
-def pareto(table: pd.DataFrame, *, width: str = "neurips", title: str | None = None) -> Figure:
+def pareto(
+    table: data.Source,
+    *,
+    width: str = "neurips",
+    title: str | None = None,
+    labels: data.Labels | None = None,
+    ax: Axes | None = None,
+) -> Figure:
     """What a rank costs: mean rank bound (open) and mean effective rank (filled) against trained parameters.
 
     Adapters that train about as many parameters stand side by side. Their names stand beside the points where there is
@@ -48,67 +55,49 @@ def pareto(table: pd.DataFrame, *, width: str = "neurips", title: str | None = N
 
     Parameters
     ----------
-    table : the layer metrics. ``effective_rank`` is for the threshold in it.
+    table : the layer metrics, or what they can be made from. ``effective_rank`` is for the threshold in it.
     width : a venue of :data:`bora_analysis.style.VENUES`.
+    labels : adapter → label, or the labels in the adapters' order.
+    ax : axes to draw into; the figure returned is theirs, and ``width`` does not count.
     """
-    looks = data.looks_of(table)
-    groups = data.last_steps(table).groupby("adapter", sort=False)
-    points = [
-        Point(
-            adapter,
-            int(rows["parameters"].sum()),
-            float(rows["rank_bound"].mean()),
-            float(rows["effective_rank"].mean()),
-        )
-        for adapter, rows in groups
-    ]
-    threshold = data.threshold_of(table)
+    table = data.frame_of(table, "layer_metrics")
+    looks = data.looks_of(table, labels)
+    points = [Point(*row) for row in views.costs(views.last_steps(table)).itertuples(index=False, name=None)]
+    axes = layout.one_axes(width, 2.7, ax)
+    _parameter_axis(axes, [point.parameters for point in points])
+    _rank_axis(axes, [value for point in points for value in (point.bound, point.rank)])
+    name, formula = style.metric_label("effective_rank", data.threshold_of(table), "|").split("|")
+    kinds = [style.Look("rank bound", style.GREY, "o", (), False)]
+    kinds.append(style.Look(f"{name} {formula}", style.GREY, "o", (), True))
+    figure = layout.finished(axes, ax, title, kinds, linestyle="")
     names = {point.adapter: looks[point.adapter].label for point in points}
-    figure = _pareto(points, looks, names, threshold, width, title)
-    if figure is None:
-        numbers = {point.adapter: str(k) for k, point in enumerate(points, 1)}
-        figure = _pareto(points, looks, numbers, threshold, width, title)
-    assert figure is not None
+    if not _drawn(axes, points, looks, names, optional=True):
+        names = {point.adapter: str(k) for k, point in enumerate(points, 1)}
+        adapters = [replace(looks[each], filled=True, label=f"{k}  {looks[each].label}") for each, k in names.items()]
+        for legend in (*figure.legends, axes.get_legend()) if ax is None else [axes.get_legend()]:
+            if legend is not None:
+                legend.remove()
+        layout.finished(axes, ax, None, [*kinds, *adapters], linestyle="")
+        _drawn(axes, points, looks, names, optional=False)
     return figure
 
 
-def _pareto(
-    points: list[Point],
-    looks: Mapping[str, style.Look],
-    names: Mapping[str, str],
-    threshold: float,
-    width: str,
-    title: str | None,
-) -> Figure | None:
-    """The figure with these names beside the points; None if they have no room. Numbers always have."""
-    numbered = next(iter(names.values())) == "1"
-    figure = layout.blank(width, 2.7)
-    axes = figure.subplots()
-    _parameter_axis(axes, [point.parameters for point in points])
-    ranks = [value for point in points for value in (point.bound, point.rank)]
-    if min(ranks) > 0 and max(ranks) / min(ranks) > 16:
-        axes.set_yscale("log", base=2)
-        axes.set_ylim(min(ranks) / 1.25, max(ranks) * 1.25)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-    else:
-        layout.rank_axis(axes, max(ranks))
-    axes.set_ylabel("rank, mean over the modules")
-    axes.set_xlabel("trained parameters")
-    name, formula = style.metric_label("effective_rank", threshold, "|").split("|")
-    kinds = [style.Look("rank bound", style.GREY, "o", (), False)]
-    kinds.append(style.Look(f"{name} {formula}", style.GREY, "o", (), True))
-    adapters = []
-    if numbered:
-        for adapter, look in ((point.adapter, looks[point.adapter]) for point in points):
-            adapters.append(replace(look, filled=True, label=f"{names[adapter]}  {look.label}"))
-    layout.finish(figure, title, [*kinds, *adapters], linestyle="")
+def _drawn(
+    axes: Axes, points: list[Point], looks: Mapping[str, style.Look], names: Mapping[str, str], *, optional: bool
+) -> bool:
+    """Draw the points and their names; where these are optional and have no room, nothing. Whether it was drawn."""
+    figure = layout.figure_of(axes)
     # From here on nothing moves: places in points on the page are known.
     figure.draw_without_rendering()
-
     shifts = _shifts(axes, points)
     boxes = []
     for point in points:
+        ends = [_place(axes, point.parameters, y, shifts[point.adapter]) for y in (point.rank, point.bound)]
+        boxes.append((*(np.min(ends, axis=0) - 3.5), *(np.max(ends, axis=0) + 3.5)))
+    places = _names(axes, points, names, shifts, boxes)
+    if None in places and optional:
+        return False
+    for point, place in zip(points, places, strict=True):
         look, shift = looks[point.adapter], shifts[point.adapter]
         moved = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
         x = [point.parameters] * 2
@@ -117,18 +106,26 @@ def _pareto(
             options = {**layout.line(replace(look, filled=filled)), "markersize": size, "linestyle": ""}
             gid = f"{kind}:{point.adapter}"
             axes.plot(x[:1], [y], gid=gid, transform=moved, zorder=3, clip_on=False, **options)
-        ends = [_place(axes, point.parameters, y, shift) for y in (point.rank, point.bound)]
-        boxes.append((*(np.min(ends, axis=0) - 3.5), *(np.max(ends, axis=0) + 3.5)))
-    places = _names(axes, points, names, shifts, boxes)
-    if None in places and not numbered:
-        return None
-    for point, place in zip(points, places, strict=True):
         if place is None:
             continue
-        options = {"xycoords": "figure points", "size": 6.5, "va": "center", "color": looks[point.adapter].colour}
-        note = axes.annotate(layout.escaped(names[point.adapter]), place, annotation_clip=False, **options)
+        # From the point and not from the page: axes that a caller gave may move later.
+        away = np.array(place) - _place(axes, point.parameters, point.rank)
+        options = {"textcoords": "offset points", "size": 6.5, "va": "center", "color": look.colour}
+        at = point.parameters, point.rank
+        note = axes.annotate(layout.escaped(names[point.adapter]), at, away, annotation_clip=False, **options)
         note.set_in_layout(False)
-    return figure
+    return True
+
+
+def _rank_axis(axes: Axes, ranks: list[float]) -> None:
+    if min(ranks) > 0 and max(ranks) / min(ranks) > 16:
+        axes.set_yscale("log", base=2)
+        axes.set_ylim(min(ranks) / 1.25, max(ranks) * 1.25)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        layout.rank_axis(axes, max(ranks))
+    axes.set_ylabel("rank, mean over the modules")
 
 
 def _parameter_axis(axes: Axes, parameters: list[int]) -> None:
@@ -140,12 +137,12 @@ def _parameter_axis(axes: Axes, parameters: list[int]) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_locator(LogLocator(subs=tuple(range(2, 10))))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("trained parameters")
 
 
 def _place(axes: Axes, x: float, y: float, shift: float = 0.0) -> Any:
     """Where a point of the axes, moved sideways by ``shift``, lies on the page; in points, as ``shift``."""
-    assert axes.figure is not None
-    return axes.transData.transform((x, y)) * 72 / axes.figure.dpi + np.array((shift, 0.0))
+    return axes.transData.transform((x, y)) * 72 / layout.figure_of(axes).dpi + np.array((shift, 0.0))
 
 
 def _shifts(axes: Axes, points: list[Point]) -> dict[str, float]:
@@ -170,8 +167,7 @@ def _names(
     boxes: list[tuple[float, ...]],
 ) -> list[tuple[float, float] | None]:
     """Left middle of each name, beside, above or below its points; None where there is no free place."""
-    assert axes.figure is not None
-    left, bottom, right, top = np.array(axes.get_window_extent().extents) * 72 / axes.figure.dpi
+    left, bottom, right, top = np.array(axes.get_window_extent().extents) * 72 / layout.figure_of(axes).dpi
     taken, places = list(boxes), []
     for point in points:
         size, half = 72 * layout.text_width(names[point.adapter], 6.5), 4.0
@@ -201,7 +197,9 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 @layout.in_style
-def optimal_blocks(*, model: str | None = None, width: str = "neurips", title: str | None = None) -> Figure:
+def optimal_blocks(
+    *, model: str | None = None, width: str = "neurips", title: str | None = None, ax: Axes | None = None
+) -> Figure:
     """N(b)/R = (m+n)/b + b, the parameters that BoRA trains per unit of the rank bound R = br (§3.3), against b.
 
     Diamonds: every b that divides m and n; filled: the best of them, which the legend names. Ring: the paper's
@@ -212,10 +210,10 @@ def optimal_blocks(*, model: str | None = None, width: str = "neurips", title: s
     model : a name in :data:`bora_analysis.catalogue.architectures.ARCHITECTURES`: a curve for each shape. By
         default the query projections of the paper's five models.
     width : a venue of :data:`bora_analysis.style.VENUES`.
+    ax : axes to draw into; the figure returned is theirs, and ``width`` does not count.
     """
     shapes = _shapes(model)
-    figure = layout.blank(width, 2.9)
-    axes = figure.subplots()
+    axes = layout.one_axes(width, 2.9, ax)
     looks: list[style.Look] = []
     sums: set[int] = set()
     furthest = 4 * max(blocks_of.optimal_blocks(*shape).optimum for shape in shapes.values())
@@ -250,15 +248,10 @@ def optimal_blocks(*, model: str | None = None, width: str = "neurips", title: s
     axes.set_ylim(low, high)
     axes.set_xlabel("blocks b")
     axes.set_ylabel("parameters per unit of rank\n(m+n)/b + b")
-    key = [
-        Line2D([], [], **_diamond(style.GREY, best=False)),
-        Line2D([], [], **_diamond(style.GREY, best=True)),
-        Line2D([], [], **_RULE),
-        Line2D([], [], **_OPTIMUM),
-    ]
+    marks = _diamond(style.GREY, best=False), _diamond(style.GREY, best=True), _RULE, _OPTIMUM
+    key = [Line2D([], [], **mark) for mark in marks]
     axes.legend(key, ["divides m and n", "fewest parameters", "⌊√n⌋", "√(m+n)"], loc="upper right", fontsize=6.5)
-    layout.finish(figure, title, looks, linewidth=0.9)
-    return figure
+    return layout.finished(axes, ax, title, looks, linewidth=0.9)
 
 
 _RULE: dict[str, Any] = {

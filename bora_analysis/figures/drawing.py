@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullForm
 from numpy.typing import NDArray
 
 from .. import style
+from ..analysis.views import spreads
 
 Array = NDArray[Any]
 
@@ -35,33 +37,81 @@ def inches(width: str) -> float:
     return style.VENUES[width]
 
 
-def blank(width: str, height: float) -> Figure:
+class PaperFigure(Figure):
+    """A figure that a notebook shows where it is the value of a cell, whichever backend is there or none."""
+
+    @in_style
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png", dpi=self.dpi)
+        return buffer.getvalue()
+
+
+def blank(width: str, height: float) -> PaperFigure:
     """An empty figure of a venue's width, ``height`` inches high."""
-    figure = Figure(figsize=(inches(width), height), layout="constrained")
+    figure = PaperFigure(figsize=(inches(width), height), layout="constrained")
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(w_pad=0.03, h_pad=0.04, hspace=0.03, wspace=0.02)  # pyright: ignore[reportCallIssue]
     return figure
 
 
+def one_axes(width: str, height: float, ax: Axes | None) -> Axes:
+    """The axes to draw into: those that the caller gives, else the only ones of a new figure."""
+    return blank(width, height).subplots() if ax is None else ax
+
+
+def figure_of(axes: Axes) -> Figure:
+    """The figure that the axes stand in, also where they stand in a part of it."""
+    assert axes.figure is not None
+    return axes.figure.canvas.figure
+
+
 def finish(figure: Figure, title: str | None, looks: Sequence[style.Look], **changes: Any) -> None:
-    """Legend above the axes, in as many columns as fit, and the title if one is wanted.
+    """Legend above the axes, in as many columns as fit, and the title if there is one.
 
     ``changes`` are options of the lines in which the figure departs from :func:`line`.
     """
     if looks:
-        handles = [Line2D([], [], **{**line(look), **changes}) for look in looks]
-        each = max(text_width(look.label, 7) for look in looks) + 0.42
-        columns = int(np.clip((figure.get_figwidth() - 0.1) // each, 1, len(looks)))
-        rows = -(-len(looks) // columns)
-        columns = -(-len(looks) // rows)  # rows of equal length
+        columns, rows = _columns(looks, figure.get_figwidth() - 0.1)
         figure.set_figheight(figure.get_figheight() + 0.13 * (rows - 1))  # what the legend takes, the axes keep
-        legend = figure.legend(handles, ["·"] * len(looks), loc="outside upper center", ncols=columns)
-        # Set afterwards: a legend drops labels that begin with an underscore.
-        for text, look in zip(legend.get_texts(), looks, strict=True):
-            text.set_text(escaped(look.label))
+        _legend(figure, looks, changes, loc="outside upper center", ncols=columns)
     if title is not None:
         figure.suptitle(escaped(title))
+
+
+def finished(axes: Axes, given: Axes | None, title: str | None, looks: Sequence[style.Look], **changes: Any) -> Figure:
+    """The figure of its only axes, with legend and title as :func:`finish` makes them.
+
+    Of axes that the caller gave, both belong to the axes: the legend stands above them and is as wide as they are.
+    """
+    figure = figure_of(axes)
+    if given is None:
+        finish(figure, title, looks, **changes)
+        return figure
+    columns, rows = _columns(looks, axes.get_window_extent().width / figure.dpi)
+    before = axes.get_legend()
+    _legend(axes, looks, changes, loc="lower center", bbox_to_anchor=(0.5, 1.0), borderaxespad=1.3, ncols=columns)
+    if before is not None:  # a second legend replaces the first
+        axes.add_artist(before)
+    if title is not None:
+        axes.set_title(escaped(title), pad=13 + 10.0 * rows)
+    return figure
+
+
+def _columns(looks: Sequence[style.Look], room: float) -> tuple[int, int]:
+    """Columns and rows of a legend in ``room`` inches, the rows of equal length."""
+    each = max(text_width(look.label, 7) for look in looks) + 0.42
+    rows = -(-len(looks) // int(np.clip(room // each, 1, len(looks))))
+    return -(-len(looks) // rows), rows
+
+
+def _legend(place: Figure | Axes, looks: Sequence[style.Look], changes: Mapping[str, Any], **options: Any) -> None:
+    handles = [Line2D([], [], **{**line(look), **changes}) for look in looks]
+    legend = place.legend(handles, ["·"] * len(looks), **options)
+    # Set afterwards: a legend drops labels that begin with an underscore.
+    for text, look in zip(legend.get_texts(), looks, strict=True):
+        text.set_text(escaped(look.label))
 
 
 def line(look: style.Look) -> dict[str, Any]:
@@ -147,12 +197,6 @@ def decades(axis: Axis, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def spreads(values: Array) -> bool:
-    """Whether values want a logarithmic axis: over two decades among those above 0."""
-    above = values[np.isfinite(values) & (values > 0)]
-    return above.size > 0 and above.size == np.isfinite(values).sum() and above.max() / above.min() > 100
-
-
 def colour_norm(values: Array) -> Normalize:
     """Colour scale of a heat map, logarithmic where the values spread; never of zero width."""
     if spreads(values):
@@ -187,16 +231,21 @@ def category_ticks(layers: Sequence[int | None], cell: float) -> tuple[list[int]
     return where, ["–" if layers[i] is None else str(layers[i]) for i in where]
 
 
-def layer_lines(figure: Figure, axes: Axes, x: Sequence[int], curves: Mapping[int | None, Sequence[float]]) -> None:
-    """A thin line per layer, coloured by depth, with the colour bar; grey for modules without a layer."""
+def layer_lines(axes: Axes, curves: Mapping[int | None, Any]) -> None:
+    """A thin line per layer, coloured by depth, with the colour bar; grey for modules without a layer.
+
+    Parameters
+    ----------
+    curves : layer → a series, its index the x.
+    """
     numbers = [layer for layer in curves if layer is not None]
     low, high = (min(numbers), max(numbers)) if numbers else (0, 0)
     scale = ScalarMappable(Normalize(low, max(high, low + 1)), "viridis")
     for layer, y in curves.items():
         colour = "0.6" if layer is None else scale.to_rgba(np.array(layer))
-        axes.plot(x, y, color=colour, lw=0.7, gid=f"layer:{'–' if layer is None else layer}")
+        axes.plot(y.index, y, color=colour, lw=0.7, gid=f"layer:{'–' if layer is None else layer}")
     if high > low:
-        bar = colour_bar(figure, scale, [axes], "layer", 1.0, 30)
+        bar = colour_bar(figure_of(axes), scale, [axes], "layer", 1.0, 30)
         bar.locator = MaxNLocator(6, integer=True)
 
 

@@ -49,7 +49,7 @@ def figure2(*, width: str = "neurips", title: str | None = None) -> Figure:
     paper = layout.inches(width)
     top, bottom = 0.3 if title is None else 0.52, 0.9
     height = top + _BLOCKS * _ROW + bottom
-    figure = Figure(figsize=(paper, height))
+    figure = layout.PaperFigure(figsize=(paper, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, paper), ylim=(0, height))
     axes.set_axis_off()

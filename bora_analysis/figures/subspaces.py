@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,13 @@ from . import drawing as layout
 
 @layout.in_style
 def similarity(
-    table: pd.DataFrame,
+    table: data.Source,
     *,
     projection: str | None = None,
     module: str | None = None,
     width: str = "neurips",
     title: str | None = None,
+    labels: data.Labels | None = None,
 ) -> Figure:
     """φ(i, j) of two adapters as heat maps, left and right, as figure 3 of LoRA (arXiv 2106.09685).
 
@@ -31,30 +32,28 @@ def similarity(
 
     Parameters
     ----------
-    table : the grid of :func:`bora_analysis.similarity`. Several modules are averaged; shown are the i and j that all
-        of them have.
+    table : the grid of :func:`bora_analysis.similarity`, its whole result, or two adapters. Several modules are
+        averaged; shown are the i and j that all of them have.
     projection : by default "q", else "qkv", else the one with most layers.
     module : this one alone.
     width : a venue of :data:`bora_analysis.style.VENUES`.
+    labels : adapter → label, or the labels of both.
     """
+    table = _grid(table)
     if table.empty:
         raise ValueError("nothing to draw: the table has no rows (one of the adapters is zero in every module)")
-    rows: Any = table.drop_duplicates(["module"])
-    places = [
-        data.Value(a, name, None if pd.isna(layer) else int(layer), kind, None, 0.0)
-        for a, name, layer, kind in zip(*(rows[x] for x in ("adapter_a", "module", "layer", "projection")), strict=True)
-    ]
     if module is None:
-        projection = projection or data.default_projection(places)
-    chosen = {each.module for each in data.narrowed(places, projection=projection, module=module)}
-    shown: Any = table[table["module"].isin(chosen)]
+        projection = projection or data.default_projection(table)
+    shown = data.narrowed(table, projection=projection, module=module)
+    count = shown["module"].nunique()
     # Those that every module has: a mean over fewer would jump.
     sizes = shown.groupby("module")[["i", "j"]].max().min()
     shown = shown[(shown["i"] <= sizes["i"]) & (shown["j"] <= sizes["j"])]
     tall, across = int(sizes["i"]), int(sizes["j"])
     room = (layout.inches(width) - 1.2) / 2
     body = float(np.clip(room * tall / across, 1.0, 2.4))
-    names = [shown[f"adapter_{x}"].iloc[0] for x in "ab"]
+    names = [str(shown[f"adapter_{x}"].iloc[0]) for x in "ab"]
+    names = [data.relabelled(names, labels).get(name, name) for name in names]
     # About 0.075 inches a letter, and "i, " before the name.
     first, second = (
         layout.escaped(style.shortened(names, int(length / 0.075) - 3)[k]) for k, length in enumerate((body, room))
@@ -76,7 +75,22 @@ def similarity(
     panels[0].set_ylabel(f"i, {first}")
     panels[0].set_ylim(tall - 0.5, -0.5)
     label = "φ(i, j)" + (f", {layout.plain(projection)}" if projection else "")
-    label += f", mean of {len(chosen)}" if len(chosen) > 1 else ""
+    label += f", mean of {count}" if count > 1 else ""
     layout.colour_bar(figure, ScalarMappable(norm, "viridis"), list(panels), label, 1.0, 20)
     layout.finish(figure, title, [])
     return figure
+
+
+def _grid(source: data.Source) -> pd.DataFrame:
+    """The table of φ: itself, the first of what :func:`bora_analysis.similarity` returns, or made of two adapters."""
+    if isinstance(source, pd.DataFrame):
+        return source
+    pair = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
+    if len(pair) != 2:
+        raise ValueError(f"similarity shows two adapters; got {len(pair)}")
+    if isinstance(pair[0], pd.DataFrame):
+        return pair[0]
+    from ..analysis.given import adapters_of
+    from ..analysis.subspaces import similarity as compare
+
+    return compare(*(adapters_of(each)[-1] for each in pair), i=64, j=64)[0]

@@ -431,7 +431,9 @@ def test_the_registry_tells_what_the_functions_take():
         assert {"width", "title"} <= set(spec.options)
         assert "\n" not in spec.description
     assert figures.FIGURES["figure2"].options == ("width", "title")
-    assert figures.FIGURES["spectra"].options == ("projection", "module", "threshold", "width", "title")
+    assert figures.FIGURES["spectra"].options == (
+        "projection", "module", "threshold", "width", "title", "labels", "ax",
+    )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- saving

@@ -1,0 +1,166 @@
+"""What figures and the dashboard show of the two tidy tables: one step, curves, means, cells, and the ends of axes.
+
+Paper and screen draw the same numbers because both take them from here. Frames in, frames and numbers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .. import style
+
+#: The columns of :func:`curves`.
+CURVE_COLUMNS = ("adapter", "bound", "modules", "index", "median", "least", "largest")
+
+
+def looks_of(table: pd.DataFrame) -> dict[str, style.Look]:
+    """Adapter → look. Give the whole table, before anything is left out: an adapter then always looks the same."""
+    if table.empty:
+        raise ValueError("nothing to draw: the table has no rows")
+    pairs: Any = table[["adapter", "method"]].drop_duplicates()
+    return style.looks(pairs.itertuples(index=False, name=None))
+
+
+def last_steps(table: Any) -> Any:
+    """Each adapter's rows of its last step; those without a step only where the adapter has none with one."""
+    step = table["step"].astype("Int64")
+    last = step.groupby(table["adapter"]).transform("max")
+    return table[(step == last).fillna(False) | last.isna()]
+
+
+def layers_in_order(layers: Iterable[Any]) -> list[int | None]:
+    """The layers, each once, in ascending order; last None, where some module has no layer.
+
+    >>> layers_in_order([3, pd.NA, 0, 3])
+    [0, 3, None]
+    """
+    found = {None if pd.isna(layer) else int(layer) for layer in layers}
+    numbers: list[int | None] = [*sorted(layer for layer in found if layer is not None)]
+    return [*numbers, None] if None in found else numbers
+
+
+def curves(spectra: Any) -> pd.DataFrame:
+    """Median and range over the modules at each index, of spectra at one step per adapter.
+
+    Up to three rank bounds of one adapter have a curve each, as where k and v are narrower than q; more share one, in
+    which a module counts as 0 beyond its own bound. (Together, a median jumps at each bound, because other modules
+    enter or leave it.) Singular values below 1e-16 σ₁ count as 0.
+
+    Returns
+    -------
+    adapter, bound, modules, index, median, least, largest; one row per adapter, bound and index.
+    """
+    parts = []
+    for adapter, rows in spectra.groupby("adapter", sort=False):
+        bound = rows.groupby("module", sort=False)["index"].transform("max")
+        kinds = [rows[bound == b] for b in bound.unique()] if bound.nunique() <= 3 else [rows]
+        for part in kinds:
+            stack = part.pivot(index="module", columns="index", values="singular_value").fillna(0.0).to_numpy(float)
+            stack = np.where(stack > 1e-16 * stack.max(axis=1, keepdims=True), stack, 0.0)
+            numbers = {"index": np.arange(1, stack.shape[1] + 1), "median": np.median(stack, axis=0)}
+            numbers |= {"least": stack.min(axis=0), "largest": stack.max(axis=0)}
+            parts.append(pd.DataFrame({"adapter": adapter, "bound": stack.shape[1], "modules": len(stack), **numbers}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(CURVE_COLUMNS))
+
+
+def counted(spectra: Any, threshold: float) -> pd.DataFrame:
+    """One row per module, of spectra at one step per adapter.
+
+    Returns
+    -------
+    adapter, module, layer, projection, rank_bound, energy, effective_rank.
+    """
+    values = spectra["singular_value"]
+    groups = spectra.assign(energy=values**2, effective_rank=values > threshold).groupby(
+        ["adapter", "module"], sort=False, as_index=False
+    )
+    return groups.agg(
+        layer=("layer", "first"),
+        projection=("projection", "first"),
+        rank_bound=("index", "max"),
+        energy=("energy", "sum"),
+        effective_rank=("effective_rank", "sum"),
+    )
+
+
+def means(rows: Any, metric: str, *keys: str) -> pd.DataFrame:
+    """The metric's mean over the modules of each combination of keys (adapter, layer, step …), sorted by them."""
+    found = rows.groupby(list(keys), dropna=False)[metric].mean().reset_index()
+    if "adapter" in keys:  # in the order of the table
+        order = list(dict.fromkeys(rows["adapter"]))
+        found = found.sort_values("adapter", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
+    return found
+
+
+def by_layer(rows: Any) -> pd.DataFrame:
+    """Means over the modules of each adapter and layer; modules without a layer are left out.
+
+    Returns
+    -------
+    adapter, layer, modules (how many), rank_bound, effective_rank, energy.
+    """
+    return (
+        rows[rows["layer"].notna()]
+        .groupby(["adapter", "layer"], sort=False)
+        .agg(
+            modules=("module", "size"),
+            rank_bound=("rank_bound", "mean"),
+            effective_rank=("effective_rank", "mean"),
+            energy=("energy", "mean"),
+        )
+        .reset_index()
+        .astype({"layer": int})
+    )
+
+
+def cells(rows: Any, metric: str) -> pd.DataFrame:
+    """The metric's mean over the modules of each adapter, layer and projection, the layers in order.
+
+    Returns
+    -------
+    adapter, layer (missing for modules without one), projection, the metric, modules (how many).
+    """
+    groups = rows.groupby(["adapter", "layer", "projection"], sort=False, dropna=False)[metric]
+    found = groups.agg(["mean", "size"]).reset_index().rename(columns={"mean": metric, "size": "modules"})
+    return found.sort_values("layer", kind="stable", ignore_index=True)
+
+
+def costs(layers: Any) -> pd.DataFrame:
+    """Per adapter: all its parameters, and the means over its modules of rank_bound and effective_rank."""
+    return (
+        layers.groupby("adapter", sort=False)
+        .agg(
+            parameters=("parameters", "sum"),
+            rank_bound=("rank_bound", "mean"),
+            effective_rank=("effective_rank", "mean"),
+        )
+        .reset_index()
+    )
+
+
+def spreads(values: Any) -> bool:
+    """Whether values need a logarithmic axis: all are above 0 and they span over two decades. NaN does not count.
+
+    >>> spreads([1.0, 101.0]), spreads([0.0, 1.0, 101.0])
+    (True, False)
+    """
+    found = np.asarray(values, dtype=float)
+    found = found[np.isfinite(found)]
+    return bool(found.size and found.min() > 0 and found.max() / found.min() > 100)
+
+
+def sigma_limits(medians: Any, largest: Any, threshold: float | None = None) -> tuple[float, float]:
+    """Ends of a logarithmic axis of singular values: all medians above 0, all maxima and the threshold lie on it.
+
+    Not all minima: one tiny σ of one module would press everything else together. Two decades at least, so that the
+    axis has a few labels.
+    """
+    found = np.asarray(medians, dtype=float)
+    shown = [*found[found > 0], *([] if threshold is None else [threshold])] or [1.0]
+    low, high = float(min(shown)) / 2, float(max([*shown, *np.asarray(largest)])) * 1.5
+    widen = max(1.0, float(np.sqrt(100 * low / high)))
+    return low / widen, high * widen
