@@ -2,65 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import FORMATS, named_apart, progress, read_one, reading, usage
+from .common import FORMATS, command, first_of, named_apart, note, progress, read_one, reading, together, usage
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
 
 
-def _cutting(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of the commands that write a LoRA."""
-    options = (
-        click.option("-o", "--output", required=True, metavar="DIR", help="The folder of the LoRA."),
-        click.option("--rank", type=click.IntRange(min=1), help="At most this rank in every module."),
-        click.option(
-            "--energy", type=click.FloatRange(0, 1, min_open=True), help="The least rank with this share of Σσ²."
-        ),
-        click.option(
-            "--threshold", type=click.FloatRange(min=0), help="As many as there are singular values above it."
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
-            default="float32",
-            show_default=True,
-        ),
-        click.option("--pad", is_flag=True, help="Zeros up to the largest rank: for servers without alpha_pattern."),
-        click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table", show_default=True),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+_cutting = together(
+    click.option("-o", "--output", required=True, metavar="DIR", help="The folder of the LoRA."),
+    click.option("--rank", type=click.IntRange(min=1), help="Cut every module to at most this rank."),
+    click.option(
+        "--energy", type=click.FloatRange(0, 1, min_open=True), help="Cut to the least rank with this share of Σσ²."
+    ),
+    click.option("--threshold", type=click.FloatRange(min=0), help="Keep the singular values above this."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
+        default="float32",
+        show_default=True,
+    ),
+    click.option("--pad", is_flag=True, help="Pad with zeros to the largest rank, for servers without alpha_pattern."),
+    click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table", show_default=True),
+)
 
 
-@click.command()
+@command("convert my-bora -o my-lora --energy 0.99")
 @_cutting
 @reading(count=1, metavar="PATH", solving=False, counting=False)
 def convert(paths: str, modules: str | None, **options: Any) -> None:
     """Write an adapter as a plain LoRA, for PEFT and every server of LoRA.
 
-    Without --rank, --energy or --threshold ΔW is kept whole. stdout has the error of each module, which is known:
-    the truncated SVD is the best there is, and loses the singular values cut off.
+    Without --rank, --energy or --threshold ΔW is kept whole. The output states the error of each module. It is exact:
+    the truncated SVD is the best approximation, and its error consists of the singular values that were cut off.
     """
     with usage():
         _write(read_one(paths, modules, options), **options)
 
 
-@click.command()
+@command("merge first@0.5 second@0.5 -o mean", "merge trained initial@-1 -o difference")
 @_cutting
 @reading(metavar="PATH[@WEIGHT]...", solving=False, counting=False)
 def merge(paths: tuple[str, ...], modules: str | None, **options: Any) -> None:
     """Write the sum of adapters, each times its WEIGHT, as one LoRA.
 
-    The weight is 1 unless given: one@0.5 two@0.5 is the mean, trained initial@-1 the difference. A module that an
-    adapter lacks is zero there. The rank is that of the sum; --rank, --energy and --threshold cut it.
+    The default WEIGHT is 1: one@0.5 two@0.5 is the mean, trained initial@-1 the difference. A module that an
+    adapter lacks counts as zero. The result has the rank of the sum; --rank, --energy and --threshold cut it.
     """
     from ..adapters import merge as add
     from ..analysis.conversion import refuse_own_folder, shared_settings
@@ -71,23 +63,23 @@ def merge(paths: tuple[str, ...], modules: str | None, **options: Any) -> None:
         refuse_own_folder(Path(options["output"]), adapters)
         for adapter in adapters:
             if adapter.passed_over:
-                click.echo(f"note: {adapter.name}: {len(adapter.passed_over)} tensors beside ΔW are left out", err=True)
+                note(f"{adapter.name}: {len(adapter.passed_over)} tensors beside ΔW are left out")
         adapters = named_apart(adapters)
         total = add([replace(each, warnings=()) for each in adapters], [weight for _, weight in given])
         for line in total.warnings:
-            click.echo(f"note: {line}", err=True)
+            note(line)
         _write(total, settings=shared_settings(adapters), **options)
 
 
 def _weighted(path: str) -> tuple[str, float]:
-    """PATH and WEIGHT of PATH@WEIGHT; a path that exists is a path."""
+    """PATH and WEIGHT of PATH@WEIGHT; the name of an existing file or folder is a PATH as a whole."""
     head, mark, tail = path.rpartition("@")
     if not mark or Path(path).exists():
         return path, 1.0
     try:
         return head, float(tail)
     except ValueError:
-        raise click.UsageError(f"{path}: {tail!r} is no weight; expected PATH@NUMBER, such as {head}@-1") from None
+        raise click.UsageError(f"{path}: {tail!r} is not a weight; expected PATH@NUMBER, such as {head}@-1") from None
 
 
 def _write(
@@ -104,17 +96,18 @@ def _write(
     **_: Any,
 ) -> None:
     from ..analysis import conversion
+    from .plain_text import is_unicode
     from .text_tables import cut_table, text
 
-    wish: dict[str, Any] = {"rank": rank, "energy": energy, "threshold": threshold, "dtype": dtype, "pad": pad}
+    cut: dict[str, Any] = {"rank": rank, "energy": energy, "threshold": threshold, "dtype": dtype, "pad": pad}
     with progress(len(adapter)) as step:
-        done = conversion.convert(adapter, output, settings=settings, on_module=step, **wish)
+        done = conversion.convert(adapter, output, settings=settings, on_module=step, **cut)
     frame = done.table
-    click.echo(cut_table(frame) if form == "table" else text(frame, form), nl=form == "table")
+    shown = cut_table(frame) if form == "table" else text(frame, form, ascii_only=not is_unicode())
+    click.echo(shown, nl=form == "table")
     if done.left_behind:
-        shown = ", ".join(done.left_behind[:3]) + (", …" if len(done.left_behind) > 3 else "")
-        click.echo(f"note: {len(done.left_behind)} tensors beside ΔW are left behind ({shown})", err=True)
-    zero = [module for module, cut in done.cuts.items() if cut.rank == 0]
+        note(f"{len(done.left_behind)} tensors beside ΔW are left out ({first_of(done.left_behind)})")
+    zero = [module for module, own in done.cuts.items() if own.rank == 0]
     if zero:
-        click.echo(f"note: {len(zero)} modules have rank 0: written as zeros of rank 1 ({zero[0]} …)", err=True)
+        note(f"{len(zero)} modules have rank 0: written as zeros of rank 1 ({zero[0]} …)")
     click.echo(f"wrote {done.folder}: {len(done.cuts)} modules", err=True)

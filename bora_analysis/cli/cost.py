@@ -62,7 +62,7 @@ class _Count(click.ParamType):
 @click.option(
     "--experts",
     type=click.IntRange(min=1),
-    help=f"Experts of {catalogue.labels(lambda row: row.experts)}.  [default: 3 and 8]",
+    help=f"Experts of {catalogue.labels(lambda row: row.experts)}.  [default: the method's own]",
 )
 @click.option(
     "--budget", type=_Count(), help="Instead: list every (method, r, b) with at most this many parameters, e.g. 5M."

@@ -231,7 +231,7 @@ def test_what_another_layout_holds_beside_is_left_behind_and_listed(tmp_path: Pa
     np.testing.assert_allclose(one(tmp_path / "lora")[module].to_dense(), dense_update, atol=1e-6)
     result = CliRunner().invoke(main, ["convert", str(tmp_path / "kohya.safetensors"), "-o", str(tmp_path / "again")])
     assert result.exit_code == 0, result.stderr
-    assert "2 tensors beside ΔW are left behind (lora_unet_" in result.stderr
+    assert "2 tensors beside ΔW are left out (lora_unet_" in result.stderr
 
 
 def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from io import StringIO
@@ -323,6 +324,21 @@ def test_every_command_has_help_and_stands_in_the_readme():
         assert command.help is not None
         assert command.help.splitlines()[0] in " ".join(result.output.split())
         assert f"bora-analysis {name}" in text, f"README does not show `bora-analysis {name}`"
+
+
+def test_every_help_ends_with_examples_that_parse():
+    for name, command in main.commands.items():
+        assert command.epilog, name
+        mark, head, *examples = command.epilog.splitlines()
+        assert (mark, head) == ("\b", "Examples:")
+        assert examples
+        shown = run(name, "-h").output
+        for example in examples:
+            assert example in shown
+            program, called, *arguments = shlex.split(example)
+            assert (program, called) == ("bora-analysis", name)
+            with main.make_context("bora-analysis", [name]) as parent:
+                command.make_context(name, arguments, parent=parent)
 
 
 def test_help_imports_nothing_heavy():

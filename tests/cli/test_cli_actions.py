@@ -206,7 +206,7 @@ def test_similarity_figure(folders, tmp_path):
         (["convert", "{}/lora", "-o", "x", "--rank", "2", "--energy", "0.9"], "rank and energy"),
         (["convert", "{}/lora", "-o", "x", "--energy", "1.5"], "1.5"),
         (["convert", "{}/lora", "-o", "x", "--modules", "("], "regular expression"),
-        (["merge", "{}/lora@two", "-o", "x"], "'two' is no weight"),
+        (["merge", "{}/lora@two", "-o", "x"], "'two' is not a weight"),
         (["merge", "-o", "x"], "PATH"),
         (["recommend", "{}/lora", "--energy", "1"], "1"),
         (["recommend", "{}/lora", "--format", "parquet"], "-o FILE"),
