@@ -1,4 +1,4 @@
-"""Facts in one place: the methods, what they cost, the models that the paper adapts. Standard library only."""
+"""Facts about methods, their costs and the models that the paper adapts. Uses the standard library only."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ __all__ = [
     "method", "names", "register", "trained",
 ]  # fmt: skip
 
-#: How Σ comes from BoRA's stored σ, see :func:`bora_analysis.updates.blocks.activate`.
+#: How Σ follows from BoRA's stored σ, see :func:`bora_analysis.updates.blocks.activate`.
 ACTIVATIONS = ("exp-norm", "no-exp", "no-norm", "identity")
-#: What stands for the update of a layer with a router, see :func:`bora_analysis.updates.mixture.mixed`.
+#: The update that represents a layer with a router, see :func:`bora_analysis.updates.mixture.mixed`.
 EXPERTS = ("mean", "each", "stacked")
 
 
 def register(row: Method) -> None:
-    """Add a method of another package: its row here, its code in the file that ``row.module`` names.
+    """Add a method of another package: its row; its code is in the file ``row.module``.
 
-    From then on it is read, written, made at random, costed and offered in every menu, as far as its row says so.
+    The method is then read, written, made at random, costed and listed in menus, as its row specifies.
 
     Raises
     ------
     ValueError
-        There is another method of that name.
+        Another method has that name.
     """
     if METHODS.setdefault(row.name, row) is not row:
-        raise ValueError(f"there is a method {row.name!r} already ({METHODS[row.name].label}); choose another name")
+        raise ValueError(f"method {row.name!r} exists already ({METHODS[row.name].label}); choose another name")
 
 
 def method(name: str) -> Method | None:
-    """The row of a method by its name, as it is or without its punctuation; None for one that is not known.
+    """The row of a method by its name, with or without punctuation; None for an unknown method.
 
     >>> method("bora").label, method("LoRA-GA").name, method("newra")
     ('BoRA', 'lora-ga', None)
@@ -42,28 +42,28 @@ def method(name: str) -> Method | None:
 
 
 def costed(*, every: bool = False) -> tuple[str, ...]:
-    """The methods whose cost is known; with ``every`` also those that are special cases of another."""
+    """The methods with a known cost; with ``every`` also special cases of other methods."""
     special = names(lambda row: row.cost is not None and not row.listed)
     return names(lambda row: row.cost is not None and row.listed) + (special if every else ())
 
 
 def made() -> tuple[str, ...]:
-    """The methods that are written and made at random."""
+    """The methods that can be written and made at random."""
     return names(lambda row: row.made)
 
 
 def trained() -> tuple[str, ...]:
-    """The methods that ``train`` takes."""
+    """The methods that ``train`` accepts."""
     return names(lambda row: row.training)
 
 
 def names(fits: Callable[[Method], object]) -> tuple[str, ...]:
-    """The names of the rows that fit, in their order."""
+    """The names of the rows for which ``fits`` is true, in order."""
     return tuple(row.name for row in METHODS.values() if fits(row))
 
 
 def labels(fits: Callable[[Method], object], joined: str = " and ") -> str:
-    """The labels of the rows that fit, for a sentence: "A, B and C".
+    """The labels of the rows for which ``fits`` is true, for a sentence: "A, B and C".
 
     >>> labels(lambda row: row.experts)
     'HydraLoRA and MoELoRA'

@@ -1,7 +1,7 @@
-"""Layer shapes of models: those that the paper fine-tunes, a small one to try things on, and any of transformers.
+"""Layer shapes of models: those that the paper fine-tunes, a small one for trials, and any model of transformers.
 
-The paper's are data, checked against the #Params of its tables 1–4, 8 and 9 (arXiv 2508.06953): what these shapes give
-under LoRA, DoRA, MELoRA, HydraLoRA and BoRA agrees with the digits printed there. Others come from a ``config.json``.
+The shapes of the paper's models are checked against the #Params of its tables 1–4, 8 and 9 (arXiv 2508.06953): the
+parameters of LoRA, DoRA, MELoRA, HydraLoRA and BoRA agree with the digits. Other shapes come from a ``config.json``.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ LETTERS = {"q": "q", "k": "k", "v": "v", "o": "o", "g": "gate", "u": "up", "d": 
 
 
 def architecture(name: str) -> Architecture:
-    """Look a model up by name; ``ValueError`` lists the names there are."""
+    """A model by its name; ``ValueError`` lists the known names."""
     if name.lower() not in ARCHITECTURES:
         raise ValueError(f"model {name!r} is unknown; known: {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name.lower()]
@@ -117,9 +117,9 @@ def matrices(model: str) -> list[Matrices]:
     Raises
     ------
     ValueError
-        Unknown model (the message lists the known ones), or a configuration that transformers cannot make a model of.
+        Unknown model (the message lists the known ones), or a configuration that transformers cannot use.
     OSError
-        The configuration is not there.
+        The configuration is missing.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def _from_config(source: str, shown: str) -> list[Matrices]:
         config = AutoConfig.from_pretrained(source)
     except OSError as error:
         raise OSError(errno.EIO, f"transformers cannot load its configuration: {_first_line(error)}", shown) from None
-    except Exception as error:  # transformers lets whatever a bad configuration sets off go through
+    except Exception as error:  # transformers raises many kinds of errors for a bad configuration
         raise ValueError(f"model {shown!r}: its configuration cannot be used: {_first_line(error)}") from None
     try:
         with torch.device("meta"):
@@ -167,7 +167,7 @@ def _from_config(source: str, shown: str) -> list[Matrices]:
             m, n = shape[::-1] if isinstance(module, Conv1D) else shape
             counts[projection(path), m, n] += 1
     if not counts:
-        raise ValueError(f"model {shown!r}: a {config.model_type} has no linear layers in numbered layers")
+        raise ValueError(f"model {shown!r}: its type {config.model_type} has no linear layers in numbered layers")
     return [Matrices(*key, count) for key, count in counts.items()]
 
 
@@ -177,7 +177,7 @@ def _first_line(error: Any) -> str:
 
 
 def targets(shorthand: str, model: Architecture) -> tuple[str, ...]:
-    """Projections of a known model behind the paper's shorthand; see :func:`chosen`.
+    """Projections of a known model for the paper's shorthand; see :func:`chosen`.
 
     >>> targets("QKVUD", architecture("llama-3-8b"))
     ('q', 'k', 'v', 'up', 'down')
@@ -186,18 +186,18 @@ def targets(shorthand: str, model: Architecture) -> tuple[str, ...]:
 
 
 def chosen(target: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Projections behind a target.
+    """Projections that a target names.
 
     Parameters
     ----------
     target : the paper's shorthand, e.g. ``"qkv"`` or ``"QKVOGUD"``; names with commas between them, e.g.
-        ``"qkv,o"``, for projections that have no letter; ``"all"`` for every one there is.
-    known : the projections that the model has.
+        ``"qkv,o"``, for projections without a letter; ``"all"`` for every projection.
+    known : the projections of the model.
 
     Raises
     ------
     ValueError
-        A projection that the model does not have; the message lists those that it has.
+        A projection that the model lacks; the message lists the model's projections.
 
     Examples
     --------
@@ -223,5 +223,5 @@ def chosen(target: str, known: Iterable[str]) -> tuple[str, ...]:
     message = f"target {target!r}: {', '.join(unknown) or 'nothing'} is not in this model; it has {has}, or all"
     fused = [name for name in unknown if name in ("q", "k", "v")]
     if fused and "qkv" in known:
-        message += f". {', '.join(fused)} exist only fused here, as one matrix: qkv"
+        message += f". This model fuses {', '.join(fused)} into one matrix: qkv"
     raise ValueError(message)

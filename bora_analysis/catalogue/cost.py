@@ -1,12 +1,12 @@
-"""What a low-rank adapter costs, from its sizes alone: parameters, multiply-adds, memory, rank bound.
+"""The cost of a low-rank adapter from its sizes alone: parameters, multiply-adds, memory, rank bound.
 
 One adapted matrix is W ∈ R^{m×n}, m = out_features, n = in_features.
 
 **Conventions.** ``macs_per_token`` counts multiply-adds for one token beyond the m·n of the frozen layer, as the paper
-(BoRA, arXiv 2508.06953, §3.4) does under the name "FLOPs"; :attr:`Cost.flops_per_token` counts two for each. Not
-counted: the scaling α/r, sums, gates' weights, softmax, dropout. What a forward pass does once for all its tokens
-(DoRA's row norms, ΔW of HiRA) is in ``macs_per_pass``. All of it is for the unmerged adapter, W x computed by itself;
-merged it costs nothing, but HydraLoRA and MoELoRA cannot be merged, because their ΔW depends on the token.
+(BoRA, arXiv 2508.06953, §3.4) does under the name "FLOPs"; :attr:`Cost.flops_per_token` counts two for each. The
+scaling α/r, sums, gates' weights, softmax and dropout are not counted. ``macs_per_pass`` counts the work of a forward
+pass that is done once for all tokens (DoRA's row norms, ΔW of HiRA). All counts are for an unmerged adapter. A merged
+adapter costs nothing; HydraLoRA and MoELoRA cannot be merged, because their ΔW depends on the token.
 
 **Errata of the paper.** §3.3 gives LoRA (m+n)(b²r) parameters at rank br: it is (m+n)·br. §3.4 calls mn + (m+n)r the
 number of trainable parameters: mn is frozen.
@@ -26,23 +26,22 @@ __all__ = ["BYTES", "Cost", "Memory", "cost", "memory"]
 def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int | None = None) -> Cost:
     """Cost of one adapted matrix W ∈ R^{m×n}.
 
-    The formulas, in words and as functions, are those of the method's row in :data:`bora_analysis.catalogue.METHODS`.
-    Counted is what PEFT's ``print_trainable_parameters`` counts, without heads and biases, for every method that PEFT
-    has.
+    The method's row in :data:`bora_analysis.catalogue.METHODS` has the formulas, in words and as functions. For PEFT's
+    methods the parameters equal those of PEFT's ``print_trainable_parameters`` without heads and biases.
 
     Parameters
     ----------
-    method : a name of the catalogue whose cost is known, see :func:`bora_analysis.catalogue.costed`.
+    method : a name in :func:`bora_analysis.catalogue.costed`.
     m, n : out_features and in_features.
-    r : rank of one factor pair, of one expert where there are several. A method without r takes any.
-    blocks : of a method that cuts the layer into blocks: b, minis, k or N. It must divide m and n, for some also r.
-    experts : K of a method with a router; default as in the catalogue (HydraLoRA's 3 are those of BoRA, §4.1).
+    r : rank of one factor pair, or of one expert. A method without r ignores it.
+    blocks : b, minis, k or N of a method that cuts the layer into blocks. It must divide m and n, and for some r.
+    experts : K of a method with a router; default as in the catalogue (HydraLoRA's 3 as in BoRA, §4.1).
 
     Raises
     ------
     ValueError
         Unknown method, a size below 1, b that does not divide m and n, blocks or experts for a method without them.
-        The message says what is possible.
+        The message states the possible values.
 
     Examples
     --------
@@ -61,26 +60,26 @@ def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int |
         check_blocks(blocks, [(m, n)])
     elif blocks != 1:
         have = listed(names(lambda row: row.cost and row.cut))
-        raise ValueError(f"{method} has no blocks, and {blocks} were given; methods with blocks: {have}")
+        raise ValueError(f"blocks is {blocks}, but {method} has no blocks; methods with blocks: {have}")
     if row.splits and r % blocks:
-        raise ValueError(f"{method} splits r among the blocks: r = {r} is no multiple of {blocks}")
+        raise ValueError(f"{method} splits r among the blocks: r = {r} is not a multiple of {blocks}")
     if experts is None:
         experts = row.blocks.default if row.experts and row.blocks else 1
     elif not row.experts:
         have = listed(names(lambda row: row.cost and row.experts))
-        raise ValueError(f"{method} has no experts, and {experts} were given; methods with experts: {have}")
+        raise ValueError(f"experts is {experts}, but {method} has no experts; methods with experts: {have}")
     elif experts < 1:
         raise ValueError(f"experts is {experts}; expected at least 1")
     return row.cost.count(Sizes(m, n, r, blocks, experts))
 
 
-#: Bytes per number of the dtypes that adapters are trained in.
+#: Bytes per number, for the dtypes of training.
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that training an adapter takes, without activations and the frozen model."""
+    """Bytes for training an adapter, without activations and the frozen model."""
 
     weights: int
     gradients: int
@@ -92,12 +91,12 @@ class Memory:
 
 
 def memory(parameters: int, dtype: str = "float32", *, master: bool = False) -> Memory:
-    """Memory of training ``parameters`` numbers with AdamW.
+    """Memory for training ``parameters`` numbers with AdamW.
 
     Parameters
     ----------
     parameters : trained numbers.
-    dtype : of weights and gradients; the two moments have it too, as in PyTorch's AdamW.
+    dtype : dtype of weights, gradients and, as in PyTorch's AdamW, the two moments.
     master : keep a float32 copy of the weights and float32 moments in the optimizer, as mixed-precision trainers do
         (16 bytes for a 16-bit weight: ZeRO, arXiv 1910.02054, §3.1).
 

@@ -1,4 +1,4 @@
-"""What each method costs, from its sizes alone: the one place where these formulas are written down.
+"""The cost of each method from its sizes alone. These formulas stand nowhere else.
 
 One adapted matrix is W ∈ R^{m×n}, m = out_features, n = in_features. For the conventions see
 :func:`bora_analysis.catalogue.cost.cost`.
@@ -15,14 +15,14 @@ from .sizes import kronecker_factors
 
 @dataclass(frozen=True)
 class Cost:
-    """What one adapted matrix costs. Costs of several matrices are sums of the fields, except ``rank_bound``.
+    """The cost of one adapted matrix. For several matrices add the fields, except ``rank_bound``.
 
     Attributes
     ----------
     parameters : trained numbers.
     macs_per_token : multiply-adds per token beyond the frozen m·n (the paper's "FLOPs").
-    rank_bound : least upper bound on rank(ΔW) that the sizes alone give; for one token where ΔW depends on it.
-    macs_per_pass : multiply-adds once per forward pass, whatever the number of tokens.
+    rank_bound : least upper bound on rank(ΔW) from the sizes alone; for a single token if ΔW depends on the token.
+    macs_per_pass : multiply-adds once per forward pass, independent of the number of tokens.
     """
 
     parameters: int
@@ -37,7 +37,7 @@ class Cost:
 
 
 class Sizes(NamedTuple):
-    """What a formula is given; ``blocks`` and ``experts`` are 1 for a method without them."""
+    """The arguments of a formula; ``blocks`` and ``experts`` are 1 for a method without them."""
 
     m: int
     n: int
@@ -63,7 +63,7 @@ def bora(s: Sizes) -> Cost:
 
 def dora(s: Sizes) -> Cost:
     size = (s.m + s.n) * s.r + s.m
-    # W + sBA has to be formed for its row norms: m·n·r, and m·n for the squares.
+    # The row norms need W + sBA: m·n·r, and m·n for the squares.
     return Cost(size, size, min(s.m, s.n), macs_per_pass=s.m * s.n * (s.r + 1))
 
 
@@ -97,7 +97,7 @@ def vera(s: Sizes) -> Cost:
 
 def loha(s: Sizes) -> Cost:
     size, rank = 2 * (s.m + s.n) * s.r, min(s.m, s.n, s.r**2)
-    # ΔW is also a product of r²-column factors, which pays while r² is small.
+    # ΔW is also a product of factors with r² columns, which is cheaper for small r².
     factored, dense = (s.m + s.n) * s.r**2, s.m * s.n
     if factored < dense:
         return Cost(size, factored, rank, macs_per_pass=factored)
@@ -111,7 +111,7 @@ def hira(s: Sizes) -> Cost:
 
 def lokr(s: Sizes) -> Cost:
     (p, u), (q, v) = kronecker_factors(s.m), kronecker_factors(s.n)
-    if 2 * s.r >= max(u, v):  # the decomposition would save nothing, so PEFT keeps w2 whole
+    if 2 * s.r >= max(u, v):  # PEFT keeps w2 whole, because the decomposition saves nothing
         return krona(s)
     return _kronecker(s.m, s.n, second=(u + v) * s.r, rank=min(p, q) * min(u, v, s.r))
 
@@ -122,13 +122,13 @@ def krona(s: Sizes) -> Cost:
 
 
 def gralora(s: Sizes) -> Cost:
-    size = (s.m + s.n) * s.r  # k pairs, of (m/k) r and (n/k) r
+    size = (s.m + s.n) * s.r  # k pairs, each of (m/k) r and (n/k) r numbers
     return Cost(size, size, min(s.m, s.n, s.blocks * s.r))
 
 
 def delora(s: Sizes) -> Cost:
     size = (s.m + s.n) * s.r
-    # The norms of A's rows and B's columns are taken in every pass.
+    # Every pass computes the norms of A's rows and B's columns.
     return Cost(size + 1, size + s.r + s.n, min(s.m, s.n, s.r), macs_per_pass=size)
 
 
@@ -163,12 +163,12 @@ def bdlora_b(s: Sizes) -> Cost:
 
 
 def _kronecker(m: int, n: int, *, second: int, rank: int) -> Cost:
-    """w1 (p, q) ⊗ w2 (u, v), with ``second`` trained numbers in w2; x is taken as a q×v matrix: w1 x w2ᵀ."""
+    """w1 (p, q) ⊗ w2 (u, v), with ``second`` trained numbers in w2; x as a q×v matrix gives w1 x w2ᵀ."""
     (p, u), (q, _) = kronecker_factors(m), kronecker_factors(n)
     return Cost(p * q + second, q * second + p * q * u, rank)
 
 
-#: FourierFT's trained coefficients (PEFT's default ``n_frequency``), or all m·n where there are fewer.
+#: FourierFT's trained coefficients (PEFT's default ``n_frequency``), or all m·n if that is fewer.
 FREQUENCIES = 1000
 #: Numbers in VB-LoRA's bank (PEFT's defaults: 256 vectors of length 256), which all matrices share.
 BANK = 256 * 256

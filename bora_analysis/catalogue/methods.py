@@ -1,8 +1,8 @@
 """The methods, one row each: name, look, files, blocks, cost. Every list of methods is derived from these rows.
 
-A method's code stands in the file that its row names: how a file of it is read, how one is written, how random factors
-are made (see :mod:`bora_analysis.methods`). A new method is one row and one file;
-:func:`bora_analysis.catalogue.register` takes the row of a method that lives in another package.
+The row names the file with the method's code, which reads, writes and makes random factors (see
+:mod:`bora_analysis.methods`). A new method needs one row and one file; :func:`bora_analysis.catalogue.register` adds
+the row of a method from another package.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 
 @dataclass(frozen=True)
 class Blocks:
-    """What the blocks of a method are.
+    """The blocks of a method.
 
     Attributes
     ----------
-    word : what one block is called: ``"block"``, ``"mini"``, ``"expert"`` …
-    default : how many a random adapter has.
-    divides : whether the number must divide m and n. splits : whether it must divide r too.
-    trained : how many ``train`` takes by default (those of BoRA, arXiv 2508.06953, §4.1); None: as ``default``.
+    word : name of one block: ``"block"``, ``"mini"``, ``"expert"`` …
+    default : number of blocks of a random adapter.
+    divides : whether the number must divide m and n. splits : whether it must also divide r.
+    trained : default number for ``train`` (as in BoRA, arXiv 2508.06953, §4.1); None: ``default``.
     """
 
     word: str
@@ -40,26 +40,26 @@ class Training:
 
     Attributes
     ----------
-    config : the configuration's class, with its module.
-    fixed : its settings that make it this method.
-    told : its settings → those of :class:`bora_analysis.training.Settings` that they are, beside r, α and the like.
+    config : module and class of the configuration.
+    fixed : settings of the configuration that select this method.
+    passed : further settings of the configuration → the :class:`bora_analysis.training.Settings` they come from.
     """
 
     config: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    told: Mapping[str, str] = field(default_factory=dict)
+    passed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Formula:
-    """What one adapted matrix costs, as a function and in words.
+    """The cost of one adapted matrix, as a function and in words.
 
     Attributes
     ----------
     count : sizes → cost.
     parameters, macs, bound : the same in words, for one W ∈ R^{m×n}.
-    note : what the formula assumes. beside : what must be said wherever its parameters stand.
-    any_rank : whether r may be above the full rank of the matrix.
+    note : assumptions of the formula. beside : remark to print wherever the parameters are shown.
+    any_rank : whether r may exceed the full rank of the matrix.
     """
 
     count: Callable[[f.Sizes], f.Cost]
@@ -78,19 +78,19 @@ class Method:
     Attributes
     ----------
     name : in tables, in ``--method``, in Python.
-    label, colour, marker : in figures and text; the pair of colour and marker is the method's own. ``marker`` is in
+    label, colour, marker : in figures and text; every method has its own pair of colour and marker. ``marker`` is in
         matplotlib's letters.
-    module : the file with its code, relative to :mod:`bora_analysis.methods`; empty for a method without one, whose
-        files are those of another (LoRA+ is LoRA's).
-    peft_types : the ``peft_type`` that its files may have; the first one is written.
+    module : the file with its code, relative to :mod:`bora_analysis.methods`; empty for a method whose files are those
+        of another method (LoRA+ has LoRA's).
+    peft_types : possible values of ``peft_type`` in its files; the first one is written.
     update, core : ΔW, and the smallest matrix with its singular values, in words.
-    paper : where it comes from.
-    blocks : what its blocks are; None for a method without.
+    paper : its source.
+    blocks : None for a method without blocks.
     ranked, scaled : whether it has an r, and an α.
-    cost : None for a method whose cost is not known here.
-    listed : False for a special case of another method, which ``all`` leaves out.
-    made : whether adapters of it are written, and made at random.
-    training : None for a method that ``train`` does not take.
+    cost : None for a method of unknown cost.
+    listed : False for a special case of another method; ``all`` leaves it out.
+    made : whether its adapters can be written and made at random.
+    training : None for a method that ``train`` does not accept.
     needs_base : whether ΔW depends on the base model's weights.
     initialises : beginning of PEFT's ``init_lora_weights``, for a method that changes the base model at the start.
     """
@@ -133,9 +133,9 @@ class Method:
 LORA = Formula(f.lora, "(m+n)r", "min(m, n, r)")
 CORE = "r×r"
 OURS = "bora_analysis.peft_methods."
-THROUGH = "ΔW"  # no smaller core
+THROUGH = "ΔW"  # there is no smaller core
 
-#: Name → row, in the order of menus. Yellow is left out: a yellow line is lost on white paper.
+#: Name → row, in the order of menus. No method is yellow, which is hard to see on white paper.
 METHODS: dict[str, Method] = {row.name: row for row in (
     Method(
         "lora", "LoRA", BLUE, "o", ".lora", ("LORA",), "s B A", CORE, "arXiv 2106.09685", cost=LORA,
@@ -152,12 +152,12 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     Method(
         "melora", "MELoRA", ORANGE, "s", ".melora", ("MELORA",), "blkdiag(s B₁ A₁, …, s B_N A_N)", "r×r, N times",
         "arXiv 2402.17263", Blocks("mini", 8, trained=4), cost=Formula(f.melora, "(m+n)r", "min(m, n, br)"),
-        made=True, training=Training(OURS + "MeloraConfig", told={"num_minis": "blocks"}),
+        made=True, training=Training(OURS + "MeloraConfig", passed={"num_minis": "blocks"}),
     ),
     Method(
         "bora", "BoRA", VERMILLION, "D", ".bora", ("BORA",), "s B_i Σ_ij A_j in b×b blocks", "br×br",
         "arXiv 2508.06953", Blocks("block", 8, trained=16), cost=Formula(f.bora, "(m+n+b²)r", "min(m, n, br)"),
-        made=True, training=Training(OURS + "BoraConfig", told={"num_blocks": "blocks", "activation": "activation"}),
+        made=True, training=Training(OURS + "BoraConfig", passed={"num_blocks": "blocks", "activation": "activation"}),
     ),
     Method(
         "dora", "DoRA", SKY, "^", ".dora", ("DORA",), "diag(g / ‖V‖_row) V − W0, V = W0 + s B A", THROUGH,
@@ -170,16 +170,16 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     Method(
         "hydralora", "HydraLoRA", PURPLE, "h", ".hydralora", ("HYDRALORA",), "Σ_k w_k s B_k A ²", CORE,
         "arXiv 2404.19245", Blocks("expert", 3, divides=False), made=True,
-        training=Training(OURS + "HydraloraConfig", told={"num_experts": "experts"}),
+        training=Training(OURS + "HydraloraConfig", passed={"num_experts": "experts"}),
         cost=Formula(
             f.hydralora, "nr + K(mr + n)", "min(m, n, r)",
-            note="A linear router n → K is counted, and all K experts are at work on every token.",
+            note="A linear router n → K is counted, and all K experts process every token.",
         ),
     ),
     Method(
         "moelora", "MoELoRA", PURPLE, "p", ".moelora", ("MMOELORAS", "MMOELORA"), "Σ_k w_k s B_k A_k ²", "Kr×Kr",
         "arXiv 2310.18339", Blocks("expert", 8, divides=False), made=True,
-        cost=Formula(f.moelora, "K((m+n)r + n)", "min(m, n, Kr)", note="r is that of one expert."),
+        cost=Formula(f.moelora, "K((m+n)r + n)", "min(m, n, Kr)", note="r is the rank of one expert."),
     ),
     Method("sbora", "SBoRA", PURPLE, "d", ".sbora", ("SBORA",)),
     Method(
@@ -199,7 +199,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         "arXiv 2303.10512", made=True,
         cost=Formula(
             f.adalora, "(m+n+1)r", "min(m, n, r)",
-            note="PEFT trains ``init_r`` directions and prunes them later, so r is that one and not the budget's.",
+            note="PEFT trains ``init_r`` directions and prunes them later; r is ``init_r``, not the final rank.",
         ),
     ),
     Method(
@@ -207,7 +207,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         "arXiv 2310.11454", scaled=False, made=True,
         cost=Formula(
             f.vera, "m + r", "min(m, n, r)", "(m+n)r + m + r",
-            "The frozen random A and B, shared by the layers, work but are not trained.", any_rank=True,
+            "The frozen random A and B, shared by the layers, cost multiply-adds but are untrained.", any_rank=True,
         ),
     ),
     Method("pvera", "PVeRA", BLACK, ">", ".vera", ("PVERA",), "VeRA's, of the mean", CORE, scaled=False),
@@ -216,7 +216,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         "arXiv 2108.06098", made=True,
         cost=Formula(
             f.loha, "2(m+n)r", "min(m, n, r²)", "min(mn, (m+n)r²)",
-            "ΔW is formed once, or its r²-column (Khatri–Rao) factors where they are cheaper; PEFT always forms ΔW.",
+            "ΔW is formed once, or its r²-column (Khatri–Rao) factors if they are cheaper; PEFT always forms ΔW.",
         ),
     ),
     Method(
@@ -224,7 +224,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         "arXiv 2309.14859", made=True,
         cost=Formula(
             f.lokr, "pq + (u+v)r, or pq + uv", "rank w1 · rank w2", "(u+v)rq + mq, or nu + mq",
-            "w1 ∈ R^{p×q}, w2 ∈ R^{u×v}, pu = m, qv = n, both pairs as square as can be (``decompose_factor=-1``); "
+            "w1 ∈ R^{p×q}, w2 ∈ R^{u×v}, pu = m, qv = n, both pairs as square as possible (``decompose_factor=-1``); "
             "w2 = w2a w2b of rank r where 2r < max(u, v), as in PEFT (``decompose_both=False``). Multiply-adds are "
             "those of w1 x w2ᵀ; PEFT forms ΔW instead.", any_rank=True,
         ),
@@ -232,7 +232,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     Method(
         "krona", "KronA", GREEN, "p", ".lokr", ("LOKR",), "W₁ ⊗ W₂, both whole", "none: products of two spectra",
         "arXiv 2212.10650", ranked=False, scaled=False, listed=False, made=True,
-        cost=Formula(f.krona, "pq + uv", "rank w1 · rank w2", "nu + mq", "LoKr with both factors whole at every r."),
+        cost=Formula(f.krona, "pq + uv", "rank w1 · rank w2", "nu + mq", "LoKr with both factors whole, whatever r."),
     ),
     Method(
         "hira", "HiRA", GREEN, "^", ".hira", ("HIRA",), "W0 ⊙ (B A)", THROUGH, "ICLR 2025", scaled=False,
@@ -246,7 +246,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         "gralora", "GraLoRA", ORANGE, "D", ".gralora", ("GRALORA",), "k×k blocks of rank r/k, and B A (hybrid)",
         "(kr + h)²", "arXiv 2505.20355", Blocks("block", 2, splits=True), made=True,
         cost=Formula(
-            f.gralora, "(m+n)r", "min(m, n, kr)", note="Without the LoRA beside it (PEFT's ``hybrid_r`` = 0)."
+            f.gralora, "(m+n)r", "min(m, n, kr)", note="Without the additional LoRA (PEFT's ``hybrid_r`` = 0)."
         ),
     ),
     Method(
@@ -275,10 +275,10 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         CORE, "arXiv 2405.15179", scaled=False, made=True,
         cost=Formula(
             f.vblora, "(m+n)r, and the bank once", "min(m, n, r)", "(m+n)r",
-            "A bank of h vectors of length v with h = v, as PEFT's defaults have it; v numbers of A and B each are a "
-            "mixture of two of them, chosen by h logits, and formed once per pass. All logits are trained, though a "
-            "file may keep the two largest alone.",
-            f"VB-LoRA trains a bank of {f.BANK:,} numbers besides, once for all matrices.",
+            "A bank of h vectors of length v with h = v, as in PEFT's defaults. Every v numbers of A and B are a "
+            "mixture of two vectors, chosen by h logits and formed once per pass. All logits are trained, though a "
+            "file may keep only the two largest.",
+            f"VB-LoRA also trains a bank of {f.BANK:,} numbers, once for all matrices.",
         ),
     ),
     Method(
@@ -290,8 +290,8 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         "arXiv 2407.19342", Blocks("block", 8), ranked=False, scaled=False, made=True,
         cost=Formula(
             f.c3a, "mn/s", "min(m, n)",
-            note="s = gcd(m, n)/b is the size of a circulant block; b = 1 has blocks as large as they can be, the "
-            "paper's b = d/1. Multiply-adds are those of the transformed blocks, without the Fourier transforms.",
+            note="s = gcd(m, n)/b is the size of a circulant block; b = 1 gives the largest possible blocks, the "
+            "paper's b = d/1. Multiply-adds count the transformed blocks without the Fourier transforms.",
         ),
     ),
     Method(
@@ -299,8 +299,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         "one per connected component", "arXiv 2405.03003", ranked=False, scaled=False, made=True,
         cost=Formula(
             f.fourierft, "min(1000, mn)", "min(m, n, 2000)", "mn",
-            "PEFT's default of 1000 coefficients; ΔW is formed once per pass by a Fourier transform, which is not "
-            "counted.",
+            "PEFT's default of 1000 coefficients. A Fourier transform, not counted, forms ΔW once per pass.",
         ),
     ),
     Method(

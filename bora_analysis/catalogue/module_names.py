@@ -1,12 +1,12 @@
-"""What the path of a module says: its projection and the number of its layer, across model families."""
+"""The projection and the layer number in the path of a module, across model families."""
 
 from __future__ import annotations
 
 import re
 from itertools import pairwise
 
-# Last name of a module → projection, across model families. Names that mean different things in attention and in
-# the feed-forward part are decided by the path in `projection`.
+# Projection → last names of modules. `projection` decides by the path for names that occur in both attention and the
+# feed-forward part.
 _PROJECTIONS = {
     "q": "q q_proj query q_lin to_q wq query_proj",
     "k": "k k_proj key k_lin to_k wk key_proj",
@@ -43,7 +43,7 @@ def projection(module: str) -> str:
         return "down" if hit["part"] == "2" else "up"
     parts = [part for part in path.split(".") if not part.isdigit()] or [module]
     name = parts[-1].lower()
-    if path != module:  # the last name is the longest end that is known
+    if path != module:  # the last name is the longest known end
         pieces = name.split("_")
         ends = ["_".join(pieces[k:]) for k in range(len(pieces))]
         name = next((end for end in ends if end in _BY_NAME or end in _EITHER), name)
@@ -61,7 +61,7 @@ def projection(module: str) -> str:
 
 
 def layer(module: str) -> int | None:
-    """Number of the layer: the first whole-number part of a module path. None where there is none.
+    """Number of the layer: the first integer part of a module path, or None.
 
     >>> layer("model.layers.31.mlp.experts.5.w1"), layer("lm_head")
     (31, None)
@@ -70,7 +70,7 @@ def layer(module: str) -> int | None:
 
 
 def _dotted(module: str) -> str:
-    """The path with dots around its numbers, where it has underscores for all of its dots."""
+    """The path with dots around its numbers, if underscores replace all dots."""
     if not _UNDERSCORED.fullmatch(module):
         return module
     pieces = module.split("_")

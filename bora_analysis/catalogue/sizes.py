@@ -1,4 +1,4 @@
-"""Sizes that blocks and Kronecker factors divide. Plain integers."""
+"""Divisors for blocks and Kronecker factors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def common_divisors(sizes: Iterable[int]) -> tuple[int, ...]:
 
 
 def check_blocks(b: int, shapes: Iterable[tuple[int, int]]) -> None:
-    """``ValueError``, with the b that would fit, unless b divides m and n of every shape (m, n)."""
+    """Raise ``ValueError``, with the possible b, unless b divides m and n of every shape (m, n)."""
     shapes = list(dict.fromkeys(shapes))
     if b < 1 or any(m % b or n % b for m, n in shapes):
         good = listed(common_divisors(size for shape in shapes for size in shape))
@@ -30,7 +30,7 @@ def check_blocks(b: int, shapes: Iterable[tuple[int, int]]) -> None:
 
 @lru_cache(maxsize=1024)
 def kronecker_factors(size: int) -> tuple[int, int]:
-    """(small, large) with small · large = size, as close to each other as they come.
+    """(small, large) with small · large = size and the smallest difference.
 
     The same as PEFT's ``factorization(size, -1)``.
 

@@ -1,15 +1,15 @@
 """BoRA, MELoRA, SBoRA and HydraLoRA as PEFT methods, to be trained like PEFT's own.
 
-One import is all that PEFT needs; ``get_peft_model``, ``PeftModel.from_pretrained``, several adapters, merging and
-saving work as they do for LoRA. Needs peft 0.21; tested with peft 0.21.0 and 0.21.2, transformers 5.23.
+The import registers them; then ``get_peft_model``, ``PeftModel.from_pretrained``, several adapters, merging and saving
+work as for LoRA. Needs peft 0.21; tested with peft 0.21.0 and 0.21.2, transformers 5.23.
 
 * :class:`BoraConfig`: arXiv 2508.06953, ΔW_ij = B_i Σ_ij A_j with a trained diagonal for each pair of blocks.
 * :class:`MeloraConfig`: arXiv 2402.17263, equal mini-LoRAs along the diagonal.
 * :class:`SboraConfig`: SBoRA-FA and SBoRA-FB (Po et al., ICONIP 2024), LoRA with one factor of standard basis vectors.
 * :class:`HydraloraConfig`: arXiv 2404.19245, one A, K matrices B and a router, for comparison; it cannot be merged.
-* :func:`convert`: an adapter of the first three as an exact plain LoRA.
+* :func:`convert`: an adapter of the first three methods as an exact plain LoRA.
 * :class:`RankCallback`: effective rank, energy and entropy rank while the transformers ``Trainer`` trains.
-* :func:`read_model`: any PEFT model in memory, as the analysis reads it from a file.
+* :func:`read_model`: a PEFT model in memory as an adapter for the analysis.
 
 Examples
 --------
@@ -22,7 +22,7 @@ Examples
 72
 """
 
-# ruff: noqa: E402  what is checked first, the imports need
+# ruff: noqa: E402  the imports need the packages that are checked first
 
 from importlib.metadata import version
 
@@ -30,7 +30,7 @@ from ..extras import require
 
 require("train", "bora_analysis.peft_methods", "torch", "transformers", "peft")
 if tuple(map(int, version("peft").split(".")[:2])) < (0, 21):
-    # Older ones lose trained biases, turn SBoRA's indices into floats, or mix the adapters of one model in a file.
+    # Older versions lose trained biases, turn SBoRA's indices into floats, or mix several adapters in one file.
     raise ImportError(
         f"bora_analysis.peft_methods: peft {version('peft')} is installed; expected 0.21 or later: "
         'pip install -U "bora_analysis[train]"'

@@ -1,4 +1,4 @@
-"""What the methods' layers share: bookkeeping of several adapters, forward, merging."""
+"""The base class of the methods' layers: several adapters, forward pass, merging."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return isinstance(self.get_base_layer(), Conv1D)
 
     def update_layer(self, adapter_name: str, config: AdapterConfig) -> None:
-        """Add an adapter, or start one anew."""
+        """Add an adapter, or reset one."""
         name = self.module_name
         r = of_pattern(config.rank_pattern, name, config.r)
         alpha = of_pattern(config.alpha_pattern, name, config.lora_alpha)
@@ -78,9 +78,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def dense_delta(self, adapter_name: str) -> Tensor:
         """ΔW (m, n), scaled, in float32 or float64."""
 
-    @abstractmethod
     def trained_dtype(self, adapter_name: str) -> torch.dtype:
         """The dtype of the trained factors."""
+        factors = (getattr(self, name) for name in self.adapter_layer_names)
+        return next(own[adapter_name].dtype for own in factors if adapter_name in own)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """ΔW in the shape of the base layer's weight, (m, n) or (n, m), and in the dtype of the factors."""
@@ -111,19 +112,19 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         plain = isinstance(weight, Tensor) and weight.is_floating_point() and tuple(weight.shape) == shape
         if not plain or type(base).__module__.startswith("bitsandbytes"):
             raise ValueError(
-                f"{self.module_name}: the base layer is a {type(base).__name__}, whose weight is quantised, and ΔW "
-                "cannot be merged into it; expected a floating-point weight: load the base model unquantised to merge"
+                f"{self.module_name}: ΔW cannot be merged into a {type(base).__name__} with a quantised weight; "
+                "expected a floating-point weight: load the base model unquantised to merge"
             )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add ΔW to the base weight, rounded once. ``safe_merge`` refuses weights that are not finite."""
+        """Add ΔW to the base weight with one rounding. ``safe_merge`` refuses a result that is not finite."""
         for name in check_adapters_to_merge(self, adapter_names) or ():
             if name in self.scaling:
                 self._shift(name, 1, safe_merge)
                 self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Take ΔW off the base weight again. W is then off by the two roundings to its dtype."""
+        """Subtract ΔW from the base weight. The result differs from the original W by two roundings to its dtype."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
         while self.merged_adapters:
@@ -134,11 +135,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def _shift(self, name: str, sign: int, safe: bool = False) -> None:
         self.check_mergeable()
         weight: Tensor = self.get_base_layer().weight.data  # pyright: ignore[reportAssignmentType]
-        # In float32 whatever the weight's dtype, so that the sum is rounded once and ΔW never by itself.
+        # At least in float32, so that only the sum is rounded to the dtype of the weight.
         delta = self._delta(name).to(weight.device)
         shifted = (weight.to(torch.promote_types(weight.dtype, delta.dtype)) + sign * delta).to(weight.dtype)
         if safe and not torch.isfinite(shifted).all():
-            raise ValueError(f"{self.module_name}: merging adapter {name} would give NaN or Inf; nothing was changed")
+            raise ValueError(
+                f"{self.module_name}: merging adapter {name} would give NaN or Inf; the weight is unchanged"
+            )
         weight.copy_(shifted)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -146,12 +149,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
 
 def of_pattern(patterns: dict[str, Any], module_name: str, default: Any) -> Any:
-    """The value for a module, by PEFT's rule for ``rank_pattern``."""
+    """The value of the pattern that matches a module, by PEFT's rule for ``rank_pattern``."""
     return patterns.get(get_pattern_key(list(patterns), module_name), default)
 
 
 def initialised(*shape: int, zero: bool = False) -> nn.Parameter:
-    """A factor at zero, or Kaiming-uniform with a = √5, as PEFT's lora_A."""
+    """A factor of zeros, or Kaiming-uniform with a = √5 like PEFT's lora_A."""
     factor = nn.Parameter(torch.zeros(*shape) if zero else torch.empty(*shape))
     if not zero:
         nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
@@ -159,7 +162,7 @@ def initialised(*shape: int, zero: bool = False) -> nn.Parameter:
 
 
 def wide_factor(factor: Tensor) -> Tensor:
-    """A factor in the dtype in which ΔW is computed."""
+    """The factor in the dtype in which ΔW is computed."""
     return factor.to(wide(factor.dtype))
 
 
@@ -169,7 +172,7 @@ def _sizes(base: nn.Module, module_name: str) -> tuple[int, int]:
         n, m = getattr(base.weight, "ds_shape", base.weight.shape)  # ds_shape: sharded by DeepSpeed
         return m, n
     m, n = getattr(base, "out_features", None), getattr(base, "in_features", None)
-    # nn.MultiheadAttention reads the weight of its out_proj and never calls it: an adapter there would do nothing.
+    # nn.MultiheadAttention reads the weight of its out_proj without calling it: an adapter there would have no effect.
     if not isinstance(m, int) or not isinstance(n, int) or isinstance(base, NonDynamicallyQuantizableLinear):
         raise TypeError(
             f"{module_name}: a {type(base).__name__} cannot be adapted; expected a linear layer (nn.Linear, Conv1D, or "

@@ -1,4 +1,4 @@
-"""Ranks followed while a model is trained: a callback for the transformers ``Trainer``."""
+"""A callback for the transformers ``Trainer`` that records ranks during training."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ LOGGED = ("effective_rank", "entropy_rank", "energy")
 
 
 class RankCallback(TrainerCallback):
-    """Effective rank, entropy rank and energy of every module every k steps, into a Parquet file and the run's logs.
+    """Record effective rank, entropy rank and energy of every module in a Parquet file and the run's logs.
 
     The file has the columns of :func:`bora_analysis.layer_metrics`, one row per module and step: before the first step,
-    at each multiple of ``every``, and after the last step. It is written anew, whole or not at all, each time. When
-    training is resumed from a checkpoint, rows of later steps, which are trained again, are dropped; when it is begun
-    anew, all are.
+    at each multiple of ``every``, and after the last step. Each update replaces the file as a whole. A run that resumes
+    from a checkpoint drops the rows of later steps, which it trains again; a new run drops all rows.
 
     Parameters
     ----------
     path : the Parquet file.
-    every : k.
-    log : ``trainer.log``: the means over the modules of each projection go to every reporter of the run (TensorBoard,
-        Weights & Biases …) and into ``log_history``, as ``rank/<projection>/effective_rank`` and so on.
+    every : number of steps between two records.
+    log : ``trainer.log``. It sends the means over the modules of each projection to every reporter of the run
+        (TensorBoard, Weights & Biases …) and to ``log_history``, as ``rank/<projection>/effective_rank`` and so on.
     factors : a second Parquet file, with the ranks of B', Σ' and A' (eq. 6) of each module; BoRA, LoRA and MELoRA.
-    name : in the column ``adapter``; by default the name of the file.
-    adapter : which adapter of the model, by default the active one.
+    name : value of the column ``adapter``; by default the name of the file.
+    adapter : name of the model's adapter; by default the active one.
     threshold : of ``effective_rank``.
-    budget : share of the training time that this may take: a step is passed over while it would be exceeded. The
-        first and the last step always have their rows; None: all steps have.
+    budget : largest share of the training time for this callback; it skips steps that would exceed the share. The
+        first and the last step are always recorded; with None all steps are.
 
     Examples
     --------
@@ -79,13 +78,13 @@ class RankCallback(TrainerCallback):
         step = state.global_step
         for path in filter(None, (self.path, self.factors)):
             frame = _read(path)
-            if frame is not None:  # a run begun anew knows nothing of the one before
+            if frame is not None:  # rows of an earlier run, or of steps after the checkpoint
                 _write(frame[frame["step"] <= step] if step else frame.iloc[:0], path)
         known = _read(self.path) if step else None
         self.last = step if known is not None and (known["step"] == step).any() else None
         if self.last is None:
             self.record(model, state, control)
-        # From here, because the first time includes the imports.
+        # Timed from here: the first record includes the imports.
         self.started, self.seconds, self.latest = time.perf_counter(), 0.0, 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -100,17 +99,17 @@ class RankCallback(TrainerCallback):
             self.record(model, state, control)
 
     def record(self, model: Any, state: Any, control: Any) -> None:
-        """Add the rows of the present step."""
+        """Add the rows of the current step."""
         start = time.perf_counter()
         adapter = read_model(model, adapter=self.adapter, name=self.name, step=state.global_step)
-        # On the CPU: the GPU is the training's, and the cores are small.
+        # On the CPU: training uses the GPU, and the cores are small.
         rows = layer_metrics(adapter, threshold=self.threshold, device="cpu")
         _append(rows, self.path)
         if self.factors is not None:
             _append(factor_table(adapter), self.factors)
         self.last = state.global_step
         if self.log is not None:
-            due = control.should_log  # logging takes it back, and the loss would not be logged at this step
+            due = control.should_log  # trainer.log resets it, and the loss of this step would not be logged
             self.log(means(rows))
             control.should_log = due
         self.latest = time.perf_counter() - start
@@ -137,9 +136,9 @@ def _read(path: Path) -> pd.DataFrame | None:
         return None
     try:
         return pd.read_parquet(path)
-    except Exception as error:  # pyarrow's errors share no base class
+    except Exception as error:  # pyarrow's errors have no common base class
         raise ValueError(
-            f"{path}: is no Parquet file of an earlier run ({type(error).__name__}); move it away or name another"
+            f"{path}: not a Parquet file of an earlier run ({type(error).__name__}); move it or choose another path"
         ) from None
 
 

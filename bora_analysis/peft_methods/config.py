@@ -1,4 +1,4 @@
-"""The configurations: names and defaults of PEFT's ``LoraConfig``, and what each method adds."""
+"""The configurations: names and defaults of PEFT's ``LoraConfig``, with each method's own settings."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..catalogue import ACTIVATIONS
 
 @dataclass
 class AdapterConfig(PeftConfig):
-    """What the methods here share, as in ``LoraConfig``.
+    """Settings that all methods here share with ``LoraConfig``.
 
     Attributes
     ----------
-    r : rank of one factor pair (BoRA's is br at most, MELoRA's N·r).
+    r : rank of one factor pair (the rank of ΔW is at most br for BoRA, N·r for MELoRA).
     target_modules, exclude_modules : names, or one regular expression; ``"all-linear"``. By default PEFT's choice for
         LoRA on that architecture.
     lora_alpha : α. The scaling is α/r.
     lora_dropout : probability with which an input of the adapter is dropped in training.
     use_rslora : scale by α/√r instead.
-    fan_in_fan_out : kept for ``LoraConfig``'s readers; set by the layers themselves, true for GPT-2's Conv1D.
-    bias : which biases are trained: ``"none"``, ``"all"``, or ``"<method>_only"``, those of the adapted layers.
-    modules_to_save : modules to be trained in full and saved beside the adapter.
+    fan_in_fan_out : for readers of ``LoraConfig``; the layers set it, to true for GPT-2's Conv1D.
+    bias : the biases to train: ``"none"``, ``"all"``, or ``"<method>_only"`` for those of the adapted layers.
+    modules_to_save : modules to train in full and to save beside the adapter.
     init_lora_weights : false starts from ΔW ≠ 0, for tests.
     layers_to_transform, layers_pattern : as in ``LoraConfig``.
     rank_pattern, alpha_pattern : regular expression of a module's path → its own r or α.
@@ -76,12 +76,11 @@ class BoraConfig(AdapterConfig):
 
     Attributes
     ----------
-    num_blocks : b, which must divide m and n; or ``"auto"``, the common divisor of m and n with which a rank costs
-        the fewest parameters, near √(m+n) (the smaller one where two tie, see
-        :func:`bora_analysis.analysis.optimal_blocks.optimal_blocks`); or regular expression → either (modules that
-        none fits: auto).
-        The paper trains with 8 and 16.
-    activation : how Σ comes from σ: ``"exp-norm"`` (eq. 5), its ablations ``"no-exp"`` (σ/Mav(σ)) and ``"no-norm"``
+    num_blocks : b, a common divisor of m and n; or ``"auto"``, the common divisor with the fewest parameters per unit
+        of rank, near √(m+n) (the smaller of two that tie, see
+        :func:`bora_analysis.analysis.optimal_blocks.optimal_blocks`); or a dictionary regular expression → either
+        (``"auto"`` for other modules). The paper trains with 8 and 16.
+    activation : how Σ follows from σ: ``"exp-norm"`` (eq. 5), its ablations ``"no-exp"`` (σ/Mav(σ)) and ``"no-norm"``
         (Exp(σ)) of §4.3, or ``"identity"`` (σ is Σ).
 
     Raises
@@ -115,7 +114,7 @@ class MeloraConfig(AdapterConfig):
 
     Attributes
     ----------
-    num_minis : N, which must divide m and n; or regular expression → N, which must fit every target.
+    num_minis : N, a common divisor of m and n; or a dictionary regular expression → N that covers every target.
 
     Examples
     --------
@@ -140,7 +139,7 @@ class SboraConfig(AdapterConfig):
     trained, B places it in r rows. The trained factor starts at zero.
 
     A saved adapter has, for each module, ``sbora_B`` (m, r) or ``sbora_A`` (r, n), ``sbora_index`` (r,) int64, the
-    columns or rows, and ``sbora_size`` (1,) int64, n or m, which the factors alone do not tell.
+    columns or rows, and ``sbora_size`` (1,) int64, n or m, which cannot be derived from the factors.
 
     Examples
     --------

@@ -2,8 +2,8 @@
 
 Shapes: x (T, n) for T tokens, A (b, r, n/b), B (b, m/b, r), Σ (b, b, r), output block first.
 
-Between the factors the tokens come last, (b, r, T): then every product reads and writes rows as they lie in memory,
-forwards and backwards, for any shape. The same products with T in the middle take 5 to 10 times as long.
+Between the factors the tokens come last, (b, r, T). Then every product reads and writes contiguous rows, forwards and
+backwards, for any shape. With T in the middle the same products take 5 to 10 times as long.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 
 def effective_sigma(sigma: Tensor, activation: str, scaling: float) -> Tensor:
-    """scaling · Σ from the raw σ (b, b, r), in float32 at least: the exponential of a bfloat16 is off by percents.
+    """scaling · Σ from the raw σ (b, b, r), at least in float32: in bfloat16 the exponential is off by percents.
 
-    The same as :func:`bora_analysis.updates.blocks.activate`: σ = 0, with Mav(σ) = 0, gives Σ = I, no NaN backwards.
+    As in :func:`bora_analysis.updates.blocks.activate`, σ = 0 gives Σ = I; the backward pass has no NaN there.
     """
     values = sigma.to(wide(sigma.dtype))
     if activation in ("exp-norm", "no-exp"):
@@ -49,7 +49,7 @@ def dense_melora(B: Tensor, A: Tensor) -> Tensor:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 where that is the dtype."""
+    """float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -57,13 +57,13 @@ def _middle(sigma: Tensor, A: Tensor) -> Tensor:
     """Σ'A' in its row blocks, (b, r, n)."""
     b, r, _ = A.shape
     columns = A.transpose(0, 1)  # (r, b, n/b)
-    # Contiguous before it is broadcast, or the product would take its strides and be copied.
+    # Contiguous before the broadcast; otherwise the product inherits its strides and reshape copies it.
     return (sigma.transpose(1, 2).contiguous()[..., None] * columns).reshape(b, r, -1)
 
 
 def _add(result: Tensor, x: Tensor, B: Tensor, S: Tensor | None, A: Tensor) -> Tensor:
     kind = x.device.type
-    # By hand, because autocast reaches into a Function's forward pass and not into its backward pass.
+    # By hand, because autocast acts on the forward pass of a Function alone.
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else A.dtype
     x = x.reshape(-1, x.shape[-1]).to(dtype)
     y = result.reshape(-1, result.shape[-1])
@@ -74,15 +74,15 @@ def _add(result: Tensor, x: Tensor, B: Tensor, S: Tensor | None, A: Tensor) -> T
 class _BlockProduct(torch.autograd.Function):
     """y + B' Σ' A' x for S = (S_k) (r, b, b), the slots of Σ', or None for Σ' = I.
 
-    Autograd's own backward pass would put the tokens in the middle. What lies between the factors is not kept but found
-    again from x, which LoRA keeps too: b times as large as LoRA's, it would show in the memory, and costs little. The
-    backward pass can be differentiated: it is made of the inputs, by differentiable operations.
+    Autograd's backward pass would put the tokens in the middle. The values between the factors are b times as large as
+    LoRA's; instead of keeping them, the backward pass computes them again, cheaply, from x, which LoRA keeps too. It
+    uses differentiable operations on the inputs, so it can be differentiated itself.
     """
 
     @staticmethod
     def forward(y: Tensor, x: Tensor, B: Tensor, S: Tensor | None, A: Tensor) -> Tensor:
         hidden = _mix(S, torch.bmm(A, _blocks(x, A)))
-        # Added before the blocks are put side by side: one pass, without a copy.
+        # Added before flattening: one pass, without a copy.
         return (y.unflatten(1, (len(B), -1)) + _rows(hidden, B.transpose(1, 2))).flatten(1)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A live PEFT model's adapter as a plain LoRA with the same ΔW."""
+"""The adapter of a PEFT model in memory as a plain LoRA with the same ΔW."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def convert(
 ) -> Path:
     """Write an adapter as a LoRA that PEFT loads, with the same ΔW up to the rounding of ``dtype``.
 
-    :func:`bora_analysis.convert`, which can also cut ranks, for a model that is in memory.
+    This is :func:`bora_analysis.convert`, which can also cut ranks, for a model in memory.
 
     Parameters
     ----------
     source : a PEFT model, or the folder of a saved adapter.
-    folder : where ``adapter_config.json`` and ``adapter_model.safetensors`` are written.
-    adapter_name : which adapter of the model.
-    dtype : of the factors, see :func:`bora_analysis.write_adapter`.
+    folder : for ``adapter_config.json`` and ``adapter_model.safetensors``.
+    adapter_name : name of the model's adapter.
+    dtype : dtype of the factors, see :func:`bora_analysis.write_adapter`.
 
     Returns
     -------
@@ -33,9 +33,9 @@ def convert(
     Raises
     ------
     ValueError
-        The model has no such adapter, or the adapter trains biases, which a LoRA file holds only for its own.
+        The model has no such adapter, or the adapter trains biases, which a LoRA file can hold for its own layers only.
     AdapterError
-        What is in the folder cannot be read, or the numbers do not fit into ``dtype``.
+        The folder cannot be read, or the numbers exceed the range of ``dtype``.
 
     Examples
     --------
@@ -58,10 +58,10 @@ def convert(
     if adapter_name not in source.peft_config:
         raise ValueError(f"the model has no adapter {adapter_name!r}; it has {', '.join(source.peft_config)}")
     if source.peft_config[adapter_name].peft_type == "HYDRALORA":
-        # Its experts' uniform mean can be converted from a folder, but it is not what the model computes.
-        raise AdapterError(f"adapter {adapter_name} is HydraLoRA, whose update depends on the token: no LoRA equals it")
+        # A folder can be converted as the uniform mean of its experts, but the model computes something else.
+        raise AdapterError(f"adapter {adapter_name} is HydraLoRA, whose update depends on the token; no LoRA equals it")
     with TemporaryDirectory() as temporary:
-        # Through a file: the reader is the one place that knows what the keys and settings mean.
+        # Through a file, because only the reader knows the meaning of keys and settings.
         source.save_pretrained(temporary, selected_adapters=[adapter_name], save_embedding_layers=False)  # pyright: ignore[reportArgumentType]
         saved = Path(temporary) if adapter_name == "default" else Path(temporary) / adapter_name
         return conversion.convert(saved, folder, dtype=dtype).folder

@@ -46,9 +46,6 @@ class BoraLayer(AdapterLayer):
         B, A = wide_factor(self.bora_B[adapter_name]), wide_factor(self.bora_A[adapter_name])
         return dense_bora(*self._blocks(adapter_name, B, A))
 
-    def trained_dtype(self, adapter_name: str) -> torch.dtype:
-        return self.bora_B[adapter_name].dtype
-
     def _blocks(self, name: str, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b = self.num_blocks[name]
         sigma = effective_sigma(self.bora_sigma[name], self.activation[name], self.scaling[name])
@@ -71,12 +68,11 @@ class MeloraLayer(AdapterLayer):
             count = of_pattern(count, self.module_name, None)
             if count is None:
                 raise ValueError(
-                    f"{self.module_name}: num_minis has no pattern that fits it ({', '.join(config.num_minis)}); "  # pyright: ignore[reportCallIssue, reportArgumentType]
-                    "add one"
+                    f"{self.module_name}: no pattern of num_minis matches it ({', '.join(config.num_minis)}); add one"  # pyright: ignore[reportCallIssue, reportArgumentType]
                 )
         _check_blocks(count, self)
         self.num_minis[adapter_name] = count
-        # Each mini is initialised by itself, as a LoRA of its own size.
+        # Each mini is initialised like a LoRA of its own size.
         minis = [initialised(r, self.in_features // count) for _ in range(count)]
         self.melora_A[adapter_name] = nn.Parameter(torch.stack([mini.data for mini in minis]))
         rows = self.out_features // count
@@ -90,9 +86,6 @@ class MeloraLayer(AdapterLayer):
     def dense_delta(self, adapter_name: str) -> Tensor:
         A = wide_factor(self.melora_A[adapter_name]) * self.scaling[adapter_name]
         return dense_melora(wide_factor(self.melora_B[adapter_name]), A)
-
-    def trained_dtype(self, adapter_name: str) -> torch.dtype:
-        return self.melora_B[adapter_name].dtype
 
 
 class SboraLayer(AdapterLayer):
@@ -109,7 +102,7 @@ class SboraLayer(AdapterLayer):
         size = self.in_features if config.variant == "fa" else self.out_features
         if r > size:
             raise ValueError(
-                f"{self.module_name}: r = {r}, and there are {size} basis vectors to choose from; expected at most that"
+                f"{self.module_name}: r = {r} exceeds the {size} basis vectors to choose from; expected at most {size}"
             )
         if config.variant == "fa":
             self.sbora_B[adapter_name] = initialised(self.out_features, r, zero=config.init_lora_weights)
@@ -132,9 +125,6 @@ class SboraLayer(AdapterLayer):
         factor = wide_factor(self._trained(adapter_name)) * self.scaling[adapter_name]
         dense = factor.new_zeros(self.out_features, self.in_features)
         return dense.index_add(side, self._index(adapter_name), factor)
-
-    def trained_dtype(self, adapter_name: str) -> torch.dtype:
-        return self._trained(adapter_name).dtype
 
     def _index(self, name: str) -> Tensor:
         return self.sbora_index[name]  # pyright: ignore[reportReturnType]
@@ -164,7 +154,7 @@ class HydraloraLayer(AdapterLayer):
     def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
         B = self.hydralora_B[adapter_name]
         A = self.hydralora_A[adapter_name] * self.scaling[adapter_name]
-        # The router sees the input without dropout, as in the authors' code; its softmax is float32 at least.
+        # The router gets the input without dropout, as in the authors' code; its softmax is at least float32.
         logits = functional.linear(x, self.hydralora_route[adapter_name])
         gates = logits.softmax(-1, dtype=wide(logits.dtype)).to(x.dtype)
         hidden = functional.linear(self.lora_dropout[adapter_name](x), A)
@@ -174,16 +164,13 @@ class HydraloraLayer(AdapterLayer):
     def dense_delta(self, adapter_name: str) -> Tensor:
         raise ValueError(
             f"{self.module_name}: HydraLoRA's update depends on the token, so there is no single ΔW; "
-            "expected a method that has one (BoRA, MELoRA, SBoRA, LoRA)"
+            "expected BoRA, MELoRA, SBoRA or LoRA"
         )
 
     def check_mergeable(self) -> None:
         raise ValueError(
             f"{self.module_name}: HydraLoRA's update depends on the token and cannot be merged; keep the adapter"
         )
-
-    def trained_dtype(self, adapter_name: str) -> torch.dtype:
-        return self.hydralora_B[adapter_name].dtype
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False

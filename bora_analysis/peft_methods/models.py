@@ -13,7 +13,7 @@ from .method_layers import BoraLayer, HydraloraLayer, MeloraLayer, SboraLayer
 
 
 class AdapterModel(BaseTuner):
-    """What the methods share."""
+    """Base class of the methods' models."""
 
     tuner_layer_cls: type[AdapterLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -35,13 +35,13 @@ class AdapterModel(BaseTuner):
         else:
             layer = self.tuner_layer_cls(target, adapter_name, current_key, peft_config)
             if adapter_name not in self.active_adapters:
-                layer.requires_grad_(False)  # an additional adapter is not trained until it is activated
+                layer.requires_grad_(False)  # a further adapter is trained once it is activated
             self._replace_module(parent, target_name, layer, target)
         peft_config.fan_in_fan_out = layer.is_transposed
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
-        # All layers first: a refusal half-way would leave a model that is merged in part.
+        # All layers first: a refusal half-way would leave a partly merged model.
         for module in self.model.modules():
             if isinstance(module, AdapterLayer):
                 module.check_mergeable()

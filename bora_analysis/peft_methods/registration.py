@@ -1,7 +1,7 @@
-"""Making the methods known to PEFT.
+"""Register the methods with PEFT.
 
-PEFT's ``register_peft_method`` takes names that are members of the enumeration ``PeftType`` only, and an enumeration
-is closed. The members are therefore added by hand, which rests on how :mod:`enum` is made; a test holds it.
+PEFT's ``register_peft_method`` accepts members of the enumeration ``PeftType`` only, and an enumeration is closed. So
+the members are added by hand. This relies on the internals of :mod:`enum`; a test checks it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _METHODS = (
 
 
 def register() -> None:
-    """Make BoRA, MELoRA, SBoRA and HydraLoRA known to PEFT. Importing the package does it; again does no harm.
+    """Register BoRA, MELoRA, SBoRA and HydraLoRA with PEFT. The package calls it on import; further calls are harmless.
 
     Raises
     ------
     RuntimeError
-        PEFT has another method of that name.
+        PEFT has another method with one of these names.
 
     Examples
     --------
@@ -45,8 +45,8 @@ def register() -> None:
             register_peft_method(name=name, config_cls=config, model_cls=model)
         elif known is not config:
             raise RuntimeError(
-                f"this version of PEFT has a method {name} of its own ({known.__module__}.{known.__name__}); expected "
-                "none of that name: use the PEFT version that bora_analysis states"
+                f"this version of PEFT has its own method {name} ({known.__module__}.{known.__name__}); "
+                "use the PEFT version that bora_analysis requires"
             )
 
 

@@ -1,7 +1,7 @@
-"""Which checkpoints a run keeps, and what of them.
+"""Which checkpoints of a run are kept, and which of their files.
 
-The Trainer writes adapter, optimiser and random state together. The state is needed for the newest checkpoint alone,
-to go on after a kill; the adapters are what the analysis reads.
+The Trainer writes adapter, optimiser and random state together. The analysis reads the adapters. Only the newest
+checkpoint needs the state, to continue after a kill.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -18,27 +18,24 @@ _STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The newest checkpoint from which a run can go on. The Trainer writes its state last, so that it tells."""
+    """The newest checkpoint from which a run can continue; its last file, the Trainer's state, shows it is complete."""
     return next((found for _, found in sorted(_found(folder), reverse=True) if _is_complete(found)), None)
 
 
 def discard_after(folder: Path, step: int) -> None:
-    """Remove what a killed process had begun after ``step``."""
+    """Remove the checkpoints after ``step``, which a killed process may have left incomplete."""
     for number, found in _found(folder):
         if number > step:
             shutil.rmtree(found)
 
 
-def prune(folder: Path, kept: Iterable[int], state_of: int | None) -> None:
-    """Leave the adapters of the ``kept`` steps, and all of the checkpoint ``state_of``."""
-    wanted = set(kept)
+def prune(folder: Path, kept: Collection[int], state_of: int | None) -> None:
+    """Keep the adapters of the ``kept`` steps and the whole checkpoint ``state_of``; remove the rest."""
     for number, found in _found(folder):
-        if number == state_of:
-            continue
-        if number not in wanted:
+        if number not in (*kept, state_of):
             shutil.rmtree(found)
-            continue
-        keep_adapter(found)
+        elif number != state_of:
+            keep_adapter(found)
 
 
 def keep_adapter(folder: Path) -> None:
@@ -49,7 +46,7 @@ def keep_adapter(folder: Path) -> None:
 
 
 def set_base_name(folder: Path, name: str) -> None:
-    """Record the base model's name, where it was trained from a folder of another name."""
+    """Write the base model's name into an adapter trained from a folder with another name."""
     path = folder / _ADAPTER[0]
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = name
@@ -62,10 +59,8 @@ def _found(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _is_complete(folder: Path) -> bool:
-    if not all((folder / name).is_file() for name in (*_ADAPTER, *_STATE)):
-        return False
     try:
         json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError):
         return False
-    return True
+    return all((folder / name).is_file() for name in (*_ADAPTER, *_STATE))

@@ -1,4 +1,4 @@
-"""Examples from a file, a folder, the Hub or an address, checked before anything is trained."""
+"""Examples from a file, a folder, the Hub or an address, checked before training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet")
-# The usual names, GLUE's among them. The first that are all there count.
+# Usual names, also those of GLUE. The first entry whose columns all exist counts.
 _TEXTS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
     ("sentence",), ("text",), ("review",), ("content",),
@@ -38,7 +38,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains on and what it is measured on. ``classes`` are the labels' names, in the order of their ids."""
+    """Training and held-out examples. ``classes`` are the names of the labels, in the order of their ids."""
 
     train: list[Example]
     held_out: list[Example]
@@ -51,7 +51,7 @@ def load_data(settings: Settings) -> Data:
     Raises
     ------
     TrainingError
-        One line: no such file, wrong encoding, empty, a missing column, one class only, labels that are no numbers …
+        One line: no such file, wrong encoding, an empty table, a missing column, a single class, non-numeric labels …
     """
     train, held_out = _frames(settings.data, settings)
     if settings.validation is not None:
@@ -71,7 +71,9 @@ def load_data(settings: Settings) -> Data:
         order = np.random.default_rng([settings.split_seed, 0]).permutation(len(examples))
         count = max(1, round(settings.validation_share * len(examples)))
         if count >= len(examples):
-            raise TrainingError(f"{settings.data}: {len(examples)} examples; expected at least 2, one to be held out")
+            raise TrainingError(
+                f"{settings.data}: {len(examples)} examples; expected at least 2, one of them to hold out"
+            )
         chosen = set(order[:count].tolist())
         measured = [examples[i] for i in sorted(chosen)]
         examples = [example for i, example in enumerate(examples) if i not in chosen]
@@ -84,7 +86,7 @@ Named = tuple[str, "pd.DataFrame"]
 
 
 def _frames(place: str, settings: Settings) -> tuple[Named, Named | None]:
-    """The training table and, where the place has one, the held-out table; each with a name for messages."""
+    """The training table and the held-out table, if there is one, each with a name for messages."""
     import pandas as pd
 
     if place.startswith("https://"):
@@ -110,33 +112,31 @@ def _frames(place: str, settings: Settings) -> tuple[Named, Named | None]:
 
 
 def _read(path: Path | str, settings: Settings) -> pd.DataFrame:
-    # pandas and not `datasets`, which copies every file into a cache first, fails on a column of numbers whose first
-    # text comes after ten thousand rows, and knows json in UTF-8 alone.
+    # pandas instead of `datasets`, which copies every file into a cache first, fails on a column of numbers whose first
+    # text comes after ten thousand rows, and reads json in UTF-8 only.
     import pandas as pd
 
     suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise TrainingError(f"{path}: not a table that can be read; expected {', '.join(_SUFFIXES)}")
     try:
         if suffix == ".parquet":
             frame = pd.read_parquet(path)
         elif suffix in (".json", ".jsonl"):
             frame = pd.read_json(path, lines=suffix == ".jsonl", encoding=settings.encoding, dtype=False)
-        elif suffix in _SUFFIXES:
-            separator = "," if suffix == ".csv" else "\t"
-            # Texts such as "NA" and "null" are texts, not missing values.
-            frame = pd.read_csv(path, sep=separator, encoding=settings.encoding, keep_default_na=False, na_values=[""])
         else:
-            raise TrainingError(f"{path}: is no table that can be read; expected {', '.join(_SUFFIXES)}")
+            separator = "," if suffix == ".csv" else "\t"
+            # Only empty cells are missing values; "NA" and "null" are texts.
+            frame = pd.read_csv(path, sep=separator, encoding=settings.encoding, keep_default_na=False, na_values=[""])
     except UnicodeDecodeError as error:
         raise TrainingError(
             f"{path}: is not {settings.encoding} (byte {error.start}: {error.object[error.start]:#04x}); "
-            "set encoding (--encoding latin-1, say)"
+            "set encoding (for example --encoding latin-1)"
         ) from None
     except pd.errors.EmptyDataError:
         raise TrainingError(f"{path}: is empty; expected a table with a row of column names") from None
     except LookupError:
-        raise TrainingError(
-            f"encoding is {settings.encoding!r}, which Python does not know; expected utf-8 …"
-        ) from None
+        raise TrainingError(f"encoding {settings.encoding!r} is unknown to Python; expected utf-8, latin-1 …") from None
     except (ValueError, OSError) as error:
         raise TrainingError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
     frame.columns = [str(column).strip().lstrip("\ufeff") for column in frame.columns]
@@ -192,7 +192,7 @@ def _examples(
     settings: Settings, named: Named, texts: list[str], label: str | None, classes: tuple[str, ...]
 ) -> list[Example]:
     name, frame = named
-    # A row without its text teaches nothing. The second text of a pair, or an instruction's input, may be empty.
+    # Rows without the first text are dropped. The second text of a pair, or an instruction's input, may be empty.
     empty = frame[texts[0]].isna() | (frame[texts[0]].astype(str).str.strip() == "")
     if empty.all():
         raise TrainingError(f"{name}: column {texts[0]} is empty in every row")
@@ -235,15 +235,15 @@ def _numbers(name: str, label: str, values: list[Any]) -> list[float]:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None or value != value else str(value)  # a missing text is NaN, unequal to itself
+    return "" if value is None or value != value else str(value)  # NaN, a missing text, is unequal to itself
 
 
 def _prompt(instruction: str, given: str, output: str) -> str:
-    """Alpaca's template, with which Math10K and Commonsense170K are trained."""
-    told = "paired with an input that provides further context. Write" if given else "Write"
+    """Alpaca's template, the one used with Math10K and Commonsense170K."""
+    task = "paired with an input that provides further context. Write" if given else "Write"
     lines = [
         (
-            f"Below is an instruction that describes a task{', ' if given else '. '}{told} a response that "
+            f"Below is an instruction that describes a task{', ' if given else '. '}{task} a response that "
             "appropriately completes the request."
         ),
         f"### Instruction:\n{instruction}",
@@ -254,7 +254,7 @@ def _prompt(instruction: str, given: str, output: str) -> str:
 
 
 def _download(place: str) -> Path:
-    from huggingface_hub import snapshot_download  # here: only Hub ids need it
+    from huggingface_hub import snapshot_download  # imported here: only Hub ids need it
 
     hub_id, _, config = place.partition(":")
     inside = f"{config}/" if config else ""
@@ -262,8 +262,10 @@ def _download(place: str) -> Path:
         root = snapshot_download(
             hub_id, repo_type="dataset", allow_patterns=[f"{inside}*{suffix}" for suffix in _SUFFIXES]
         )
-    except Exception as error:  # offline, unknown, private …: its errors share no base class
+    except Exception as error:  # offline, unknown, private …: the errors have no common base class
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise TrainingError(f"{place}: is no path here, and the Hugging Face Hub gave no such data: {reason}") from None
+        raise TrainingError(
+            f"{place}: not a path here, and the Hugging Face Hub did not provide it: {reason}"
+        ) from None
     folder = Path(root) / config
-    return folder if config or any(folder.glob("train*")) else folder / "data"  # where the Hub's converter puts files
+    return folder if config or any(folder.glob("train*")) else folder / "data"  # the folder of the Hub's converter

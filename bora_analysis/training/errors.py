@@ -1,5 +1,5 @@
-"""What stops a training run before it starts."""
+"""The error that stops a training run before it starts."""
 
 
 class TrainingError(ValueError):
-    """One line: what was given, what was expected, what to do."""
+    """One line: the value given, the value expected, the remedy."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 _ROBERTA = {"": ("FacebookAI/roberta-base", 3e-4), "-large": ("FacebookAI/roberta-large", 1e-4)}
-# Task → epochs and what differs from a classification scored by accuracy. MNLI: matched and mismatched together.
+# Task → epochs, and settings that differ from a classification scored by accuracy. MNLI: matched and mismatched.
 _GLUE: dict[str, tuple[int, dict[str, str]]] = {
     "rte": (10, {}),
     "mrpc": (10, {}),
@@ -62,12 +62,12 @@ def _instructions(data: str, model: str) -> dict[str, Any]:
         "warmup": 100,
         "max_length": 256,
         "dtype": "bfloat16",
-        # The paper names no held-out part of the training data; its test sets ask for generated answers.
+        # The paper holds out no part of the training data; its test sets require generated answers.
         "validation_share": 0.02,
     }
 
 
-#: Name → settings. What a caller says beside them counts.
+#: Name → settings. Settings of the caller override them.
 RECIPES: dict[str, dict[str, Any]] = {
     **{f"glue-{name}{size}": _glue(name, size) for size in _ROBERTA for name in _GLUE},
     **{f"math10k-{model}": _instructions("math_10k", model) for model in _LANGUAGE_MODELS},

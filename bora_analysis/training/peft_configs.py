@@ -1,4 +1,4 @@
-"""From settings to a PEFT configuration, for the modules that are to be adapted."""
+"""From the settings of a run to a PEFT configuration for the adapted modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def peft_config(settings: Settings, model: Any) -> Any:
     Raises
     ------
     TrainingError
-        The model has no such modules, or b does not divide them.
+        The model lacks the target modules, or b does not divide their sizes.
     """
     from peft import TaskType
 
@@ -44,12 +44,12 @@ def peft_config(settings: Settings, model: Any) -> Any:
         except ValueError as error:
             raise TrainingError(f"blocks is {values['blocks']}: {error}") from None
     module, _, name = row.training.config.rpartition(".")
-    told = {theirs: values[ours] for theirs, ours in row.training.told.items()}
-    return getattr(import_module(module), name)(**shared, **row.training.fixed, **told)
+    own = {theirs: values[ours] for theirs, ours in row.training.passed.items()}
+    return getattr(import_module(module), name)(**shared, **row.training.fixed, **own)
 
 
 def target_modules(settings: Settings, model: Any) -> dict[str, tuple[int, int]]:
-    """Module path → (out_features, in_features) of the layers that ``target`` means."""
+    """Module path → (out_features, in_features) of the layers that ``target`` names."""
     linear = _linear(model)
     if set(settings.target.upper()) <= {letter.upper() for letter in LETTERS}:
         wished = [LETTERS[letter] for letter in settings.target.lower()]
@@ -68,7 +68,7 @@ def target_modules(settings: Settings, model: Any) -> dict[str, tuple[int, int]]
         hits = {path: size for path, size in linear.items() if f".{path}".endswith(f".{name}")}
         if not hits:
             ends = sorted({path.rpartition(".")[2] for path in linear})
-            raise TrainingError(f"target names {name}, which the model has not; its linear layers: {', '.join(ends)}")
+            raise TrainingError(f"target names {name}, which the model lacks; its linear layers are {', '.join(ends)}")
         chosen |= hits
     return chosen
 
@@ -80,7 +80,7 @@ def _linear(model: Any) -> dict[str, tuple[int, int]]:
 
     sizes: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
-        if "." not in name:  # the head, and models of one layer, which nobody adapts
+        if "." not in name:  # the head
             continue
         if isinstance(module, nn.Linear):
             sizes[name] = module.out_features, module.in_features
@@ -90,7 +90,7 @@ def _linear(model: Any) -> dict[str, tuple[int, int]]:
 
 
 def _short(model: Any, chosen: list[str]) -> list[str]:
-    """The modules' last names where they mean the same modules, else whole paths (BERT has many ``dense``)."""
+    """The modules' last names if these select the same modules, else whole paths (BERT has many ``dense``)."""
     ends = {name.rpartition(".")[2] for name in chosen}
     meant = [name for name in _linear(model) if name.rpartition(".")[2] in ends]
     return sorted(ends) if len(meant) == len(chosen) else chosen

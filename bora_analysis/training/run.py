@@ -1,4 +1,4 @@
-"""One training run: transformers' Trainer on a PEFT model, kept steps, a record, and going on after a kill."""
+"""One training run: transformers' Trainer on a PEFT model, with kept steps, a record, and a restart after a kill."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def train(
 
     Parameters
     ----------
-    settings : what to train; see :class:`Settings`.
-    output : a new or empty folder; with ``resume``, that of a run that did not finish.
-    resume : go on from the newest complete checkpoint. On the same machine, with the same number of threads, the
-        result is the one that an unbroken run would have had.
+    settings : see :class:`Settings`.
+    output : a new or empty folder; with ``resume``, the folder of an unfinished run.
+    resume : continue from the newest complete checkpoint. On the same machine, with the same number of threads, the
+        result equals that of an uninterrupted run.
     device : ``"auto"`` (CUDA if there is one), ``"cpu"`` or ``"cuda"``.
-    report : is told the progress, line by line.
+    report : receives the progress, line by line.
     callbacks : further callbacks for the Trainer.
 
     Returns
@@ -58,7 +58,7 @@ def train(
     Raises
     ------
     TrainingError
-        One line, before anything is trained: bad data, a model that cannot be loaded, a folder in use.
+        One line, before training: unusable data, a model that cannot be loaded, a folder in use.
     ImportError
         The extra ``train`` is not installed.
     """
@@ -71,31 +71,31 @@ def train(
 
 
 def _claim(settings: Settings, folder: Path, resume: bool) -> dict[str, Any]:
-    """Check that the folder may be written; the record of the run that is in it, or a new one."""
-    told = settings.as_record()
+    """Check that the folder may be written; return the record of its run, or a new record."""
+    wanted = settings.as_record()
     path = folder / RECORD
     if not path.exists():
         if folder.is_file() or (folder.exists() and any(folder.iterdir())):
-            raise TrainingError(f"{folder}: exists and is no training run; expected a new or empty folder")
-        return {"status": "running", "settings": told, "seconds": 0.0, "history": []}
+            raise TrainingError(f"{folder}: exists but is not a training run; expected a new or empty folder")
+        return {"status": "running", "settings": wanted, "seconds": 0.0, "history": []}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         earlier = dict(record["settings"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise TrainingError(f"{path}: is no record of a run ({type(error).__name__}); choose another folder") from None
+        raise TrainingError(f"{path}: not a record of a run ({type(error).__name__}); choose another folder") from None
     if record.get("status") == "finished":
         raise TrainingError(f"{folder}: holds a finished run; choose another folder")
     if not resume:
-        raise TrainingError(f"{folder}: holds a run that did not finish; go on with --resume, or choose another folder")
-    changed = sorted(key for key in told.keys() | earlier.keys() if told.get(key) != earlier.get(key))
+        raise TrainingError(f"{folder}: holds an unfinished run; continue it with --resume, or choose another folder")
+    changed = sorted(key for key in wanted.keys() | earlier.keys() if wanted.get(key) != earlier.get(key))
     if changed:
-        shown = ", ".join(f"{key} was {earlier.get(key)!r} and is {told.get(key)!r}" for key in changed[:3])
-        raise TrainingError(f"{folder}: cannot go on with other settings: {shown}")
+        shown = ", ".join(f"{key} was {earlier.get(key)!r} and is {wanted.get(key)!r}" for key in changed[:3])
+        raise TrainingError(f"{folder}: cannot continue with other settings: {shown}")
     return record
 
 
 class _Run:
-    """A run that may begin."""
+    """A checked run."""
 
     def __init__(
         self, settings: Settings, folder: Path, data: Data, record: dict[str, Any], report: Callable[[str], None]
@@ -108,21 +108,18 @@ class _Run:
 
     def train(self, resume: bool, device: str, callbacks: tuple[Any, ...]) -> dict[str, Any]:
         import transformers
+        from torch.utils.data import Subset
         from transformers import Trainer
 
         settings = self.settings
         transformers.set_seed(settings.seed)
         tokenizer = _loaded(settings, transformers.AutoTokenizer)
         model = self._adapted(tokenizer)
-        trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-        adapter = sum(
-            value.numel()
-            for name, value in model.named_parameters()
-            if value.requires_grad and "modules_to_save" not in name
-        )
+        sizes = {name: value.numel() for name, value in model.named_parameters() if value.requires_grad}
+        adapter = sum(size for name, size in sizes.items() if "modules_to_save" not in name)
         self.record |= {
             "versions": {name: version(name) for name in _PACKAGES},
-            "parameters": {"adapter": adapter, "trained": trained},
+            "parameters": {"adapter": adapter, "trained": sum(sizes.values())},
             "examples": {"train": len(self.data.train), "held_out": len(self.data.held_out)},
             "classes": list(self.data.classes),
             "steps": self.steps,
@@ -134,14 +131,14 @@ class _Run:
         measured = [_encoded(example, tokenizer, settings) for example in self.data.held_out]
         self.report(
             f"{settings.method}, {adapter:,} parameters, {len(encoded):,} examples, {self.steps:,} steps"
-            + (f", going on from {state.name}" if state else "")
+            + (f", continuing from {state.name}" if state else "")
         )
         causal = settings.task == "causal-lm"
         trainer = Trainer(
             model=model,
             args=self._arguments(device),
             data_collator=_collator(tokenizer, causal),
-            train_dataset=_Ordered(encoded, self._order(encoded)),
+            train_dataset=Subset(encoded, self._order(encoded)),  # pyright: ignore[reportArgumentType]
             eval_dataset=measured,
             compute_metrics=scorer(settings.scored_by),
             preprocess_logits_for_metrics=token_losses if causal else None,
@@ -172,17 +169,16 @@ class _Run:
         kind: Any = transformers.AutoModelForCausalLM
         if not causal:
             kind = transformers.AutoModelForSequenceClassification
-            options["num_labels"] = len(self.data.classes) if settings.task == "classification" else 1
-            options["problem_type"] = (
-                "single_label_classification" if settings.task == "classification" else "regression"
-            )
+            classify = settings.task == "classification"
+            options["num_labels"] = len(self.data.classes) if classify else 1
+            options["problem_type"] = "single_label_classification" if classify else "regression"
         model = _loaded(settings, kind, **options)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
         if settings.gradient_checkpointing:
-            model.enable_input_require_grads()  # or no gradient would reach the first adapted layer
+            model.enable_input_require_grads()  # else no gradient reaches the first adapted layer
         try:
             return get_peft_model(model, peft_config(settings, model))
         except ValueError as error:
@@ -213,9 +209,9 @@ class _Run:
             bf16=settings.dtype == "bfloat16",
             logging_strategy="steps",
             logging_steps=settings.log_every or max(1, self.steps // 20),
-            eval_strategy="no",  # both by the callback
+            eval_strategy="no",  # the callback decides both
             save_strategy="no",
-            train_sampling_strategy="sequential",  # the order is the data's own
+            train_sampling_strategy="sequential",  # the order of the data set
             remove_unused_columns=False,
             label_names=["labels"],
             report_to=[],
@@ -226,9 +222,9 @@ class _Run:
         )
 
     def _order(self, encoded: list[dict[str, Any]]) -> list[int]:
-        """The example of every place in every batch of the run: a permutation for each epoch.
+        """The order of the examples over the whole run: a permutation for each epoch.
 
-        Fixed beforehand, so that a run that goes on sees what an unbroken one would see.
+        It is fixed at the start, so that a resumed run sees the same batches as an uninterrupted one.
         """
         import numpy as np
 
@@ -240,7 +236,7 @@ class _Run:
         while len(order) < size * self.steps:
             epoch = rng.permutation(len(encoded))
             if settings.group_by_length:
-                # Fifty batches at a time are sorted, and the batches mixed: like transformers' group_by_length.
+                # Like transformers' group_by_length: sort within fifty batches, then shuffle the batches.
                 window = 50 * size
                 parts = [epoch[i : i + window] for i in range(0, len(epoch), window)]
                 epoch = np.concatenate([part[np.argsort(-lengths[part], kind="stable")] for part in parts])
@@ -251,7 +247,7 @@ class _Run:
         return order[: size * self.steps]
 
     def keep_start(self, model: Any) -> None:
-        """The adapter of step 0, which the Trainer never saves."""
+        """Save the adapter of step 0; the Trainer saves only later ones."""
         model.save_pretrained(self.folder / "checkpoint-0")
         keep_adapter(self.folder / "checkpoint-0")
 
@@ -264,7 +260,7 @@ class _Run:
             self.report(_line(step, self.steps, self.record["history"][-1], self.settings.scored_by))
 
     def _finish(self) -> None:
-        keep_adapter_of(self.folder)
+        (self.folder / "README.md").unlink(missing_ok=True)  # PEFT's model card repeats run.json
         prune(self.folder, self.kept, None)
         if self.settings.model_name:
             for place in (self.folder, *(self.folder / f"checkpoint-{step}" for step in self.kept)):
@@ -277,24 +273,6 @@ class _Run:
     def _write_record(self) -> None:
         with replacing(self.folder / RECORD) as path:
             path.write_text(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def keep_adapter_of(folder: Path) -> None:
-    """Remove the model card that PEFT writes beside an adapter: it says nothing that ``run.json`` does not."""
-    (folder / "README.md").unlink(missing_ok=True)
-
-
-class _Ordered:
-    """The examples of a run, one after another: a dataset as long as the run."""
-
-    def __init__(self, examples: list[dict[str, Any]], order: list[int]):
-        self.examples, self.order = examples, order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return self.examples[self.order[place]]
 
 
 def _callback(run: _Run) -> Any:
@@ -313,7 +291,7 @@ def _callback(run: _Run) -> Any:
             step, every = state.global_step, settings.evaluate_every
             control.should_evaluate |= step == run.steps or bool(every and step % every == 0)
             control.should_save |= step in run.kept or step % settings.resume_every == 0
-            # A logged loss is a mean since the last one, which a run that goes on could not know across a checkpoint.
+            # A logged loss is a mean since the last log; a resumed run knows no losses from before its checkpoint.
             control.should_log |= control.should_save
 
         def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -328,19 +306,16 @@ def _callback(run: _Run) -> Any:
 def _encoded(example: Example, tokenizer: Any, settings: Settings) -> dict[str, Any]:
     if settings.task == "causal-lm":
         ids = tokenizer(example.texts[0], truncation=True, max_length=settings.max_length)["input_ids"]
-        if (
-            tokenizer.eos_token_id is not None
-            and len(ids) < settings.max_length
-            and ids[-1:] != [tokenizer.eos_token_id]
-        ):
-            ids = [*ids, tokenizer.eos_token_id]
+        end = tokenizer.eos_token_id
+        if end is not None and len(ids) < settings.max_length and ids[-1:] != [end]:
+            ids = [*ids, end]
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(ids)}
     encoded = tokenizer(*example.texts, truncation=True, max_length=settings.max_length)
     return {**encoded, "labels": example.label}
 
 
 def _checkpointing(arguments: Any) -> str:
-    """The setting's name, which transformers 5 changed."""
+    """The name of the setting, which transformers 5 changed."""
     names = ("activation_checkpointing", "gradient_checkpointing")
     return next(name for name in names if name in arguments.__dataclass_fields__)
 
@@ -348,13 +323,15 @@ def _checkpointing(arguments: Any) -> str:
 def _collator(tokenizer: Any, causal: bool) -> Any:
     from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
-    # Seq2Seq's pads labels with −100, which the loss passes over.
+    # DataCollatorForSeq2Seq pads labels with −100, which the loss ignores.
     return DataCollatorForSeq2Seq(tokenizer) if causal else DataCollatorWithPadding(tokenizer)
 
 
 def _loaded(settings: Settings, kind: Any, **options: Any) -> Any:
     if not Path(settings.model).exists() and not _HUB_ID.fullmatch(settings.model):
-        raise TrainingError(f"{settings.model}: no such folder; expected one of transformers, or a Hub id org/name")
+        raise TrainingError(
+            f"{settings.model}: no such folder; expected a folder of transformers, or a Hub id org/name"
+        )
     try:
         return kind.from_pretrained(settings.model, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -366,7 +343,7 @@ def _loaded(settings: Settings, kind: Any, **options: Any) -> Any:
 
 
 def _clean(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry of the Trainer's history without times, which differ from run to run."""
+    """An entry of the Trainer's history without its times, which differ between runs."""
     kept = {key.removeprefix("eval_"): value for key, value in entry.items() if not _is_timing(key)}
     held_out = {"held_out_loss": kept.pop("loss")} if "eval_loss" in entry else {}
     if "token_loss" in kept:
@@ -389,18 +366,18 @@ def _line(step: int, steps: int, entry: dict[str, Any], metric: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' notes on new heads, weights that load, and files on the Hub."""
+    """Silence the libraries' notes on new heads, loaded weights and files on the Hub."""
     import transformers
     from huggingface_hub.utils import logging as hub
 
     level, hub_level = transformers.logging.get_verbosity(), hub.get_verbosity()
     transformers.logging.set_verbosity_error()
-    hub.set_verbosity_error()  # a line for each of its attempts
+    hub.set_verbosity_error()  # one line per attempt
     transformers.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Could not find a config file")
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks for it
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT uses it
             yield
     finally:
         transformers.logging.set_verbosity(level)

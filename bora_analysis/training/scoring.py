@@ -1,4 +1,4 @@
-"""The metrics of the held-out examples, as the paper reports them (Appendix B), as fractions and not per cent."""
+"""The paper's metrics of the held-out examples (Appendix B), as fractions instead of per cent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Array = NDArray[Any]
 
 
 def matthews(predicted: Array, labels: Array) -> float:
-    """Matthews' correlation of predicted and true classes; 0 where one of them is constant.
+    """Matthews' correlation of predicted and true classes; 0 if one of them is constant.
 
     >>> round(matthews(np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])), 6)
     0.57735
@@ -24,7 +24,7 @@ def matthews(predicted: Array, labels: Array) -> float:
 
 
 def pearson(predicted: Array, labels: Array) -> float:
-    """Pearson's correlation; 0 where one side is constant.
+    """Pearson's correlation; 0 if one side is constant.
 
     >>> round(pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.5])), 6)
     0.997949
@@ -39,11 +39,11 @@ def scorer(metric: str) -> Callable[[Any], dict[str, float]]:
 
     def compute(evaluated: Any) -> dict[str, float]:
         predictions = evaluated.predictions
-        if isinstance(predictions, tuple):  # some models give hidden states along
+        if isinstance(predictions, tuple):  # some models also return hidden states
             predictions = predictions[0]
         if metric == "perplexity":  # rows of token_losses
             total, tokens = np.asarray(predictions, dtype=np.float64).sum(axis=0)
-            # The Trainer's own loss divides by all tokens, the first ones too, which nothing predicts.
+            # The Trainer's loss also counts the first tokens, which are not predicted.
             return {metric: math.exp(min(total / tokens, 700.0)), "token_loss": total / tokens}  # exp(710) is Inf
         labels = np.asarray(evaluated.label_ids)
         if metric == "pearson":
@@ -58,7 +58,7 @@ def scorer(metric: str) -> Callable[[Any], dict[str, float]]:
 def token_losses(logits: Any, labels: Any) -> Any:
     """(N, 2): each sequence's summed negative log-likelihood and its number of tokens, in place of the logits.
 
-    A mean over batches would weigh short sequences more, and the logits of a held-out set fill a memory.
+    A mean over batches would give short sequences more weight, and the logits of a held-out set need much memory.
     """
     import torch
     from torch.nn import functional

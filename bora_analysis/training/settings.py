@@ -1,4 +1,4 @@
-"""What a training run is told. Everything that changes its result is here, and goes into ``run.json``."""
+"""The settings of a training run: everything that changes its result. They are saved in ``run.json``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TASKS = ("classification", "regression", "causal-lm")
 METRICS = {"classification": ("accuracy", "matthews"), "regression": ("pearson",), "causal-lm": ("perplexity",)}
 DTYPES = ("float32", "bfloat16")
 
-# Share of the run at which the adapter is kept: dense while the rank grows, sparse later.
+# Shares of the run at which the adapter is kept: dense while the rank grows, sparse later.
 _KEPT = (0, 1 / 40, 1 / 20, 1 / 10, 1 / 5, 3 / 10, 2 / 5, 3 / 5, 4 / 5, 1)
 
 
@@ -27,20 +27,20 @@ class Settings:
     model, data : a folder or file, or a Hub id; data also ``org/name:config`` and an https address.
     task : one of ``TASKS``. method : one of :func:`bora_analysis.catalogue.trained`.
     r, alpha, rslora, dropout : rank, α (default 2r), α/√r, probability of dropping an input of the adapter.
-    blocks : b or minis (BoRA's default 16, MELoRA's 4). experts : matrices B of HydraLoRA.
-    activation : of BoRA, see :func:`bora_analysis.updates.blocks.activate`.
+    blocks : b of BoRA (default 16) or minis of MELoRA (default 4). experts : matrices B of HydraLoRA.
+    activation : for BoRA, see :func:`bora_analysis.updates.blocks.activate`.
     target : letters of QKVOGUD, or names of modules with commas between them.
-    text, label : columns; by default found by their usual names. metric : the first of ``METRICS`` by default.
+    text, label : columns; by default those with usual names. metric : by default the task's first in ``METRICS``.
     validation : a second file; otherwise ``validation_share`` of the data is held out, chosen by ``split_seed`` alone,
-        so that runs of several seeds are measured on the same examples.
-    steps, epochs : length; ``steps`` counts where both are given.
+        so that runs with different seeds are measured on the same examples.
+    steps, epochs : length of the run; ``steps`` has precedence.
     batch_size, accumulate : examples per backward pass, passes per step.
     learning_rate, warmup : peak of a rise over ``warmup`` (a share of the steps below 1, else a number of steps) and a
         linear decay to 0. AdamW (0.9, 0.999, 1e-8), no weight decay, gradients clipped to norm 1.
     group_by_length : batches of similar length: less padding, the same examples.
     checkpoints : steps at which the adapter is kept; None: 0, 2.5, 5, 10, 20, 30, 40, 60, 80 and 100 % of the run.
-    evaluate_every, log_every, resume_every : in steps; evaluation is at the end in any case.
-    seed : of everything but the split.
+    evaluate_every, log_every, resume_every : in steps; every run is evaluated at its end.
+    seed : for everything but the split.
     """
 
     model: str
@@ -98,7 +98,7 @@ class Settings:
         _expect(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
         _expect(all(step >= 0 for step in self.checkpoints or ()), "checkpoints", self.checkpoints, "steps from 0 on")
         if self.blocks is not None and not CATALOGUE[self.method].cut:
-            raise TrainingError(f"blocks is {self.blocks}, but {self.method} has none; leave it out")
+            raise TrainingError(f"blocks is {self.blocks}, but {self.method} has no blocks; leave it out")
 
     @property
     def scored_by(self) -> str:
@@ -110,19 +110,19 @@ class Settings:
         return 2.0 * self.r if self.alpha is None else self.alpha
 
     def total_steps(self, examples: int) -> int:
-        """Optimiser steps for so many training examples."""
+        """Number of optimiser steps for a number of training examples."""
         return self.steps or math.ceil(self.epochs * examples / (self.batch_size * self.accumulate))
 
     def warmup_steps(self, steps: int) -> int:
         return math.ceil(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
     def kept_steps(self, steps: int) -> tuple[int, ...]:
-        """The steps at which the adapter is kept, the last one among them."""
-        wished = self.checkpoints if self.checkpoints is not None else [round(share * steps) for share in _KEPT]
-        return tuple(sorted({step for step in wished if step <= steps} | {steps}))
+        """The steps at which the adapter is kept, always with the last step."""
+        steps_kept = self.checkpoints if self.checkpoints is not None else [round(share * steps) for share in _KEPT]
+        return tuple(sorted({step for step in steps_kept if step <= steps} | {steps}))
 
     def as_record(self) -> dict[str, Any]:
-        """For ``run.json``: JSON's types only."""
+        """The settings in JSON's types, for ``run.json``."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 

@@ -92,7 +92,7 @@ def test_a_method_in_one_file_is_found_everywhere(tmp_path):
 
 
 def test_a_name_is_taken_once():
-    with pytest.raises(ValueError, match="there is a method 'bora' already"):
+    with pytest.raises(ValueError, match="method 'bora' exists already"):
         catalogue.register(Method("bora", "Another", "#000000", "o"))
 
 

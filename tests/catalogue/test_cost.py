@@ -228,10 +228,10 @@ def test_the_catalogue_imports_the_standard_library_only():
         (("lora", 0, 4, 1), {}, "m is 0; expected at least 1"),
         (("bora", 12, 18, 1), {"blocks": 4}, "b = 4 does not divide m = 12 and n = 18; b may be 1, 2, 3, 6"),
         (("melora", 12, 18, 1), {"blocks": 0}, "b may be 1, 2, 3, 6"),
-        (("lora", 12, 18, 1), {"blocks": 2}, "lora has no blocks, and 2 were given; methods with blocks: melora, bora"),
+        (("lora", 12, 18, 1), {"blocks": 2}, "blocks is 2, but lora has no blocks; methods with blocks: melora, bora"),
         (("bora", 12, 18, 1), {"experts": 2}, "methods with experts: hydralora, moelora"),
         (("moelora", 12, 18, 1), {"experts": 0}, "experts is 0"),
-        (("gralora", 12, 18, 4), {"blocks": 3}, "gralora splits r among the blocks: r = 4 is no multiple of 3"),
+        (("gralora", 12, 18, 4), {"blocks": 3}, "gralora splits r among the blocks: r = 4 is not a multiple of 3"),
         (("c3a", 12, 18, 1), {"blocks": 4}, "b may be 1, 2, 3, 6"),
     ],
 )
@@ -454,7 +454,7 @@ class TestModels:
         assert chosen("QKV", names) == ("qkv",)
         assert chosen("qkv,o", names) == ("qkv", "o")
         assert chosen("down", names) == ("down",)
-        with pytest.raises(ValueError, match=r"q, v is not .* it has qkv, O \(o\), .* q, v exist only fused"):
+        with pytest.raises(ValueError, match=r"q, v is not .* it has qkv, O \(o\), .* This model fuses q, v"):
             chosen("QV", names)
 
     def test_two_attentions_in_a_layer(self, tmp_path):
@@ -532,7 +532,7 @@ def test_methods_side_by_side():
     assert everything.exit_code == 0
     rows = [line.split()[0] for line in everything.stdout.splitlines()[2 : 2 + len(METHODS)]]
     assert rows == [method_look(method).label for method in METHODS]
-    assert "VB-LoRA trains a bank of 65,536 numbers besides" in everything.stdout
+    assert "VB-LoRA also trains a bank of 65,536 numbers" in everything.stdout
     plus = run("--method", "lora+", "--format", "csv").stdout
     assert plus == run("--method", "lora", "--format", "csv").stdout.replace(",lora,", ",lora+,")
     fewer = run("--method", "all", "-r", 4)

@@ -217,7 +217,7 @@ def test_a_live_model_shows_the_training_up_to_now() -> None:
 
 
 def test_wrong_use_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"^a Plain is no PEFT model; expected what get_peft_model returns$"):
+    with pytest.raises(TypeError, match=r"^a Plain is not a PEFT model; expected the result of get_peft_model$"):
         read_model(base("plain"))
     for options, told in (({"every": 0}, "every is 0; expected"), ({"budget": 0}, "budget is 0; expected")):
         with pytest.raises(ValueError, match=told):
@@ -225,5 +225,5 @@ def test_wrong_use_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "ranks.parquet").write_text("no table")
     run = trainer(tmp_path / "run")
     with_ranks(run, tmp_path)
-    with pytest.raises(ValueError, match=r"ranks\.parquet: is no Parquet file of an earlier run \(.*\); move it away"):
+    with pytest.raises(ValueError, match=r"ranks\.parquet: not a Parquet file of an earlier run \(.*\); move it"):
         run.train()

@@ -177,13 +177,13 @@ def test_going_on_after_a_kill_changes_nothing(home, tmp_path, method, epochs):
     torn = tmp_path / "broken/checkpoint-16"
     shutil.copytree(tmp_path / "broken/checkpoint-15", torn)
     (torn / "trainer_state.json").write_text("{")
-    with pytest.raises(TrainingError, match="go on with --resume"):
+    with pytest.raises(TrainingError, match="continue it with --resume"):
         train(told, tmp_path / "broken", device="cpu")
     with pytest.raises(TrainingError, match=r"learning_rate was 0\.005 and is 0\.1"):
         train(replace(told, learning_rate=0.1), tmp_path / "broken", device="cpu", resume=True)
     lines: list[str] = []
     again = train(told, tmp_path / "broken", device="cpu", resume=True, report=lines.append)
-    assert lines[0].endswith("27 steps, going on from checkpoint-15")
+    assert lines[0].endswith("27 steps, continuing from checkpoint-15")
     for place in ("", "checkpoint-0", "checkpoint-4", "checkpoint-9", "checkpoint-27"):
         assert_same(weights(tmp_path / "whole" / place), weights(tmp_path / "broken" / place))
     assert not torn.exists()
@@ -320,19 +320,19 @@ def bad_data(folder: Path) -> dict[str, tuple[bytes | None, dict[str, Any], str]
         "unnamed.csv": (b"a,b\n1,2\n2,3\n", {"label": None}, "which one is the text"),
         "unlabelled.csv": (b"sentence,b\nx,2\ny,3\n", {"label": None}, "which one is the label"),
         "latin.csv": ("sentence,label\ncafé,1\nbad,0\n".encode("latin-1"), {}, r"is not utf-8 \(byte \d+: 0xe9\)"),
-        "code.csv": (good, {"encoding": "utf-99"}, "encoding is 'utf-99'"),
+        "code.csv": (good, {"encoding": "utf-99"}, "encoding 'utf-99' is unknown"),
         "words.csv": (good.replace(b",1", b",high"), {"task": "regression"}, "holds 'high' in row 0"),
         "flat.csv": (good.replace(b",0", b",1"), {"task": "regression"}, "is 1.0 in every row"),
         "blank.csv": (b'sentence,label\n"",1\n" ",0\n', {}, "column sentence is empty in every row"),
         "single.csv": (b"sentence,label\na,1\n", {"task": "regression"}, "1.0 in every row"),
         "broken.json": (b'[{"sentence": ', {}, "cannot be read"),
-        "table.xlsx": (b"PK", {}, "is no table that can be read"),
+        "table.xlsx": (b"PK", {}, "not a table that can be read"),
         "many.csv": (
             b"sentence,label\n" + b"".join(b"x,%d\n" % i for i in range(150)), {}, "has 150 different values",
         ),
         "new.csv": (good, {"validation": b"sentence,label\nx,7\n"}, "class 7 is not among the training classes 0, 1"),
         "nothing/other.csv": (good, {"data": str(folder / "nothing")}, "no file whose name begins with train"),
-        "no/where": (None, {"data": "no-such-org/no-such-data"}, "Hub gave no such data"),
+        "no/where": (None, {"data": "no-such-org/no-such-data"}, "Hub did not provide it"),
     }  # fmt: skip
 
 
@@ -362,9 +362,9 @@ def test_bad_data_is_one_line_before_any_training(home, tmp_path, name, monkeypa
         ({"r": 0}, "r is 0; expected at least 1"),
         ({"metric": "pearson"}, "metric is 'pearson'; expected one of accuracy, matthews"),
         ({"blocks": 5}, "blocks is 5: .*5 does not divide"),
-        ({"method": "lora", "blocks": 4}, "lora has none"),
+        ({"method": "lora", "blocks": 4}, "lora has no blocks"),
         ({"target": "G"}, "the model has no projection gate; it has"),
-        ({"target": "q_proj"}, "target names q_proj, which the model has not"),
+        ({"target": "q_proj"}, "target names q_proj, which the model lacks"),
         ({"model": "nowhere"}, "nowhere: AutoTokenizer cannot load it"),
         ({"model": "./no/where"}, "./no/where: no such folder"),
         ({"validation_share": 1.0}, "expected a share between 0 and 1"),
@@ -386,10 +386,10 @@ def test_a_fused_projection_is_named(home, tmp_path):
 
 def test_a_folder_in_use_is_left_alone(home, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(TrainingError, match="exists and is no training run"):
+    with pytest.raises(TrainingError, match="exists but is not a training run"):
         train(settings(home), tmp_path, device="cpu")
     (tmp_path / "run.json").write_text("[]")
-    with pytest.raises(TrainingError, match="is no record of a run"):
+    with pytest.raises(TrainingError, match="not a record of a run"):
         train(settings(home), tmp_path, device="cpu", resume=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
