@@ -56,9 +56,10 @@ def load(chosen: Sequence[Source], threshold: float) -> Context:
     return Context(tuple(read), together.spectra, recounted(together, threshold), threshold)
 
 
-def latest(frame: pd.DataFrame) -> pd.DataFrame:
-    """Each adapter's last step only."""
-    if frame["step"].isna().all():
-        return frame
-    last = frame.groupby("adapter")["step"].transform("max")
-    return frame[(frame["step"] == last) | (frame["step"].isna() & last.isna())]
+def adapters_or_stop() -> Context:
+    """The context of a page about the chosen adapters; where none is chosen the page says so and ends."""
+    context = current()
+    if context.layer_metrics.empty:
+        st.info("Choose one or more adapters in the sidebar.", icon=":material/arrow_back:")
+        st.stop()
+    return context

@@ -6,15 +6,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from bora_analysis.cli.text_tables import text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MIME = {"csv": "text/csv", "pdf": "application/pdf", "svg": "image/svg+xml"}
 
@@ -22,28 +19,29 @@ _MIME = {"csv": "text/csv", "pdf": "application/pdf", "svg": "image/svg+xml"}
 _drawing = threading.Lock()
 
 
-def offer(frame: pd.DataFrame, stem: str, figure: Callable[[], Figure] | None = None) -> None:
+def offer(frame: pd.DataFrame, stem: str, figure: str | None = None, source: Any = None, **options: Any) -> None:
     """Buttons "CSV" and, where there is a figure, "PDF" and "SVG". A file is made only when it is asked for.
 
     Parameters
     ----------
     frame : the table behind what is shown; all its rows go into the CSV, unrounded.
     stem : of the file names, and of the widgets' keys: once on a page, and never taken from an adapter's name.
-    figure : draws the same for a paper, e.g. ``lambda: figures.figure4(spectra, threshold=threshold)``.
+    figure, source, options : as for :func:`bora_analysis.figures.draw`, which draws the same for a paper; ``source`` is
+        by default the frame.
     """
+
+    def file(form: str) -> bytes:
+        from bora_analysis.figures import draw, save
+
+        with _drawing, TemporaryDirectory() as folder:
+            drawn = draw(str(figure), frame if source is None else source, **options)
+            return save(drawn, Path(folder) / f"figure.{form}").read_bytes()
+
     with st.container(horizontal=True):
         _button("CSV", stem, lambda: text(frame, "csv").encode(), "The table behind this, all rows, unrounded")
         if figure is not None:
-            _button("PDF", stem, lambda: drawn(figure, "pdf"), "The figure as in a paper")
-            _button("SVG", stem, lambda: drawn(figure, "svg"), "The figure as in a paper, to edit")
-
-
-def drawn(figure: Callable[[], Figure], form: str) -> bytes:
-    """The bytes of a figure as ``"pdf"`` or ``"svg"``, the same each time."""
-    from bora_analysis.figures import save
-
-    with _drawing, TemporaryDirectory() as folder:
-        return save(figure(), Path(folder) / f"figure.{form}").read_bytes()
+            _button("PDF", stem, lambda: file("pdf"), "The figure as in a paper")
+            _button("SVG", stem, lambda: file("svg"), "The figure as in a paper, to edit")
 
 
 def _button(label: str, stem: str, data: Callable[[], bytes], note: str) -> None:

@@ -1,10 +1,12 @@
-"""The frame of a page: its question at the top, formulas and references at the end."""
+"""The frame of a page: its question at the top, boxes that fold, and what its charts mean at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 
 
@@ -15,18 +17,19 @@ def question(title: str, sentence: str) -> None:
 
 
 @contextmanager
-def folded(label: str, key: str, icon: str = ":material/table:") -> Iterator[bool]:
+def folded(label: str, key: str) -> Iterator[bool]:
     """A box that is closed at first; ``if`` it is open, its content is worth computing and sending."""
-    with st.expander(label, icon=icon, key=key, on_change="rerun") as box:
+    with st.expander(label, icon=":material/table:", key=key, on_change="rerun") as box:
         yield bool(box.open)
 
 
-def explanation(parts: Sequence[tuple[str, str]], references: Sequence[str]) -> None:
-    """The end of a page. A part is a text in Markdown and a formula in LaTeX, either of which may be empty."""
+def table(frame: pd.DataFrame, label: str = "Table") -> None:
+    """A frame in a box that is closed at first."""
+    with st.expander(label, icon=":material/table:"):
+        st.dataframe(frame, hide_index=True)
+
+
+def explanation(page: str) -> None:
+    """The end of a page: its text in ``explanations``, in Markdown with formulas in LaTeX and the references."""
     with st.expander("What am I looking at?", icon=":material/help:"):
-        for words, formula in parts:
-            if words:
-                st.markdown(words)
-            if formula:
-                st.latex(formula)
-        st.caption("References: " + "; ".join(references) + ".")
+        st.markdown((Path(__file__).parent / "explanations" / f"{page}.md").read_text(encoding="utf-8"))

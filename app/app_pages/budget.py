@@ -7,10 +7,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import charts, method_charts
-from app.context import current, latest
+from app import method_charts
+from app.chart_parts import draw, labelled
+from app.columns import show
+from app.context import current
+from app.controls import choose, linked, pills
 from app.downloads import offer
 from app.explain import explanation, question
+from bora_analysis.analysis import views
 from bora_analysis.analysis.budget import Choice
 from bora_analysis.analysis.cost_tables import best_blocks as best_of
 from bora_analysis.analysis.cost_tables import budget_table, notes
@@ -29,38 +33,27 @@ question("Budget", "Which method, r and b buy the most rank for the parameters t
 def controls() -> tuple[str, list[Matrices], int, list[str]]:
     with st.container(border=True):
         top = st.columns([1.3, 1.7, 1.2])
-        model = str(
-            top[0].selectbox("Model", MODELS, index=MODELS.index("llama-3-8b"), key="budget_model", bind="query-params")
-        )
+        model = str(choose("Model", MODELS, "budget_model", top[0], index=MODELS.index("llama-3-8b")))
         known = architecture(model).matrices()
         letters = [LETTER_OF[part.projection] for part in known]
-        target = top[1].segmented_control(
+        target = linked(
+            top[1].segmented_control,
             "Projections",
             letters,
+            key="budget_target",
             default=[letter for letter in ("Q", "K", "V") if letter in letters],
             selection_mode="multi",
-            key="budget_target",
-            bind="query-params",
             help="Adapted in every layer. Q K V O: attention; G U D: gate, up and down of the MLP.",
         )
-        budget = top[2].number_input(
-            "Parameters to train",
-            1_000,
-            1_000_000_000,
-            5_000_000,
-            100_000,
-            format="%d",
-            key="budget_parameters",
-            bind="query-params",
-        )
-        methods = st.pills(
+        limits = 1_000, 1_000_000_000, 5_000_000, 100_000  # least, most, at first, step
+        budget = linked(top[2].number_input, "Parameters to train", *limits, key="budget_parameters", format="%d")
+        methods = pills(
             "Methods",
             costed(),
+            key="budget_methods",
             default=USUAL,
             selection_mode="multi",
             format_func=lambda method: METHODS[method].label,
-            key="budget_methods",
-            bind="query-params",
         )
     chosen = [part for part in known if LETTER_OF[part.projection] in (target or [])]
     return model, chosen, int(budget), [method for method in costed() if method in methods]
@@ -74,23 +67,13 @@ def front_of(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def choices_table(frame: pd.DataFrame) -> None:
-    columns: dict[str, Any] = {
-        "label": st.column_config.TextColumn("method", pinned=True),
-        "r": "r",
-        "blocks": "b",
-        "parameters": st.column_config.NumberColumn("parameters", format="localized"),
-        "share": st.column_config.ProgressColumn("of the budget", format="percent", min_value=0.0, max_value=1.0),
-        "rank_bound": st.column_config.NumberColumn("bound", format="%.6g", help="Mean over the matrices"),
-        "per_1k": st.column_config.NumberColumn("per 1k parameters", format="%.3g", help="Bounds for 1,000 parameters"),
-        "macs_per_token": st.column_config.NumberColumn(
-            "MACs per token", format="localized", help="Multiply-adds beyond the frozen layers; the paper's FLOPs"
-        ),
-    }
-    shown = method_charts.labelled(frame.head(SHOWN)).assign(per_1k=1000 * frame["bound_per_parameter"])
+    shown = labelled(frame.head(SHOWN)).assign(per_1k=1000 * frame["bound_per_parameter"])
     rows = [METHODS[method] for method in shown["method"]]
-    shown["blocks"] = [str(b) if row.cut else "·" for b, row in zip(shown["blocks"], rows, strict=True)]
-    shown["r"] = [str(r) if row.ranked else "·" for r, row in zip(shown["r"], rows, strict=True)]
-    st.dataframe(shown, hide_index=True, column_order=list(columns), column_config=columns)
+    shown["blocks"] = [str(b) if row.cut else None for b, row in zip(shown["blocks"], rows, strict=True)]
+    shown["r"] = [str(r) if row.ranked else None for r, row in zip(shown["r"], rows, strict=True)]
+    share = st.column_config.ProgressColumn("of the budget", format="percent", min_value=0.0, max_value=1.0)
+    names = "label", "r", "blocks", "parameters", "share", "rank_bound", "per_1k", "macs_per_token"
+    show(shown, names, {"share": share})
 
 
 def buys(model: str, parts: list[Matrices], budget: int, methods: list[str]) -> None:
@@ -105,21 +88,21 @@ def buys(model: str, parts: list[Matrices], budget: int, methods: list[str]) -> 
     choice = Choice(*(first[name] for name in Choice._fields))
     label = METHODS[choice.method].label
     st.markdown(
-        f"The highest bound for at most {budget:,} parameters has **{label}**"
-        + (f" with **{choice.settings}**" if choice.settings else "")
+        f"With at most {budget:,} parameters **{label}** gives the highest bound"
+        + (f", with **{choice.settings}**" if choice.settings else "")
         + f": {choice.rank_bound:,.6g} for {choice.parameters:,} parameters."
     )
-    charts.draw(
+    draw(
         method_charts.pareto(frame, front_of(frame), budget, methods),
         key="pareto",
         alt=f"Rank bound against trained parameters, both logarithmic, of {len(frame)} settings within the budget. "
         f"Highest: {label}, bound {choice.rank_bound:,.6g}.",
     )
-    st.caption("A point: one method at one r and b. Dashed: the front, the least parameters for each bound.")
+    st.caption("Each point is one method with one r and b. Dashed: the fewest parameters for each bound.")
     if first["method"] == "melora":
         st.caption(
-            f"MELoRA's ΔW is 0 outside of its b diagonal blocks: with b = {first['blocks']} it changes one entry in "
-            f"{first['blocks']:,} of W. BoRA fills all blocks."
+            f"MELoRA's ΔW is 0 outside its b diagonal blocks: with b = {first['blocks']} it changes one of every "
+            f"{first['blocks']:,} entries of W. BoRA fills all blocks."
         )
     st.markdown("The best of each method")
     choices_table(best)
@@ -155,7 +138,7 @@ def best_blocks(model: str, parts: list[Matrices]) -> None:
     curve = pd.DataFrame(rows, columns=["shape", "blocks", "price", "best"])
     rule = pd.DataFrame(rules, columns=["shape", "blocks", "price"])
     table = pd.DataFrame(summary, columns=["shape", "best b", "√(m+n)", "⌊√n⌋", "parameters per rank"])
-    charts.draw(
+    draw(
         method_charts.block_price(curve, rule),
         key="block_price",
         alt="Parameters of BoRA per unit of rank against b. Best: "
@@ -163,51 +146,23 @@ def best_blocks(model: str, parts: list[Matrices]) -> None:
         + ".",
     )
     st.caption("Diamonds: every b that divides m and n; large: the best. Ring: the paper's rule ⌊√n⌋.")
-    st.dataframe(
-        table,
-        hide_index=True,
-        column_config={
-            "√(m+n)": st.column_config.NumberColumn(format="%.2f", help="Where N(b) is least for real b"),
-            "parameters per rank": st.column_config.NumberColumn(format="%.6g", help="At the best b"),
-        },
-    )
-
-    def figure() -> Any:
-        from bora_analysis.figures import optimal_blocks as draw
-
-        return draw(model=model)
-
-    offer(curve.assign(model=model), "optimal-blocks", figure)
+    show(table, table.columns)
+    offer(curve.assign(model=model), "optimal-blocks", "optimal_blocks", model=model)
 
 
 def your_adapters() -> None:
-    layers = latest(current().layer_metrics)
+    layers = views.last_steps(current().layer_metrics)
     if layers.empty:
-        st.caption("Choose adapters in the sidebar to see what they paid and what they use.")
+        st.caption("Choose adapters in the sidebar to compare their parameters with the rank that they use.")
         return
-    looks = charts.looks_of(current().layer_metrics)
-    totals = (
-        layers.groupby("adapter", sort=False)
-        .agg(
-            parameters=("parameters", "sum"),
-            rank_bound=("rank_bound", "mean"),
-            effective_rank=("effective_rank", "mean"),
-        )
-        .reset_index()
-    )
-    charts.draw(
-        method_charts.adapters_pareto(totals, looks),
+    totals = views.costs(layers)
+    draw(
+        method_charts.adapters_pareto(totals, views.looks_of(current().layer_metrics)),
         key="adapters_pareto",
         alt=f"Mean rank bound and mean effective rank of {len(totals)} adapters against their trained parameters.",
     )
     st.caption(f"Open: rank bound; filled: effective rank, #{{σ > {current().threshold:g}}}; means over the modules.")
-
-    def figure() -> Any:
-        from bora_analysis.figures import pareto as draw
-
-        return draw(layers)
-
-    offer(totals, "pareto", figure)
+    offer(totals, "pareto", "pareto", layers)
 
 
 model, parts, budget, methods = controls()
@@ -223,30 +178,4 @@ else:
 st.subheader("The chosen adapters", anchor=False)
 your_adapters()
 
-explanation(
-    [
-        (
-            (
-                "Every method is asked for the highest rank bound that the budget allows. r runs over the powers of "
-                "two, three times these, and the largest that fits; b over the divisors that all sizes share. The "
-                "bound is what the sizes allow one ΔW; what training makes of it is on the page Spectra."
-            ),
-            (
-                r"\text{LoRA, MELoRA: } (m+n)\,r \qquad \text{BoRA: } (m+n+b^2)\,r \qquad "
-                r"\text{bound: } \min(m,n,r) \text{ and } \min(m,n,br)"
-            ),
-        ),
-        (
-            (
-                "For a wished bound R = br BoRA trains N(b) parameters, least at b = √(m+n). The paper's practical "
-                "rule is ⌊√n⌋, which need not divide the sizes. §3.3 says that LoRA needs (m+n)(b²r) parameters for "
-                "rank br: it is (m+n)br."
-            ),
-            r"N(b) = R\,\big(\tfrac{m+n}{b} + b\big), \qquad b^\ast = \sqrt{m+n}",
-        ),
-    ],
-    [
-        "BoRA, arXiv 2508.06953, §3.3 and §3.4",
-        "counts of the other methods as in PEFT's print_trainable_parameters, without heads and biases",
-    ],
-)
+explanation("budget")

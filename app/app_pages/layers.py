@@ -8,7 +8,9 @@ import pandas as pd
 import streamlit as st
 
 from app import charts
-from app.context import current
+from app.chart_parts import draw
+from app.context import adapters_or_stop
+from app.controls import choose, segments
 from app.downloads import offer
 from app.explain import explanation, folded, question
 from app.inspection import Inspection, inspect
@@ -16,55 +18,41 @@ from app.pictures import Picture
 from app.safe_markdown import markdown
 from bora_analysis import style
 from bora_analysis.adapters import AdapterError
+from bora_analysis.analysis import views
 from bora_analysis.metrics import METRICS
 
 OUTSIDE = "none"  # the "layer" of modules outside the layers
 
-context = current()
-night = charts.dark()
+question("Layers", "In which layers does an adapter act, and which of its factors limits the rank there?")
+context = adapters_or_stop()
 threshold = context.threshold
-question("Layers", "Where in the network does an adapter act, and which of its factors limits the rank there?")
-
-if context.layer_metrics.empty:
-    st.info("Choose one or more adapters in the sidebar.", icon=":material/arrow_back:")
-    st.stop()
-
-looks = charts.looks_of(context.layer_metrics)
-
-
-def choose(label: str, options: list[Any], key: str, **more: Any) -> Any:
-    """A select box that forgets a choice which the adapter at hand does not have."""
-    if st.session_state.get(key, options[0]) not in options:
-        del st.session_state[key]
-    return st.selectbox(label, options, key=key, bind="query-params", **more)
-
+looks = views.looks_of(context.layer_metrics)
 
 top = st.columns([3, 3, 2], vertical_alignment="bottom")
-with top[0]:
-    labels = [source.label for source in context.sources]
-    # The last: what a visitor has just added, or of the bundled ones the one with most to see.
-    adapter = choose("Adapter", labels, "adapter", index=len(labels) - 1)
-with top[1]:
-    metric = choose("Metric", list(METRICS), "metric", format_func=charts.metric_name)
+labels = [source.label for source in context.sources]
+# The last: what a visitor has just added, or of the bundled ones the one with most to see.
+adapter = choose("Adapter", labels, "adapter", top[0], index=len(labels) - 1)
+metric = choose("Metric", list(METRICS), "metric", top[1], format_func=charts.metric_name)
 table = context.layer_metrics[context.layer_metrics["adapter"] == adapter]
 steps = sorted(int(step) for step in table["step"].dropna().unique())
 step = steps[-1] if steps else None
 if len(steps) > 1:
-    with top[2]:
-        step = choose("Step", steps[::-1], "step")
-if steps:
-    table = table[table["step"] == step]
-table = table.assign(layer=table["layer"].astype("string").fillna(OUTSIDE).astype(str))
+    step = choose("Step", steps[::-1], "step", top[2])
 
-# The axis: layers by number, then what lies outside of them.
-in_order = sorted(table["layer"].unique(), key=lambda text: (text == OUTSIDE, int(text) if text.isdigit() else 0))
-cells = (
-    table.groupby(["layer", "projection"], sort=False)
-    .agg(value=(metric, "mean"), modules=("module", "size"))
-    .rename(columns={"value": metric})
-    .reset_index()
-    .sort_values("layer", key=lambda column: column.map(in_order.index), kind="stable", ignore_index=True)
-)
+
+def at_step(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["step"] == step] if steps else frame
+
+
+def named_layers(frame: pd.DataFrame) -> pd.DataFrame:
+    """With layers as text, as boxes and axes show them."""
+    return frame.assign(layer=frame["layer"].astype("string").fillna(OUTSIDE).astype(str))
+
+
+numbered = at_step(table)
+table = named_layers(numbered)
+cells = named_layers(views.cells(numbered, metric))
+in_order = list(dict.fromkeys(cells["layer"]))
 
 
 def heat_key() -> str:
@@ -92,15 +80,11 @@ def clicked() -> None:
 
 heat_place = st.container()
 boxes = st.columns([2, 2, 5], vertical_alignment="bottom")
-with boxes[0]:
-    projection = choose("Projection", style.projections_in_order(table["projection"]), "projection")
-with boxes[1]:
-    of_projection = set(table.loc[table["projection"] == projection, "layer"])
-    having = [layer for layer in in_order if layer in of_projection]
-    layer = choose("Layer", having, "layer")
+projection = choose("Projection", style.projections_in_order(table["projection"]), "projection", boxes[0])
+of_projection = set(table.loc[table["projection"] == projection, "layer"])
+layer = choose("Layer", [layer for layer in in_order if layer in of_projection], "layer", boxes[1])
 candidates = table[(table["layer"] == layer) & (table["projection"] == projection)]
-with boxes[2]:
-    module = choose("Module", list(candidates["module"]), "module", disabled=len(candidates) == 1)
+module = choose("Module", list(candidates["module"]), "module", boxes[2], disabled=len(candidates) == 1)
 row = candidates[candidates["module"] == module].iloc[0]
 
 here = layer, projection
@@ -110,8 +94,8 @@ if not any((cell["layer"], cell["projection"]) == here for cell in picked()):
     st.session_state["_framed"] = here
 with heat_place:
     # As it was when it was drawn: a click is framed by the browser, and nothing is sent.
-    charts.draw(
-        charts.heatmap(cells, metric, st.session_state["_framed"], night),
+    draw(
+        charts.heatmap(cells, metric, st.session_state["_framed"]),
         key=heat_key(),
         on_select=clicked,
         selection_mode="cell",
@@ -121,19 +105,9 @@ with heat_place:
     st.caption("Click a cell, or choose it below.")
 
 
-def heat_figure() -> Any:
-    from bora_analysis.figures import heatmap as draw
-
-    shown = context.layer_metrics[context.layer_metrics["adapter"] == adapter]
-    return draw(shown[shown["step"] == step] if steps else shown, metric=metric)
-
-
 def image(picture: Picture, title: str, key: str, words: str, names: tuple[str, str]) -> None:
-    charts.draw(
-        charts.picture(picture.image, picture.size, (picture.rows, picture.columns), title, names),
-        key=key,
-        alt=words,
-    )
+    lines = picture.rows, picture.columns
+    draw(charts.picture(picture.image, picture.size, lines, title, names), key=key, alt=words)
 
 
 def ranks_of(found: Inspection, method: str) -> None:
@@ -149,7 +123,7 @@ def ranks_of(found: Inspection, method: str) -> None:
             for name, value in (("B′", ranks.B), ("Σ′", ranks.sigma), ("A′", ranks.A)):
                 limits = value == ranks.upper and len(ranks.limiting) < 3
                 st.metric(f"rank {name}", value, "limits" if limits else None, delta_color="off", delta_arrow="off")
-        st.metric("bound", facts.rank_bound, help="Most that the sizes allow: Proposition 1")
+        st.metric("bound", facts.rank_bound, help="Highest rank that the sizes allow: Proposition 1")
         st.metric(f"σ > {threshold:g}", int(row["effective_rank"]), help="Effective rank")
         st.metric("entropy rank", f"{row['entropy_rank']:.2f}", help="exp H(σ/Σσ)")
     if ranks is None:
@@ -157,22 +131,20 @@ def ranks_of(found: Inspection, method: str) -> None:
         return
     between = f"{ranks.upper}" if ranks.lower == ranks.upper else f"between {ranks.lower} and {ranks.upper}"
     least = " and ".join(name.replace("'", "′") for name in ranks.limiting)
-    who = {1: f"{least} allows no more.", 2: f"{least} allow no more."}.get(
-        len(ranks.limiting), "all three allow the same."
-    )
-    st.markdown(f"By the ranks of its factors, rank ΔW is {between}: {who}")
+    which = {1: f"{least} limits it", 2: f"{least} limit it"}.get(len(ranks.limiting), "all three limit it equally")
+    st.markdown(f"By the ranks of its factors, rank ΔW is {between}; {which}.")
 
 
 def module_spectrum() -> None:
     mine = context.spectra[(context.spectra["adapter"] == adapter) & (context.spectra["module"] == module)]
-    mine = mine[mine["step"] == step] if steps else mine
+    mine = at_step(mine)
     st.markdown("**Singular values of ΔW**")
-    charts.draw(
-        charts.spectrum(charts.curves(mine), looks, threshold, night),
+    draw(
+        charts.spectrum(views.curves(mine), looks, threshold),
         key="module_spectrum",
         alt=f"Singular values of {module}, {len(mine)} in all, logarithmic.",
     )
-    offer(mine, "module_spectrum", lambda: _module_figure(mine))
+    offer(mine, "module_spectrum", "spectra", threshold=threshold)
 
 
 def slot_chart(found: Inspection, slots: pd.DataFrame, method: str) -> None:
@@ -181,21 +153,14 @@ def slot_chart(found: Inspection, slots: pd.DataFrame, method: str) -> None:
         values = slots["singular_value"]
         what = f"the scaling {found.facts.scaling:.4g}: nothing is trained between B′ and A′"
         if values.nunique() > 1:
-            what = f"{values.min():.4g} to {values.max():.4g} in size, the scaling included"
+            what = f"{values.min():.4g} to {values.max():.4g} in size, including the scaling"
         st.caption(
-            f"{markdown(method)} has one number in each slot, {what}; rank Σ′ is the number of slots that are not zero."
+            f"{markdown(method)} has one number in each slot, {what}. Rank Σ′ is the number of slots that are not zero."
         )
         return
-    charts.draw(
-        charts.families(
-            slots,
-            x="index",
-            y="singular_value",
-            by="slot",
-            titles=("index of the singular value", "singular value of Sₖ", "slot k"),
-            bold=None,
-            night=night,
-        ),
+    titles = "index of the singular value", "singular value of Sₖ", "slot k"
+    draw(
+        charts.families(slots, x="index", y="singular_value", by="slot", titles=titles),
         key="slot_spectra",
         alt=f"Singular values of the {slots['slot'].nunique()} matrices Sₖ, logarithmic, coloured by k.",
     )
@@ -206,39 +171,20 @@ def delta_image(found: Inspection) -> None:
     facts, picture = found.facts, found.delta
     p, q = picture.image.shape
     st.markdown("**|ΔW|**" + ("" if picture.exact else f", each of the {p} × {q} cells a mean"))
-    image(
-        picture,
-        "|ΔW|",
-        "delta",
-        f"Magnitude of ΔW, {p} by {q} cells, blocks {facts.blocks} by {facts.blocks}",
-        (f"output, m = {facts.out_features:,}", f"input, n = {facts.in_features:,}"),
-    )
+    names = f"output, m = {facts.out_features:,}", f"input, n = {facts.in_features:,}"
+    words = f"Magnitude of ΔW, {p} by {q} cells, blocks {facts.blocks} by {facts.blocks}"
+    image(picture, "|ΔW|", "delta", words, names)
 
 
 def middle_image(middle: Picture, tiles: Picture | None) -> None:
-    form = None
-    if tiles is not None:
-        form = st.segmented_control(
-            "Σ as",
-            ["Σ′ of eq. 6", "slot by slot"],
-            default="Σ′ of eq. 6",
-            required=True,
-            key="sigma",
-            bind="query-params",
-            label_visibility="collapsed",
-        )
-    else:
-        st.markdown("**|Σ′|** of eq. 6, with the scaling")
-    if form == "slot by slot" and tiles is not None:
-        image(tiles, "|Sₖ|, with the scaling", "tiles", "The Sₖ beside each other", ("output block", "input block"))
-    else:
-        image(
-            middle,
-            "|Σ′|, with the scaling",
-            "sigma_image",
-            "Magnitude of Σ'",
-            ("row of Σ′", "column of Σ′"),
-        )
+    if tiles is None:
+        st.markdown("**|Σ′|** of eq. 6, including the scaling")
+    elif segments("Σ as", ["Σ′ of eq. 6", "slot by slot"], "sigma", label_visibility="collapsed") == "slot by slot":
+        title = "|Sₖ|, including the scaling"
+        image(tiles, title, "tiles", "The Sₖ beside each other", ("output block", "input block"))
+        return
+    names = "row of Σ′", "column of Σ′"
+    image(middle, "|Σ′|, including the scaling", "sigma_image", "Magnitude of Σ'", names)
 
 
 def one_module() -> None:
@@ -262,13 +208,7 @@ def one_module() -> None:
             middle_image(found.middle, found.tiles)
 
 
-def _module_figure(mine: pd.DataFrame) -> Any:
-    from bora_analysis.figures import spectra as draw
-
-    return draw(mine, threshold=threshold)
-
-
-offer(table, "layer_metrics", heat_figure)
+offer(table, "layer_metrics", "heatmap", numbered, metric=metric)
 with folded("Table", "table") as opened:
     if opened:
         st.dataframe(table, hide_index=True)
@@ -280,35 +220,4 @@ try:
 except AdapterError as error:
     st.error(markdown(str(error)), icon=":material/error:")
 
-explanation(
-    [
-        (
-            (
-                "Above, a metric of every module: bright cells hold more. Below, one module. BoRA and MELoRA cut ΔW "
-                "into b × b blocks (LoRA: one), each a product of thin factors; put together they are three matrices, "
-                "of which the middle one is sparse."
-            ),
-            r"\Delta W_{ij} = B_i\,\Sigma_{ij}\,A_j \qquad\Longleftrightarrow\qquad \Delta W = B'\,\Sigma'\,A'",
-        ),
-        (
-            "The rank of ΔW is at most the least of the three ranks. Sorting rows and columns of Σ′ by slot k makes it "
-            "block-diagonal with r small matrices, so that its rank is the sum of theirs. For LoRA written with b "
-            "blocks every S_k would be all ones, of rank 1; for MELoRA it is the identity; BoRA trains it.".replace(
-                "S_k", "$S_k$"
-            ),
-            (
-                r"\operatorname{rank}\Delta W \le \min(\operatorname{rank}B',\, \operatorname{rank}\Sigma',\, "
-                r"\operatorname{rank}A'), \qquad \operatorname{rank}\Sigma' = \sum_{k=1}^{r}\operatorname{rank} S_k, "
-                r"\quad (S_k)_{ij} = (\Sigma_{ij})_{kk}"
-            ),
-        ),
-        (
-            (
-                "It is at least the sum of the three less twice their inner dimension (Sylvester). Full-rank factors "
-                "reach the bound of Proposition 1 for certain only while br ≤ max(m, n)."
-            ),
-            "",
-        ),
-    ],
-    ["BoRA, arXiv 2508.06953, eq. 4–7 and Proposition 1"],
-)
+explanation("layers")

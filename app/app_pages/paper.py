@@ -7,9 +7,13 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import charts, method_charts
+from app import method_charts
+from app.chart_parts import draw
+from app.columns import show
+from app.controls import pills, segments
 from app.downloads import offer
 from app.explain import explanation, question
+from app.explain import table as boxed
 from app.safe_markdown import markdown
 from bora_analysis import style
 from bora_analysis.paper import tables as paper
@@ -26,7 +30,7 @@ BADGES: dict[str, tuple[Any, str]] = {
 VARIANTS = {"bora": "BoRA", "bora-no-exp": "w.o. Exp", "bora-no-norm": "w.o. Norm"}
 UNITS = {"memory_gb": "memory (GB)", "time_min": "time of one epoch (min)"}
 
-question("Paper", "What does the BoRA paper report, and which of its checkable claims hold when computed again?")
+question("Paper", "What does the BoRA paper report, and which of its claims hold when they are computed again?")
 
 
 @st.cache_resource(show_spinner=False)
@@ -34,7 +38,7 @@ def tables() -> pd.DataFrame:
     return paper.tables()
 
 
-@st.cache_resource(show_spinner="Judging the claims anew, each by a computation …")
+@st.cache_resource(show_spinner="Computing a verdict for each claim …")
 def judged() -> pd.DataFrame:
     return claims()
 
@@ -53,68 +57,46 @@ def figure_3() -> None:
     st.markdown("Average accuracy on mathematical reasoning, from the paper's tables 7, 9 and 8.")
     first, second = st.columns(2)
     third, rest = st.columns(2)
-    rows = averages(7)
-    rows = rows.assign(name=rows["model"].map(MODELS), variant=rows["method"].map(VARIANTS))
-    with first:
-        st.markdown("**(a) Ablations**")
-        charts.draw(
-            method_charts.ablations(rows),
-            key="figure3a",
-            alt="Accuracy of BoRA, and without its exponential and its normalisation, for three models.",
-        )
-    rows = averages(9)
-    rows = rows.assign(rank=[f"r = {r}" for r in rows["r"]]).sort_values(["r", "blocks"], kind="stable")
-    with second:
-        st.markdown("**(b) Rank and blocks**")
-        charts.draw(
-            method_charts.ranks_and_blocks(rows[rows["method"] == "bora"], rows[rows["method"] == "lora"]),
-            key="figure3b",
-            alt="Accuracy of BoRA on LLaMA-3-8B against the number of blocks, a line per r, and LoRA of the same r.",
-        )
-    with third:
-        st.markdown("**(c) Projections**")
-        charts.draw(
+    models = averages(7)
+    models = models.assign(name=models["model"].map(MODELS), variant=models["method"].map(VARIANTS))
+    ranks = averages(9)
+    ranks = ranks.assign(rank=[f"r = {r}" for r in ranks["r"]]).sort_values(["r", "blocks"], kind="stable")
+    bora, lora = ranks[ranks["method"] == "bora"], ranks[ranks["method"] == "lora"]
+    panels = {
+        "**(a) Ablations**": (
+            method_charts.ablations(models),
+            "Accuracy of BoRA, and without its exponential and its normalisation, for three models.",
+        ),
+        "**(b) Rank and blocks**": (
+            method_charts.ranks_and_blocks(bora, lora),
+            "Accuracy of BoRA on LLaMA-3-8B against the number of blocks, a line per r, and LoRA of the same r.",
+        ),
+        "**(c) Projections**": (
             method_charts.granularity(averages(8)),
-            key="figure3c",
-            alt="Accuracy of LoRA and BoRA on LLaMA-3-8B for five choices of the adapted projections.",
-        )
-
-    def figure() -> Any:
-        from bora_analysis.figures import figure3 as draw
-
-        return draw(tables())
-
+            "Accuracy of LoRA and BoRA on LLaMA-3-8B for five choices of the adapted projections.",
+        ),
+    }
+    for place, letter, (head, (chart, alt)) in zip((first, second, third), "abc", panels.items(), strict=True):
+        with place:
+            st.markdown(head)
+            draw(chart, key=f"figure3{letter}", alt=alt)
     shown = pd.concat([averages(k) for k in (7, 9, 8)], ignore_index=True)
     with rest:
         st.caption(
-            "Dashed in (b): LoRA of the same r. (b) and (c) are LLaMA-3-8B. No axis begins at 0, so nothing is drawn "
-            "as a bar."
+            "Dashed in (b): LoRA of the same r. (b) and (c) are LLaMA-3-8B. No axis starts at 0, so there are no bars."
         )
-        offer(shown, "figure3", figure)
-        with st.expander("Table", icon=":material/table:"):
-            st.dataframe(shown, hide_index=True)
+        offer(shown, "figure3", "figure3", tables())
+        boxed(shown)
 
 
 def table() -> None:
-    k = st.segmented_control(
-        "Table", list(paper.TITLES), default=2, required=True, wrap=True, key="paper_table", bind="query-params"
-    )
+    k = segments("Table", list(paper.TITLES), "paper_table", default=2, wrap=True)
     st.markdown(f"**Table {k}:** {paper.TITLES[int(k)]}")
     frame: Any = tables()
     frame = frame[frame["table"] == k]
     tasks = list(dict.fromkeys(frame["task"]))
     usual = "Avg" if "Avg" in tasks else tasks[-1]
-    if st.session_state.get("paper_task", usual) not in tasks:  # of the table shown before
-        del st.session_state["paper_task"]
-    task = st.segmented_control(
-        "Task",
-        tasks,
-        default=usual,
-        required=True,
-        format_func=lambda name: UNITS.get(str(name), str(name)),
-        key="paper_task",
-        bind="query-params",
-    )
+    task = segments("Task", tasks, "paper_task", default=usual, format_func=lambda name: UNITS.get(name, name))
     rows = frame[frame["task"] == task]
     rows = rows.assign(
         run=[run_name(row) for row in rows.itertuples()],
@@ -129,15 +111,16 @@ def table() -> None:
         best = part.loc[part["value"].idxmax()]
         with column:
             st.markdown(f"**{markdown(str(MODELS.get(model, model)))}**")
-            charts.draw(
+            draw(
                 method_charts.runs(part, unit, list(dict.fromkeys(method_of(name) for name in part["method"]))),
                 key=f"runs_{model}",
                 alt=f"{unit} of {len(part)} runs on {model}. Highest: {best['run']}, {best['value']:.2f}.",
             )
     if rows["std"].notna().any():
-        st.caption("Lines: ± the standard deviation that the paper gives. The axes do not begin at 0.")
+        st.caption("Lines: ± the standard deviation that the paper gives. The axes do not start at 0.")
     numbers = {name: st.column_config.NumberColumn(UNITS.get(name, name), format="%.2f") for name in tasks}
-    st.dataframe(paper.wide(int(k)), hide_index=True, column_config={"blocks": "b", "params": "#Params", **numbers})
+    wide = paper.wide(int(k))
+    show(wide, wide.columns, numbers)
     offer(frame, f"table{k}")
 
 
@@ -161,15 +144,12 @@ def params() -> None:
     frame: Any = recounted()
     right = int(frame["ok"].sum())
     st.markdown(
-        f"**{right} of {len(frame)}** entries of the #Params columns (tables 1–4, 8 and 9) are what the architectures "
-        "give, to the digits printed."
+        f"**{right} of {len(frame)}** entries of the #Params columns (tables 1–4, 8 and 9) agree, to the digits "
+        "printed, with the number computed from the architecture."
     )
-    columns: dict[str, Any] = {
-        "parameters": st.column_config.NumberColumn("exact count", format="localized"),
-        "paper": "as printed",
-        "ok": st.column_config.CheckboxColumn("equal"),
-    }
-    st.dataframe(frame, hide_index=True, column_config=columns)
+    count = st.column_config.NumberColumn("exact count", format="localized")
+    equal = st.column_config.CheckboxColumn("equal")
+    show(frame, frame.columns, {"parameters": count, "paper": "as printed", "ok": equal})
     offer(frame, "params-check")
 
 
@@ -177,14 +157,13 @@ def claims_list() -> None:
     frame = judged()
     counts = frame["verdict"].value_counts()
     verdicts = [verdict for verdict in BADGES if verdict in counts]
-    chosen = st.pills(
+    chosen = pills(
         "Verdict",
         verdicts,
+        key="paper_verdicts",
         default=verdicts,
         selection_mode="multi",
         format_func=lambda verdict: f"{BADGES[verdict][1]} {verdict} ({counts[verdict]})",
-        key="paper_verdicts",
-        bind="query-params",
     )
     for row in frame[frame["verdict"].isin(chosen)].itertuples():
         colour, icon = BADGES[str(row.verdict)]
@@ -194,36 +173,11 @@ def claims_list() -> None:
                 st.caption(markdown(f"{row.id} · {row.where}"), width="content")
             st.markdown(f"**{markdown(str(row.claim))}**")
             st.caption(markdown(str(row.evidence)))
-    with st.expander("Table", icon=":material/table:"):
-        st.dataframe(frame, hide_index=True)
+    boxed(frame)
     offer(frame, "claims")
 
 
-view = st.segmented_control(
-    "Show", VIEWS, default=VIEWS[0], required=True, key="paper_view", bind="query-params", label_visibility="collapsed"
-)
+view = segments("Show", VIEWS, "paper_view", label_visibility="collapsed")
 {"Figure 3": figure_3, "Tables": table, "#Params": params, "Claims": claims_list}[str(view)]()
 
-explanation(
-    [
-        (
-            (
-                "The numbers are the paper's own, kept as tidy tables. Averages lost in extraction are rebuilt, and "
-                "the #Params column is computed from the layers of each model."
-            ),
-            (
-                r"\#\text{Params} = \textstyle\sum_{\text{layers}} (m + n)\,r \text{ for LoRA}, \qquad "
-                r"\sum_{\text{layers}} (m + n + b^2)\,r \text{ for BoRA}"
-            ),
-        ),
-        (
-            (
-                "No verdict is written down. Each claim has a computation, made when this page is first opened, and "
-                "the verdict follows from its numbers: *holds*; *holds under a condition*, true in part of the cases "
-                "that the claim covers; *erratum*. What only a training run can show is not among them."
-            ),
-            "",
-        ),
-    ],
-    ["BoRA, arXiv 2508.06953"],
-)
+explanation("paper")

@@ -160,7 +160,8 @@ def sigma_limits(medians: Any, largest: Any, threshold: float | None = None) -> 
     axis has a few labels.
     """
     found = np.asarray(medians, dtype=float)
+    tops = np.asarray(largest, dtype=float)
     shown = [*found[found > 0], *([] if threshold is None else [threshold])] or [1.0]
-    low, high = float(min(shown)) / 2, float(max([*shown, *np.asarray(largest)])) * 1.5
+    low, high = float(min(shown)) / 2, float(max([*shown, *tops[tops > 0]])) * 1.5
     widen = max(1.0, float(np.sqrt(100 * low / high)))
     return low / widen, high * widen

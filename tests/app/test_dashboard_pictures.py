@@ -8,6 +8,7 @@ import pytest
 
 from app import charts, pictures
 from bora_analysis import bora, lora, melora
+from bora_analysis.analysis.views import looks_of
 
 
 def update(kind, m, n):
@@ -36,6 +37,6 @@ def test_a_long_legend_leaves_the_plot_its_room(count):
     """Its rows are added to the chart's height, of which they once took all."""
     names = [f"adapter-{k:02}" for k in range(count)]
     table = pd.DataFrame({"adapter": names, "method": "lora", "layer": 0, "modules": 1, "rank_bound": 8, "energy": 1.0})
-    chart = charts.over_layers(table, "energy", charts.looks_of(table), night=False)
+    chart = charts.over_layers(table, "energy", looks_of(table))
     rows = -(-count // 2)  # two such names stand beside each other in half of a page
     assert chart.spec["height"] == 340 + 20 * (rows - 1)

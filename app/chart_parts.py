@@ -1,0 +1,316 @@
+"""What charts for the screen are made of: specifications, marks, axes and legends, in the looks of the figures.
+
+A specification is plain Vega-Lite and depends on as little as possible, the data stand beside it under names: while
+only data change, the browser updates the picture that it has, which takes a tenth of drawing it anew. So the ends of
+logarithmic axes lie on half decades, and a threshold is data. A logarithmic axis has only positive numbers: what is
+smaller than the floor of the axis, and 0, lies on it, and the tooltip tells the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from pandas.api.types import is_numeric_dtype
+
+from bora_analysis import style
+from bora_analysis.analysis.views import sigma_limits
+from bora_analysis.linalg import Array
+from bora_analysis.style import Look
+
+Spec = dict[str, Any]
+
+# matplotlib's letters → the shapes of Vega, in which any other is a path in a square from −1 to 1.
+SHAPES = {
+    "o": "circle", "s": "square", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left",
+    ">": "triangle-right", "P": "cross", "d": "M0,-1L0.55,0L0,1L-0.55,0Z",
+    "X": "M-1,-0.5L-0.5,-1L0,-0.5L0.5,-1L1,-0.5L0.5,0L1,0.5L0.5,1L0,0.5L-0.5,1L-1,0.5L-0.5,0Z",
+    "p": "M0,-1L0.95,-0.31L0.59,0.81L-0.59,0.81L-0.95,-0.31Z",
+    "h": "M0,-1L0.87,-0.5L0.87,0.5L0,1L-0.87,0.5L-0.87,-0.5Z",
+    "*": "M0,-1L0.22,-0.31L0.95,-0.31L0.36,0.12L0.59,0.81L0,0.38L-0.59,0.81L-0.36,0.12L-0.95,-0.31L-0.22,-0.31Z",
+}  # fmt: skip
+DASHED = [4, 3]
+#: A scale that ends a little beyond the data, wherever these lie.
+SPAN = {"zero": False, "nice": False, "padding": 8}
+_GROUND = {False: "#FFFFFF", True: "#14171A"}
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """A Vega-Lite specification, and the frames that it names as its data."""
+
+    spec: Spec
+    data: Mapping[str, pd.DataFrame]
+
+
+def draw(chart: Chart, key: str, alt: str, **options: Any) -> Any:
+    """Put a chart on the page, as wide as its place. ``alt`` is what a screen reader says."""
+    import pyarrow as pa
+
+    datasets = {name: pa.Table.from_pandas(frame, preserve_index=False) for name, frame in chart.data.items()}
+    spec = {**chart.spec, "datasets": datasets}
+    return st.vega_lite_chart(spec=spec, width="stretch", key=key, alt=alt, **options)
+
+
+# Layers, marks and encodings -----------------------------------------------------------------------------------------
+
+
+def layered(height: int, *layers: Spec, **more: Any) -> Spec:
+    """A specification of layers that lie on one another."""
+    return {"layer": list(layers), "height": height, **more}
+
+
+def layer(data: str, mark: str | Spec, *filters: str, **encoding: Any) -> Spec:
+    """One layer: the name of its data, its mark, and the rows that it shows."""
+    made: Spec = {"data": {"name": data}, "mark": mark, "encoding": encoding}
+    return {**made, "transform": [{"filter": words} for words in filters]} if filters else made
+
+
+def point(size: float, **more: Any) -> Spec:
+    """A filled marker."""
+    return {"type": "point", "size": size, "filled": True, "opacity": 1, **more}
+
+
+def line(width: float, **more: Any) -> Spec:
+    return {"type": "line", "strokeWidth": width, **more}
+
+
+def rule(width: float, **more: Any) -> Spec:
+    """A straight line across the plot."""
+    return {"type": "rule", "strokeWidth": width, **more}
+
+
+def words(align: str, baseline: str, **more: Any) -> Spec:
+    """Text in the plot."""
+    return {"type": "text", "align": align, "baseline": baseline, "color": guide(), **more}
+
+
+def number(field: str, title: str | None = None, **more: Any) -> Spec:
+    """A field as a quantity."""
+    return {"field": field, "type": "quantitative", **({"title": title} if title is not None else {}), **more}
+
+
+def category(field: str, title: str | None = None, **more: Any) -> Spec:
+    """A field as a name."""
+    return {"field": field, "type": "nominal", **({"title": title} if title is not None else {}), **more}
+
+
+def tooltip(frame: pd.DataFrame, **titles: str | Spec) -> list[Spec]:
+    """What a tooltip says: field → its title. Numbers in full: a rounded one cannot be checked against the table."""
+    return [
+        title
+        if isinstance(title, dict)
+        else number(field, title, format=",.12~g")
+        if is_numeric_dtype(frame[field])
+        else category(field, title)
+        for field, title in titles.items()
+    ]
+
+
+# Colours, shapes and legends -----------------------------------------------------------------------------------------
+
+
+def dark() -> bool:
+    """Whether the visitor's theme is dark."""
+    return st.context.theme.type == "dark"
+
+
+def ground() -> str:
+    """The colour of the page."""
+    return _GROUND[dark()]
+
+
+def ink() -> str:
+    """The colour of what stands out without a colour of its own."""
+    return "#E8E6E3" if dark() else "#1A1A1A"
+
+
+def guide() -> str:
+    """Grey of lines that are no data."""
+    return "#A0A6AC" if dark() else "#666666"
+
+
+def on_screen(colour: str) -> str:
+    """The figures' colour, made light enough where the page is dark."""
+    return readable(colour, dark())
+
+
+def readable(colour: str, night: bool) -> str:
+    """The colour; on a dark ground mixed with white as far as a contrast of 3 (WCAG 2.2, 1.4.11) needs it.
+
+    >>> readable("#000000", False), readable("#D55E00", True), readable("#000000", True)
+    ('#000000', '#D55E00', '#666666')
+    """
+    if not night:
+        return colour
+    behind = _luminance(_GROUND[True])
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    for share in np.linspace(0, 1, 21):
+        mixed = "#" + "".join(f"{round(c + share * (255 - c)):02X}" for c in channels)
+        if (_luminance(mixed) + 0.05) / (behind + 0.05) >= 3:
+            return mixed
+    return "#FFFFFF"
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2.2."""
+    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def legend(labels: Sequence[str] = (), **more: Any) -> Spec:
+    """Above the chart, in as many columns as these labels leave: beside it, it would leave a phone no room."""
+    made = {"title": None, "orient": "top", "labelLimit": 340, "symbolOpacity": 1, "symbolStrokeWidth": 2}
+    if labels:
+        made["columns"] = {"expr": f"max(1, floor(width / {_legend_width(labels)}))"}
+    return made | more
+
+
+def _legend_width(labels: Sequence[str]) -> int:
+    """Pixels that the longest label takes in a legend, symbol and gap with it."""
+    return min(290, 40 + 7 * max(map(len, labels), default=0))
+
+
+def legend_height(labels: Sequence[str], width: int) -> int:
+    """Pixels of a legend's rows after the first, where the chart is about that wide: its height is for the whole."""
+    columns = max(1, width // _legend_width(labels))
+    return 20 * (-(-len(labels) // columns) - 1)
+
+
+def scaled(field: str, look: Mapping[str, Any], key: Spec | None, **more: Any) -> Spec:
+    """A field as a name, each of whose values has its colour, shape or dash."""
+    return category(field, scale={"domain": list(look), "range": list(look.values())}, legend=key, **more)
+
+
+def by_method(methods: Sequence[str], key: Spec | None) -> dict[str, Spec]:
+    """Colour and shape by ``label``, the methods' names in the figures."""
+    looks = [style.method_look(method) for method in methods]
+    return {
+        "color": scaled("label", {look.label: on_screen(look.colour) for look in looks}, key),
+        "shape": scaled("label", {look.label: SHAPES[look.marker] for look in looks}, key),
+    }
+
+
+def labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """With ``label``, the methods' names as in the figures."""
+    return frame.assign(label=[style.method_look(method).label for method in frame["method"]])
+
+
+def dressed(frame: pd.DataFrame, looks: Mapping[str, Look]) -> pd.DataFrame:
+    """With ``label`` and ``filled`` of each row's adapter."""
+    each = [looks[adapter] for adapter in frame["adapter"]]
+    return frame.assign(label=[look.label for look in each], filled=[look.filled for look in each])
+
+
+def by_adapter(shown: pd.DataFrame, looks: Mapping[str, Look]) -> tuple[Spec, Spec, Spec]:
+    """Colour, shape and dash by the label, with one legend."""
+    here = {adapter: looks[adapter] for adapter in dict.fromkeys(shown["adapter"])}
+    labels = [look.label for look in here.values()]
+    key = legend(labels, symbolSize=90)
+    return (
+        scaled("label", {look.label: on_screen(look.colour) for look in here.values()}, key),
+        scaled("label", {look.label: SHAPES[look.marker] for look in here.values()}, key),
+        # By another field: Vega-Lite would merge its (absent) legend with that of the label.
+        scaled("adapter", {name: [2 * x for x in look.dash] or [1, 0] for name, look in here.items()}, None),
+    )
+
+
+def markers(data: str, shown: pd.DataFrame, size: int, **encodings: Any) -> list[Spec]:
+    """Filled and open markers, as the figures have them."""
+    open_ = point(size, filled=False, fill=ground(), strokeWidth=1.8)
+    layers = []
+    if shown["filled"].any():
+        layers.append(layer(data, point(size), "datum.filled", **encodings))
+    if not shown["filled"].all():
+        layers.append(layer(data, open_, "!datum.filled", **encodings))
+    return layers
+
+
+# Axes ----------------------------------------------------------------------------------------------------------------
+
+
+def index_axis(index: pd.Series, bounds: pd.Series) -> Spec:
+    """Logarithmic where the bounds lie so far apart that the shortest curve would be a stroke."""
+    most, least = float(index.max()), float(bounds.min())
+    wide = most > 40 * least
+    return number(
+        "index",
+        "index of the singular value",
+        axis={"tickMinStep": 1, "grid": False, "format": "d", "labelOverlap": True},
+        scale={"type": "log" if wide else "linear", "domain": [1 if wide else 0, most * 1.02], "nice": False},
+    )
+
+
+def step_axis(field: str, title: str, values: pd.Series) -> Spec:
+    """Whole numbers; the very ones that there are, if they are few."""
+    stops = sorted(int(value) for value in values.unique())
+    axis = {"tickMinStep": 1, "format": "d", "grid": False, "labelOverlap": True}
+    return number(field, title, axis={**axis, "values": stops} if len(stops) <= 12 else axis, scale=SPAN)
+
+
+def blocks_axis(blocks: Sequence[int]) -> Spec:
+    """b on a log₂ axis, labelled where the values are."""
+    few = [int(b) for b in blocks if not b & (b - 1)] or [int(b) for b in blocks]
+    axis = {"values": few, "format": "d", "grid": False, "labelOverlap": True}
+    return number("blocks", "blocks b", scale=log_scale(base=2, padding=12), axis=axis)
+
+
+def log_scale(**more: Any) -> Spec:
+    return {"type": "log", "nice": False, **more}
+
+
+def log_number(field: str, title: str, ticks: int, form: str = "~s", **scale: Any) -> Spec:
+    """A quantity on a logarithmic axis with about as many ticks."""
+    return number(field, title, scale=log_scale(**scale), axis={"format": form, "tickCount": ticks})
+
+
+def vertical(values: Any, logarithmic: bool, threshold: float | None = None) -> tuple[Array, Spec]:
+    """The values, none below the floor of a logarithmic axis, and the scale and the axis."""
+    values = np.asarray(values, dtype=float)
+    if not logarithmic:
+        return values, {"scale": {"zero": True}}
+    low, high = half_decades(*sigma_limits(values, values, threshold))
+    return np.fmax(values, low), {"scale": log_scale(domain=[low, high]), "axis": decades(low, high)}
+
+
+def half_decades(low: float, high: float) -> tuple[float, float]:
+    """The next half decades below and above: ends that stay while the numbers between them move."""
+    below, above = np.floor(2 * np.log10(low)) / 2, np.ceil(2 * np.log10(high)) / 2
+    return float(10**below), float(10**above)
+
+
+def decades(low: float, high: float) -> Spec:
+    """Powers of ten only; of many some. Where the axis has fewer than two, Vega's own choice."""
+    powers = [float(10.0**k) for k in range(int(np.ceil(np.log10(low))), int(np.floor(np.log10(high))) + 1)]
+    if len(powers) < 2:
+        return {"format": "~g", "tickCount": 4}
+    powers = powers[:: -(-len(powers) // 8)]
+    labels = " : ".join(f"datum.value == {p!r} ? '{_power(p)}'" for p in powers) + " : ''"
+    return {"values": powers, "labelExpr": labels}
+
+
+def _power(value: float) -> str:
+    """10⁻³ for 0.001; 1 and 10 as they are."""
+    exponent = round(np.log10(value))
+    if exponent in (0, 1):
+        return f"{value:.0f}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def threshold_line(threshold: float) -> tuple[list[Spec], dict[str, pd.DataFrame]]:
+    """A threshold on the y axis: its layers, and its data."""
+    here = number("y")
+    place = {"y": here, "x": {"value": 0}, "text": category("text")}
+    text = words("left", "top", dx=3, dy=4, fontSize=12)
+    layers = [
+        layer("threshold", rule(1.2, strokeDash=[5, 4], color=guide()), y=here),
+        # A rim in the colour of the ground, where a curve passes behind the words.
+        layer("threshold", {**text, "stroke": ground(), "strokeWidth": 4}, **place),
+        layer("threshold", text, **place),
+    ]
+    return layers, {"threshold": pd.DataFrame({"y": [threshold], "text": [f"τ = {threshold:g}"]})}

@@ -1,0 +1,54 @@
+"""How the columns of tables are called and written, the same on every page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+#: Column → its heading, the format of its numbers (None for text and plain numbers), and its explanation.
+COLUMNS: dict[str, tuple[str, str | None, str | None]] = {
+    "adapter": ("adapter", None, None),
+    "label": ("method", None, None),
+    "equal_budget": ("budget", None, "Same letter: parameters equal within 5 %"),
+    "r": ("r", None, None),
+    "blocks": ("b", None, None),
+    "params": ("#Params", None, None),
+    "parameters": ("parameters", "localized", None),
+    "rank_bound": ("bound", "%.6g", "Highest rank that the sizes allow; of several matrices the mean"),
+    "rank_B": ("rank B′", "localized", None),
+    "rank_sigma": ("rank Σ′", "localized", "Σ_k rank S_k"),
+    "rank_A": ("rank A′", "localized", None),
+    "measured_rank": ("rank ΔW", "localized", "Measured: #{σ > √K ε σ₁}"),
+    "effective_rank": ("σ > τ", "%.4g", "Effective rank of BoRA §4.5: singular values above the threshold"),
+    "rank_utilisation": ("used", "percent", "Effective rank as a share of the bound"),
+    "entropy_rank": ("entropy rank", "%.2f", "exp H(σ/Σσ)"),
+    "stable_rank": ("stable rank", "%.2f", "Σσ² / σ₁²"),
+    "energy_rank_99": ("99 %", "%.2f", "Directions that hold 99 % of Σσ²"),
+    "energy": ("Σσ²", "%.4g", "Energy, ‖ΔW‖_F², summed"),
+    "modules": ("modules", None, None),
+    "per_1k": ("per 1k parameters", "%.3g", "Bound for each 1,000 parameters"),
+    "macs_per_token": (
+        "MACs per token", "localized", "Multiply-adds in addition to the frozen layers; the paper's FLOPs",
+    ),
+    "√(m+n)": ("√(m+n)", "%.2f", "Where N(b) is least for real b"),
+    "parameters per rank": ("parameters per rank", "%.6g", "At the best b"),
+}  # fmt: skip
+#: These stay in view while a table is moved sideways.
+_NAMES = ("adapter", "label")
+
+
+def show(frame: pd.DataFrame, names: Iterable[str], changes: Mapping[str, Any] | None = None) -> None:
+    """These columns of a table, in this order; ``changes`` are columns that this page calls or writes otherwise."""
+    order = list(names)
+    columns = {name: _column(name) for name in order if name in COLUMNS} | dict(changes or {})
+    st.dataframe(frame, hide_index=True, column_order=order, column_config=columns, placeholder="·")
+
+
+def _column(name: str) -> Any:
+    heading, form, words = COLUMNS[name]
+    if form is None:
+        return st.column_config.Column(heading, help=words, pinned=name in _NAMES)
+    return st.column_config.NumberColumn(heading, help=words, format=form)
