@@ -164,7 +164,8 @@ def _updates(given: Any) -> dict[str, Update]:
         return given
     from ..analysis.given import adapters_of
 
-    return {adapter.name: adapter[next(iter(adapter))] for adapter in adapters_of(given)}
+    last = {adapter.name: adapter for adapter in adapters_of(given)}
+    return {name: adapter[next(iter(adapter))] for name, adapter in last.items()}
 
 
 def _names(names: list[str], room: float) -> tuple[float, list[str]]:

@@ -90,7 +90,6 @@ def _grid(source: data.Source) -> pd.DataFrame:
         raise ValueError(f"similarity shows two adapters; got {len(pair)}")
     if isinstance(pair[0], pd.DataFrame):
         return pair[0]
-    from ..analysis.given import adapters_of
     from ..analysis.subspaces import similarity as compare
 
-    return compare(*(adapters_of(each)[-1] for each in pair), i=64, j=64)[0]
+    return compare(*pair, i=64, j=64).grid

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from figure_cases import ADAPTERS, artist, gids, tables, ydata
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from bora_analysis import figures
+from bora_analysis import analyse, figures, read_adapter, similarity, write_adapter
 
 NAMES = [name for name, *_ in ADAPTERS]
 #: Figures of one axes → what a curve or point of an adapter is called in them.
@@ -145,3 +146,42 @@ def test_a_source_may_stand_behind_the_name():
         figures.spectra(data["layer_metrics"])
     with pytest.raises(ValueError, match="figure figure2 is drawn from its options alone"):
         figures.draw("figure2", data["spectra"])
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory) -> list[Path]:
+    """Two small adapters on disk."""
+    folder, rng = tmp_path_factory.mktemp("adapters"), np.random.default_rng(0)
+    for name in ("one", "two"):
+        modules = {
+            f"layers.{k}.q_proj": {"B": rng.normal(size=(12, 3)), "A": rng.normal(size=(3, 16))} for k in range(2)
+        }
+        write_adapter(folder / name, "lora", modules, alpha=6)
+    return [folder / "one", folder / "two"]
+
+
+@pytest.mark.parametrize("name", ["figure4", "spectra", "threshold_sweep", "heatmap", "pareto"])
+def test_figures_take_whatever_tables_are_made_from(name, adapters, tmp_path):
+    read = [read_adapter(path) for path in adapters]
+    tables = analyse(read)
+    source = figures.FIGURES[name].source
+    assert source is not None
+    expected = figures.save(figures.draw(name, getattr(tables, source)), tmp_path / "a.svg").read_bytes()
+    for given in (tables, read, adapters, [str(path) for path in adapters]):
+        assert figures.save(figures.draw(name, given), tmp_path / "b.svg").read_bytes() == expected
+    assert figures.save(figures.draw(name, **{source: adapters}), tmp_path / "b.svg").read_bytes() == expected
+    one = figures.draw(name, adapters[0])
+    assert "two" not in shown(one)
+
+
+def test_figures_of_factors_and_pairs_take_adapters(adapters):
+    for given in (adapters, [read_adapter(path) for path in adapters]):
+        assert {axes.get_gid() for axes in figures.figure1(given).axes} >= {"weights:one", "sigma:two"}
+        figure = figures.similarity(given, labels=["ours", "theirs"])
+        assert figure.axes[0].get_ylabel() == "i, ours"
+    alone = figures.figure1(read_adapter(adapters[0])["layers.1.q_proj"])
+    assert "weights:LoRA" in {axes.get_gid() for axes in alone.axes}
+    whole = similarity(*adapters)
+    assert artist(figures.similarity(whole), "phi:left").get_array().shape == (3, 3)
+    with pytest.raises(ValueError, match="similarity shows two adapters; got 1"):
+        figures.similarity(adapters[:1])
