@@ -148,12 +148,8 @@ def readable(colour: str, night: bool) -> str:
     if not night:
         return colour
     behind = _luminance(_GROUND[True])
-    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-    for share in np.linspace(0, 1, 21):
-        mixed = "#" + "".join(f"{round(c + share * (255 - c)):02X}" for c in channels)
-        if (_luminance(mixed) + 0.05) / (behind + 0.05) >= 3:
-            return mixed
-    return "#FFFFFF"
+    lighter = (style.mixed(colour, share) for share in np.linspace(0, 1, 21))
+    return next(each for each in lighter if (_luminance(each) + 0.05) / (behind + 0.05) >= 3)
 
 
 def _luminance(colour: str) -> float:

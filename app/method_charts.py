@@ -59,7 +59,7 @@ def sweep_ranks(curve: pd.DataFrame, optimum: float, chosen: int) -> Chart:
 def sweep_price(curve: pd.DataFrame, column: str, title: str, optimum: float, chosen: int) -> Chart:
     """One price of BoRA against b, on a log axis; a column of ``lab_model.sweep``."""
     prices = {"parameters": "parameters", "rank_bound": "rank bound", "parameters_per_rank": "parameters per rank"}
-    each = {"x": blocks_axis(list(curve["blocks"])), "y": log_number(column, title, 5)}
+    each = {"x": blocks_axis(list(curve["blocks"])), "y": log_number(column, title, 5, nice=True)}
     dots = layer("sweep", point(60, shape="diamond", color=_BORA), **each, tooltip=tooltip(curve, blocks="b", **prices))
     return _sweep(curve, optimum, chosen, layer("sweep", line(1.2, color=_BORA), **each), dots)
 
@@ -143,7 +143,7 @@ def block_price(frame: pd.DataFrame, rules: pd.DataFrame) -> Chart:
     tips = tooltip(frame, shape="shape", blocks="b", price="(m+n)/b + b")
     each = {
         "x": blocks_axis(sorted(set(frame["blocks"]))),
-        "y": log_number("price", "parameters per unit of rank", 6),
+        "y": log_number("price", "parameters per unit of rank", 6, nice=True),
         "color": scaled("shape", colours, legend(columns=1)),
         "tooltip": tips,
     }

@@ -8,6 +8,7 @@ import streamlit as st
 
 from app import sources
 from app.context import load
+from app.controls import linked
 from app.safe_markdown import markdown
 from app.server_settings import settle
 from app.uploads import upload_box, upload_store
@@ -51,7 +52,7 @@ def picker() -> tuple[list[sources.Source], float]:
     added: dict[str, sources.Source] = st.session_state.setdefault("added", {})
     fixed = [*sources.given(), *sources.bundled(), *sources.runs()]
     errors = []
-    for source in linked(errors):
+    for source in from_link(errors):
         added.setdefault(source.key, source)
     known = sources.named_apart(fixed, added.values())
     first = [source.key for source in (*sources.given(), *sources.usual()) if source.key in known]
@@ -60,25 +61,25 @@ def picker() -> tuple[list[sources.Source], float]:
     if new:  # before the widget is made: afterwards its state may not be set
         st.session_state["adapters"] = list(dict.fromkeys([*st.session_state.get("adapters", first), *new]))
     with st.sidebar:
-        chosen = st.multiselect(
+        chosen = linked(
+            st.multiselect,
             "Adapters",
             list(known),
             default=[*first, *(key for key in added if key in known and key not in first)],
             format_func=lambda key: known[key].label,
             key="adapters",
-            bind="query-params",
             placeholder="Choose, or type to search",
             help="Type a part of a name to search. Trained adapters come first, then synthetic ones, whose spectra are "
-            "known, and training runs with all their steps.",
+            "known, then training runs with all their steps.",
         )
-        threshold = st.select_slider(
+        threshold = linked(
+            st.select_slider,
             "Threshold τ of the effective rank",
             steps(),
             value=THRESHOLD,
             format_func=lambda value: f"{value:g}",
             key="threshold",
-            bind="query-params",
-            help="Singular values above τ count. 0.005 is the paper's (§4.5), from HiRA.",
+            help="Singular values above τ count. The paper uses 0.005 (§4.5), as HiRA does.",
         )
         for error in errors:
             st.error(markdown(error), icon=":material/error:")
@@ -97,7 +98,7 @@ def picker() -> tuple[list[sources.Source], float]:
     return [known[key] for key in chosen], float(threshold)
 
 
-def linked(errors: list[str]) -> list[sources.Source]:
+def from_link(errors: list[str]) -> list[sources.Source]:
     """The adapters that the URL brings with it; what is wrong with them is appended to ``errors``."""
     found = []
     added = {source.key for source in st.session_state["added"].values()}

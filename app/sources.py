@@ -70,7 +70,7 @@ class TableStore:
         self.tables = Bounded(self.limit, _bytes)
 
     def get(self, source: Source, on_module: Callable[[int, int], None] | None = None) -> Tables:
-        """The tables of a source; ``on_module(done, total)`` is told of the progress of an analysis.
+        """The tables of a source; ``on_module(done, total)`` is called with the progress of an analysis.
 
         Twenty sessions that ask for one adapter at once cause one analysis.
 
@@ -225,7 +225,7 @@ def within_roots(text: str) -> Source:
             inside = True
             there = place.exists()
         except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a null byte
-            raise AdapterError(f"{shown}: is no path ({type(error).__name__})") from None
+            raise AdapterError(f"{shown}: is not a path ({type(error).__name__})") from None
         if there:
             # As short as it can be and still lead here, whichever root it was found by.
             word = str(place.relative_to(roots[0])) if place.is_relative_to(roots[0]) else str(place)
@@ -235,7 +235,7 @@ def within_roots(text: str) -> Source:
     opened = ", ".join(map(str, roots))
     if inside:
         raise AdapterError(f"{shown}: no such file or folder in {opened}")
-    raise AdapterError(f"{shown}: is not within {opened}, which is all that this server opens (--root)")
+    raise AdapterError(f"{shown}: lies outside {opened}; this server opens nothing else (--root)")
 
 
 def check(source: Source) -> None:
@@ -248,7 +248,7 @@ def check(source: Source) -> None:
             if not _within(place.resolve(), roots):
                 raise AdapterError(f"{source.label}: {place.name} leads out of the folders that this server opens")
             if not (place.is_file() or place.is_dir()):
-                raise AdapterError(f"{source.label}: {place.name} is no regular file")
+                raise AdapterError(f"{source.label}: {place.name} is not a regular file")
     except (AdapterError, OSError, RuntimeError) as error:  # a name too long, a loop of links
         raise AdapterError(_told(source, error)) from None
 

@@ -125,27 +125,27 @@ def upload_box() -> list[Source]:
         key=f"upload-{turn}",
         max_upload_size=UPLOAD_MB,
         help=f"A zip of a PEFT folder (checkpoints too), or the weights and their {CONFIG_NAME}, up to {UPLOAD_MB} MB "
-        f"a file and {UNPACKED_BYTES >> 30} GB unpacked. This server keeps the last {KEPT} uploads until it stops.",
+        f"per file and {UNPACKED_BYTES >> 30} GB unpacked. This server keeps the last {KEPT} uploads until it stops.",
     )
     zips = [file for file in files if _is_zip(file)]
     loose = [file for file in files if not _is_zip(file)]
-    wishes: list[list[Any]] = [[file] for file in zips]
+    groups: list[list[Any]] = [[file] for file in zips]
     if loose:
         configs = [file for file in loose if _suffix(file) == ".json"]
         if len(configs) == len(loose):
-            st.caption("Now the weights: `adapter_model.safetensors` or `.bin`.")
-        elif configs or st.button("Read without a configuration", help="α is then unknown, and the scaling 1."):
-            wishes.append(loose)
+            st.caption("Add the weights: `adapter_model.safetensors` or `.bin`.")
+        elif configs or st.button("Read without a configuration", help="α is then unknown; the scaling is taken as 1."):
+            groups.append(loose)
         else:
-            st.caption(f"Now their `{CONFIG_NAME}`, which holds α.")
+            st.caption(f"Add their `{CONFIG_NAME}`, which holds α.")
     added = []
-    for wish in wishes:
-        tried = "+".join(file.file_id for file in wish)
+    for group in groups:
+        tried = "+".join(file.file_id for file in group)
         errors = st.session_state.setdefault("_upload_errors", {})
         if tried not in errors:  # a run of the page with a bad file still in the box unpacks nothing again
             try:
                 with st.spinner("Unpacking …"):
-                    added.append(upload_store().add(wish))
+                    added.append(upload_store().add(group))
                 continue
             except AdapterError as error:
                 errors[tried] = str(error)
@@ -177,7 +177,7 @@ def unpack(file: Upload, folder: Path) -> str:
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         if isinstance(error, AdapterError):
             raise
-        raise AdapterError(f"{name}: is no complete zip file ({one_line(str(error), 80)}); zip it again") from None
+        raise AdapterError(f"{name}: is not a complete zip file ({one_line(str(error), 80)}); zip it again") from None
     return file.name
 
 
@@ -197,14 +197,14 @@ def label(name: str) -> str:
 
 
 def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """Target, from the fixed names, → entry; AdapterError for what is no honest zip of one adapter."""
+    """Target, from the fixed names, → entry; AdapterError for anything but an honest zip of one adapter."""
     weights: dict[PurePosixPath, list[zipfile.ZipInfo]] = {}
     configs: dict[PurePosixPath, zipfile.ZipInfo] = {}
     for entry in entries:
         path = PurePosixPath(entry.filename.replace("\\", "/"))
         shown = one_line(entry.filename, 80)
         if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", entry.filename):
-            raise AdapterError(f"{name}: its entry {shown} leads out of the folder; zip the adapter's folder anew")
+            raise AdapterError(f"{name}: its entry {shown} leads out of the folder; zip the adapter's folder again")
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise AdapterError(f"{name}: its entry {shown} is a link or a device; zip the files themselves")
         if entry.is_dir() or "__MACOSX" in path.parts or path.name.startswith("."):

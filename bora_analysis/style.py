@@ -20,8 +20,9 @@ from .catalogue.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VE
 from .metrics import METRICS
 
 __all__ = [
-    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "PROJECTIONS", "PURPLE", "RC", "SKY", "VENUES", "VERMILLION", "YELLOW",
-    "Look", "looks", "method_look", "metric_label", "projections_in_order", "shade", "shortened",
+    "BLACK", "BLUE", "GREEN", "GREY", "MODELS", "ORANGE", "PROJECTIONS", "PURPLE", "RC", "SKY", "VENUES",
+    "VERMILLION", "YELLOW", "Look", "looks", "method_look", "metric_label", "mixed", "projections_in_order", "shade",
+    "shortened",
 ]  # fmt: skip
 
 #: Order of projections in a heat map's rows and in menus; any other name follows, alphabetically.
@@ -29,6 +30,15 @@ PROJECTIONS = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
 
 #: Venue → text width in inches; "icml2" spans both columns.
 VENUES = {"neurips": 5.5, "iclr": 5.5, "icml": 3.25, "icml2": 6.75}
+
+#: Models of the paper, as figures name them.
+MODELS = {
+    "roberta-base": "RoBERTa-Base",
+    "roberta-large": "RoBERTa-Large",
+    "gemma-7b": "Gemma-7B",
+    "llama-3-8b": "LLaMA-3-8B",
+    "qwen2.5-14b": "Qwen2.5-14B",
+}
 
 #: matplotlib settings of every figure. SVG text as paths and PDF fonts as TrueType (42): the same letters
 #: everywhere, and conference checkers refuse Type 3. The fixed salt makes the ids of an SVG repeat.
@@ -139,10 +149,18 @@ def shade(colour: str, nth: int) -> str:
     >>> [shade(BLUE, nth) for nth in range(3)]
     ['#0072B2', '#003F62', '#73B1D5']
     """
-    mix = _SHADES[nth % len(_SHADES)]
-    towards = 255 if mix > 0 else 0
+    return mixed(colour, _SHADES[nth % len(_SHADES)])
+
+
+def mixed(colour: str, share: float) -> str:
+    """The colour with a share of white (above 0) or of black (below 0) mixed into it.
+
+    >>> mixed("#D55E00", 1.0), mixed("#D55E00", -0.5)
+    ('#FFFFFF', '#6A2F00')
+    """
+    towards = 255 if share > 0 else 0
     channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(c + abs(mix) * (towards - c)):02X}" for c in channels)
+    return "#" + "".join(f"{round(c + abs(share) * (towards - c)):02X}" for c in channels)
 
 
 def shortened(names: Iterable[str], limit: int) -> list[str]:

@@ -212,7 +212,7 @@ else:
         f"min(m, n), a unit of rank gets cheaper with more blocks up to √(m+n) = {optimum:.4g}, and dearer beyond: "
         "there σ costs more than it adds. Open: bound; filled: measured; grey band: the b chosen above."
     )
-    prices = {"parameters": "parameters (m+n+b²)r", "parameters_per_rank": "parameters per unit of bound"}
+    prices = {"parameters": "parameters (m+n+b²)r", "parameters_per_rank": "parameters per rank"}
     drawn = [
         (method_charts.sweep_ranks(curve, optimum, setting.blocks), "Rank bound and measured rank against b."),
         *(

@@ -127,7 +127,7 @@ def ranks_of(found: Inspection, method: str) -> None:
         st.metric(f"σ > {threshold:g}", int(row["effective_rank"]), help="Effective rank")
         st.metric("entropy rank", f"{row['entropy_rank']:.2f}", help="exp H(σ/Σσ)")
     if ranks is None:
-        st.markdown(f"{markdown(method)} has no B′, Σ′, A′: its ΔW is no product of block factors.")
+        st.markdown(f"{markdown(method)} has no B′, Σ′, A′: its ΔW is not a product of block factors.")
         return
     between = f"{ranks.upper}" if ranks.lower == ranks.upper else f"between {ranks.lower} and {ranks.upper}"
     least = " and ".join(name.replace("'", "′") for name in ranks.limiting)

@@ -135,7 +135,7 @@ def read_factors() -> pd.DataFrame:
     found = factor_table(wanted, on_module=step)
     bar.empty()
     if found.empty:
-        raise ValueError(f"{adapter} has no B', Σ', A' (eq. 6): its update is no product of block factors")
+        raise ValueError(f"{adapter} has no B', Σ', A' (eq. 6): its update is not a product of block factors")
     return found
 
 
@@ -160,10 +160,10 @@ def limits(ranks: Any) -> None:
 
 st.caption("This reads the factors again, module by module. To stop it, leave the page or change a choice.")
 if linked(st.toggle, "Ranks of B′, Σ′, A′ by step", key="factors"):
-    wish = (str(source.path), projection, tuple(steps))
+    key = (str(source.path), projection, tuple(steps))
     try:
-        if st.session_state.get("_factors", (None,))[0] != wish:
-            st.session_state["_factors"] = (wish, read_factors())
+        if st.session_state.get("_factors", (None,))[0] != key:
+            st.session_state["_factors"] = (key, read_factors())
         limits(st.session_state["_factors"][1])
     except AdapterError as error:
         st.error(markdown(str(error)), icon=":material/error:")

@@ -21,7 +21,6 @@ _ABLATIONS = {
     "bora-no-norm": style.Look("BoRA w.o. Norm", style.shade(_BORA.colour, 1), _BORA.marker, (), False),
 }
 _LORA_LOOK = style.Look("LoRA", _LORA.colour, _LORA.marker, (), True)
-_MODELS = {"gemma-7b": "Gemma-7B", "llama-3-8b": "LLaMA-3-8B", "qwen2.5-14b": "Qwen2.5-14B"}
 
 
 @layout.in_style
@@ -76,7 +75,7 @@ def _ablations(axes: Axes, rows: Any) -> None:
             text = {"xytext": (4, 0), "textcoords": "offset points", "va": "center_baseline", "size": 6}
             axes.annotate(f"{x:.2f}", (x, at), **text)
     centres = [k * (len(_ABLATIONS) + 1) + middle for k in range(len(models))]
-    axes.set_yticks(centres, [layout.escaped(_MODELS.get(str(model), str(model))) for model in models])
+    axes.set_yticks(centres, [layout.escaped(style.MODELS.get(str(model), str(model))) for model in models])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(centres[-1] + middle + 0.7, centres[0] - middle - 0.7)
     for before, after in pairwise(centres):

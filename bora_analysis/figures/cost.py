@@ -20,14 +20,6 @@ from ..catalogue.architectures import architecture
 from . import data
 from . import drawing as layout
 
-_MODELS = {
-    "roberta-base": "RoBERTa-Base",
-    "roberta-large": "RoBERTa-Large",
-    "gemma-7b": "Gemma-7B",
-    "llama-3-8b": "LLaMA-3-8B",
-    "qwen2.5-14b": "Qwen2.5-14B",
-}
-
 
 @dataclass(frozen=True)
 class Point:
@@ -273,7 +265,7 @@ def _diamond(colour: str, *, best: bool) -> dict[str, Any]:
 def _shapes(model: str | None) -> dict[str, tuple[int, int]]:
     """Label → (m, n), the smallest first."""
     if model is None:
-        known = {label: architecture(name).projections["q"][1:] for name, label in _MODELS.items()}
+        known = {label: architecture(name).projections["q"][1:] for name, label in style.MODELS.items()}
         shapes = {f"{label} {m}×{n}": (m, n) for label, (m, n) in known.items()}
     else:
         by_shape: dict[tuple[int, int], list[str]] = {}

@@ -56,7 +56,7 @@ def relabelled(names: Iterable[str], labels: Labels | None) -> dict[str, str]:
         return dict(zip(known, given, strict=True))
     for name in labels:
         if name not in known:
-            raise ValueError(f"labels names {name!r}, which is not here; there are {', '.join(known)}")
+            raise ValueError(f"got a label for {name!r}, which is not in the figure; there are {', '.join(known)}")
     return dict(labels)
 
 

@@ -334,11 +334,7 @@ def sequence(colour: str, nth: int, count: int) -> str:
     >>> sequence("#D55E00", 0, 3), sequence("#D55E00", 2, 3)
     ('#E8A673', '#552600')
     """
-    place = nth / max(1, count - 1)
-    mix = 0.45 - 1.05 * place  # share of white, below 0 of black
-    towards = 255 if mix > 0 else 0
-    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(c + abs(mix) * (towards - c)):02X}" for c in channels)
+    return style.mixed(colour, 0.45 - 1.05 * nth / max(1, count - 1))
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:

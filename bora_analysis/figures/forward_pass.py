@@ -123,42 +123,24 @@ def _output(axes: Axes, at: _Columns, j: int, y: float) -> None:
 
 
 def _words(axes: Axes, at: _Columns, paper: float, top: float, bottom: float) -> None:
-    segment = 0.11
-    heads = {
-        at.x + segment: "$X$",
-        at.ax + _CELL / 2: "$A_kX_k$",
-        at.tile + _TILE / 2: "$\\odot\\,\\Sigma_{jk}$",
-        at.plus + 0.075: "$\\sum_k$",
-        at.y + segment: "$Y$",
-    }
-    for x, text in heads.items():
-        axes.text(x, top + 0.1, text, size=8, ha="center", va="baseline")
-    sizes = {
-        at.x + segment: "$n$",
-        at.a + at.trapezoid / 2: "$r\\times n/b$",
-        at.tile + _TILE / 2: "$r$ each",
-        at.b + at.trapezoid / 2: "$m/b\\times r$",
-        at.y + segment: "$m$",
-    }
-    for x, text in sizes.items():
-        axes.text(x, bottom - 0.11, text, size=6.5, ha="center", va="baseline", color="0.35")
-    costs = {at.a + at.trapezoid / 2: "$nr$", at.tile + _TILE / 2: "$b^2r$", at.b + at.trapezoid / 2: "$mr$"}
-    for x, text in costs.items():
-        axes.text(x, bottom - 0.3, text, size=8, ha="center", va="baseline")
-    middle = (at.a + at.trapezoid / 2 + at.tile + _TILE / 2) / 2, (at.tile + _TILE / 2 + at.b + at.trapezoid / 2) / 2
-    for x in middle:
-        axes.text(x, bottom - 0.3, "+", size=8, ha="center", va="baseline")
-    axes.text(
-        at.tile + _TILE / 2,
-        bottom - 0.45,
-        "multiply-adds per token",
-        size=6.5,
-        ha="center",
-        va="baseline",
-        color="0.35",
+    x, y = at.x + 0.11, at.y + 0.11
+    a, sigma, b = at.a + at.trapezoid / 2, at.tile + _TILE / 2, at.b + at.trapezoid / 2
+    grey: dict[str, Any] = {"size": 6.5, "color": "0.35"}
+    heads = {x: "$X$", at.ax + _CELL / 2: "$A_kX_k$", sigma: "$\\odot\\,\\Sigma_{jk}$"}
+    heads |= {at.plus + 0.075: "$\\sum_k$", y: "$Y$"}
+    sizes = {x: "$n$", a: "$r\\times n/b$", sigma: "$r$ each", b: "$m/b\\times r$", y: "$m$"}
+    costs = {a: "$nr$", (a + sigma) / 2: "+", sigma: "$b^2r$", (sigma + b) / 2: "+", b: "$mr$"}
+    formula = {paper / 2: "$Y_j = B_j\\,\\sum_k\\,\\Sigma_{jk}\\,A_k X_k$"}
+    rows: tuple[tuple[float, dict[float, str], dict[str, Any]], ...] = (
+        (top + 0.1, heads, {"size": 8}),
+        (bottom - 0.11, sizes, grey),
+        (bottom - 0.3, costs, {"size": 8}),
+        (bottom - 0.45, {sigma: "multiply-adds per token"}, grey),
+        (0.19, formula, {"size": 8}),
     )
-    formula = "$Y_j = B_j\\,\\sum_k\\,\\Sigma_{jk}\\,A_k X_k$"
-    axes.text(paper / 2, 0.19, formula, size=8, ha="center", va="baseline")
+    for height, texts, look in rows:
+        for where, text in texts.items():
+            axes.text(where, height, text, ha="center", va="baseline", **look)
 
 
 def _segment(axes: Axes, x: float, y: float, colour: str, label: str) -> None:
@@ -191,7 +173,6 @@ def _arrow(axes: Axes, start: float, end: float, y: float) -> None:
     axes.annotate("", (end, y), (start, y), arrowprops=how)
 
 
-def _pale(colour: str, share: float = 0.22) -> tuple[float, float, float]:
+def _pale(colour: str, share: float = 0.22) -> str:
     """A share of the colour on white, without transparency: what lies behind does not show."""
-    r, g, b = (1 - share * (1 - int(colour[i : i + 2], 16) / 255) for i in (1, 3, 5))
-    return r, g, b
+    return style.mixed(colour, 1 - share)

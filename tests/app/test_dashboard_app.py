@@ -148,7 +148,7 @@ def test_a_method_without_block_factors(start, page, tmp_path):
     assert names(app) == ["loha"]
     words = [block.value for block in (*app.markdown, *app.info)]
     assert shown(app) == []
-    assert any("no product of block factors" in text for text in words), words
+    assert any("not a product of block factors" in text for text in words), words
     if page == "layers":
         assert len(app.get("vega_lite_chart")) == 3  # heat map, spectrum, |ΔW|
 

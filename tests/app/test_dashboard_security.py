@@ -193,7 +193,7 @@ def test_a_link_out_of_the_roots_is_refused(roots, what):
             adapter(place / "checkpoint-2")
             (place / "checkpoint-2" / WEIGHTS).unlink()
             (place / "checkpoint-2" / WEIGHTS).symlink_to(outside / WEIGHTS)
-    with pytest.raises(AdapterError, match=r"is not within|leads out|no such"):
+    with pytest.raises(AdapterError, match=r"lies outside|leads out|no such"):
         sources.within_roots(str(place.relative_to(roots / "one")))
 
 
@@ -276,7 +276,7 @@ def test_a_whole_model_within_the_roots_is_read_and_read_again_when_a_shard_chan
 def test_a_pipe_is_refused_and_not_waited_for(roots):
     (roots / "one" / "mine" / CONFIG).unlink()
     os.mkfifo(roots / "one" / "mine" / CONFIG)
-    with pytest.raises(AdapterError, match="no regular file"):
+    with pytest.raises(AdapterError, match="not a regular file"):
         sources.within_roots("mine")
 
 
@@ -505,13 +505,13 @@ def test_wrong_files(store, names):
 
 @pytest.mark.parametrize("cut", [0, 1, 10, -1, -10, -30])
 def test_a_zip_that_is_cut(store, files, cut):
-    assert "no complete zip" in refused(store, Named("x.zip", zipped(files)[:cut]))
+    assert "not a complete zip" in refused(store, Named("x.zip", zipped(files)[:cut]))
 
 
 def test_a_zip_with_a_byte_turned(store, files):
     packed = bytearray(zipped(files))
     packed[100] ^= 0xFF
-    assert "no complete zip" in refused(store, Named("x.zip", bytes(packed)))
+    assert "not a complete zip" in refused(store, Named("x.zip", bytes(packed)))
 
 
 @given(st.data())

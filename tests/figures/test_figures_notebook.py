@@ -121,7 +121,9 @@ def test_labels_replace_the_names(name):
     every = shown(figures.draw(name, **data, labels=["one", "two", "three", "four"]))
     assert all(label in every for label in ("one", "two", "three", "four"))
     assert "lora-r4" not in every
-    with pytest.raises(ValueError, match="labels names 'other', which is not here; there are lora-r4, melora-r2, bora"):
+    with pytest.raises(
+        ValueError, match="label for 'other', which is not in the figure; there are lora-r4, melora-r2, "
+    ):
         figures.draw(name, **data, labels={"other": "x"})
     with pytest.raises(ValueError, match="got 1 labels; expected 4, for lora-r4, melora-r2, bora-b4, mine"):
         figures.draw(name, **data, labels=["one"])
@@ -131,7 +133,7 @@ def test_labels_of_figures_without_a_table():
     figure = figures.draw("figure1", labels={"LoRA": "plain"})
     assert "plain" in shown(figure)
     assert "BoRA" in shown(figure)
-    with pytest.raises(ValueError, match="labels names 'x', which is not here; there are LoRA, MELoRA, BoRA"):
+    with pytest.raises(ValueError, match="label for 'x', which is not in the figure; there are LoRA, MELoRA, BoRA"):
         figures.draw("figure1", labels={"x": "y"})
 
 
