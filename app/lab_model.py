@@ -23,7 +23,7 @@ from bora_analysis.catalogue.sizes import common_divisors
 from bora_analysis.linalg import Array
 from bora_analysis.linalg.threads import one_blas_thread
 from bora_analysis.methods import form, recipe
-from bora_analysis.updates.blocks import BlockProduct, DirectSum, bora, lora
+from bora_analysis.updates.blocks import BlockProduct, DirectSum, lora
 from bora_analysis.updates.contract import Blocked, Facts, Update
 
 #: The largest m and n, and r. With the two limits below, the SVD of a core takes at most 70 ms on one processor and the
@@ -157,7 +157,7 @@ def sweep(setting: Setting) -> pd.DataFrame:
     """
     rows = []
     for b in blocks_offered(setting.m, setting.n, setting.r):
-        update = _update(replace(setting, blocks=b), "bora", setting.r)
+        update = _update(setting, "bora", setting.r, b)
         values = _values(update)
         rank = metrics.numerical_rank(values, metrics.rounding_tolerance(values, "float64"))
         facts = update.facts
@@ -202,7 +202,7 @@ def ranks_frame(outcomes: tuple[Outcome, ...], threshold: float) -> pd.DataFrame
 
 @lru_cache(maxsize=128)
 def _outcome(setting: Setting, method: str, r: int, blocks: int) -> Outcome:
-    update = _update(setting, method, r) if method in METHODS else _other(setting, method, r, blocks)
+    update = _update(setting, method, r, blocks)
     with one_blas_thread():
         ranks = factor_ranks(update) if isinstance(update, Blocked) else None
     return Outcome(method, r if catalogue.METHODS[method].ranked else None, blocks, update, _values(update), ranks)
@@ -214,30 +214,17 @@ def _values(update: Update) -> Array:
         return singular_values(update, solver="svd", device="cpu").values
 
 
-def _other(setting: Setting, method: str, r: int, blocks: int) -> Update:
-    raw = Synthetic(
-        method, {SEED_PATH: (setting.m, setting.n)}, r, blocks, kind=setting.kind, seed=setting.seed,
-        decay=setting.decay,
-    )  # fmt: skip
-    parts = {name: part.astype(np.float64) if part.dtype.kind == "f" else part for name, part in raw[SEED_PATH].items()}
-    return form(method).build(parts, raw.scaling, setting.activation)
-
-
-def _update(setting: Setting, method: str, r: int) -> Update:
-    b = 1 if method == "lora" else setting.blocks
-    m, n = setting.m, setting.n
+def _update(setting: Setting, method: str, r: int, blocks: int) -> Update:
     kind = "gaussian" if setting.kind == "counterexample" else setting.kind
-    raw = Synthetic(method, {SEED_PATH: (m, n)}, r, b, kind=kind, seed=setting.seed, decay=setting.decay)
+    sizes = {SEED_PATH: (setting.m, setting.n)}
+    raw = Synthetic(method, sizes, r, blocks, kind=kind, seed=setting.seed, decay=setting.decay)
     # As float64, numbers that are exact and not rounded to a stored dtype: its ε then decides what counts as rank.
-    tensors = {name: tensor.astype(np.float64) for name, tensor in raw[SEED_PATH].items()}
+    parts = {name: part.astype(np.float64) if part.dtype.kind == "f" else part for name, part in raw[SEED_PATH].items()}
     if setting.kind == "counterexample":
-        tensors |= _orthogonal_pair(setting, method, r)
-    B, A = tensors["B"], tensors["A"]
-    if method == "bora":
-        return bora(B, A, tensors["sigma"], scaling=raw.scaling, activation=setting.activation)
-    if method == "lora":
-        return lora(B, A, scaling=raw.scaling)
-    return _minis(list(B), list(A), m, n, raw.scaling)
+        parts |= _orthogonal_pair(setting, method, r)
+    if method == "melora":
+        return _minis(list(parts["B"]), list(parts["A"]), setting.m, setting.n, raw.scaling)
+    return form(method).build(parts, raw.scaling, setting.activation)
 
 
 def _minis(B: list[Array], A: list[Array], m: int, n: int, scaling: float) -> DirectSum:

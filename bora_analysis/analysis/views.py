@@ -101,20 +101,10 @@ def by_layer(rows: Any) -> pd.DataFrame:
 
     Returns
     -------
-    adapter, layer, modules (how many), rank_bound, effective_rank, energy.
+    adapter, layer, modules (how many), energy, rank_bound, effective_rank.
     """
-    return (
-        rows[rows["layer"].notna()]
-        .groupby(["adapter", "layer"], sort=False)
-        .agg(
-            modules=("module", "size"),
-            rank_bound=("rank_bound", "mean"),
-            effective_rank=("effective_rank", "mean"),
-            energy=("energy", "mean"),
-        )
-        .reset_index()
-        .astype({"layer": int})
-    )
+    placed = rows[rows["layer"].notna()].assign(layer=lambda each: each["layer"].astype(int))
+    return _costs(placed, ["adapter", "layer"], modules=("module", "size"), energy=("energy", "mean"))
 
 
 def cells(rows: Any, metric: str) -> pd.DataFrame:
@@ -131,15 +121,12 @@ def cells(rows: Any, metric: str) -> pd.DataFrame:
 
 def costs(layers: Any) -> pd.DataFrame:
     """Per adapter: all its parameters, and the means over its modules of rank_bound and effective_rank."""
-    return (
-        layers.groupby("adapter", sort=False)
-        .agg(
-            parameters=("parameters", "sum"),
-            rank_bound=("rank_bound", "mean"),
-            effective_rank=("effective_rank", "mean"),
-        )
-        .reset_index()
-    )
+    return _costs(layers, ["adapter"], parameters=("parameters", "sum"))
+
+
+def _costs(rows: Any, keys: list[str], **more: tuple[str, str]) -> pd.DataFrame:
+    means = {name: (name, "mean") for name in ("rank_bound", "effective_rank")}
+    return rows.groupby(keys, sort=False, as_index=False).agg(**more, **means)
 
 
 def spreads(values: Any) -> bool:
