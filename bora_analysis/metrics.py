@@ -231,7 +231,7 @@ METRICS: dict[str, Metric] = {
     ),
     "rank_bound": Metric(
         "rank bound", "≥ rank ΔW", lambda s, facts, threshold: facts.rank_bound, lambda c, facts: facts.rank_bound,
-        "most that the sizes allow; min(m, n, br) for BoRA (Proposition 1)",
+        "highest rank that the sizes allow; min(m, n, br) for BoRA (Proposition 1)",
     ),
     "rank_utilisation": Metric(
         "rank utilisation", "#{σ > τ} / bound",

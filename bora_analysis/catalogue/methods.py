@@ -146,7 +146,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         made=True,
     ),
     Method(
-        "lora+", "LoRA+", SKY, "P", update="s B A; B is trained faster, so file and update are LoRA's", core=CORE,
+        "lora+", "LoRA+", SKY, "P", update="s B A; B has a higher learning rate, file and update are LoRA's", core=CORE,
         paper="arXiv 2402.12354", cost=LORA, listed=False,
     ),
     Method(
