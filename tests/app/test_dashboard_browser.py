@@ -283,7 +283,7 @@ def test_a_bad_adapter_is_one_line_and_the_rest_works(browser, site, folder):
         alerts.first.wait_for()
         lines = alerts.all_inner_texts()
         assert any("bad" in line for line in lines)
-        assert any("not within" in line for line in lines)
+        assert any("lies outside" in line for line in lines)
         assert "mine: " in alts(page)[0]
 
 
