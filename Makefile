@@ -1,19 +1,19 @@
 # make demo    the main job on the bundled adapters: comparison table on the screen, figures and tables in out/
 # make figures every figure as PDF and PNG in out/figures/: the paper's, and those of the bundled adapters
-# make dashboard  the same in the browser, until Ctrl-C; PORT=8600 for another port
-# make adapters  train the bundled adapters anew (hours)
-# make screenshots  the README's pictures of the dashboard, by the browser tests, which need chromium
+# make dashboard  the dashboard, until Ctrl-C; PORT=8600 for another port
+# make adapters  train the bundled adapters again (hours)
+# make screenshots  the README's pictures of the dashboard, from the browser tests, which need chromium
 # make test    ruff, pyright, import-linter, pytest
-# make bench   the performance targets, with ratios against a peer (installs it into an environment of its own)
-# make bench-training  what a training step costs against PEFT's LoRA: our version of the paper's table 4
-# Every install goes through constraints.txt and brings what its target needs, so that make demo comes without PyTorch;
-# running a target twice reinstalls nothing.
+# make bench   the performance targets, compared with a peer (installed into a separate environment)
+# make bench-training  the cost of a training step relative to PEFT's LoRA: our version of the paper's table 4
+# Every installation uses constraints.txt and has only what its target needs, so make demo comes without PyTorch. A second
+# run of a target reinstalls nothing.
 
 PYTHON ?= python3
 PORT ?= 8501
 BIN := .venv/bin
 INSTALL := pip install --quiet --disable-pip-version-check -c constraints.txt
-# The trained adapters that can be read without the base model (DoRA's cannot), and those of the figures.
+# The trained adapters that can be read without the base model (unlike DoRA's), and those of the figures.
 SHOWN := $(addprefix data/trained-,lora-r8 lora-r16 lora-r32 melora-r8-n4 bora-r8-b8 bora-r8-b16)
 ADAPTERS := $(SHOWN) $(addprefix data/trained-,hydralora-r4 sbora-fa-r8 sbora-fb-r8)
 ABLATIONS := $(addprefix data/trained-,bora-r8-b8 bora-r8-b8-no-exp bora-r8-b8-no-norm)
@@ -49,7 +49,7 @@ figures: bundled-figures
 	@$(BIN)/bora-analysis figure similarity data/trained-lora-r8 data/trained-bora-r8-b8 --modules layer.3 \
 		-o out/figures/similarity.pdf -o out/figures/similarity.png
 
-# The bundled adapters anew: hours on two cores; a second call goes on where the first was stopped.
+# Trains the bundled adapters: hours on two cores; a second call continues an interrupted one.
 adapters: .venv/.installed-dev
 	$(BIN)/python data/prepare.py
 	$(BIN)/python data/make_adapters.py
@@ -80,7 +80,7 @@ bench-training: .venv/.installed-dev
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-# A larger installation holds the smaller ones.
+# A larger installation includes the smaller ones.
 .venv/.installed: .venv/.python pyproject.toml constraints.txt
 	$(BIN)/$(INSTALL) -e .
 	@touch $@

@@ -1,4 +1,4 @@
-"""The dashboard's speed and memory, as a browser sees them: `python benchmarks/dashboard.py`.
+"""Speed and memory of the dashboard in a browser: `python benchmarks/dashboard.py`.
 
 First paint with the bundled adapters after the server has said that it is there; a move of the threshold and a change
 of the layer for an adapter of 224 modules, from the key to the last change on the page; twenty tabs at once with a
@@ -32,14 +32,14 @@ FLAGS = [
 ]  # fmt: skip
 TABS = 20
 RUNS = 9
-#: Above the server with one such adapter analysed, in MB, for each further tab.
+#: Largest growth of the server, in MB, for each further tab with such an adapter.
 TAB_MB = 15
 DRAWN = """count => {
   const app = document.querySelector('[data-testid=stApp]');
   const charts = document.querySelectorAll('[data-testid=stVegaLiteChart] svg.marks');
   return app && app.dataset.testScriptState === 'notRunning' && charts.length >= count;
 }"""
-#: Milliseconds from a key to the last change of a chart, once the script has ended and nothing has moved for a while.
+#: Milliseconds from a key press to the last change of a chart, after the script has ended and the page is still.
 WATCH = """() => {
   const main = document.querySelector('[data-testid=stMain]');
   window.redraw = {start: 0, last: 0};
@@ -63,7 +63,7 @@ QUIET = """() => {
 
 @contextmanager
 def server(root: Path) -> Iterator[tuple[str, int]]:
-    """Address and process of a dashboard that is ready."""
+    """Address and process of a running dashboard."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -100,7 +100,7 @@ def cpu(process: int) -> float:
 
 
 def first_paint(browser: Any, address: str) -> tuple[float, float, float]:
-    """Seconds until the browser paints, until the page's title stands there, and until its first chart is drawn."""
+    """Seconds until the browser paints, until the page's title appears, and until its first chart is drawn."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(120_000)
     page = context.new_page()
@@ -116,7 +116,7 @@ def first_paint(browser: Any, address: str) -> tuple[float, float, float]:
 
 
 def redraws(page: Any, process: int, act: Callable[[int], None]) -> tuple[float, float]:
-    """Median milliseconds of a redraw, and those of the server's processor time in it."""
+    """Median milliseconds of a redraw, and of the server's processor time for it."""
     taken, spent = [], []
     for run in range(RUNS + 1):
         before = cpu(process)
@@ -129,7 +129,7 @@ def redraws(page: Any, process: int, act: Callable[[int], None]) -> tuple[float,
 
 
 def move(page: Any) -> Callable[[int], None]:
-    """One step of the threshold's slider, by the keyboard."""
+    """Move the threshold's slider one step with the keyboard."""
 
     def act(run: int) -> None:
         page.evaluate("document.querySelector('[data-testid=stSlider] input').focus()")
@@ -139,7 +139,7 @@ def move(page: Any) -> Callable[[int], None]:
 
 
 def click(page: Any) -> Callable[[int], None]:
-    """A click on the cell of another layer."""
+    """Click the cell of another layer."""
 
     def act(run: int) -> None:
         page.locator(f".grid_marks path[aria-label^='layer: {run + 3};']").first.click()
@@ -174,7 +174,7 @@ def main() -> int:
         synth = [sys.executable, "-m", "bora_analysis", "synth", "--model", "llama-3-8b", "--target", "all"]
         large = root / "lora-0"
         subprocess.run([*synth, "--method", "lora", "-r", "16", "-o", str(large)], check=True, capture_output=True)
-        for k in range(1, TABS):  # as far as the server can tell, other adapters
+        for k in range(1, TABS):  # different adapters for the server
             (root / f"lora-{k}").mkdir()
             for file in large.iterdir():
                 place = root / f"lora-{k}" / file.name
@@ -220,7 +220,7 @@ def main() -> int:
                 page.goto(f"{address}/?path=lora-{k}&adapters=lora-{k}", wait_until="commit")
             peak = one
             for page in pages:
-                # By the clock: a tab behind others may paint no frames to look at.
+                # Waits by the clock: a background tab may paint no frames.
                 page.wait_for_function(DRAWN, arg=3, polling=500, timeout=900_000)
                 peak = max(peak, memory(process))
             each = (peak - one) / (TABS - 1)

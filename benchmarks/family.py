@@ -1,4 +1,4 @@
-"""Spectra at 4096² of all methods that need no base model against a dense SVD: `python benchmarks/family.py`.
+"""Spectra at 4096² of all methods without a base model, compared with a dense SVD: `python benchmarks/family.py`.
 
 Shown is the median over runs of the spectrum of one module whose factors are in memory, in wall time and in CPU time of
 the one thread that does it; on a shared machine the second is the one to compare. Dense is `torch.linalg.svdvals` of
@@ -25,7 +25,7 @@ from bora_analysis.updates.contract import Update
 from bora_analysis.updates.sums import combine
 
 SIZE, RUNS = 4096, 7
-LIMIT = 50.0  # ms, of those that have one
+LIMIT = 50.0  # ms, for methods with a limit
 R, BLOCKS = {"vera": 256, "gralora": 32, "bora": 8, "melora": 8}, {"bora": 16, "melora": 16, "c3a": 32}
 
 

@@ -62,7 +62,7 @@ def process(*command: str) -> tuple[float, float]:
 
 @contextmanager
 def spinning(count: int):
-    """That many other processes that use a core each."""
+    """Run a number of other processes that use one core each."""
     spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         time.sleep(0.3)
@@ -80,7 +80,7 @@ def synth(folder: Path, *options: str) -> Path:
 
 
 def dense_seconds(folder: Path, modules: list[str]) -> dict[str, float]:
-    """What a module costs by ``torch.linalg.svdvals(B @ A)``, float32, all cores: the way around cores."""
+    """Seconds of ``torch.linalg.svdvals(B @ A)`` for a module, float32, on all cores."""
     import torch
 
     (adapter,) = checkpoints(read_adapter(folder))
@@ -111,12 +111,12 @@ def main() -> int:
         cores = available_cores()
         with spinning(cores):
             busy = median(lambda: analyse(read_adapter(lora)))
-        # With as many spinning processes as cores the scheduler leaves us half of each: 2× is lost to them.
+        # With as many busy processes as cores we get half of each core: a factor of 2 is lost.
         rows.append(
             Row(f"the same with {cores} spinning processes", f"{busy / idle:.1f}× idle", "≤ 6×", busy <= 6 * idle)
         )
 
-        # Dense takes seconds per matrix: one of the middle size, and ours on the same module.
+        # A dense SVD takes seconds per matrix, so one module of middle size is compared.
         module = "model.layers.0.self_attn.q_proj"
         dense = dense_seconds(lora, [module])[module]
         ratio = dense / (idle / 224)

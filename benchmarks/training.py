@@ -1,4 +1,4 @@
-"""What training costs against PEFT's LoRA, in one run: `python benchmarks/training.py [--rounds N] [--only PART]`.
+"""The cost of training relative to PEFT's LoRA, in one run: `python benchmarks/training.py [--rounds N] [--only PART]`.
 
 Our version of the BoRA paper's table 4. Three parts:
 
@@ -41,7 +41,7 @@ MINILM: dict[str, Any] = {"hidden_size": 384, "num_hidden_layers": 6, "intermedi
 #: Shape (m, n) of a layer → rounds.
 SHAPES = {(384, 384): 60, (768, 768): 30, (1024, 4096): 8, (4096, 4096): 7}
 PEER = "LoRA"
-#: BoRA's time and memory over LoRA's, at most.
+#: Limits of BoRA's time and memory over LoRA's.
 TIME, MEMORY = 1.05, 1.02
 
 CUDA = torch.cuda.is_available()
@@ -110,7 +110,7 @@ class Training:
         self.optimizer.zero_grad()
 
     def peak(self) -> float:
-        """The most bytes that tensors hold at once during a step."""
+        """The peak of bytes that tensors hold during a step."""
         if CUDA:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -124,7 +124,7 @@ class Training:
 
 
 def most_allocated(work: Callable[[], object]) -> float:
-    """The highest that the bytes allocated by torch on the CPU rise above where they were."""
+    """The peak of the bytes allocated by torch on the CPU, above those at the start."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +140,7 @@ def most_allocated(work: Callable[[], object]) -> float:
 
 
 def steps(rounds: float) -> bool:
-    """Print table 4 of ours beside the paper's; whether a target is missed."""
+    """Print our table 4 beside the paper's; return whether a target is missed."""
     runs = {name: Training(config) for name, config in configs(["query", "value"]).items()}
     times = in_turn(
         {name: lambda run=run: [seconds(run.step)] for name, run in runs.items()}, count(STEP_ROUNDS, rounds)
@@ -221,7 +221,7 @@ def count(usual: int, factor: float) -> int:
 
 
 def ranks(_: float) -> bool:
-    """What one record of RankCallback costs, against the steps between two of them at its default."""
+    """The cost of one record of RankCallback relative to the steps between two records by default."""
     run = Training(configs(["query", "value"])["BoRA"])
     run.step()
     step = statistics.median(seconds(run.step) for _ in range(3))

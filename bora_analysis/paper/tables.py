@@ -1,4 +1,4 @@
-"""The tables of the BoRA paper (arXiv 2508.06953) as data, and the checks that they stand.
+"""The tables of the BoRA paper (arXiv 2508.06953) as data, and checks of their numbers.
 
 Three checks, because the tables were repaired after extraction (``data/paper/README.md``): #Params against the
 architectures, the averages against their sub-tasks, and runs that are printed in several tables against each other.
@@ -16,7 +16,7 @@ from ..bundled import data_folder
 from ..catalogue.architectures import architecture, targets
 from ..catalogue.cost import cost
 
-#: Table number → what it holds.
+#: Table number → content.
 TITLES = {
     1: "accuracy on GLUE, with the standard deviations of table 5",
     2: "accuracy on mathematical reasoning; Avg rebuilt, its standard deviation from table 6",
@@ -29,7 +29,7 @@ TITLES = {
     9: "LoRA and BoRA with varying r and b, mathematical reasoning, LLaMA-3-8B",
 }
 
-#: What names a run; the same in every table it is printed in.
+#: Columns that identify a run in every table.
 SETTING = ["model", "method", "r", "blocks", "target"]
 #: Columns of every table, in order.
 COLUMNS = ["table", *SETTING, "params", "task", "value", "std"]
@@ -116,7 +116,7 @@ def as_printed(count: int, printed: str) -> str:
     Raises
     ------
     ValueError
-        ``printed`` is no number of millions such as ``"4.82M"``.
+        ``printed`` is not a number of millions such as ``"4.82M"``.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def as_printed(count: int, printed: str) -> str:
     """
     match = re.fullmatch(r"\d+(?:\.(\d+))?M", printed)
     if match is None:
-        raise ValueError(f"#Params {printed!r} was given; expected millions, e.g. 4.82M")
+        raise ValueError(f"#Params is {printed!r}; expected millions, e.g. 4.82M")
     unit = Decimal(1).scaleb(-len(match[1] or ""))
     return f"{(Decimal(count) / 10**6).quantize(unit, ROUND_HALF_UP)}M"
 
@@ -136,7 +136,7 @@ def averages() -> pd.DataFrame:
     Returns
     -------
     DataFrame, one row per run: ``table``, ``SETTING``, ``avg`` (printed), ``mean`` (of the printed sub-tasks),
-    ``ok`` (equal to rounding), ``explained`` (within what the rounding of the sub-tasks themselves allows: 0.01).
+    ``ok`` (equal to rounding), ``explained`` (within 0.01, which the rounding of the sub-tasks can cause).
     """
     frame = tables()
     frame = frame[frame["table"].isin([1, 7, 8, 9])]
@@ -153,7 +153,7 @@ def averages() -> pd.DataFrame:
 
 
 def repeats() -> pd.DataFrame:
-    """Values of one run that stand in several tables (2, 7, 8 and 9), and whether they agree.
+    """Values of one run that are printed in several tables (2, 7, 8 and 9), and whether they agree.
 
     Returns
     -------

@@ -1,10 +1,10 @@
 """The checkable claims of the BoRA paper (arXiv 2508.06953), each judged by a computation made on the spot.
 
-No verdict is written down: every claim has a function that computes and from its numbers alone says "holds", "holds
-under a condition" (true in part of the cases that the claim covers; the evidence names which) or "erratum". Random
-factors come from fixed seeds. Gains in accuracy are percentage points of the Avg columns, as in the paper.
+No verdict is stored. The function of each claim computes numbers and derives the verdict from them: "holds", "holds
+under a condition" (true in some of the cases that the claim covers; the evidence names them) or "erratum". Random factors
+come from fixed seeds. Gains in accuracy are percentage points of the Avg columns, as in the paper.
 
-What only a trained adapter can show is left out: figure 4, and that "the effective rank of BoRA approaches br".
+Claims that need a trained adapter are left out: figure 4, and that "the effective rank of BoRA approaches br".
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .sigma import exponential, normalisation
 
 
 def claims() -> pd.DataFrame:
-    """Judge every claim anew.
+    """Judge every claim.
 
     Returns
     -------

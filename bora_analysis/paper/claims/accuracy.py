@@ -1,4 +1,4 @@
-"""Claims on accuracies: what the paper says of its own tables."""
+"""Claims on accuracies: statements about the paper's tables."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def best_baseline() -> Finding:
         baseline = max(avg for (method, r, _), avg in runs.items() if method != "bora" and r <= 8)
         found[model] = max(avg for (method, _, _), avg in runs.items() if method == "bora") - baseline
     right = [round(found["roberta-base"]) == 1, round(found["roberta-large"]) == 2]
-    told = ", ".join(f"{MODELS[model]} +{gain:.2f}" for model, gain in found.items())
-    return Finding(verdict(all(right), any(right)), f"over the best of LoRA r = 8, DoRA, MELoRA, HydraLoRA: {told}")
+    shown = ", ".join(f"{MODELS[model]} +{gain:.2f}" for model, gain in found.items())
+    return Finding(verdict(all(right), any(right)), f"over the best of LoRA r = 8, DoRA, MELoRA, HydraLoRA: {shown}")
 
 
 def best_accuracy() -> Finding:
@@ -73,11 +73,11 @@ def four_times_fewer() -> Finding:
                 f"BoRA r = {ours[1]}, b = {ours[2]} ({runs[ours]:.2f}) has {ratio:.1f} times fewer than LoRA "
                 f"r = {plain[1]} ({runs[plain]:.2f})"
             )
-    told = f"in table 9 {elsewhere[max(elsewhere)]}" if elsewhere else "nor anywhere in table 9"
+    shown = f"in table 9 {elsewhere[max(elsewhere)]}" if elsewhere else "nor anywhere in table 9"
     return Finding(
         verdict(bool(ratios) and min(ratios) > 4, bool(elsewhere)),
         f"where BoRA r = 8 is at least as good as LoRA r = 32 in tables 1–3, LoRA has {span(ratios, '.2f')} times "
-        f"its parameters; {told}",
+        f"its parameters; {shown}",
     )
 
 
@@ -87,8 +87,8 @@ def norm_matters_more() -> Finding:
         full = runs[BORA]
         drops[MODELS[model]] = full - runs["bora-no-exp", 8, 16], full - runs["bora-no-norm", 8, 16]
     more = [norm > exp for exp, norm in drops.values()]
-    told = ", ".join(f"{model} {norm:.2f} and {exp:.2f}" for model, (exp, norm) in drops.items())
-    return Finding(verdict(all(more), any(more)), f"points lost without normalisation and without Exp: {told}")
+    shown = ", ".join(f"{model} {norm:.2f} and {exp:.2f}" for model, (exp, norm) in drops.items())
+    return Finding(verdict(all(more), any(more)), f"points lost without normalisation and without Exp: {shown}")
 
 
 def two_blocks() -> Finding:
@@ -129,8 +129,8 @@ def granularity() -> Finding:
             parameters("llama-3-8b", *BORA, str(target)) / parameters("llama-3-8b", *LORA, str(target)) - 1
         )  # fmt: skip
     better = [gain > 0 for gain in gains.values()]
-    told = ", ".join(f"{target} +{gain:.2f}" for target, gain in gains.items())
-    return Finding(verdict(all(better), any(better)), f"{told}, for {span(more, '.1%')} more parameters")
+    shown = ", ".join(f"{target} +{gain:.2f}" for target, gain in gains.items())
+    return Finding(verdict(all(better), any(better)), f"{shown}, for {span(more, '.1%')} more parameters")
 
 
 def deviations() -> Finding:
@@ -143,8 +143,8 @@ def deviations() -> Finding:
         (plain, plain_std), (ours, our_std) = runs[LORA], runs[BORA]
         (tasks if part["table"].iloc[0] == 1 else averages).append(max(plain_std, our_std) < (ours - plain) / 2)
     every = [value for values in small.values() for value in values]
-    told = ", ".join(f"{sum(values)} of {len(values)} of {name}" for name, values in small.items())
+    shown = ", ".join(f"{sum(values)} of {len(values)} of {name}" for name, values in small.items())
     return Finding(
         verdict(all(every), any(every)),
-        f"below half of the gain (r = 8, b = 16 over LoRA r = 8; the larger of the two deviations) in {told}",
+        f"below half of the gain (r = 8, b = 16 over LoRA r = 8; the larger of the two deviations) in {shown}",
     )

@@ -1,4 +1,4 @@
-"""What several claims use: verdicts, random layers, the paper's shapes and averages."""
+"""Shared by the claims: verdicts, random layers, the paper's shapes and averages."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ MODELS = {
     "qwen2.5-14b": "Qwen2.5-14B",
 }
 BENCHMARKS = {1: "GLUE", 2: "maths", 3: "commonsense"}
-#: A layer that stands for many: q of LLaMA-3-8B with r = 8, b = 16.
+#: A typical layer: q of LLaMA-3-8B with r = 8, b = 16.
 QUERY = (4096, 4096, 8, 16)
 
 
 class Finding(NamedTuple):
-    """What a computation says about a claim."""
+    """The verdict and its evidence."""
 
     verdict: Verdict
     evidence: str
@@ -56,7 +56,7 @@ class Claim:
     ----------
     id : ``"C1"`` …, fixed.
     where : equation, section or table of the paper.
-    text : what is claimed, in one line.
+    text : the claim in one line.
     judge : computes the evidence and derives the verdict from it.
     """
 
@@ -77,7 +77,7 @@ def draws(
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Random (B, A, σ) of small layers, b = 1 to 4: normal numbers, or whole ones from −whole to whole.
 
-    Whole numbers make ΔW exact in float64, and singular values that are not zero stay far above rounding.
+    Whole numbers make ΔW exact in float64, and nonzero singular values stay far above rounding.
     ``inside``: r ≤ max(m, n)/b.
     """
     rng = np.random.default_rng(seed)
@@ -101,7 +101,7 @@ def rank_of(matrix: Array) -> int:
 
 
 def block_by_block(B: Array, A: Array, diagonals: Array) -> Array:
-    """ΔW as eq. 4 has it, one block at a time: shares no code with :mod:`bora_analysis.updates`."""
+    """ΔW by eq. 4, one block at a time, without code from :mod:`bora_analysis.updates`."""
     rows, columns = np.split(B, len(diagonals)), np.split(A, len(diagonals), axis=1)
     return np.block(
         [[rows[i] @ np.diag(diagonals[i, j]) @ columns[j] for j in range(len(columns))] for i in range(len(rows))]
@@ -115,7 +115,7 @@ class Pass(NamedTuple):
 
 
 def forward_pass(B: Array, A: Array, diagonals: Array, x: Array) -> Pass:
-    """Eq. 8 carried out segment by segment, counting."""
+    """Eq. 8 segment by segment, with counts of multiplications and additions."""
     b, _, r = diagonals.shape
     multiplications = additions = 0
     inner = []

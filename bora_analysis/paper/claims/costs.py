@@ -113,11 +113,11 @@ def count_with_frozen() -> Finding:
         ),
     }
     right = [count == printed for count, printed in trained.values()]
-    told = "; ".join(f"{name} trains {count:,}, printed {printed:,}" for name, (count, printed) in trained.items())
+    shown = "; ".join(f"{name} trains {count:,}, printed {printed:,}" for name, (count, printed) in trained.items())
     frozen = all(printed - count == m * n for count, printed in trained.values())
     return Finding(
         verdict(all(right), any(right)),
-        f"{m}×{n}, r = {r}, b = {b}: {told}" + ("; the difference is the frozen mn" if frozen else ""),
+        f"{m}×{n}, r = {r}, b = {b}: {shown}" + ("; the difference is the frozen mn" if frozen else ""),
     )
 
 
