@@ -69,7 +69,7 @@ def pareto(
         for legend in (*figure.legends, axes.get_legend()) if ax is None else [axes.get_legend()]:
             if legend is not None:
                 legend.remove()
-        layout.finished(axes, ax, None, [*kinds, *adapters], linestyle="")
+        layout.finished(axes, ax, title, [*kinds, *adapters], linestyle="")
         _drawn(axes, points, looks, names, optional=False)
     return figure
 
