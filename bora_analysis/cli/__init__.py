@@ -40,7 +40,7 @@ class _Main(click.Group):
 @click.group(
     cls=_Main,
     commands=COMMANDS,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
     epilog="\b\nExamples:\n  bora-analysis compare first-adapter second-adapter\n  bora-analysis analyze --help",
 )
 @click.version_option(__version__, prog_name="bora-analysis")

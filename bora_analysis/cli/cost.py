@@ -38,15 +38,11 @@ class _Count(click.ParamType):
 @click.option(
     "--model",
     default="llama-3-8b",
-    show_default=True,
     metavar="NAME|DIR|ID",
     help="A known model, a folder with a transformers config.json, or a Hub id.",
 )
 @click.option(
-    "--target",
-    default="qkv",
-    show_default=True,
-    help="Projections: letters of QKVOGUD, names with commas between them, or all.",
+    "--target", default="qkv", help="Projections: letters of QKVOGUD, names with commas between them, or all."
 )
 @click.option(
     "--method",
@@ -67,26 +63,12 @@ class _Count(click.ParamType):
 @click.option(
     "--budget", type=_Count(), help="Instead: list every (method, r, b) with at most this many parameters, e.g. 5M."
 )
-@click.option(
-    "--at-least",
-    type=click.FloatRange(0, 1),
-    default=0.9,
-    show_default=True,
-    help="Least share of the budget to use.",
-)
-@click.option(
-    "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Rows of a --budget table; 0: all."
-)
+@click.option("--at-least", type=click.FloatRange(0, 1), default=0.9, help="Least share of the budget to use.")
+@click.option("--top", type=click.IntRange(min=0), default=20, help="Rows of a --budget table; 0: all.")
 @click.option(
     "--optimal-blocks", is_flag=True, help="Instead: N(b)/R, BoRA's parameters per unit of rank, and the best b."
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(list(BYTES)),
-    default="float32",
-    show_default=True,
-    help="Dtype for the memory in the table.",
-)
+@click.option("--dtype", type=click.Choice(list(BYTES)), default="float32", help="Dtype for the memory in the table.")
 @click.option("--master", is_flag=True, help="Count a float32 copy of the weights and float32 moments in the memory.")
 @output("Write the records there, in the format of --format (csv by default).")
 def cost(

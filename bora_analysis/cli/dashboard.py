@@ -13,10 +13,8 @@ from .common import command, stop
 
 
 @command("dashboard my-adapter other-adapter --port 8600")
-@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True)
-@click.option(
-    "--host", default="localhost", show_default=True, help="Address to listen on; 0.0.0.0 opens it to the network."
-)
+@click.option("--port", type=click.IntRange(1, 65535), default=8501)
+@click.option("--host", default="localhost", help="Address to listen on; 0.0.0.0 opens it to the network.")
 @click.option(
     "--root",
     "roots",

@@ -13,15 +13,14 @@ from .common import SIGMA_HELP, command, usage
 
 
 @command("synth --method bora -r 8 --blocks 16 -o random-bora")
-@click.option("--model", default="all-minilm-l6-v2", show_default=True, help="Layer shapes of a known model.")
-@click.option("--target", default="qv", show_default=True, help="Projections, as letters of QKVOGUD, or all.")
+@click.option("--model", default="all-minilm-l6-v2", help="Layer shapes of a known model.")
+@click.option("--target", default="qv", help="Projections, as letters of QKVOGUD, or all.")
 @click.option("--shape", metavar="OUTxIN", help="Instead of --model: one projection q of this shape per layer.")
 @click.option("--layers", type=click.IntRange(min=1), help="Number of layers.  [default: the model's; 1 with --shape]")
 @click.option(
     "--method",
     type=click.Choice(made()),
     default="bora",
-    show_default=True,
     metavar="METHOD",
     help=f"{', '.join(made())}. For LoRA+ take lora: the two differ in learning rates only.",
 )
@@ -30,7 +29,6 @@ from .common import SIGMA_HELP, command, usage
     "--rank",
     type=click.IntRange(min=1),
     default=8,
-    show_default=True,
     help="r of one factor pair; krona, c3a and fourierft ignore it.",
 )
 @click.option(
@@ -44,14 +42,13 @@ from .common import SIGMA_HELP, command, usage
     "--kind",
     type=click.Choice(["init", "gaussian", "decay"]),
     default="decay",
-    show_default=True,
     help="init: B = 0; gaussian: a flat spectrum; decay: singular values that fall as k^-p.",
 )
-@click.option("--decay", type=float, default=1.0, show_default=True, help="p of --kind decay.")
-@click.option("--scale", type=float, default=0.1, show_default=True, help="Size of the largest singular values.")
-@click.option("--activation", type=click.Choice(ACTIVATIONS), default="exp-norm", show_default=True, help=SIGMA_HELP)
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--decay", type=float, default=1.0, help="p of --kind decay.")
+@click.option("--scale", type=float, default=0.1, help="Size of the largest singular values.")
+@click.option("--activation", type=click.Choice(ACTIVATIONS), default="exp-norm", help=SIGMA_HELP)
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32")
+@click.option("--seed", type=click.IntRange(min=0), default=0)
 @click.option("-o", "--output", required=True, metavar="DIR", help="The adapter's folder.")
 def synth(
     model: str,

@@ -48,16 +48,16 @@ class _Columns(click.ParamType):
     metavar="FILE_OR_HUB_ID",
     help="A table, a folder with train.* and validation.* files, or a Hub data set org/name[:config].",
 )
-@click.option("--task", type=click.Choice(_TASKS), default="classification", show_default=True)
-@click.option("--method", type=click.Choice(trained()), default="bora", show_default=True)
-@click.option("-r", "--rank", "r", type=int, default=8, show_default=True)
+@click.option("--task", type=click.Choice(_TASKS), default="classification")
+@click.option("--method", type=click.Choice(trained()), default="bora")
+@click.option("-r", "--rank", "r", type=int, default=8)
 @click.option("--blocks", type=int, help="b of BoRA or minis of MELoRA.  [default: 16; 4 for MELoRA]")
-@click.option("--experts", type=int, default=3, show_default=True, help="Matrices B of HydraLoRA.")
+@click.option("--experts", type=int, default=3, help="Matrices B of HydraLoRA.")
 @click.option("--alpha", type=float, help="α.  [default: 2r]")
 @click.option("--rslora", is_flag=True, help="Scale by α/√r.")
-@click.option("--activation", type=click.Choice(ACTIVATIONS), default="exp-norm", show_default=True)
-@click.option("--dropout", type=float, default=0.05, show_default=True)
-@click.option("--target", default="QV", show_default=True, help="Letters of QKVOGUD, or names: query,value.")
+@click.option("--activation", type=click.Choice(ACTIVATIONS), default="exp-norm")
+@click.option("--dropout", type=float, default=0.05)
+@click.option("--target", default="QV", help="Letters of QKVOGUD, or names: query,value.")
 @click.option(
     "--text", type=_Columns(), default=(), metavar="COLUMN[,COLUMN]", help="Column of the text, or of a pair of texts."
 )
@@ -67,23 +67,21 @@ class _Columns(click.ParamType):
     metavar="NAME",
     help="accuracy or matthews (classification), pearson (regression), perplexity (causal-lm).",
 )
-@click.option("--encoding", default="utf-8", show_default=True, help="Encoding of csv, tsv and json files.")
+@click.option("--encoding", default="utf-8", help="Encoding of csv, tsv and json files.")
 @click.option("--validation", metavar="FILE", help="A file of held-out examples.  [default: a share of the data]")
-@click.option("--validation-share", type=float, default=0.1, show_default=True)
-@click.option("--split-seed", type=int, default=0, show_default=True, help="Seed that selects the held-out share.")
+@click.option("--validation-share", type=float, default=0.1)
+@click.option("--split-seed", type=int, default=0, help="Seed that selects the held-out share.")
 @click.option("--limit", type=int, help="Use at most this many examples.")
 @click.option("--steps", type=int, help="Number of optimiser steps, instead of --epochs.")
-@click.option("--epochs", type=float, default=1.0, show_default=True)
-@click.option("--batch-size", type=int, default=32, show_default=True)
-@click.option("--accumulate", type=int, default=1, show_default=True, help="Batches per step.")
-@click.option("--learning-rate", type=float, default=3e-4, show_default=True, help="Peak rate; it decays linearly.")
-@click.option(
-    "--warmup", type=float, default=0.03, show_default=True, help="Share of the steps (below 1) or number of steps."
-)
-@click.option("--max-length", type=int, default=512, show_default=True, help="Tokens per example.")
+@click.option("--epochs", type=float, default=1.0)
+@click.option("--batch-size", type=int, default=32)
+@click.option("--accumulate", type=int, default=1, help="Batches per step.")
+@click.option("--learning-rate", type=float, default=3e-4, help="Peak rate; it decays linearly.")
+@click.option("--warmup", type=float, default=0.03, help="Share of the steps (below 1) or number of steps.")
+@click.option("--max-length", type=int, default=512, help="Tokens per example.")
 @click.option("--group-by-length", is_flag=True, help="Batches of similar length: less padding.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory, more time.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
 @click.option(
     "--checkpoints",
     type=_Steps(),
@@ -93,16 +91,11 @@ class _Columns(click.ParamType):
 @click.option("--evaluate-every", type=int, metavar="STEPS", help="[default: at the end]")
 @click.option("--log-every", type=int, metavar="STEPS", help="[default: 20 lines in all]")
 @click.option(
-    "--resume-every",
-    type=int,
-    default=500,
-    show_default=True,
-    metavar="STEPS",
-    help="How often to save the state for --resume.",
+    "--resume-every", type=int, default=500, metavar="STEPS", help="How often to save the state for --resume."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0)
 @click.option("--model-name", metavar="NAME", help="Name of the base model in the adapter's files.  [default: --model]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option("--resume", is_flag=True, help="Continue a run that did not finish.")
 @click.option("-o", "--output", metavar="DIR", help="A new folder: the adapter, checkpoint-N, run.json.")
 @click.pass_context

@@ -1,8 +1,8 @@
 """The checkable claims of the BoRA paper (arXiv 2508.06953), each judged by a computation made on the spot.
 
 No verdict is stored. The function of each claim computes numbers and derives the verdict from them: "holds", "holds
-under a condition" (true in some of the cases that the claim covers; the evidence names them) or "erratum". Random factors
-come from fixed seeds. Gains in accuracy are percentage points of the Avg columns, as in the paper.
+under a condition" (true in some of the cases that the claim covers; the evidence names them) or "erratum". Random
+factors come from fixed seeds. Gains in accuracy are percentage points of the Avg columns, as in the paper.
 
 Claims that need a trained adapter are left out: figure 4, and that "the effective rank of BoRA approaches br".
 """
