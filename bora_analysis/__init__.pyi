@@ -1,4 +1,5 @@
 # The public names, written down once: type checkers read them here, and __init__.py loads them by this list.
+from . import figures as figures
 from .adapters import Adapter as Adapter
 from .adapters import AdapterError as AdapterError
 from .adapters import Trajectory as Trajectory
@@ -12,21 +13,26 @@ from .analysis.conversion import convert as convert
 from .analysis.factors import factor_table as factor_table
 from .analysis.recommendation import Recommendation as Recommendation
 from .analysis.recommendation import recommend as recommend
+from .analysis.relative import base_metrics as base_metrics
 from .analysis.spectrum import FactorRanks as FactorRanks
 from .analysis.spectrum import Spectrum as Spectrum
 from .analysis.spectrum import each_spectrum as each_spectrum
 from .analysis.spectrum import factor_ranks as factor_ranks
 from .analysis.spectrum import singular_values as singular_values
+from .analysis.subspaces import Similarity as Similarity
 from .analysis.subspaces import principal_angles as principal_angles
 from .analysis.subspaces import similarity as similarity
 from .analysis.subspaces import subspace_similarity as subspace_similarity
+from .analysis.summary import compare as compare
 from .analysis.summary import summary as summary
 from .analysis.tables import Tables as Tables
 from .analysis.tables import analyse as analyse
+from .analysis.tables import analyze as analyze
 from .analysis.tables import layer_metrics as layer_metrics
 from .analysis.tables import spectra as spectra
 from .analysis.vectors import SingularVectors as SingularVectors
 from .analysis.vectors import singular_vectors as singular_vectors
+from .analysis.verdict import verdict as verdict
 from .updates.blocks import activate as activate
 from .updates.blocks import bora as bora
 from .updates.blocks import lora as lora

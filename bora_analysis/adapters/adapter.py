@@ -4,16 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import bora_analysis
+
+from ..cards import card
+from ..catalogue import METHODS
+from ..files.errors import counted
 from ..files.keys import natural
-from ..updates.contract import Update
+from ..updates.contract import Update, label
 
 
-@dataclass(frozen=True, eq=False)
-class Adapter(Mapping[str, Update]):
+class _Views:
+    """What the rooms above make of adapters, by the public names, which are loaded when they are called."""
+
+    def metrics(self, **options: Any) -> Any:
+        """:func:`bora_analysis.layer_metrics` of it."""
+        return bora_analysis.layer_metrics(self, **options)
+
+    def spectra(self, **options: Any) -> Any:
+        """:func:`bora_analysis.spectra` of it."""
+        return bora_analysis.spectra(self, **options)
+
+    def summary(self, **options: Any) -> Any:
+        """:func:`bora_analysis.summary` of it."""
+        return bora_analysis.summary(self, **options)
+
+    def plot(self, name: str = "spectra", **options: Any) -> Any:
+        """The figure of that name, see :func:`bora_analysis.figures.draw`."""
+        return bora_analysis.figures.draw(name, self, **options)
+
+    def _repr_html_(self) -> str:
+        return card(self, self._told)
+
+    def _told(self) -> tuple[list[str], Any]:
+        """What a card says of it, of the last step: nothing that takes long."""
+        last: Any = checkpoints(self)[-1]  # pyright: ignore[reportArgumentType]
+        lines = [f"base model: {last.base_model}" if last.base_model else "", *last.warnings]
+        if len(last) > 500 or any(name in METHODS and METHODS[name].needs_base for name in last.method.split("+")):
+            return lines, None
+        layers = last.metrics(on_module=lambda: None)
+        sizes = {"r": layers["r"], "b": layers["blocks"]}
+        told = [f"{name} = {'–'.join(map(str, sorted({each.min(), each.max()})))}" for name, each in sizes.items()]
+        table = bora_analysis.summary(layers)
+        columns = ["projection", "modules", "parameters", "rank_bound", "effective_rank", "energy_rank_99", "energy"]
+        return [", ".join(told), *lines, bora_analysis.verdict(layers)], table[columns]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Adapter(_Views, Mapping[str, Update]):
     """The updates of one adapter by module path, in natural order (layer 2 before layer 10).
+
+    A module is named by its path, or by an end of it, or by some of its parts and the last one, if no other fits:
+    ``adapter["layer.0.query"]``.
 
     Attributes
     ----------
@@ -25,6 +70,18 @@ class Adapter(Mapping[str, Update]):
         memory: keep the result where it is needed twice.
     passed_over : keys of the file that are no part of any low-rank update (heads, biases, embeddings …).
     warnings : one line each, where the numbers need a caveat.
+    base_model : name of the base model, where the configuration has it.
+
+    Examples
+    --------
+    >>> from bora_analysis import synthetic_adapter
+    >>> adapter = synthetic_adapter("bora", {f"layer.{k}.self.query": (64, 32) for k in range(2)}, r=2, blocks=4)
+    >>> adapter
+    <Adapter bora-r2-b4: BoRA, 2 modules>
+    >>> adapter["layer.0.query"]
+    BoRA 64×32, r = 2, b = 4, rank ≤ 8
+    >>> adapter.metrics()["rank_bound"].tolist()
+    [8, 8]
     """
 
     name: str
@@ -34,6 +91,7 @@ class Adapter(Mapping[str, Update]):
     loaders: Mapping[str, Callable[[], Update]] = field(repr=False)
     passed_over: tuple[str, ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
+    base_model: str | None = None
 
     @classmethod
     def from_updates(
@@ -54,7 +112,24 @@ class Adapter(Mapping[str, Update]):
         return cls(name, method or "+".join(methods), step, None, loaders)
 
     def __getitem__(self, module: str) -> Update:
-        return self.loaders[module]()
+        return self.loaders[module if module in self.loaders else self._found(module)]()
+
+    def _found(self, asked: str) -> str:
+        names = list(self.loaders)
+        hits = [name for name in names if name.endswith(f".{asked}")]
+        hits = hits or [name for name in names if _within(str(asked).split("."), name.split("."))]
+        if len(hits) == 1:
+            return hits[0]
+        if hits:
+            raise KeyError(f"{asked} fits {len(hits)} modules of {self.name}: {', '.join(hits[:8])}; give more of one")
+        length = str(asked).count(".") + 1
+        ends = {".".join(name.split(".")[-length:]): name for name in reversed(names)}
+        close = [ends[end] for end in get_close_matches(str(asked), ends)] or names[:3]
+        raise KeyError(f"{self.name} has no module {asked}; close to it: {', '.join(close) or 'none, it is empty'}")
+
+    def __repr__(self) -> str:
+        step = "" if self.step is None else f" step {self.step}"
+        return f"<Adapter {self.name}{step}: {label(self.method)}, {counted(len(self), 'module')}>"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.loaders)
@@ -73,9 +148,21 @@ class Adapter(Mapping[str, Update]):
         return id(self)
 
 
-@dataclass(frozen=True)
-class Trajectory(Sequence[Adapter]):
-    """The checkpoints of one run, in the order of their steps."""
+@dataclass(frozen=True, repr=False)
+class Trajectory(_Views, Sequence[Adapter]):
+    """The checkpoints of one run, in the order of their steps.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from bora_analysis import Trajectory, synthetic_adapter
+    >>> adapter = synthetic_adapter("lora", {"layers.0.q_proj": (64, 32)}, r=4)
+    >>> run = Trajectory("run", tuple(replace(adapter, name="run", step=step) for step in (0, 100)))
+    >>> run, run[-1]
+    (<Trajectory run: 2 checkpoints, steps 0 to 100>, <Adapter run step 100: LoRA, 1 module>)
+    >>> run.metrics()[["step", "effective_rank"]].values.tolist()
+    [[0, 4], [100, 4]]
+    """
 
     name: str
     checkpoints: tuple[Adapter, ...]
@@ -86,10 +173,20 @@ class Trajectory(Sequence[Adapter]):
     def __len__(self) -> int:
         return len(self.checkpoints)
 
+    def __repr__(self) -> str:
+        steps = f", steps {self[0].step} to {self[-1].step}" if self.checkpoints else ""
+        return f"<Trajectory {self.name}: {counted(len(self), 'checkpoint')}{steps}>"
+
 
 def checkpoints(adapter: Adapter | Trajectory) -> tuple[Adapter, ...]:
     """The adapters in it: one, or one per checkpoint."""
     return adapter.checkpoints if isinstance(adapter, Trajectory) else (adapter,)
+
+
+def _within(asked: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether all parts asked for are there, in their order, the last one last."""
+    rest = iter(parts)
+    return parts[-1] == asked[-1] and all(part in rest for part in asked)
 
 
 def _holder(update: Update) -> Callable[[], Update]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -17,19 +18,27 @@ from ..files.keys import natural
 from ..updates.contract import Update
 from ..updates.sums import combine
 from .adapter import Adapter
+from .given import items_of, one_of
 
 
 def merge(
-    adapters: Sequence[Adapter], weights: Sequence[float] | None = None, *, name: str | None = None, method: str = "sum"
+    adapters: Any,
+    weights: Sequence[float] | None = None,
+    *,
+    name: str | None = None,
+    method: str = "sum",
+    **reading: Any,
 ) -> Adapter:
     """Σ_k w_k ΔW_k of adapters, module by module, read when asked for.
 
     Parameters
     ----------
-    adapters : one or more. Where an adapter lacks a module, its update there is zero; a warning lists such modules.
+    adapters : a list of what :func:`bora_analysis.read_adapter` takes. Where an adapter lacks a module, its update
+        there is zero; a warning lists such modules.
     weights : one per adapter; default 1. (1, −1) is the difference.
     name : default the adapters' names with their weights.
     method : the name under which the updates appear in tables.
+    reading : options of :func:`bora_analysis.read_adapter`.
 
     Returns
     -------
@@ -52,6 +61,7 @@ def merge(
     >>> difference.name, difference["q"].to_dense()[0].tolist()
     ('one-two', [-3.0, -3.0, -3.0])
     """
+    adapters = [one_of(item, **reading) for item in items_of(adapters)]
     weights = [1.0] * len(adapters) if weights is None else [float(weight) for weight in weights]
     if not adapters or len(weights) != len(adapters):
         raise AdapterError(

@@ -1,19 +1,22 @@
-"""``read_adapter``: from a path, or a Hub id, to the adapters in it."""
+"""``read_adapter``: from a path, a Hub id, a state dict or a model to the adapters in it."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
-from ..catalogue import EXPERTS, METHODS
+from ..catalogue import METHODS
+from ..catalogue.module_names import projection
 from ..files.adapter_file import Found, Loader, Source, of_layer, peft_type
-from ..files.base_model import BaseWeights, entries, is_model, model_paths, open_base
+from ..files.aliases import aliases
+from ..files.base_model import BaseWeights, entries, is_model, model_paths
 from ..files.configuration import CONFIG_NAME, configuration_files, read_configuration
-from ..files.errors import AdapterError
+from ..files.errors import AdapterError, counted
 from ..files.keys import natural
 from ..files.layouts import translate
 from ..files.tensors import Tensors, open_tensors
@@ -22,8 +25,10 @@ from ..methods.bora import activation as activation_of
 from ..methods.unreadable import refuse_unreadable
 from ..updates.contract import Update
 from .adapter import Adapter, Trajectory
+from .in_memory import InMemory, is_state_dict, model_of, open_model, settings_of
 from .initialisation import init_warnings, relative
 from .model_difference import difference
+from .reading import Options, Reading
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".lora")
 # PEFT's, MLX's and diffusers' names. In this order: PEFT prefers safetensors where both lie in a folder.
@@ -37,25 +42,25 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
-def read_adapter(
-    path: str | Path,
-    *,
-    alpha: float | None = None,
-    activation: str | None = None,
-    method: str | None = None,
-    experts: str | Mapping[str, Any] = "mean",
-    initial: str | Path | None = None,
-    shapes: Mapping[str, tuple[int, int]] | None = None,
-    name: str | None = None,
-    base: str | Path | BaseWeights | None = None,
-    steps: bool = False,
-) -> Adapter | Trajectory:
+#: What stands for an adapter, in the words of messages.
+TAKEN = (
+    "a path or Hub id, an Adapter, a Trajectory, a mapping of module to Update, a state dict (with config=), a model "
+    "of PEFT or transformers with an adapter, or a list of these"
+)
+
+
+def read_adapter(source: Any, **reading: Unpack[Options]) -> Adapter | Trajectory:
     """Read an adapter, or a fine-tuned model: names and shapes now, the factors when asked for.
+
+    Every function that takes adapters takes what this one takes, with the same options, and lists of it.
 
     Parameters
     ----------
-    path : a PEFT folder, a weight file (an ``adapter_config.json`` beside it is used), a folder of ``checkpoint-N``
-        folders, or an ``org/name`` of the Hugging Face Hub that is no path here.
+    source : a PEFT folder, a weight file (an ``adapter_config.json`` beside it is used), a folder of ``checkpoint-N``
+        folders, or an ``org/name`` of the Hugging Face Hub that is no path here. From memory: a state dict of tensors
+        or arrays; a model of PEFT, or of transformers with ``add_adapter``, compiled or data-parallel too, whose
+        tensors are copied when a module is asked for, as they are then; a mapping of module to update; what this
+        function returned.
     alpha : α of every module, in place of the file's. Needed where the file stores none: without it the scaling is
         taken as 1, and a warning of the adapter says so.
     activation : for BoRA, how Σ comes from the stored σ, see :func:`bora_analysis.updates.blocks.activate`;
@@ -74,6 +79,10 @@ def read_adapter(
     base : the base model: a folder, a weight file, or an ``org/name`` of the Hub. DoRA, HiRA, HRA, OFT, BOFT and IA³
         need it, and so does a folder with a whole fine-tuned model, whose update is then the difference of the two.
     steps : where ``checkpoint-N`` folders lie beside a final adapter, read them and not the adapter.
+    config : the content of ``adapter_config.json``, or a configuration of PEFT, for a state dict; for a path in place
+        of the file's.
+    adapter : which adapter of a model in memory, by default the active one.
+    modules : regular expression; only modules in whose path it is found.
 
     Returns
     -------
@@ -84,6 +93,8 @@ def read_adapter(
     ------
     AdapterError
         One line that names the file and the key, and says what was found and expected.
+    TypeError
+        A source of another kind, an unknown option, or an option for what has been read already.
 
     Examples
     --------
@@ -95,39 +106,70 @@ def read_adapter(
     ...     adapter = read_adapter(write_adapter(folder, "lora", {"layers.0.q_proj": factors}, alpha=2))
     ...     print(list(adapter), adapter["layers.0.q_proj"].facts.scaling)
     ['layers.0.q_proj'] 2.0
+    >>> state = {"q.lora_A.weight": np.ones((1, 3)), "q.lora_B.weight": np.ones((4, 1))}
+    >>> read_adapter(state, config={"peft_type": "LORA", "r": 1, "lora_alpha": 2})["q"]
+    LoRA 4×3, r = 1, rank ≤ 1
     """
-    text, place = str(path), Path(path)
+    wish = Reading.of(reading)
+    if isinstance(source, Adapter | Trajectory):
+        wish.check_read(source)
+        found = source
+    elif isinstance(source, Mapping) and source and all(hasattr(update, "facts") for update in source.values()):
+        replace(wish, name=None).check_read(source)
+        found = Adapter.from_updates(wish.name or "updates", source)
+    elif isinstance(source, str | os.PathLike):
+        found = _read_path(os.fspath(source), wish.resolved(read_adapter))
+    elif is_state_dict(source):
+        title = wish.name or "state dict"
+        found = adapter_of(InMemory(title, source), settings_of(wish.config), title, None, wish.resolved(read_adapter))
+    elif (model := model_of(source)) is not None:
+        tensors, config, title = open_model(model, wish.adapter)
+        found = adapter_of(tensors, config, wish.name or title, None, wish.resolved(read_adapter))
+    else:
+        what = "None" if source is None else f"a {type(source).__name__}"
+        raise TypeError(f"got {what}, which is no adapter; expected {TAKEN}")
+    if isinstance(found, Adapter):
+        return select(found, wish.modules)
+    return replace(found, checkpoints=tuple(select(each, wish.modules) for each in found))
+
+
+def select(adapter: Adapter, modules: str | None) -> Adapter:
+    """The adapter with only the modules in whose path the regular expression is found; AdapterError if none."""
+    if modules is None:
+        return adapter
+    try:
+        pattern = re.compile(modules)
+    except re.error as error:
+        raise ValueError(f"modules {modules!r} is not a regular expression: {error}") from None
+    kept = {module: load for module, load in adapter.loaders.items() if pattern.search(module)}
+    if not kept:
+        known = sorted({projection(module) for module in adapter})
+        raise AdapterError(
+            f"{adapter.path or adapter.name}: {modules!r} is found in none of the {len(adapter)} modules "
+            f"(the first is {next(iter(adapter), 'none')}; projections: {', '.join(known)})"
+        )
+    return replace(adapter, loaders=kept)
+
+
+def _read_path(text: str, wish: Reading) -> Adapter | Trajectory:
+    place = Path(text)
     try:
         exists = place.exists()
     except (OSError, ValueError) as error:  # a name too long, or one with a null byte
         raise AdapterError(f"{text}: is no path: {error}") from None
     if not exists:
-        if _HUB_ID.fullmatch(text):
-            place, name = _download(text), name or text.partition("/")[2]
-        else:
+        if not _HUB_ID.fullmatch(text):
             raise AdapterError(f"{text}: no such file or folder")
-    if isinstance(experts, str) and experts not in EXPERTS:
-        raise AdapterError(
-            f"{text}: experts {experts!r} is unknown; expected {', '.join(EXPERTS)}, or inputs by module"
-        )
-    start = None
-    if initial is not None:
-        start = read_adapter(initial, alpha=alpha, method=method)
-        if not isinstance(start, Adapter):
-            raise AdapterError(f"{initial}: holds several checkpoints; name one as the initial adapter")
-    if base is not None and not isinstance(base, BaseWeights):
-        base = open_base(base)
-    options: dict[str, Any] = {"alpha": alpha, "activation": activation, "method": method, "base": base}
-    options |= {"experts": experts, "shapes": shapes, "initial": start}
-    homes = _homes(place, steps)
+        place, wish = _download(text), replace(wish, name=wish.name or text.partition("/")[2])
+    homes = _homes(place, wish.steps)
     if homes != [place]:
-        title = name or _named(place).name
-        return Trajectory(title, tuple(_read_one(_located(home), title, [], options) for home in homes))
+        title = wish.name or _named(place).name
+        return Trajectory(title, tuple(_read_one(_located(home), [], replace(wish, name=title)) for home in homes))
     beside = []
     if place.is_dir() and (runs := list(_checkpoints(place))):
         told = f"{len(runs)} checkpoints lie beside this adapter"
         beside = [f"{told}; steps (--steps) reads them, or name one: {runs[0]}"]
-    return _read_one(_located(place), name, beside, options)
+    return _read_one(_located(place), beside, wish)
 
 
 def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
@@ -198,19 +240,19 @@ def _checkpoints(place: Path) -> dict[Path, int]:
     return dict(sorted(runs.items(), key=lambda run: run[1]))
 
 
-def _read_one(found: _Located, name: str | None, warnings: list[str], options: dict[str, Any]) -> Adapter:
+def _read_one(found: _Located, warnings: list[str], wish: Reading) -> Adapter:
     folder = None if found.folder is None else _named(found.folder)
     hit = None if folder is None else CHECKPOINT.fullmatch(folder.name)
     step = int(hit[1]) if hit else None
-    title = name or (found.weights.stem if folder is None else folder.parent.name if hit else folder.name)
+    title = wish.name or (found.weights.stem if folder is None else folder.parent.name if hit else folder.name)
     if found.config is None:
-        base = options["base"]
-        if base is None:
+        if wish.base is None:
             raise AdapterError(
                 f"{found.weights}: is a whole model; its update needs the base model: --base DIR_OR_HUB_ID (base=)"
             )
-        return difference(BaseWeights(found.weights), base, title, step)
-    adapter = adapter_of(open_tensors(found.weights), read_configuration(found.config.parent), title, step, **options)
+        return difference(BaseWeights(found.weights), wish.base, title, step)
+    config = read_configuration(found.config.parent) if wish.config is None else settings_of(wish.config)
+    adapter = adapter_of(open_tensors(found.weights), config, title, step, wish)
     return replace(adapter, path=found.weights, warnings=(*warnings, *adapter.warnings))
 
 
@@ -218,30 +260,36 @@ def adapter_of(
     opened: Tensors,
     configuration: Mapping[str, Any] | None,
     name: str,
-    step: int | None = None,
-    *,
-    initial: Adapter | None = None,
-    **options: Any,
+    step: int | None,
+    wish: Reading,
 ) -> Adapter:
-    """The adapter in open tensors and their configuration; the rest as for :func:`read_adapter`."""
+    """The adapter in open tensors and their configuration."""
     told = translate(opened, configuration)
     tensors, config, weights = told.tensors, told.config, opened.path
     refuse_unreadable(weights, config, tensors.keys())
     stored = {"alphas": told.alphas, "scalings": told.scalings, "ranks": told.ranks}
-    source = Source(tensors, config, **options, packed=_packed(tensors), **stored)
+    said = {key: getattr(wish, key) for key in ("alpha", "activation", "method", "experts", "shapes", "base")}
+    source = Source(tensors, config, **said, packed=_packed(tensors), **stored)
     found = _read_parts(source, told.parts)
     if found.loaders and source.method not in (None, *found.method.split("+")):
         raise AdapterError(
             f"{weights}: keys and configuration are those of {found.method}; method (--method) says {source.method}"
         )
-    if initial is not None:
-        found = relative(source, found, initial)
+    double = {
+        module: kept
+        for module, kept in aliases(tensors, found.loaders).items()
+        if source.scaling_settings(module) == source.scaling_settings(kept)
+    }
+    for module in double:
+        del found.loaders[module]
+    if wish.initial is not None:
+        found = relative(source, found, wish.initial)
     method, loaders, passed_over, notes, scaled = found
     loaders |= {module: _counted(loaders[module], n) for module, n in told.parameters.items() if module in loaders}
     if source.base is not None:
         loaders = {module: _with_kernel(load, source.base, module) for module, load in loaders.items()}
     passed_over = [*map(str, passed_over), *told.passed_over]
-    passed_over += [key for module, key in told.alpha_keys.items() if module not in loaders]
+    passed_over += [key for module, key in told.alpha_keys.items() if module not in loaders and module not in double]
     if not loaders:
         keys = tensors.keys()
         example = f", such as {keys[0]}" if keys else ""
@@ -250,27 +298,44 @@ def adapter_of(
             "<module>.lora_A.weight or <module>.bora_A"
         )
     warnings: list[str] = []
+    if double:
+        first, kept = next(iter(double.items()))
+        warnings = [
+            f"the same tensors stand under two names for {counted(len(double), 'module')}, such as {first} and {kept}; "
+            "counted once, under the shorter name"
+        ]
     if scaled and not all(source.says_scaling(module) for module in loaders):
-        warnings = ["α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
-    for settings in source.all_settings if initial is None else ():
+        warnings += ["α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
+    for settings in source.all_settings if wish.initial is None else ():
         warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
     ordered = {module: loaders[module] for module in sorted(loaders, key=natural)}
     passed_over += tensors.unread
-    return Adapter(name, method, step, None, ordered, tuple(passed_over), (*warnings, *told.notes, *notes))
+    biases = _biases(passed_over)
+    if biases:
+        warnings += [f"{counted(len(biases), 'trained bias', 'trained biases')}, no part of ΔW: {_some(biases, 1)}"]
+    warnings += [*told.notes, *notes]
+    trained_on = (config or {}).get("base_model_name_or_path")
+    return Adapter(name, method, step, None, ordered, tuple(passed_over), tuple(warnings), trained_on)
 
 
 def _read_parts(source: Source, parts: Iterable[Tensors]) -> Found:
     """The file as one, or part by part where it holds modules of several methods."""
-    found = [part for tensors in parts if (part := _dispatch(replace(source, tensors=tensors))).loaders]
-    if not found:
+    found = [_dispatch(replace(source, tensors=tensors)) for tensors in parts]
+    if not any(part.loaders for part in found):
         return _dispatch(source)
     return Found(
-        "+".join(sorted({part.method for part in found})),
+        "+".join(sorted({part.method for part in found if part.loaders})),
         {module: loader for part in found for module, loader in part.loaders.items()},
         [key for part in found for key in part.passed_over],
         [note for part in found for note in part.notes],
-        any(part.scaled for part in found),
+        any(part.scaled for part in found if part.loaders),
     )
+
+
+def _biases(keys: list[str]) -> list[str]:
+    """Trained biases of modules whose weights are not in the file whole."""
+    whole = {key.removesuffix(".weight") for key in keys if key.endswith(".weight")}
+    return [key for key in keys if key.endswith((".bias", ".diff_b")) and key.rpartition(".")[0] not in whole]
 
 
 def _counted(load: Loader, parameters: int) -> Loader:

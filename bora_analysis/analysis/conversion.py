@@ -10,19 +10,24 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from ..adapters import Adapter, AdapterError, read_adapter, write_adapter
+from ..adapters import Adapter, AdapterError, write_adapter
+from ..adapters.given import one_of
 from ..adapters.read import CONFIG_NAME
+from ..adapters.reading import Options
+from ..cards import card
 from ..catalogue.module_names import layer, projection
+from ..files.errors import counted
 from ..files.tensors import Raw, open_tensors
 from ..linalg import Array
 from ..linalg.threads import in_order
 from ..metrics import effective_rank, energy_rank, numerical_rank
 from ..updates.contract import Facts, Update
 from ..updates.dense import Dense
+from .progress import progress
 from .vectors import singular_vectors
 
 if TYPE_CHECKING:
@@ -52,6 +57,14 @@ class Cut:
     energy_kept : Σ_{i≤k} σ² / Σσ²; 1 for ΔW = 0.
     error_spectral, error_frobenius : ‖ΔW − ΔW_k‖₂ and ‖ΔW − ΔW_k‖_F, before the rounding to the dtype of the file.
     error_relative : ‖ΔW − ΔW_k‖_F / ‖ΔW‖_F; 0 for ΔW = 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import lora
+    >>> *_, cut = truncated(lora(np.eye(4)[:, :2] * [4.0, 3.0], np.eye(2, 5)), rank=1)
+    >>> cut.rank_before, cut.rank, round(cut.energy_kept, 9), round(cut.error_relative, 9)
+    (2, 1, 0.64, 0.6)
     """
 
     rank_before: int
@@ -62,7 +75,7 @@ class Cut:
     error_relative: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Conversion:
     """What :func:`convert` wrote.
 
@@ -72,6 +85,15 @@ class Conversion:
     cuts : module → rank and error, in the order of the file.
     facts : module → what the update was.
     left_behind : what the adapter's file holds beside ΔW and the LoRA's does not, by its name there.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from bora_analysis import convert, synthetic_adapter
+    >>> with TemporaryDirectory() as folder:
+    ...     done = convert(synthetic_adapter("bora", {"layers.0.q_proj": (64, 32)}, r=2, blocks=4), folder, rank=3)
+    >>> done.table[["module", "rank", "parameters_before", "parameters"]].values.tolist()
+    [['layers.0.q_proj', 3, 224, 288]]
     """
 
     folder: Path
@@ -97,9 +119,19 @@ class Conversion:
             )
         return pd.DataFrame(rows).astype({"layer": "Int64"})
 
+    def __repr__(self) -> str:
+        ranks = sorted({cut.rank for cut in self.cuts.values()})
+        sizes = f", rank {'–'.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}" if ranks else ""
+        return f"<Conversion to LoRA in {self.folder}: {counted(len(self.cuts), 'module')}{sizes}>"
+
+    def _repr_html_(self) -> str:
+        columns = ["module", "method", "rank_before", "rank", "energy_kept", "error_relative", "parameters"]
+        worst = max((cut.error_relative for cut in self.cuts.values()), default=0.0)
+        return card(self, lambda: ([f"The largest relative error is {worst:.3g}."], self.table[columns]))
+
 
 def convert(
-    source: Adapter | str | Path,
+    source: Any,
     folder: str | Path,
     *,
     rank: int | None = None,
@@ -108,7 +140,8 @@ def convert(
     dtype: str = "float32",
     pad: bool = False,
     settings: Mapping[str, Any] | None = None,
-    on_module: Callable[[], None] | None = None,
+    on_module: Callable[[], object] | None = None,
+    **reading: Unpack[Options],
 ) -> Conversion:
     """Write an adapter as a LoRA that PEFT and servers of LoRA load.
 
@@ -125,7 +158,7 @@ def convert(
 
     Parameters
     ----------
-    source : an adapter, read or made in memory, or a path as for :func:`bora_analysis.read_adapter`.
+    source : one adapter, or what :func:`bora_analysis.read_adapter` takes.
     folder : where ``adapter_config.json`` and ``adapter_model.safetensors`` are written; not the adapter's own.
     rank : at most this rank in every module.
     energy : the least rank that keeps this share of Σσ².
@@ -134,7 +167,11 @@ def convert(
     pad : fill up every module with zeros to the largest rank, for servers that know no ``alpha_pattern``.
     settings : entries of ``adapter_config.json`` beside the LoRA's own, such as :func:`shared_settings` has for a
         merged adapter; by default those of the adapter's own configuration.
-    on_module : called after each module, for progress.
+    on_module, reading : as for :func:`bora_analysis.analyse`.
+
+    Returns
+    -------
+    Conversion
 
     Raises
     ------
@@ -156,9 +193,7 @@ def convert(
     ('lora', 8)
     """
     _rule(rank, energy, threshold)  # a wrong wish is an error before anything is read
-    adapter = source if isinstance(source, Adapter) else read_adapter(source)
-    if not isinstance(adapter, Adapter):
-        raise AdapterError(f"{source}: holds several checkpoints; name one")
+    adapter = one_of(source, **reading)
     folder = Path(folder)
     name = adapter.path or adapter.name
     refuse_own_folder(folder, [adapter])
@@ -183,21 +218,13 @@ def convert(
         width = max((lost.rank for _, (*_, lost) in in_order(cut, adapter)), default=0) if pad else 0
         for module, (known, B, A, lost) in in_order(cut, adapter):
             facts[module], cuts[module] = known, lost
-            if on_module is not None:
-                on_module()
+            step()
             more = max(0, width - len(A))
             yield module, _of_layer(known, np.pad(B, ((0, 0), (0, more))), np.pad(A, ((0, more), (0, 0))))
 
     others = _others(adapter)
-    write_adapter(
-        folder,
-        "lora",
-        factors(),
-        alpha=None,
-        dtype=dtype,
-        extra_config=settings,
-        others=others,
-    )
+    with progress(len(adapter), on_module) as step:
+        write_adapter(folder, "lora", factors(), alpha=None, dtype=dtype, extra_config=settings, others=others)
     return Conversion(folder, cuts, facts, tuple(key for key in adapter.passed_over if key not in others))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Unpack
 
-from ..adapters import Adapter, Trajectory
+from ..adapters.given import adapters_of
+from ..adapters.reading import Options
 from ..catalogue.module_names import layer, projection
 from ..updates.contract import Blocked
+from .progress import progress
 from .spectrum import factor_ranks
-from .tables import IDENTITY, flatten, typed
+from .tables import IDENTITY, typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +20,7 @@ FACTOR_COLUMNS = (*IDENTITY, "rank_B", "rank_sigma", "rank_A", "rank_bound", "ra
 
 
 def factor_table(
-    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory], *, on_module: Callable[[], None] | None = None
+    adapters: Any, *, on_module: Callable[[], object] | None = None, **reading: Unpack[Options]
 ) -> pd.DataFrame:
     """One row per module and step, for modules with block factors (LoRA, MELoRA, BoRA); others have no row.
 
@@ -28,8 +30,11 @@ def factor_table(
 
     Parameters
     ----------
-    adapters : one, several, or trajectories.
-    on_module : called after each module, for progress.
+    adapters, on_module, reading : as for :func:`bora_analysis.analyse`.
+
+    Returns
+    -------
+    DataFrame
 
     Raises
     ------
@@ -47,8 +52,9 @@ def factor_table(
     import pandas as pd
 
     rows = []
-    for adapter in flatten(adapters):
-        for module in adapter:
+    chosen = adapters_of(adapters, **reading)
+    with progress(sum(map(len, chosen)), on_module) as step:
+        for adapter, module in ((each, module) for each in chosen for module in each):
             update = adapter[module]
             if isinstance(update, Blocked):
                 ranks = factor_ranks(update)
@@ -56,6 +62,5 @@ def factor_table(
                     adapter.name, update.facts.method, adapter.step, module, layer(module), projection(module),
                     ranks.B, ranks.sigma, ranks.A, ranks.bound, ranks.upper, ranks.lower, ", ".join(ranks.limiting),
                 ))  # fmt: skip
-            if on_module is not None:
-                on_module()
+            step()
     return typed(pd.DataFrame(rows, columns=list(FACTOR_COLUMNS))).astype({"limiting": "str"})

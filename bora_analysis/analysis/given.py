@@ -1,18 +1,35 @@
-"""What every function on adapters takes, as tables."""
+"""What every function on adapters takes, as adapters or as tables."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
-from .tables import Tables, analyse
+import pandas as pd
+
+from ..adapters.given import adapters_of, one_of
+from .tables import LAYER_COLUMNS, Analysis, Tables, analyse
+
+__all__ = ["adapters_of", "layers_of", "one_of", "tables_of"]
 
 
-def tables_of(given: Any, **options: Any) -> Tables:
+def tables_of(given: Any, **options: Unpack[Analysis]) -> Tables:
     """The tables of whatever stands for adapters; :class:`Tables` are taken as they are.
 
     Parameters
     ----------
-    given : see :func:`bora_analysis.read_adapter`; or a list of these.
-    options : of :func:`bora_analysis.analyse`.
+    given, options : as for :func:`bora_analysis.analyse`.
     """
     return given if isinstance(given, Tables) else analyse(given, **options)
+
+
+def layers_of(given: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
+    """The same for ``layer_metrics``; such a frame is taken as it is. TypeError for another frame."""
+    if not isinstance(given, pd.DataFrame):
+        return tables_of(given, **options).layer_metrics
+    missing = [name for name in LAYER_COLUMNS if name not in given]
+    if missing:
+        raise TypeError(
+            f"got a DataFrame without {', '.join(missing[:3])}; expected layer_metrics, Tables, "
+            "or what read_adapter takes"
+        )
+    return given

@@ -6,24 +6,26 @@ decayed. Per projection: one rank for all layers, and layers of their own where 
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import numpy as np
 
+from ..cards import card
 from ..catalogue.cost import cost
 from ..catalogue.sizes import common_divisors
 from ..metrics import energy_rank
 from ..style import projections_in_order
+from .given import tables_of
+from .tables import Analysis
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from .tables import Tables
 
 V = TypeVar("V", bound=Hashable)
 
@@ -65,7 +67,7 @@ class _Module:
         return float(self.energies[min(rank, self.bound) - 1])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Recommendation:
     """Advice for one adapter.
 
@@ -78,6 +80,12 @@ class Recommendation:
     parameters, advised_parameters : trained, and with the advice, in the same modules and the same method (LoRA for a
         method without blocks).
     unused : modules with ΔW = 0, about which nothing can be said.
+
+    Examples
+    --------
+    >>> from bora_analysis import recommend, synthetic_adapter
+    >>> recommend(synthetic_adapter("lora", {"layers.0.q_proj": (64, 32)}, r=16, kind="decay", decay=2.0))
+    <Recommendation for lora-r16: 1,536 parameters → 288; q 16 → 3>
     """
 
     table: pd.DataFrame
@@ -87,8 +95,17 @@ class Recommendation:
     advised_parameters: int
     unused: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        ranks = ", ".join(f"{row.projection} {row.rank_bound} → {row.rank}" for row in self.table.head(8).itertuples())
+        name, counts = self.table["adapter"].iloc[0], f"{self.parameters:,} parameters → {self.advised_parameters:,}"
+        return f"<Recommendation for {name}: {counts}; {ranks}>"
 
-def recommend(tables: Tables, *, energy: float = 0.99) -> Recommendation:
+    def _repr_html_(self) -> str:
+        columns = ["projection", "layers", "rank_bound", "needed", "verdict", "rank", "kept", "r", "blocks"]
+        return card(self, lambda: ([f"PEFT: {json.dumps(self.config)}"], self.table[columns]))
+
+
+def recommend(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis]) -> Recommendation:
     """The rank to train next, by projection.
 
     For each module: the least k that keeps the share ``energy`` of Σσ². With R the rank bound as trained, the spectrum
@@ -101,8 +118,10 @@ def recommend(tables: Tables, *, energy: float = 0.99) -> Recommendation:
 
     Parameters
     ----------
-    tables : of one adapter, from :func:`bora_analysis.analyse`; of several steps the last.
+    adapters : :class:`bora_analysis.Tables` of one adapter, or what :func:`bora_analysis.analyse` takes; of several
+        steps the last.
     energy : share of Σσ² to keep.
+    options : of :func:`bora_analysis.analyse`.
 
     Returns
     -------
@@ -120,9 +139,9 @@ def recommend(tables: Tables, *, energy: float = 0.99) -> Recommendation:
 
     Examples
     --------
-    >>> from bora_analysis import analyse, recommend, synthetic_adapter
+    >>> from bora_analysis import recommend, synthetic_adapter
     >>> shapes = {f"layers.{k}.q_proj": (64, 32) for k in range(2)}
-    >>> found = recommend(analyse(synthetic_adapter("lora", shapes, r=16, kind="decay", decay=2.0)))
+    >>> found = recommend(synthetic_adapter("lora", shapes, r=16, kind="decay", decay=2.0))
     >>> found.table[["projection", "rank_bound", "rank", "verdict"]].values.tolist(), found.config["r"]
     ([['q', 16, 3, 'wasted']], 3)
     """
@@ -130,6 +149,7 @@ def recommend(tables: Tables, *, energy: float = 0.99) -> Recommendation:
 
     if not 0 < energy < 1:
         raise ValueError(f"energy is {energy}; expected a share of Σσ² between 0 and 1")
+    tables = tables_of(adapters, **options)
     metrics, spectra = tables.layer_metrics, tables.spectra
     names = list(dict.fromkeys(metrics["adapter"]))
     if len(names) != 1:

@@ -12,7 +12,7 @@ of its largest directions leave an intruder undecided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +21,8 @@ import numpy as np
 from scipy.linalg import svd
 from scipy.sparse.linalg import LinearOperator, svds
 
-from ..adapters import Adapter, AdapterError, Trajectory
+from ..adapters import AdapterError
+from ..adapters.given import adapters_of
 from ..catalogue.module_names import layer, projection
 from ..files.base_model import BaseMatrix, BaseWeights, open_base
 from ..linalg import Array
@@ -30,7 +31,8 @@ from ..linalg.threads import one_blas_thread
 from ..metrics import numerical_rank, rounding_tolerance
 from ..updates.contract import Update
 from ..updates.dense import Dense
-from .tables import IDENTITY, flatten, select, typed
+from .progress import progress
+from .tables import IDENTITY, typed
 from .vectors import SingularVectors, singular_vectors
 
 if TYPE_CHECKING:
@@ -57,23 +59,25 @@ DENSE_UP_TO = 512
 
 
 def base_metrics(
-    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory],
+    adapters: Any,
     base: BaseWeights | str | Path,
     *,
-    modules: str | None = None,
     k: int = 10,
     epsilon: float = 0.5,
-    on_module: Callable[[], None] | None = None,
+    on_module: Callable[[], object] | None = None,
+    **reading: Any,
 ) -> pd.DataFrame:
     """One row per module: the columns of ``BASE_COLUMNS``.
 
     Parameters
     ----------
-    adapters : one or several, as for :func:`bora_analysis.analysis.tables.analyse`.
-    base : the base model, as for :func:`read_adapter`.
-    modules : regular expression; only modules in whose path it is found.
+    adapters, on_module, reading : as for :func:`bora_analysis.analyse`.
+    base : the base model, as for :func:`bora_analysis.read_adapter`, which reads adapters with it.
     k, epsilon : of the intruder dimensions. k is at most the smaller side of the matrix; the columns say it.
-    on_module : called after each module, for progress.
+
+    Returns
+    -------
+    DataFrame
 
     Notes
     -----
@@ -93,10 +97,10 @@ def base_metrics(
         raise ValueError(f"got k = {k}, ε = {epsilon:g}; expected k ≥ 1 and 0 ≤ ε ≤ 1")
     weights = base if isinstance(base, BaseWeights) else open_base(base)
     rows = []
-    for adapter in flatten(adapters):
-        chosen = select(adapter, modules)
-        for module in chosen:
-            update = chosen[module]
+    chosen = adapters_of(adapters, base=weights, **reading)
+    with progress(sum(map(len, chosen)), on_module) as step:
+        for adapter, module in ((each, module) for each in chosen for module in each):
+            update = adapter[module]
             facts = update.facts
             where = adapter.path or adapter.name
             matrix = _counterpart(weights, module, (facts.out_features, facts.in_features), str(where))
@@ -104,8 +108,7 @@ def base_metrics(
                 found = _compare(update, matrix.read(), k, epsilon)
             identity = (adapter.name, facts.method, adapter.step, module, layer(module), projection(module))
             rows.append((*identity, facts.out_features, facts.in_features, *found))
-            if on_module is not None:
-                on_module()
+            step()
     return typed(pd.DataFrame(rows, columns=list(BASE_COLUMNS)))
 
 

@@ -12,16 +12,20 @@ from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..adapters.given import one_of
+from ..adapters.reading import Options
+from ..cards import card
+from ..files.errors import counted
 from ..linalg import Array
 from ..linalg.inertia import Counted, count
 from ..linalg.solvers import ONE_AT_A_TIME, Solved, place_of, resolve, solve
 from ..linalg.threads import available_cores, one_blas_thread
-from ..metrics import numerical_rank, rounding_tolerance
+from ..metrics import energy_rank, numerical_rank, rounding_tolerance
 from ..updates.contract import Blocked, Facts, Update
 from ..updates.dense import Dense
 
@@ -34,7 +38,7 @@ BATCH_BYTES = 2 << 20
 BATCH_MODULES = 64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Spectrum:
     """Singular values of one update, with how they were found.
 
@@ -61,6 +65,19 @@ class Spectrum:
     def __len__(self) -> int:
         return self.values.size
 
+    def __repr__(self) -> str:
+        top = f", σ₁ = {self.values[0]:.4g}" if len(self) else ""
+        return f"<Spectrum of {counted(len(self), 'singular value')}{top}: {self.solver} on {self.device}>"
+
+    def _repr_html_(self) -> str:
+        return card(self, self._told)
+
+    def _told(self) -> tuple[list[str], Any]:
+        import pandas as pd
+
+        told = f"99 % of the energy lies in {energy_rank(self.values, 0.99)} of them." if len(self) else ""
+        return [told], pd.DataFrame({"index": range(1, len(self) + 1), "singular_value": self.values})
+
 
 @dataclass(frozen=True)
 class FactorRanks:
@@ -84,17 +101,30 @@ class FactorRanks:
         return tuple(name for name, rank in ranks.items() if rank == self.upper)
 
 
-def singular_values(update: Update, *, solver: str = "auto", device: str = "auto") -> Spectrum:
-    """Singular values of one update.
+@overload
+def singular_values(  # pyright: ignore[reportOverlappingOverload]
+    update: Update, *, solver: str = "auto", device: str = "auto"
+) -> Spectrum: ...
+@overload
+def singular_values(
+    update: object, *, solver: str = "auto", device: str = "auto", **reading: Unpack[Options]
+) -> dict[str, Spectrum]: ...
+def singular_values(update: Any, *, solver: str = "auto", device: str = "auto", **reading: Unpack[Options]) -> Any:
+    """Singular values of one update, or of each in an adapter.
 
     Parameters
     ----------
-    update : from :func:`lora`, :func:`melora`, :func:`bora` or an adapter.
+    update : from :func:`lora`, :func:`melora`, :func:`bora` or an adapter; or an adapter, as for
+        :func:`bora_analysis.read_adapter`, whose options ``reading`` are.
     solver : ``"svd"`` is within 1e-12·‖B'‖‖Σ'‖‖A'‖ of the exact values. ``"gram"`` takes square roots of the
         eigenvalues of C Cᵀ: faster for large cores, absolute error up to about 1e-8·σ₁ for the small values.
         ``"auto"`` uses gram for cores from 512 on when its error bound stays below the rounding of the stored
         factors, and svd otherwise.
     device : ``"auto"`` (a GPU for cores from 1024 on, if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:k"``.
+
+    Returns
+    -------
+    Spectrum, or module → Spectrum for an adapter
 
     Raises
     ------
@@ -109,6 +139,10 @@ def singular_values(update: Update, *, solver: str = "auto", device: str = "auto
     >>> spectrum.values.round(12).tolist(), spectrum.dtype
     ([3.0, 2.0], 'float64')
     """
+    if not hasattr(update, "cores"):
+        adapter = one_of(update, **reading)
+        found = {module: spectrum for module, _, spectrum in each_spectrum(adapter, solver=solver, device=device)}
+        return {module: found[module] for module in adapter}
     place = resolve(solver, device)
     facts = update.facts
     # One thread for a large core too: two are 1.5× as fast on idle cores, and were 20× slower on busy ones.

@@ -12,17 +12,20 @@ not above that is chance.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 from scipy.linalg import subspace_angles
 
-from ..adapters import Adapter, AdapterError
+from ..adapters import AdapterError
+from ..adapters.given import one_of
+from ..adapters.reading import Options
 from ..catalogue.module_names import layer, projection
 from ..linalg import Array
 from ..linalg.threads import in_order
 from ..metrics import numerical_rank, rounding_tolerance
 from ..updates.contract import Update
+from .progress import progress
 from .vectors import singular_vectors
 
 if TYPE_CHECKING:
@@ -100,6 +103,18 @@ def principal_angles(a: Update, b: Update, i: int, j: int, side: Side = "left") 
     ------
     ValueError
         As for :func:`subspace_similarity`; i or j out of range.
+
+    Returns
+    -------
+    (min(i, j),) float64
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import lora, principal_angles
+    >>> first, second = lora(np.eye(4)[:, :2] * [2.0, 1.0], np.eye(2, 4)), lora(np.eye(4)[:, 1:2], np.eye(1, 4))
+    >>> np.rad2deg(principal_angles(first, second, 1, 1)).round(6).tolist()
+    [90.0]
     """
     _check_pair(a, b)
     one, two = bases(a)[side], bases(b)[side]
@@ -116,23 +131,49 @@ def bases(update: Update) -> dict[Side, Array]:
     return {"left": found.left[:, :k], "right": found.right[:k].T}
 
 
+class Similarity(NamedTuple):
+    """What :func:`similarity` finds.
+
+    Attributes
+    ----------
+    grid : adapter_a, adapter_b, module, layer, projection, side, dimension (m left, n right), i, j, phi, random
+        (max(i, j)/d). No rows for a module that is zero in one of them.
+    table : adapter_a, adapter_b, module, layer, projection, i, j, and for each side phi, random, angle (the smallest
+        principal angle in degrees) and dimension. Missing for a module that is zero in one of them.
+
+    Examples
+    --------
+    >>> from bora_analysis import similarity, synthetic_adapter
+    >>> adapter = synthetic_adapter("lora", {"layers.0.q_proj": (64, 32)}, r=4)
+    >>> similarity(adapter, adapter).grid.query("side == 'left' and i == 2 and j == 2")["phi"].round(6).item()
+    1.0
+    """
+
+    grid: pd.DataFrame
+    table: pd.DataFrame
+
+
 def similarity(
-    one: Adapter, two: Adapter, *, i: int = 8, j: int = 8, on_module: Callable[[], None] | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    one: Any,
+    two: Any,
+    *,
+    i: int = 8,
+    j: int = 8,
+    on_module: Callable[[], object] | None = None,
+    **reading: Unpack[Options],
+) -> Similarity:
     """The grids of φ of two adapters, and one row per module at (i, j).
 
     Parameters
     ----------
-    one, two : adapters of one base model; compared are the modules that both have.
+    one, two : adapters of one base model, each as for :func:`bora_analysis.read_adapter`; compared are the modules
+        that both have.
     i, j : the largest numbers of directions; less where a module's numerical rank is less.
-    on_module : called after each module, for progress.
+    on_module, reading : as for :func:`bora_analysis.analyse`.
 
     Returns
     -------
-    grid : adapter_a, adapter_b, module, layer, projection, side, dimension (m left, n right), i, j, phi, random
-        (max(i, j)/d). No rows for a module that is zero in one of them.
-    summary : adapter_a, adapter_b, module, layer, projection, i, j, and for each side phi, random, angle (the smallest
-        principal angle in degrees) and dimension. Missing for a module that is zero in one of them.
+    Similarity
 
     Raises
     ------
@@ -140,9 +181,20 @@ def similarity(
         No module in common; shapes that differ.
     ValueError
         i or j below 1.
+
+    Examples
+    --------
+    >>> from bora_analysis import similarity, synthetic_adapter
+    >>> one, two = (synthetic_adapter("lora", {"layers.0.q_proj": (64, 32)}, r=4, seed=seed) for seed in range(2))
+    >>> similarity(one, one, i=2, j=2).table[["i", "j", "phi_left"]].round(6).values.tolist()
+    [[2.0, 2.0, 1.0]]
+    >>> grid, table = similarity(one, two)
+    >>> len(grid), table["random_left"].item()
+    (32, 0.0625)
     """
     import pandas as pd
 
+    one, two = one_of(one, **reading), one_of(two, **reading)
     if min(i, j) < 1:
         raise ValueError(f"i is {i} and j is {j}; expected at least 1")
     common = [module for module in one if module in two]
@@ -172,7 +224,9 @@ def similarity(
         return grids, at
 
     parts, rows = [], []
-    for module, (grids, at) in in_order(compare, common):
+    with progress(len(common), on_module) as step:
+        found = [(module, result, step())[:2] for module, result in in_order(compare, common)]
+    for module, (grids, at) in found:
         identity = dict(
             zip(GRID_COLUMNS, (one.name, two.name, module, layer(module), projection(module)), strict=False)
         )
@@ -182,11 +236,9 @@ def similarity(
             d = at[f"dimension_{side}"]
             numbers = {"i": rank_a, "j": rank_b, "phi": grid.ravel(), "random": np.maximum(rank_a, rank_b) / d}
             parts.append(pd.DataFrame(identity | {"side": side, "dimension": d} | numbers))
-        if on_module is not None:
-            on_module()
     whole = [part for part in parts if len(part)] or parts[:1]
     types = {"layer": "Int64"}
-    return pd.concat(whole, ignore_index=True).astype(types), pd.DataFrame(rows).astype(types)
+    return Similarity(pd.concat(whole, ignore_index=True).astype(types), pd.DataFrame(rows).astype(types))
 
 
 def _phi(a: Array, b: Array) -> Array:

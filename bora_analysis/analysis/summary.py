@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any, Unpack
+
+import pandas as pd
 
 from ..style import PROJECTIONS
+from .given import layers_of
+from .tables import Analysis
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-
-def summary(layers: pd.DataFrame) -> pd.DataFrame:
+def summary(adapters: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
     """Per adapter, step and projection, with a row ``all`` for the whole adapter: what `compare` prints.
 
     Sums: modules, parameters, multiply-adds, energy. Means over modules: the ranks. ``equal_budget`` gives the same
     letter to adapters whose parameters differ by at most 5 % of the smaller.
-    """
-    import pandas as pd
 
+    Parameters
+    ----------
+    adapters : a frame of :func:`bora_analysis.layer_metrics`, or what that takes, with its options.
+
+    Returns
+    -------
+    DataFrame
+
+    Examples
+    --------
+    >>> from bora_analysis import summary, synthetic_adapter
+    >>> adapter = synthetic_adapter("bora", {"layers.0.q_proj": (64, 32), "layers.0.v_proj": (64, 32)}, r=2, blocks=4)
+    >>> summary(adapter)[["projection", "modules", "parameters", "rank_bound"]].values.tolist()
+    [['all', 2, 448, 8.0], ['q', 1, 224, 8.0], ['v', 1, 224, 8.0]]
+    """
+    layers = layers_of(adapters, **options)
     keys = ["adapter", "method", "step"]
     whole = layers.assign(projection="all")
     both = pd.concat([whole, layers], ignore_index=True)
@@ -44,6 +59,10 @@ def summary(layers: pd.DataFrame) -> pd.DataFrame:
     letters = equal_budgets(dict(zip(budgets["adapter"], budgets["parameters"], strict=True)))
     frame["equal_budget"] = [letters[name] for name in frame["adapter"]]
     return frame.drop(columns=["_adapter", "_projection"])
+
+
+#: As the command is called.
+compare = summary
 
 
 def equal_budgets(parameters: Mapping[str, int], tolerance: float = 0.05) -> dict[str, str]:

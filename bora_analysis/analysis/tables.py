@@ -7,17 +7,20 @@ outside the layers). Rows are ordered by adapter as given, step, and module in n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from ..adapters import Adapter, AdapterError, Trajectory, checkpoints
+from ..adapters import Adapter
+from ..adapters.given import adapters_of
+from ..adapters.reading import Options
 from ..catalogue.module_names import layer, projection
+from ..files.errors import counted
 from ..metrics import METRICS, THRESHOLD, effective_ranks, utilisation
 from ..updates.contract import Facts
+from .progress import progress
 from .spectrum import Spectrum, each_spectrum
 
 if TYPE_CHECKING:
@@ -42,36 +45,63 @@ LAYER_COLUMNS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tables:
-    """Both frames of one analysis, and one line per checkpoint on how its numbers were found."""
+    """Both frames of one analysis, and one line per checkpoint on how its numbers were found.
+
+    Examples
+    --------
+    >>> from bora_analysis import analyse, synthetic_adapter
+    >>> tables = analyse(synthetic_adapter("lora", {"layers.0.q_proj": (64, 32)}, r=4))
+    >>> tables.layer_metrics["rank_bound"].item(), len(tables.spectra), tables.provenance[0][:17]
+    (4, 4, 'lora-r4: 1 module')
+    """
 
     spectra: pd.DataFrame
     layer_metrics: pd.DataFrame
     provenance: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        names = ", ".join(dict.fromkeys(self.layer_metrics["adapter"]))
+        modules = counted(len(self.layer_metrics), "module")
+        return f"<Tables of {names}: {modules}, {counted(len(self.spectra), 'singular value')}>"
+
+
+class Analysis(Options, total=False):
+    """The options of :func:`analyse` as keywords."""
+
+    threshold: float
+    solver: str
+    device: str
+    quick: bool
+    on_module: Callable[[], object] | None
+
 
 def analyse(
-    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory],
+    adapters: Any,
     *,
     threshold: float = THRESHOLD,
-    modules: str | None = None,
     solver: str = "auto",
     device: str = "auto",
     quick: bool = False,
-    on_module: Callable[[], None] | None = None,
+    on_module: Callable[[], object] | None = None,
+    **reading: Unpack[Options],
 ) -> Tables:
     """Both frames in one pass over the files.
 
     Parameters
     ----------
-    adapters : one or several; a trajectory gives rows for each of its steps.
+    adapters : what :func:`bora_analysis.read_adapter` takes, or a list of it; a trajectory gives rows for each step.
     threshold : of ``effective_rank`` and ``rank_utilisation``.
-    modules : regular expression; only modules in whose path it is found are analysed.
     solver, device : see :func:`bora_analysis.singular_values`.
     quick : of updates without structure, which need the base model, only what a count tells
         (:func:`bora_analysis.linalg.inertia.count`): their other columns are missing, they have no rows in ``spectra``.
-    on_module : called after each module, for progress.
+    on_module : called after each module, for progress. Without it terminals and notebooks show a bar.
+    reading : options of :func:`bora_analysis.read_adapter`, ``modules`` among them.
+
+    Returns
+    -------
+    Tables
 
     Raises
     ------
@@ -79,22 +109,29 @@ def analyse(
         An invalid regular expression, a negative threshold, an unknown solver or device.
     AdapterError
         A module that cannot be used (NaN, Inf), with file and tensor; ``modules`` found in none.
+    TypeError
+        Something that stands for no adapter, an unknown option.
+
+    Examples
+    --------
+    >>> from bora_analysis import analyse, synthetic_adapter
+    >>> analyse(synthetic_adapter("lora", {"layers.0.q_proj": (64, 32)}, r=4))
+    <Tables of lora-r4: 1 module, 4 singular values>
     """
     import pandas as pd
 
     _check(threshold)
-    flat = flatten(adapters)
+    flat = adapters_of(adapters, **reading)
     spectra, metrics, provenance = [], [], []
     for adapter in flat:
-        chosen = select(adapter, modules)
         results: dict[str, tuple[Facts, Spectrum]] = {}
         counting = threshold if quick else None
-        for module, facts, spectrum in each_spectrum(chosen, solver=solver, device=device, quick=counting):
-            results[module] = facts, spectrum
-            if on_module is not None:
-                on_module()
+        with progress(len(adapter), on_module) as step:
+            for module, facts, spectrum in each_spectrum(adapter, solver=solver, device=device, quick=counting):
+                results[module] = facts, spectrum
+                step()
         provenance += _provenance(adapter, [spectrum for _, spectrum in results.values()], threshold)
-        for module in chosen:
+        for module in adapter:
             facts, spectrum = results[module]
             identity = (adapter.name, facts.method, adapter.step, module, layer(module), projection(module))
             values = spectrum.values
@@ -121,16 +158,18 @@ def analyse(
     )
 
 
-def spectra(
-    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory],
-    *,
-    modules: str | None = None,
-    solver: str = "auto",
-    device: str = "auto",
-) -> pd.DataFrame:
+#: The other spelling.
+analyze = analyse
+
+
+def spectra(adapters: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
     """One row per singular value: the columns of ``SPECTRA_COLUMNS``; index 1 is σ₁.
 
     A module has exactly ``rank_bound`` rows; ΔW's other singular values are zero. Parameters as for :func:`analyse`.
+
+    Returns
+    -------
+    DataFrame
 
     Examples
     --------
@@ -140,18 +179,15 @@ def spectra(
     >>> spectra(adapter)[["projection", "index", "singular_value"]].values.tolist()
     [['q', 1, 2.0], ['q', 2, 1.0]]
     """
-    return analyse(adapters, modules=modules, solver=solver, device=device).spectra
+    return analyse(adapters, **options).spectra
 
 
-def layer_metrics(
-    adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory],
-    *,
-    threshold: float = THRESHOLD,
-    modules: str | None = None,
-    solver: str = "auto",
-    device: str = "auto",
-) -> pd.DataFrame:
+def layer_metrics(adapters: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
     """One row per module: the columns of ``LAYER_COLUMNS``. Parameters as for :func:`analyse`.
+
+    Returns
+    -------
+    DataFrame
 
     Examples
     --------
@@ -161,7 +197,7 @@ def layer_metrics(
     >>> layer_metrics(adapter)[["effective_rank", "energy", "rank_bound"]].values.tolist()
     [[2.0, 5.0, 2.0]]
     """
-    return analyse(adapters, threshold=threshold, modules=modules, solver=solver, device=device).layer_metrics
+    return analyse(adapters, **options).layer_metrics
 
 
 def recounted(tables: Tables, threshold: float) -> pd.DataFrame:
@@ -213,31 +249,6 @@ def join(tables: Sequence[Tables]) -> Tables:
         pd.concat([part.layer_metrics for part in tables], ignore_index=True),
         tuple(line for part in tables for line in part.provenance),
     )
-
-
-def select(adapter: Adapter, modules: str | None) -> Adapter:
-    """The adapter with only the modules in whose path the regular expression is found; AdapterError if none."""
-    if modules is None:
-        return adapter
-    try:
-        pattern = re.compile(modules)
-    except re.error as error:
-        raise ValueError(f"modules {modules!r} is not a regular expression: {error}") from None
-    kept = {module: load for module, load in adapter.loaders.items() if pattern.search(module)}
-    if not kept:
-        known = sorted({projection(module) for module in adapter})
-        raise AdapterError(
-            f"{adapter.path or adapter.name}: {modules!r} is found in none of the {len(adapter)} modules "
-            f"(the first is {next(iter(adapter), 'none')}; projections: {', '.join(known)})"
-        )
-    return replace(adapter, loaders=kept)
-
-
-def flatten(adapters: Adapter | Trajectory | Iterable[Adapter | Trajectory]) -> list[Adapter]:
-    """The adapters in it, one per checkpoint."""
-    given: Sequence[Adapter | Trajectory]
-    given = [adapters] if isinstance(adapters, Adapter | Trajectory) else list(adapters)
-    return [checkpoint for item in given for checkpoint in checkpoints(item)]
 
 
 def _check(threshold: float) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.linalg import block_diag
 
 from ..catalogue.dtypes import EPSILON
+from ..files.errors import counted
 from ..linalg import Array
 from ..linalg.qr import thin_qr
 from ..linalg.solvers import svd_with_vectors
@@ -21,7 +22,7 @@ from ..updates.blocks import BlockProduct, DirectSum
 from ..updates.contract import Update
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SingularVectors:
     """ΔW = left · diag(values) · right, the thin SVD.
 
@@ -39,6 +40,9 @@ class SingularVectors:
     values: Array
     right: Array
     rounding: float
+
+    def __repr__(self) -> str:
+        return f"<SingularVectors of {counted(len(self.values), 'direction')}, {len(self.left)}×{self.right.shape[1]}>"
 
 
 def singular_vectors(update: Update) -> SingularVectors:

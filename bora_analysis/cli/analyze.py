@@ -18,24 +18,26 @@ from .common import Output, command, opened, output, progress, reading, results,
     is_flag=True,
     help="With --base: count the σ above the threshold without computing them; columns that need all σ stay empty.",
 )
-def analyze(paths: tuple[str, ...], out: Output, **options: Any) -> None:
+def analyze(
+    paths: tuple[str, ...], out: Output, quick: bool, reading: dict[str, Any], analysis: dict[str, Any]
+) -> None:
     """One row per module: ranks, norms, bound.
 
     The table shows some columns, rounded. csv, json and parquet have all columns, unrounded; parquet needs -o.
     """
     from .text_tables import layer_table
 
-    with results(paths, **options) as tables:
+    with results(paths, reading, analysis | {"quick": quick}) as tables:
         if out.path is not None:
             for name in ("layer_metrics", "spectra"):
                 out.write(getattr(tables, name), Path(out.path) / f"{name}.{out.file_format}")
-        out.show(tables.layer_metrics, lambda: layer_table(tables.layer_metrics, options["threshold"]))
+        out.show(tables.layer_metrics, lambda: layer_table(tables.layer_metrics, analysis["threshold"]))
 
 
 @command("compare first-adapter second-adapter")
 @reading()
 @output("Write the summary there, in the format of --format (csv by default).")
-def compare(paths: tuple[str, ...], out: Output, **options: Any) -> None:
+def compare(paths: tuple[str, ...], out: Output, reading: dict[str, Any], analysis: dict[str, Any]) -> None:
     """Adapters side by side: one row per adapter, then one per projection.
 
     Ranks are means over modules; parameters and energy are sums. Adapters with the same letter under "budget" train
@@ -44,15 +46,15 @@ def compare(paths: tuple[str, ...], out: Output, **options: Any) -> None:
     from ..analysis.summary import summary
     from .text_tables import summary_table
 
-    with results(paths, **options) as tables:
+    with results(paths, reading, analysis) as tables:
         frame = summary(tables.layer_metrics)
-        out.deliver(frame, lambda: summary_table(frame, options["threshold"]))
+        out.deliver(frame, lambda: summary_table(frame, analysis["threshold"]))
 
 
 @command("factors run-folder -o factors.csv")
 @reading(solving=False, counting=False)
 @output()
-def factors(paths: tuple[str, ...], modules: str | None, out: Output, **options: Any) -> None:
+def factors(paths: tuple[str, ...], out: Output, reading: dict[str, Any]) -> None:
     """Which factor limits the rank: rank(B'), rank(Σ'), rank(A'), by step.
 
     For methods with block factors: LoRA, MELoRA, BoRA. The table shows means over the modules; csv, json and parquet
@@ -61,7 +63,7 @@ def factors(paths: tuple[str, ...], modules: str | None, out: Output, **options:
     from ..analysis.factors import factor_table
     from .text_tables import factor_ranks_table
 
-    with opened(paths, modules, options) as (chosen, _):
+    with opened(paths, reading) as (chosen, _):
         tell(chosen)
         if not chosen:
             raise click.exceptions.Exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -68,12 +68,34 @@ def reading(
 ) -> Decorator:
     """The options of every command that reads adapters.
 
+    The command receives those of :func:`bora_analysis.read_adapter` as ``reading``, and, unless it has neither
+    ``solving`` nor ``counting``, those of :func:`bora_analysis.analyse` as ``analysis``: dictionaries of keywords.
+
     Parameters
     ----------
     required, count, metavar : of the argument PATH; count -1 takes any number.
     solving : with the options that say how singular values are computed.
     counting : with --threshold, for a command that counts singular values.
     """
+    measured = ["threshold"] * counting + ["device", "solver"] * solving
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def packed(*args: Any, **options: Any) -> Any:
+            packs = {"reading": {name: options.pop(name) for name in _READ}}
+            if measured:
+                packs["analysis"] = {name: options.pop(name) for name in measured}
+            return function(*args, **packs, **options)
+
+        return _reading(required, count, metavar, solving, counting)(packed)
+
+    return decorate
+
+
+_READ = ("modules", "steps", "initial", "base", "experts", "method", "alpha", "activation")
+
+
+def _reading(required: bool, count: int, metavar: str, solving: bool, counting: bool) -> Decorator:
     return together(
         click.argument("paths", nargs=count, required=required, metavar=metavar),
         *(_COUNTING if counting else ()),
@@ -181,16 +203,13 @@ def usage() -> Iterator[None]:
 
 
 @contextmanager
-def opened(
-    paths: tuple[str, ...], modules: str | None, options: dict[str, Any]
-) -> Iterator[tuple[list[Adapter], Callable[[object], None]]]:
+def opened(paths: tuple[str, ...], reading: dict[str, Any]) -> Iterator[tuple[list[Adapter], Callable[[object], None]]]:
     """Yield the readable adapters, one per checkpoint, and a function that reports an error of one of them.
 
-    ``options`` are those of :func:`reading`. Every error goes to stderr; after the block the exit code is 1 if there
-    was one.
+    Every error goes to stderr; after the block the exit code is 1 if there was one.
     """
     from ..adapters import AdapterError, checkpoints, read_adapter
-    from ..analysis.tables import select
+    from ..adapters.given import named_apart
 
     failures: list[object] = []
 
@@ -199,30 +218,24 @@ def opened(
         fail(error)
 
     adapters: list[Adapter] = []
-    for path in dict.fromkeys(paths):  # an adapter named twice is one adapter
-        try:
-            adapters += checkpoints(read_adapter(path, **_accepted(read_adapter, options)))
-        except AdapterError as error:
-            failed(error)
     with usage():
-        chosen = []
-        for adapter in named_apart(adapters):
+        for path in dict.fromkeys(paths):  # an adapter named twice is one adapter
             try:
-                chosen.append(select(adapter, modules))
+                adapters += checkpoints(read_adapter(path, **reading))
             except AdapterError as error:
                 failed(error)
-    yield chosen, failed
+    yield named_apart(adapters), failed
     if failures:
         raise click.exceptions.Exit(1)
 
 
 @contextmanager
-def results(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> Iterator[Tables]:
+def results(paths: tuple[str, ...], reading: dict[str, Any], analysis: dict[str, Any]) -> Iterator[Tables]:
     """Yield the tables of all readable adapters; errors are handled as in :func:`opened`."""
     from ..analysis.tables import analyse, join
 
-    with opened(paths, modules, options) as (chosen, failed):
-        parts = each_analysed(chosen, failed, analyse, **_accepted(analyse, options))
+    with opened(paths, reading) as (chosen, failed):
+        parts = each_analysed(chosen, failed, analyse, **analysis)
         tell(chosen, [line for part in parts for line in part.provenance])
         if not parts:
             raise click.exceptions.Exit(1)
@@ -266,28 +279,14 @@ def tell(adapters: list[Adapter], further: Sequence[str] = ()) -> None:
         note(f"{of_whom}{': ' if of_whom else ''}{words}")
 
 
-def _accepted(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The options that the function takes."""
-    from inspect import signature
+def read_one(path: str, reading: dict[str, Any]) -> Adapter:
+    """Read one adapter; its warnings go to stderr. AdapterError for a folder with several checkpoints."""
+    from ..adapters.given import one_of
 
-    known = signature(function).parameters
-    return {name: value for name, value in options.items() if name in known}
-
-
-def read_one(path: str, modules: str | None, options: dict[str, Any]) -> Adapter:
-    """Read one adapter with the options of :func:`reading`; its warnings go to stderr.
-
-    AdapterError for a folder with several checkpoints.
-    """
-    from ..adapters import Adapter, AdapterError, read_adapter
-    from ..analysis.tables import select
-
-    adapter = read_adapter(path, **_accepted(read_adapter, options))
-    if not isinstance(adapter, Adapter):
-        raise AdapterError(f"{path}: holds {len(adapter)} checkpoints; name one")
+    adapter = one_of(path, **reading)
     for line in adapter.warnings:
         note(f"{adapter.name}: {line}")
-    return select(adapter, modules)
+    return adapter
 
 
 @contextmanager
@@ -295,27 +294,6 @@ def progress(length: int) -> Iterator[Callable[[], None]]:
     """Show a bar on stderr if that is a terminal; the yielded function counts one module."""
     with click.progressbar(length=length, label="modules", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         yield lambda: bar.update(1)
-
-
-def named_apart(adapters: list[Adapter]) -> list[Adapter]:
-    """Lengthen the names of adapters with one name from different folders by as much of their paths as needed."""
-    out = []
-    for adapter in adapters:
-        homes = {_home(other) for other in adapters if other.name == adapter.name}
-        name, home = adapter.name, _home(adapter)
-        if len(homes) > 1 and home is not None:
-            depth = next(k for k in range(1, 99) if len({other.parts[-k:] for other in homes if other}) == len(homes))
-            name = "/".join(home.parts[-depth:])
-        out.append(replace(adapter, name=name))
-    return out
-
-
-def _home(adapter: Adapter) -> Path | None:
-    """The folder (or single file) that gives an adapter its name."""
-    if adapter.path is None:
-        return None
-    path = Path(adapter.path).resolve()
-    return next((part for part in (path, *path.parents) if adapter.name in (part.name, part.stem)), path)
 
 
 def _passed_over(adapter: Adapter) -> Iterator[str]:

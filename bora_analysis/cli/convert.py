@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import FORMATS, command, first_of, named_apart, note, progress, read_one, reading, together, usage
+from .common import FORMATS, command, first_of, note, progress, read_one, reading, together, usage
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -35,31 +35,32 @@ _cutting = together(
 @command("convert my-bora -o my-lora --energy 0.99")
 @_cutting
 @reading(count=1, metavar="PATH", solving=False, counting=False)
-def convert(paths: str, modules: str | None, **options: Any) -> None:
+def convert(paths: str, reading: dict[str, Any], **options: Any) -> None:
     """Write an adapter as a plain LoRA, for PEFT and every server of LoRA.
 
     Without --rank, --energy or --threshold ΔW is kept whole. The output states the error of each module. It is exact:
     the truncated SVD is the best approximation, and its error consists of the singular values that were cut off.
     """
     with usage():
-        _write(read_one(paths, modules, options), **options)
+        _write(read_one(paths, reading), **options)
 
 
 @command("merge first@0.5 second@0.5 -o mean", "merge trained initial@-1 -o difference")
 @_cutting
 @reading(metavar="PATH[@WEIGHT]...", solving=False, counting=False)
-def merge(paths: tuple[str, ...], modules: str | None, **options: Any) -> None:
+def merge(paths: tuple[str, ...], reading: dict[str, Any], **options: Any) -> None:
     """Write the sum of adapters, each times its WEIGHT, as one LoRA.
 
     The default WEIGHT is 1: one@0.5 two@0.5 is the mean, trained initial@-1 the difference. A module that an
     adapter lacks counts as zero. The result has the rank of the sum; --rank, --energy and --threshold cut it.
     """
     from ..adapters import merge as add
+    from ..adapters.given import named_apart
     from ..analysis.conversion import refuse_own_folder, shared_settings
 
     with usage():
         given = [_weighted(path) for path in paths]
-        adapters = [read_one(path, modules, options) for path, _ in given]
+        adapters = [read_one(path, reading) for path, _ in given]
         refuse_own_folder(Path(options["output"]), adapters)
         for adapter in adapters:
             if adapter.passed_over:
@@ -93,7 +94,6 @@ def _write(
     pad: bool,
     form: str,
     settings: dict[str, Any] | None = None,
-    **_: Any,
 ) -> None:
     from ..analysis import conversion
     from .plain_text import is_unicode

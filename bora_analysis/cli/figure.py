@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 @click.option("--width", help="Text width of a venue: neurips, iclr, icml, icml2.")
 @click.argument("name", required=False)
 @reading(required=False)
-def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tuple[str, ...], **options: Any) -> None:
+def figure(
+    name: str | None,
+    paths: tuple[str, ...],
+    listing: bool,
+    output: tuple[str, ...],
+    reading: dict[str, Any],
+    analysis: dict[str, Any],
+    **options: Any,
+) -> None:
     """Draw figure NAME, ready for a paper, with the same bytes each time.
 
     Most figures show the adapters at PATH...; --list says which. figure1 shows the first module of each adapter, or,
@@ -49,11 +57,10 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
         raise click.UsageError(f"{name} needs two adapters: expected {name} PATH PATH -o FILE")
     if spec.adapters == "none" and paths:
         raise click.UsageError(f"{name} takes no adapters: expected {name} -o FILE, without {' '.join(paths)}")
-    options["steps"] |= name == "trajectory"
-    names = ("metric", "projection", "model", "width")
-    wished = {key: value for key in names if (value := options.pop(key)) is not None}
+    reading["steps"] |= name == "trajectory"
+    wished = {key: value for key, value in options.items() if value is not None}
     if "threshold" in spec.options:
-        wished["threshold"] = options["threshold"]
+        wished["threshold"] = analysis["threshold"]
 
     def write(**sources: Any) -> None:
         drawn = draw(name, **sources, **wished)
@@ -62,13 +69,13 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
 
     if spec.source == "similarity":
         with usage():
-            grid, _ = compared(paths, options.pop("modules"), 64, 64, options)
+            grid, _ = compared(paths, 64, 64, reading)
             write(similarity=grid)
     elif spec.adapters == "required":
-        with results(paths, **options) as tables:
+        with results(paths, reading, analysis) as tables:
             write(spectra=tables.spectra, layer_metrics=tables.layer_metrics)
     elif paths:
-        with first_modules(paths, **options) as updates:
+        with first_modules(paths, reading) as updates:
             write(updates=updates)
     else:
         with usage():
@@ -81,12 +88,12 @@ def figure(name: str | None, paths: tuple[str, ...], listing: bool, output: tupl
 
 
 @contextmanager
-def first_modules(paths: tuple[str, ...], *, modules: str | None, **options: Any) -> Iterator[dict[str, Update]]:
+def first_modules(paths: tuple[str, ...], reading: dict[str, Any]) -> Iterator[dict[str, Update]]:
     """Adapter → the factors of its first module, of its last step; errors are handled as in :func:`opened`."""
     from ..adapters import AdapterError
 
     updates: dict[str, Update] = {}
-    with opened(paths, modules, options) as (chosen, failed):
+    with opened(paths, reading) as (chosen, failed):
         for adapter in {adapter.name: adapter for adapter in chosen}.values():
             module = next(iter(adapter))
             try:

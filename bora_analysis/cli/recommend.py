@@ -23,7 +23,14 @@ from .common import Output, command, fail, output, reading, results
 @click.option("--pattern", is_flag=True, help="Print only the settings for PEFT's configuration, as JSON.")
 @output()
 @reading(counting=False)
-def recommend(paths: tuple[str, ...], energy: float, pattern: bool, out: Output, **options: Any) -> None:
+def recommend(
+    paths: tuple[str, ...],
+    energy: float,
+    pattern: bool,
+    out: Output,
+    reading: dict[str, Any],
+    analysis: dict[str, Any],
+) -> None:
     """The rank that the next run needs, by projection.
 
     Shows where rank is wasted, where it is exhausted, what a lower rank saves, and r, rank_pattern and alpha_pattern
@@ -35,7 +42,7 @@ def recommend(paths: tuple[str, ...], energy: float, pattern: bool, out: Output,
     from .text_tables import advice_table
 
     failed, found = False, []
-    with results(paths, **options) as tables:
+    with results(paths, reading, analysis) as tables:
         for name in dict.fromkeys(tables.layer_metrics["adapter"]):
             frames = {key: getattr(tables, key) for key in ("spectra", "layer_metrics")}
             try:

@@ -14,9 +14,9 @@ from .common import Output, command, each_analysed, opened, output, reading, tel
 @click.option("-k", default=10, show_default=True, help="Directions of W0 + ΔW to test for intruders.")
 @click.option("--epsilon", default=0.5, show_default=True, help="A direction with a smaller cosine is an intruder.")
 @output()
-def relative(paths: tuple[str, ...], modules: str | None, k: int, epsilon: float, out: Output, **options: Any) -> None:
+def relative(paths: tuple[str, ...], k: int, epsilon: float, out: Output, reading: dict[str, Any]) -> None:
     """Updates beside the base model's weights W0 (--base): relative norms, amplification, intruder dimensions."""
-    if options["base"] is None:
+    if reading["base"] is None:
         raise click.UsageError("expected --base DIR_OR_HUB_ID: the base model that the updates are compared with")
     import pandas as pd
 
@@ -25,9 +25,9 @@ def relative(paths: tuple[str, ...], modules: str | None, k: int, epsilon: float
     from .text_tables import relative_table
 
     with usage():
-        options["base"] = open_base(options["base"])
-    with opened(paths, modules, options) as (chosen, failed):
-        frames = each_analysed(chosen, failed, base_metrics, options["base"], k=k, epsilon=epsilon)
+        reading["base"] = open_base(reading["base"])
+    with opened(paths, reading) as (chosen, failed):
+        frames = each_analysed(chosen, failed, base_metrics, reading["base"], k=k, epsilon=epsilon)
         tell(chosen)
         if not frames:
             raise click.exceptions.Exit(1)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Output, command, named_apart, note, output, progress, read_one, reading, usage
+from .common import Output, command, note, output, progress, read_one, reading, usage
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from ..analysis.subspaces import Similarity
 
 
 @command("similarity first-adapter second-adapter -i 4 -j 4")
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("-j", type=click.IntRange(min=1), default=8, show_default=True, help="Directions of the second.")
 @output("Write φ at every i, j and side there, in the format of --format (csv by default).")
 @reading(count=2, metavar="PATH PATH", solving=False, counting=False)
-def similarity(paths: tuple[str, str], modules: str | None, i: int, j: int, out: Output, **options: Any) -> None:
+def similarity(paths: tuple[str, str], i: int, j: int, out: Output, reading: dict[str, Any]) -> None:
     """How much the subspaces of two adapters, or two seeds, overlap.
 
     φ(i, j), LoRA §7.2: the share of the smaller subspace that lies in the other, for the top i and j directions of
@@ -28,17 +28,16 @@ def similarity(paths: tuple[str, str], modules: str | None, i: int, j: int, out:
     from .text_tables import similarity_table
 
     with usage():
-        grid, summary = compared(paths, modules, i, j, options)
+        grid, summary = compared(paths, i, j, reading)
         out.deliver(grid, lambda: similarity_table(summary))
 
 
-def compared(
-    paths: tuple[str, ...], modules: str | None, i: int, j: int, options: dict[str, Any]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compared(paths: tuple[str, ...], i: int, j: int, reading: dict[str, Any]) -> Similarity:
     """Grid and summary of two adapters; a note on stderr counts the modules of only one of them."""
+    from ..adapters.given import named_apart
     from ..analysis.subspaces import similarity as compare
 
-    one, two = named_apart([read_one(path, modules, options) for path in paths])
+    one, two = named_apart([read_one(path, reading) for path in paths])
     if one.name == two.name and one.step != two.step:  # two steps of one run
         one, two = (replace(each, name=f"{each.name} step {each.step}") for each in (one, two))
     for adapter, other in ((one, two), (two, one)):

@@ -245,17 +245,6 @@ def _raw(tensors: Tensors, key: str, read: Callable[[], bytes]) -> Raw:
     return Raw(*names[dtype], tensors.shape(key), read)
 
 
-class LiveTensors(TorchFile):
-    """Named tensors of a model in memory, on any device: nothing is copied until it is read."""
-
-    def __init__(self, path: Path, tensors: dict[str, Any]):
-        self._live = tensors
-        super().__init__(path)
-
-    def _load(self) -> tuple[dict[str, Any], tuple[str, ...]]:
-        return self._live, ()
-
-
 def _widen(values: Array) -> Array:
     if values.dtype.name not in _NARROW:
         return values

@@ -17,12 +17,12 @@ from ..catalogue.cost import cost
 from ..linalg import Array
 from ..linalg.qr import triangle
 from .checks import check_blocks, coarsest, factor, pair
-from .contract import Expanded, FactorError, Facts
+from .contract import Arithmetic, Expanded, FactorError, Facts
 from .dense import trivial_factors
 
 
-@dataclass(frozen=True, eq=False)
-class BlockProduct:
+@dataclass(frozen=True, eq=False, repr=False)
+class BlockProduct(Arithmetic):
     """ΔW_ij = B_i · diag(sigma[i, j]) · A_j, with i the output block and j the input block (eq. 4)."""
 
     facts: Facts
@@ -73,8 +73,8 @@ class BlockProduct:
         return blocks.reshape(self.facts.out_features, self.facts.in_features)
 
 
-@dataclass(frozen=True, eq=False)
-class DirectSum:
+@dataclass(frozen=True, eq=False, repr=False)
+class DirectSum(Arithmetic):
     """ΔW = blkdiag(part_1, …, part_N): the spectrum is the union of the parts' spectra (MELoRA)."""
 
     facts: Facts

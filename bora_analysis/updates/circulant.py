@@ -9,12 +9,12 @@ import numpy as np
 
 from ..linalg import Array
 from .checks import factor
-from .contract import Facts
+from .contract import Arithmetic, Facts
 from .dense import trivial_factors
 
 
-@dataclass(frozen=True, eq=False)
-class BlockCirculant:
+@dataclass(frozen=True, eq=False, repr=False)
+class BlockCirculant(Arithmetic):
     """Entry (t, s) of block (i, j) of ΔW is kernel[i, j, (s − t) mod b], C³A (arXiv 2407.19342)."""
 
     facts: Facts

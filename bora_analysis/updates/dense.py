@@ -10,11 +10,11 @@ import numpy as np
 
 from ..linalg import Array
 from .checks import factor
-from .contract import Facts
+from .contract import Arithmetic, Facts
 
 
-@dataclass(frozen=True, eq=False)
-class Dense:
+@dataclass(frozen=True, eq=False, repr=False)
+class Dense(Arithmetic):
     """ΔW without structure: its core is itself.
 
     Attributes

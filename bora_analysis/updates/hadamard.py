@@ -10,12 +10,12 @@ import numpy as np
 from ..linalg import Array
 from ..linalg.qr import triangle
 from .checks import coarsest, factor
-from .contract import FactorError, Facts
+from .contract import Arithmetic, FactorError, Facts
 from .dense import trivial_factors
 
 
-@dataclass(frozen=True, eq=False)
-class HadamardProduct:
+@dataclass(frozen=True, eq=False, repr=False)
+class HadamardProduct(Arithmetic):
     """ΔW = scaling · (w1a w1b) ⊙ (w2a w2b), LoHa (FedPara, arXiv 2108.06098)."""
 
     facts: Facts

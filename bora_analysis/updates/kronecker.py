@@ -10,12 +10,12 @@ import numpy as np
 from ..linalg import Array
 from .blocks import lora
 from .checks import coarsest, factor
-from .contract import Facts, Update
+from .contract import Arithmetic, Facts, Update
 from .dense import dense, trivial_factors
 
 
-@dataclass(frozen=True, eq=False)
-class KroneckerProduct:
+@dataclass(frozen=True, eq=False, repr=False)
+class KroneckerProduct(Arithmetic):
     """ΔW = first ⊗ second, LoKr (LyCORIS, arXiv 2309.14859) and KronA (arXiv 2212.10650)."""
 
     facts: Facts

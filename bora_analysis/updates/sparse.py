@@ -9,12 +9,12 @@ import numpy as np
 
 from ..linalg import Array
 from .checks import factor
-from .contract import FactorError, Facts
+from .contract import Arithmetic, FactorError, Facts
 from .dense import trivial_factors
 
 
-@dataclass(frozen=True, eq=False)
-class SparseUpdate:
+@dataclass(frozen=True, eq=False, repr=False)
+class SparseUpdate(Arithmetic):
     """A matrix of few entries S; in the Fourier basis ΔW = F_m S F_nᵀ with unitary F, so that σ(ΔW) = σ(S).
 
     In the Fourier basis S is symmetric, S[−k, −l] = S[k, l], which makes ΔW real.

@@ -128,9 +128,10 @@ def test_what_cannot_be_added() -> None:
     with pytest.raises(AdapterError, match=r"q differs in shape or kind: one 4×4 \(linear\), two 4×5"):
         merge([one, two])["q"]
     for adapters, weights, part in (
-        ([], None, "at least one"),
         ([one], [1, 2], "1 adapters and 2 weights"),
         ([one], [np.nan], "finite"),
     ):
         with pytest.raises(AdapterError, match=part):
             merge(adapters, weights)
+    with pytest.raises(TypeError, match=r"an empty list; expected a path or Hub id, .* or a list of these$"):
+        merge([])

@@ -125,7 +125,7 @@ def test_a_trajectory_gives_rows_per_step(adapters):
 
 
 def test_nothing_gives_empty_frames_with_the_columns():
-    empty = analyse([])
+    empty = analyse(Adapter.from_updates("empty", {}))
     assert tuple(empty.spectra.columns) == SPECTRA_COLUMNS
     assert tuple(empty.layer_metrics.columns) == LAYER_COLUMNS
     assert len(empty.spectra) == len(empty.layer_metrics) == 0
@@ -175,7 +175,7 @@ class TestRecounted:
 
     def test_only_pruned_modules_and_none(self):
         nothing = Adapter("cut", "adalora", None, None, {"q": partial(_pruned, 4, 3, 1.0, "float32")})
-        for adapters in ([nothing], []):
+        for adapters in ([nothing], [Adapter.from_updates("empty", {})]):
             found = recounted(analyse(adapters), 1.0)
             pd.testing.assert_frame_equal(found, analyse(adapters, threshold=1.0).layer_metrics)
 
