@@ -1,6 +1,7 @@
 """Every rank metric, each defined once.
 
-All functions take the singular values of one update: a 1-D array, non-negative, in any order, zeros allowed.
+All functions take the singular values of one update: a :class:`bora_analysis.Spectrum` or a 1-D array, non-negative, in
+any order, zeros allowed.
 A zero update has rank 0 in every metric. Metrics called "rank" are counts or effective counts of directions;
 their ordering is
 
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .catalogue.dtypes import EPSILON
 from .linalg import Array
@@ -28,7 +30,7 @@ from .updates.contract import Facts
 THRESHOLD = 0.005
 
 
-def effective_rank(s: Array, threshold: float | Array = THRESHOLD) -> Any:
+def effective_rank(s: ArrayLike, threshold: float | Array = THRESHOLD) -> Any:
     """Count of singular values above an absolute threshold (BoRA §4.5; HiRA, ICLR 2025, §6.1).
 
     An array of thresholds gives the curve: one count per threshold.
@@ -39,7 +41,7 @@ def effective_rank(s: Array, threshold: float | Array = THRESHOLD) -> Any:
     [1, 3]
     """
     limits = np.asarray(threshold, dtype=np.float64)
-    counts = s.size - np.searchsorted(np.sort(s), limits, side="right")
+    counts = np.size(s) - np.searchsorted(np.sort(s), limits, side="right")
     return int(counts) if limits.ndim == 0 else counts
 
 
@@ -58,27 +60,27 @@ def effective_ranks(s: Array, lengths: Array, threshold: float = THRESHOLD) -> A
     return above[ends] - above[ends - lengths]
 
 
-def energy(s: Array) -> float:
+def energy(s: ArrayLike) -> float:
     """Σσ² = ‖ΔW‖_F² (HiRA and BoRA plot it over the layers)."""
-    return float(np.sum(s * s))
+    return float(np.sum(np.square(s)))
 
 
-def frobenius_norm(s: Array) -> float:
+def frobenius_norm(s: ArrayLike) -> float:
     """‖ΔW‖_F = √Σσ²."""
     return float(np.linalg.norm(s))
 
 
-def spectral_norm(s: Array) -> float:
+def spectral_norm(s: ArrayLike) -> float:
     """‖ΔW‖₂ = σ₁."""
-    return float(s.max(initial=0.0))
+    return float(np.max(s, initial=0.0))
 
 
-def nuclear_norm(s: Array) -> float:
+def nuclear_norm(s: ArrayLike) -> float:
     """‖ΔW‖_* = Σσ."""
     return float(np.sum(s))
 
 
-def hill_number(s: Array, order: float) -> float:
+def hill_number(s: ArrayLike, order: float) -> float:
     """Hill number of q = σ²/Σσ²: (Σ q^a)^(1/(1−a)); order 1 is exp(−Σ q ln q), order ∞ is 1/max q.
 
     M. O. Hill, "Diversity and evenness", Ecology 54 (1973).
@@ -86,10 +88,10 @@ def hill_number(s: Array, order: float) -> float:
     >>> round(hill_number(np.ones(4), 1.0), 12)
     4.0
     """
-    top = s.max(initial=0.0)
+    top = spectral_norm(s)
     if top == 0:
         return 0.0
-    q = np.square(s / top)  # scaled first: σ⁴ would underflow for tiny updates
+    q = np.square(np.divide(s, top))  # scaled first: σ⁴ would underflow for tiny updates
     q = q[q > 0] / q.sum()
     if np.isinf(order):
         return float(1.0 / q.max())
@@ -98,27 +100,27 @@ def hill_number(s: Array, order: float) -> float:
     return float(np.sum(q**order) ** (1.0 / (1.0 - order)))
 
 
-def stable_rank(s: Array) -> float:
+def stable_rank(s: ArrayLike) -> float:
     """‖ΔW‖_F² / ‖ΔW‖₂² (Rudelson & Vershynin, J. ACM 2007)."""
     return hill_number(s, np.inf)
 
 
-def participation_ratio(s: Array) -> float:
+def participation_ratio(s: ArrayLike) -> float:
     """(Σσ²)² / Σσ⁴, the inverse participation ratio of the energies."""
     return hill_number(s, 2.0)
 
 
-def entropy_rank(s: Array) -> float:
+def entropy_rank(s: ArrayLike) -> float:
     """exp of the Shannon entropy of σ/Σσ, the "effective rank" of Roy & Vetterli (EUSIPCO 2007)."""
     return hill_number(np.sqrt(s), 1.0)
 
 
-def numerical_rank(s: Array, tolerance: float) -> int:
+def numerical_rank(s: ArrayLike, tolerance: float) -> int:
     """Count of σ above a rounding tolerance, see :func:`rounding_tolerance`."""
-    return int(np.count_nonzero(s > tolerance))
+    return int(np.count_nonzero(np.greater(s, tolerance)))
 
 
-def rounding_tolerance(s: Array, dtype: str) -> float:
+def rounding_tolerance(s: ArrayLike, dtype: str) -> float:
     """√K · ε · σ₁, with K values in the spectrum and ε the spacing of the dtype in which the factors are stored.
 
     Rounding B and A entry by entry to a relative ε/2 moves every σ by at most ε/2·(‖B‖_F‖A‖₂ + ‖B‖₂‖A‖_F), about
@@ -127,10 +129,10 @@ def rounding_tolerance(s: Array, dtype: str) -> float:
     """
     if dtype not in EPSILON:
         raise ValueError(f"no rounding unit known for dtype {dtype!r}; known: {', '.join(EPSILON)}")
-    return float(np.sqrt(s.size) * EPSILON[dtype] * spectral_norm(s))
+    return float(np.sqrt(np.size(s)) * EPSILON[dtype] * spectral_norm(s))
 
 
-def energy_rank(s: Array, share: float) -> int:
+def energy_rank(s: ArrayLike, share: float) -> int:
     """Least k whose k largest singular values hold the given share of Σσ².
 
     >>> energy_rank(np.array([3.0, 1.0]), 0.90), energy_rank(np.array([3.0, 1.0]), 0.95)
@@ -138,21 +140,22 @@ def energy_rank(s: Array, share: float) -> int:
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; expected 0 < share ≤ 1")
-    top = s.max(initial=0.0)
+    top = spectral_norm(s)
     if top == 0:
         return 0
-    held = np.cumsum(np.sort(np.square(s / top))[::-1])
+    held = np.cumsum(np.sort(np.square(np.divide(s, top)))[::-1])
     # The sum of a fully held spectrum may round below its own total.
     return int(np.searchsorted(held, share * held[-1] * (1 - 4 * EPSILON["float64"]))) + 1
 
 
-def condition(s: Array, tolerance: float) -> float:
+def condition(s: ArrayLike, tolerance: float) -> float:
     """σ₁ / σ_k with k the numerical rank: the spread of the directions that are there. NaN for a zero update."""
-    kept = s[s > tolerance]
+    values = np.asarray(s)
+    kept = values[values > tolerance]
     return float(kept.max() / kept.min()) if kept.size else float("nan")
 
 
-def rank_utilisation(s: Array, rank_bound: int, threshold: float = THRESHOLD) -> float:
+def rank_utilisation(s: ArrayLike, rank_bound: int, threshold: float = THRESHOLD) -> float:
     """effective_rank / rank_bound: the share of the directions that the method allows and the update uses.
 
     0 where no direction is allowed (AdaLoRA may prune a module to nothing).
