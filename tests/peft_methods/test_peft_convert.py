@@ -80,7 +80,7 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
     factors = {"B": np.ones((4, 1)), "A": np.ones((1, 4)), "sigma": np.ones((2, 2, 1))}
     for step in (1, 2):
         write_adapter(tmp_path / f"checkpoint-{step}", "bora", {"l": factors}, alpha=1)
-    with pytest.raises(AdapterError, match="several checkpoints"):
+    with pytest.raises(AdapterError, match="checkpoints"):
         convert(tmp_path, tmp_path / "out")
 
 
