@@ -300,10 +300,10 @@ def adapter_of(
     warnings: list[str] = []
     if double:
         first, kept = next(iter(double.items()))
-        warnings = [
+        warnings.append(
             f"the same tensors stand under two names for {counted(len(double), 'module')}, such as {first} and {kept}; "
             "counted once, under the shorter name"
-        ]
+        )
     if scaled and not all(source.says_scaling(module) for module in loaders):
         warnings += ["α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
     for settings in source.all_settings if wish.initial is None else ():

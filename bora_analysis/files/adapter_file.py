@@ -170,6 +170,12 @@ class Source:
             )
         return float(alpha)
 
+    def scaling_settings(self, module: str) -> tuple[Any, ...]:
+        """What the scaling of a module depends on beside its r, to be compared."""
+        settings = self.settings(module) or {}
+        pattern = _lookup(self, settings, "alpha_pattern", module, None)
+        return self.alphas.get(module), self.scalings.get(module), pattern, settings
+
     def is_rslora(self, settings: Mapping[str, Any] | None) -> bool:
         """Whether α is divided by √r (rsLoRA, arXiv 2312.03732) where this configuration holds."""
         told = (settings or {}).get("use_rslora")

@@ -1,4 +1,4 @@
-"""The one error of the readers and the writer."""
+"""The one error of the readers and the writer, and the words of its messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ class AdapterError(ValueError):
     """An adapter that cannot be read or written.
 
     The message is one line: the file, the key or module, what was found, what was expected, and what to do.
+
+    Examples
+    --------
+    >>> from bora_analysis import AdapterError, read_adapter
+    >>> try:
+    ...     read_adapter("no/such/folder")
+    ... except AdapterError as error:
+    ...     print(error)
+    no/such/folder: no such file or folder
     """
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """``1 module``, ``2 modules``: for messages."""
+    return f"{count} {one if count == 1 else many or one + 's'}"

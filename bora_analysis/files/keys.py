@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,13 @@ def module_path(key: str) -> str:
 def module_pattern(pattern: str) -> str:
     """A regular expression for modules without the same wrappers."""
     return _IN_PATTERNS.sub("", pattern)
+
+
+def ancestors(path: str) -> Iterator[str]:
+    """The paths above a path, from the nearest on."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def collect(source: Source, parts: str) -> tuple[dict[str, dict[str, str]], list[str]]:

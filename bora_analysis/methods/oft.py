@@ -27,7 +27,7 @@ def read(source: Source) -> Found | None:
         notes.append(
             "nothing says whether OFT uses Cayley's transform or its Neumann series; the series is PEFT's default"
         )
-    if terms is not None and _version(source.setting("peft_version", str, "0")) < (0, 18):
+    if source.config is not None and terms is not None and _version(source.setting("peft_version", str, "0")) < (0, 18):
         notes.append(
             "PEFT changed OFT's Neumann series in 0.18.0 and this file is older: the numbers are the new one's"
         )

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..files.adapter_file import Source
 from ..files.errors import AdapterError
-from ..files.keys import module_path
+from ..files.keys import ancestors, module_path
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?P<name>[^.]+?))??(\.weight)?")
 # lora_* entries that do not enter ΔW: VeLoRA's gradient projection, MonteCLoRA's sampler, lora_bias.
@@ -59,7 +59,7 @@ def sort_keys(source: Source, keys: Iterable[str]) -> Parts:
                 raise AdapterError(f"{source.path}: {key} has no lora_{side} beside it; the file is incomplete")
         parts.pairs.setdefault(module, {})[name] = Pair(sides["A"][0], sides["B"][0], sides["A"][1])
     for key in rest:
-        module = next((m for m in _ancestors(module_path(key)) if m in parts.pairs), None)
+        module = next((m for m in ancestors(module_path(key)) if m in parts.pairs), None)
         shape = source.tensors.shape(key)
         if module and len(shape) == 3 and _may_be_sigma(source, parts, module, key):
             if module in parts.sigmas:
@@ -82,12 +82,6 @@ def _may_be_sigma(source: Source, parts: Parts, module: str, key: str) -> bool:
     return b == also_b and (r,) in ranks and ".base_layer." not in key
 
 
-def _ancestors(path: str) -> Iterable[str]:
-    while "." in path:
-        path = path.rpartition(".")[0]
-        yield path
-
-
 def check_pair(source: Source, module: str, pair: Pair, told: bool = True) -> tuple[int, int]:
     """Check dtypes and shapes of a pair; return its r and the groups of its convolution (1 otherwise)."""
     for key in (pair.A, pair.B):
@@ -95,6 +89,11 @@ def check_pair(source: Source, module: str, pair: Pair, told: bool = True) -> tu
     A, B = source.tensors.shape(pair.A), source.tensors.shape(pair.B)
     r, groups = A[0], 1
     source.expect(len(A) >= 2, pair.A, "(r, n), or (r, channels, kernel…) for a convolution")
+    if len(A) == len(B) == 3 and B[2] != 1 and (B[0], B[2]) in ((A[0], A[1]), (B[0], A[0])):
+        raise AdapterError(
+            f"{source.path}: {pair.A} {A} and {pair.B} {B} are stacks of the factors of {A[0]} experts; "
+            "expected a pair of matrices for each expert; save them apart"
+        )
     if len(A) > 2:
         fits = len(B) == len(A) and set(B[2:]) == {1} and r % B[1] == 0
         source.expect(fits, pair.B, f"(m, {r}, 1…): lora_A is a convolution of shape {A}")

@@ -20,6 +20,8 @@ _EVIDENCE = [
     (r"\.lora_diag(\.|$)", "KaSA"),
     (r"\.lora_lambda\..*rms_norm", "TopLoRA"),
     (r"unilora_theta_d", "Uni-LoRA"),
+    (r"\.scaled_oft(\.|$)", "scaled OFT (OneTrainer)"),
+    (r"\.oft_diag(\.|$)", "OFT of the old LyCORIS (oft_diag)"),
     (r"\.oft_(r|blocks)(\.|$)", "OFT of PEFT before 0.14, or of LyCORIS,"),
     (r"\.bone_", "Bone"),
     (r"waveft_spectrum", "WaveFT"),

@@ -21,13 +21,13 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import isfinite, prod
 from typing import Any
 
 import numpy as np
 
-from ..errors import AdapterError
+from ..errors import AdapterError, counted
 from ..keys import module_path
 from ..tensors import Array, Tensors
 from .view import Derived, Translation, View, add
@@ -82,11 +82,11 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
             raise AdapterError(f"{tensors.path}: {key}: DoRA over another update than LoRA's is not readable")
         columns = tensors.shape(key)[:1] == (1,) and len(tensors.shape(key)) > 1
         add(entries, tensors, f"{module}.lora_magnitude_{'columns' if columns else 'vector'}", key)
-    counted: dict[str, int] = {}
+    parameters: dict[str, int] = {}
     for module, found in parts.items():
         right = _tucker(tensors, found) if "mid" in found else None
         if right:
-            counted[module] = sum(prod(tensors.shape(key)) for key in found.values())
+            parameters[module] = sum(prod(tensors.shape(key)) for key in found.values())
         if "down" in found:
             add(entries, tensors, f"{module}.lora_A.weight", found["down"], right)
         if "up" in found:
@@ -102,10 +102,10 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
         parts=tuple(View(tensors, part) for part in algorithms.values()) if len(algorithms) > 1 else (),
         alphas=alphas,
         scalings={module: 1.0 for module, found in whole.items() if found >= {"lokr_w1", "lokr_w2"} or "diff" in found},
-        parameters=counted,
+        parameters=parameters,
         passed_over=tuple(passed_over),
         alpha_keys=alpha_keys,
-        notes=_notes(tensors),
+        notes=(*_notes(tensors), *_whole_notes(tensors, whole, alphas)),
     )
 
 
@@ -134,6 +134,19 @@ def _number(tensors: Tensors, key: str) -> float:
     if not isfinite(value):
         raise AdapterError(f"{tensors.path}: {key} is {value}; expected a finite number, α")
     return value
+
+
+def _whole_notes(tensors: Tensors, whole: Mapping[str, set[str]], alphas: Mapping[str, float]) -> Iterator[str]:
+    """LoKr with two whole factors has no r, so that α/dim is another scaling where α is not the dim of the training."""
+    dim = tensors.metadata.get("ss_network_dim", "")
+    modules = [module for module, parts in whole.items() if parts >= {"lokr_w1", "lokr_w2"} and module in alphas]
+    other = [module for module in modules if dim.isdecimal() and int(dim) > 0 and alphas[module] != int(dim)]
+    if other:
+        alpha = alphas[other[0]]
+        yield (
+            f"LoKr with two whole factors in {counted(len(other), 'module')}, such as {other[0]}: the scaling is 1, as "
+            f"in LyCORIS; a program that takes α/dim would scale by {alpha:g}/{dim}"
+        )
 
 
 def _notes(tensors: Tensors) -> tuple[str, ...]:

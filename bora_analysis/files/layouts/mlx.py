@@ -8,6 +8,11 @@ is a default that was not used (mlx-lm #65), except by versions of early 2024, w
 An embedding has ``lora_a`` (V, r) and ``lora_b`` (r, d). Experts (``LoRASwitchLinear``) are stacked: ``lora_a``
 (E·r, n) or (E, r, n) and ``lora_b`` (E, m, r), not transposed; each becomes a module, numbered behind the module's
 path. DoRA (``tuner/dora.py``) has the magnitude ``m`` too.
+
+Where the configuration holds α and rank and no scale, the factor is α/rank (mlx-examples #1186).
+
+mlx-vlm (``trainer/lora.py``): ``<module>.A`` (n, r) and ``.B`` (r, m), with ``{"rank": …, "alpha": …}`` in the
+configuration; ΔW = alpha · (A B)ᵀ, not divided by the rank.
 """
 
 from __future__ import annotations
@@ -19,10 +24,12 @@ from math import isfinite
 from typing import Any
 
 from ..errors import AdapterError
+from ..keys import module_path
 from ..tensors import Array, Tensors
 from .view import Derived, Translation, View, add, transposed
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[ab])")
+_VLM = re.compile(r"(?P<module>.+)\.(?P<side>[AB])")
 _EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe)")
 
 
@@ -30,11 +37,12 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
     """The view under PEFT's names, or None where the file is not MLX's."""
     factors: dict[str, dict[str, str]] = defaultdict(dict)
     entries: dict[str, str | Derived] = {}
-    names = tensors.keys()
-    for key in names:
-        hit = _FACTOR.fullmatch(key)
+    vlm = {"rank", "alpha"} <= set(config or ())
+    for key in tensors.keys():  # noqa: SIM118  no mapping
+        path = module_path(key)
+        hit = _FACTOR.fullmatch(path) or (_VLM.fullmatch(path) if vlm else None)
         if hit:
-            factors[hit["module"]][hit["side"]] = key
+            factors[hit["module"]][hit["side"].lower()] = key
         else:
             entries[key] = key
     if not factors:
@@ -56,9 +64,11 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
         for side, key in keys.items():
             add(entries, tensors, f"{module}.lora_{kind}{side.upper()}", key, transposed(tensors, key))
         modules.append(module)
-    scale, notes = _scale(tensors, config)
+    plain = vlm and all(key.endswith((".A", ".B")) for keys in factors.values() for key in keys.values())
+    scale, alpha, notes = _scale(tensors, config, plain)
     scalings = {} if scale is None else dict.fromkeys(modules, scale)
-    return Translation(View(tensors, entries), None, scalings=scalings, notes=notes)
+    alphas = {} if alpha is None else dict.fromkeys(modules, alpha)
+    return Translation(View(tensors, entries), None, alphas=alphas, scalings=scalings, notes=notes)
 
 
 def _experts(tensors: Tensors, module: str, keys: Mapping[str, str], entries: dict[str, str | Derived]) -> list[str]:
@@ -81,21 +91,33 @@ def _slice(count: int, expert: int) -> Callable[[Array], Array]:
     return lambda stack: stack.reshape(count, -1, stack.shape[-1])[expert].copy()
 
 
-def _scale(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[float | None, tuple[str, ...]]:
-    """The factor, None where it is not stored, and a warning where a version may have used another."""
-    parameters = (config or {}).get("lora_parameters", {})
+def _scale(
+    tensors: Tensors, config: Mapping[str, Any] | None, vlm: bool
+) -> tuple[float | None, float | None, tuple[str, ...]]:
+    """The factor, or α where that alone is stored, and a warning where a version may have used another."""
+    parameters = (config or {}).get("lora_parameters") or config or {}
     if not isinstance(parameters, Mapping):
         raise AdapterError(f"{tensors.path}: lora_parameters is {parameters!r}; expected a dictionary with scale")
-    scale = parameters.get("scale")
-    if scale is None:
-        return None, ()
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not isfinite(scale):
-        raise AdapterError(f"{tensors.path}: the configuration says scale = {scale!r}; expected a number")
-    alpha = parameters.get("alpha")
-    if alpha is not None and "num_layers" not in (config or {}):
+    scale, alpha = (_number(tensors, parameters, name) for name in ("scale", "alpha"))
+    if scale is not None:
+        if alpha is None or "num_layers" in (config or {}):
+            return scale, None, ()
         note = (
             f"the scaling is taken as scale = {scale:g}; versions of mlx-lm of early 2024 multiplied it by alpha/rank "
-            f"(alpha = {alpha}); if yours did, set alpha (--alpha)"
+            f"(alpha = {alpha:g}); if yours did, set alpha (--alpha)"
         )
-        return float(scale), (note,)
-    return float(scale), ()
+        return scale, None, (note,)
+    if vlm:
+        return alpha, None, ()
+    if alpha is None:
+        return None, None, ()
+    return None, alpha, (f"the configuration holds alpha = {alpha:g} and no scale; the scaling is taken as alpha/rank",)
+
+
+def _number(tensors: Tensors, parameters: Mapping[str, Any], name: str) -> float | None:
+    value = parameters.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise AdapterError(f"{tensors.path}: the configuration says {name} = {value!r}; expected a number")
+    return float(value)
