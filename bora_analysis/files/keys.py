@@ -1,19 +1,14 @@
-"""Names of tensors: from a key to the module's path and the part of the method."""
+"""Names of tensors: from a key to the module's path."""
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from natsort import natsort_keygen
 
-from .errors import AdapterError
-
-if TYPE_CHECKING:
-    from .adapter_file import Source
 #: Sort key that orders numbers by their value.
 natural: Callable[[str], Any] = natsort_keygen()
 # What torch.compile, FSDP, activation checkpointing and PEFT put into a path, and DDP in front of it. A name "module"
@@ -45,46 +40,3 @@ def ancestors(path: str) -> Iterator[str]:
     while "." in path:
         path = path.rpartition(".")[0]
         yield path
-
-
-def collect(source: Source, parts: str) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Module → part → key for keys ``<module>.<part>``, with or without an adapter's name and ``.weight``; the others.
-
-    Parameters
-    ----------
-    parts : regular expression of the names of the parts.
-    """
-    pattern = re.compile(rf"(?P<module>.+)\.(?P<part>{parts})(\.(?!bias$)[^.]+?)??(\.weight)?")
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    rest = []
-    keys = source.tensors.keys()
-    if not re.search(rf"\.({parts})([.\n]|\Z)", "\n".join(keys)):  # most readers find nothing, and this is fast
-        return {}, keys
-    for key in keys:
-        hit = pattern.fullmatch(module_path(key))
-        if not hit:
-            rest.append(key)
-        elif hit["part"] in found[hit["module"]]:
-            other = found[hit["module"]][hit["part"]]
-            raise AdapterError(f"{source.path}: {key} and {other}: several adapters in one file; save one at a time")
-        else:
-            found[hit["module"]][hit["part"]] = key
-    return dict(found), rest
-
-
-def need(source: Source, parts: Mapping[str, str], *names: str) -> list[str]:
-    """The keys of the named parts; AdapterError if one is missing."""
-    missing = [name for name in names if name not in parts]
-    if missing:
-        key = next(iter(parts.values()))
-        raise AdapterError(f"{source.path}: {key} has no {missing[0]} beside it; the file is incomplete")
-    return [parts[name] for name in names]
-
-
-def others(source: Source, keys: Iterable[str]) -> list[str]:
-    """Keys that may be passed over; a factor of LoRA among them would be part of another update."""
-    keys = list(keys)
-    stray = [key for key in keys if re.search(r"\.lora_(embedding_)?[AB](\.|$)", key)]
-    if stray:
-        raise AdapterError(f"{source.path}: {stray[0]} is a LoRA factor in a file of another method; save them apart")
-    return keys

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.keys import collect, need, others
+from ..files.parts import collect, need, others
 from ..linalg import Array
 from ..updates.blocks import diagonal
 from ..updates.contract import Facts, Update

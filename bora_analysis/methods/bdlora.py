@@ -17,7 +17,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
-from ..files.keys import collect, need
+from ..files.parts import collect, need
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update

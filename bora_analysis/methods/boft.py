@@ -8,7 +8,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Source
 from ..files.base_model import BaseMatrix
-from ..files.keys import collect, need, others
+from ..files.parts import collect, need, others
 from ..files.tensors import Array
 from ..updates.contract import Facts, Update
 from .oft import cayley, rotated

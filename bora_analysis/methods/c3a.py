@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.keys import collect, others
+from ..files.parts import collect, others
 from ..updates.circulant import c3a
 from .file_form import Form, patterned
 from .random_factors import Parts, Recipe, Spec, orthonormal, slots

@@ -14,7 +14,8 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
 from ..files.errors import AdapterError
-from ..files.keys import collect, natural
+from ..files.keys import natural
+from ..files.parts import collect
 from ..files.tensors import Array
 from ..updates.checks import coarsest
 from ..updates.contract import Facts, Update

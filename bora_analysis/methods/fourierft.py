@@ -14,7 +14,7 @@ import numpy as np
 from ..catalogue.formulas import FREQUENCIES
 from ..extras import require
 from ..files.adapter_file import Found, Loader, Source
-from ..files.keys import collect, others
+from ..files.parts import collect, others
 from ..linalg import Array
 from ..updates.contract import FactorError, Update
 from ..updates.sparse import fourierft

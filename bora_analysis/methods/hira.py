@@ -12,7 +12,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
-from ..files.keys import collect, need, others
+from ..files.parts import collect, need, others
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update

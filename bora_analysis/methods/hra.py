@@ -13,7 +13,7 @@ import numpy as np
 from ..files.adapter_file import Found, Source
 from ..files.base_model import BaseMatrix
 from ..files.errors import AdapterError
-from ..files.keys import collect, others
+from ..files.parts import collect, others
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update

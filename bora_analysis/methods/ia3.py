@@ -10,7 +10,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Source
 from ..files.base_model import BaseMatrix
-from ..files.keys import collect, others
+from ..files.parts import collect, others
 from ..files.tensors import Array
 from ..updates.contract import Facts, Update
 from .on_base_model import base_matrix, checked

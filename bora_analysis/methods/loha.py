@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source, of_layer
-from ..files.keys import collect, need, others
+from ..files.parts import collect, need, others
 from ..linalg import Array
 from ..updates.contract import Update
 from ..updates.hadamard import loha

@@ -16,7 +16,7 @@ import numpy as np
 from ..catalogue.sizes import kronecker_factors
 from ..files.adapter_file import Found, Loader, Source, of_layer
 from ..files.errors import AdapterError
-from ..files.keys import collect, need, others
+from ..files.parts import collect, need, others
 from ..linalg import Array
 from ..updates.contract import Update
 from ..updates.dense import dense

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
-from ..files.keys import collect, others
+from ..files.parts import collect, others
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.contract import Facts, Update

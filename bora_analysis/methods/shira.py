@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.keys import collect, need, others
+from ..files.parts import collect, need, others
 from ..files.tensors import Array
 from ..updates.contract import Update
 from ..updates.sparse import shira

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
-from ..files.keys import collect, others
+from ..files.parts import collect, others
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.checks import coarsest, is_finite

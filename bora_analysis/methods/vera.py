@@ -23,7 +23,7 @@ import numpy as np
 from ..extras import require
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
-from ..files.keys import collect, need, others
+from ..files.parts import collect, need, others
 from ..linalg import Array
 from ..updates.blocks import diagonal
 from ..updates.checks import coarsest

@@ -7,7 +7,7 @@ passed over.
 from __future__ import annotations
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.keys import collect
+from ..files.parts import collect
 from ..files.tensors import Array
 from ..updates.contract import Update
 from ..updates.dense import dense

@@ -24,7 +24,7 @@ from bora_analysis import catalogue, lora
 from bora_analysis.catalogue import Formula, Method, Training
 from bora_analysis.catalogue.formulas import Cost
 from bora_analysis.files.adapter_file import Found
-from bora_analysis.files.keys import collect
+from bora_analysis.files.parts import collect
 from bora_analysis.methods.file_form import Form
 from bora_analysis.methods.random_factors import Recipe, pair
 
