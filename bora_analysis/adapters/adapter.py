@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -115,17 +115,21 @@ class Adapter(_Views, Mapping[str, Update]):
         return self.loaders[module if module in self.loaders else self._found(module)]()
 
     def _found(self, asked: str) -> str:
-        names = list(self.loaders)
-        hits = [name for name in names if name.endswith(f".{asked}")]
-        hits = hits or [name for name in names if _within(str(asked).split("."), name.split("."))]
+        wanted = str(asked).split(".")
+        parts = {name: name.split(".") for name in self.loaders}
+        hits = [name for name in parts if name.endswith(f".{asked}")]
+        hits = hits or [name for name, own in parts.items() if own[-1] == wanted[-1] and _in_order(wanted, own)]
         if len(hits) == 1:
             return hits[0]
         if hits:
             raise KeyError(f"{asked} fits {len(hits)} modules of {self.name}: {', '.join(hits[:8])}; give more of one")
-        length = str(asked).count(".") + 1
-        ends = {".".join(name.split(".")[-length:]): name for name in reversed(names)}
-        close = [ends[end] for end in get_close_matches(str(asked), ends)] or names[:3]
-        raise KeyError(f"{self.name} has no module {asked}; close to it: {', '.join(close) or 'none, it is empty'}")
+
+        def likeness(name: str) -> float:
+            last = SequenceMatcher(None, wanted[-1], parts[name][-1]).ratio()
+            return last + sum(part in parts[name] for part in wanted)
+
+        close = ", ".join(sorted(parts, key=likeness, reverse=True)[:3])
+        raise KeyError(f"{self.name} has no module {asked}; close to it: {close or 'none, it is empty'}")
 
     def __repr__(self) -> str:
         step = "" if self.step is None else f" step {self.step}"
@@ -183,10 +187,9 @@ def checkpoints(adapter: Adapter | Trajectory) -> tuple[Adapter, ...]:
     return adapter.checkpoints if isinstance(adapter, Trajectory) else (adapter,)
 
 
-def _within(asked: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether all parts asked for are there, in their order, the last one last."""
+def _in_order(asked: Sequence[str], parts: Sequence[str]) -> bool:
     rest = iter(parts)
-    return parts[-1] == asked[-1] and all(part in rest for part in asked)
+    return all(part in rest for part in asked)
 
 
 def _holder(update: Update) -> Callable[[], Update]:

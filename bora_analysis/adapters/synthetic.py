@@ -138,6 +138,10 @@ def synthetic_adapter(
 ) -> Adapter:
     """A synthetic adapter in memory, as :func:`read_adapter` would give it. Parameters as in :class:`Synthetic`.
 
+    Returns
+    -------
+    Adapter
+
     Raises
     ------
     ValueError

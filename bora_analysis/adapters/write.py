@@ -75,6 +75,16 @@ def write_adapter(
     AdapterError
         Factors that do not fit together or are not finite, an unknown method or dtype, arrays of several dtypes, an α
         for a method without.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tempfile import TemporaryDirectory
+    >>> from bora_analysis import write_adapter
+    >>> factors = {"B": np.ones((4, 1)), "A": np.ones((1, 3))}
+    >>> with TemporaryDirectory() as folder:
+    ...     sorted(file.name for file in write_adapter(folder, "lora", {"q": factors}, alpha=2).iterdir())
+    ['adapter_config.json', 'adapter_model.safetensors']
     """
     folder = Path(folder)
     if others and dtype is None:

@@ -90,6 +90,19 @@ def base_metrics(
         k < 1, or ε outside 0 … 1.
     AdapterError
         A module that the base model does not have, or has in another shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from safetensors.numpy import save_file
+    >>> from bora_analysis import Adapter, base_metrics, lora
+    >>> adapter = Adapter.from_updates("mine", {"q": lora(np.eye(4)[:, :1], np.eye(1, 4))})
+    >>> with TemporaryDirectory() as folder:
+    ...     save_file({"q.weight": 2 * np.eye(4)}, Path(folder) / "model.safetensors")
+    ...     base_metrics(adapter, folder)[["relative_norm", "amplification"]].values.tolist()
+    [[0.25, 0.5]]
     """
     import pandas as pd
 

@@ -50,6 +50,15 @@ class Spectrum:
     dtype : the dtype in which the factors were stored. The computation is always in float64.
     noise_floor : the σ that rounding alone makes, for a difference of rounded weights; NaN otherwise.
     counted : what a quick analysis found instead of the values, which are then empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import lora, singular_values
+    >>> from bora_analysis.metrics import stable_rank
+    >>> spectrum = singular_values(lora(np.eye(4)[:, :2] * [2.0, 1.0], np.eye(2, 5)))
+    >>> spectrum, stable_rank(spectrum)
+    (<Spectrum of 2 singular values, σ₁ = 2: svd on cpu>, 1.25)
     """
 
     values: NDArray[np.float64]
@@ -85,6 +94,14 @@ class FactorRanks:
 
     ``bound`` is Proposition 1's min(m, n, br). ``upper`` = min of the three ranks always holds and is tighter.
     ``lower`` = rank(B') + rank(Σ') + rank(A') − 2br (Sylvester, at least 0) always holds too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import factor_ranks, lora
+    >>> ranks = factor_ranks(lora(np.ones((4, 2)), np.eye(2, 4)))
+    >>> ranks.B, ranks.A, ranks.limiting
+    (1, 2, ("B'",))
     """
 
     B: int
@@ -171,6 +188,17 @@ def each_spectrum(
     workers : threads; default one per core that this process may use.
     quick : a threshold: of updates without structure, from 256² on, only how many σ lie above it, Σσ², Σσ⁴ and σ₁
         (:func:`bora_analysis.linalg.inertia.count`); all σ where that cannot tell.
+
+    Returns
+    -------
+    Generator of (module, facts, spectrum)
+
+    Examples
+    --------
+    >>> from bora_analysis import each_spectrum, synthetic_adapter
+    >>> adapter = synthetic_adapter("lora", {f"layers.{k}.q_proj": (64, 32) for k in range(2)}, r=4)
+    >>> sorted((module, len(spectrum)) for module, facts, spectrum in each_spectrum(adapter))
+    [('layers.0.q_proj', 4), ('layers.1.q_proj', 4)]
     """
     place = resolve(solver, device)
     workers = workers or available_cores()
@@ -244,6 +272,10 @@ def factor_ranks(update: Update) -> FactorRanks:
 
     rank(Σ') is found as Σ_k rank(S_k), r small b×b problems instead of one of size br. The tolerance is that of
     :func:`bora_analysis.metrics.rounding_tolerance`.
+
+    Returns
+    -------
+    FactorRanks
 
     Raises
     ------

@@ -34,6 +34,13 @@ class SingularVectors:
     right : (k, n) with orthonormal rows.
     rounding : values up to this may be rounding: √k·ε (ε of float64) times the sum of the norms of the rank-one terms
         that ΔW is made of. Where these cancel, as in the difference of two adapters, that is far above ε·σ₁.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import lora, singular_vectors
+    >>> singular_vectors(lora(np.eye(4)[:, :2] * [3.0, 2.0], np.eye(2, 5)))
+    <SingularVectors of 2 directions, 4×5>
     """
 
     left: Array
@@ -53,6 +60,10 @@ def singular_vectors(update: Update) -> SingularVectors:
     MELoRA: the SVDs of the minis, sorted into one. Everything else: QR of ``factors()``; a dense update is its own
     core. Within 1e-12·‖B'‖‖Σ'‖‖A'‖ of the exact values; vectors of a singular value that repeats are any
     orthonormal basis of its subspace.
+
+    Returns
+    -------
+    SingularVectors
 
     Examples
     --------

@@ -14,7 +14,7 @@ SHARE = 0.99
 _WORDS = {
     "spare": "spare (at most half of it is needed)",
     "fits": "about right",
-    "short": "short (the spectrum ends before it decays)",
+    "short": "short (the spectrum ends early)",
 }
 
 

@@ -116,6 +116,10 @@ def lora(
     dtype : the stored dtype, where the arrays no longer show it (bfloat16 read into float32).
     any_rank : accept r above both m and n, for a caller who knows B from A. Otherwise that is taken for a swap.
 
+    Returns
+    -------
+    BlockProduct
+
     Raises
     ------
     FactorError
@@ -152,6 +156,10 @@ def melora(
     A : N arrays (r_i, n_i). The ranks r_i may differ.
     scaling : one factor, or one per mini.
     dtype : as for :func:`lora`.
+
+    Returns
+    -------
+    DirectSum
 
     Raises
     ------
@@ -213,6 +221,10 @@ def bora(
     activation : how Σ comes from σ, see :func:`activate`. A checkpoint stores the raw σ.
     method, dtype : as for :func:`lora`.
 
+    Returns
+    -------
+    BlockProduct
+
     Raises
     ------
     FactorError
@@ -254,6 +266,16 @@ def activate(sigma: Array, activation: str = "exp-norm") -> Array:
     and for LoRA and MELoRA written as BoRA.
 
     σ = 0 has Mav(σ) = 0; σ / Mav(σ) is 0 there, which makes Σ = I under eq. 5: plain LoRA.
+
+    Returns
+    -------
+    Array of the shape of σ
+
+    Examples
+    --------
+    >>> from bora_analysis import activate
+    >>> activate([[[1.0]]], "no-exp").item(), activate([[[0.0]]]).item()
+    (1.0, 1.0)
     """
     if activation not in ACTIVATIONS:
         raise FactorError("activation", f"{activation!r} is unknown; expected one of {', '.join(ACTIVATIONS)}")

@@ -16,7 +16,18 @@ from ..linalg import Array
 
 
 class FactorError(ValueError):
-    """A factor that cannot be used. ``factor`` is its name: ``"A"``, ``"B"`` or ``"sigma"``."""
+    """A factor that cannot be used. ``factor`` is its name: ``"A"``, ``"B"`` or ``"sigma"``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import FactorError, lora
+    >>> try:
+    ...     lora(np.ones((4, 1)), np.ones((2, 3)))
+    ... except FactorError as error:
+    ...     print(error.factor, error.message)
+    B has shape (4, 1) and A has (2, 3); expected (m, r) and (r, n)
+    """
 
     def __init__(self, factor: str, message: str):
         super().__init__(f"{factor} {message}")
@@ -45,6 +56,14 @@ class Facts:
     kind : what ΔW belongs to: ``"linear"``, ``"embedding"`` (ΔW is d × V), ``"conv"``, ``"grouped conv"``, or a
         ``"parameter"`` that is no layer of its own (an expert's slice, a part of nn.MultiheadAttention).
     kernel : a convolution's kernel, whose size counts in n; empty for others.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import lora
+    >>> facts = lora(np.ones((4, 1)), np.ones((1, 3)), scaling=2.0).facts
+    >>> facts.method, facts.r, facts.scaling, facts.parameters
+    ('lora', 1, 2.0, 7)
     """
 
     method: str
@@ -72,7 +91,17 @@ class Expanded(NamedTuple):
 
 
 class Update(Protocol):
-    """What the rest of the package asks of a weight update."""
+    """What the rest of the package asks of a weight update.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import Update, lora
+    >>> update: Update = lora(np.ones((4, 1)), np.ones((1, 3)))
+    >>> left, right = update.factors()
+    >>> bool((left @ right == update.to_dense()).all()), [core.shape for core in update.cores()]
+    (True, [(1, 1, 1)])
+    """
 
     @property
     def facts(self) -> Facts: ...
@@ -172,7 +201,16 @@ def label(method: str) -> str:
 
 @runtime_checkable
 class Blocked(Update, Protocol):
-    """An update of BoRA's form, ΔW = B' Σ' A' (eq. 6): LoRA, MELoRA, BoRA, and others with a diagonal in the middle."""
+    """An update of BoRA's form, ΔW = B' Σ' A' (eq. 6): LoRA, MELoRA, BoRA, and others with a diagonal in the middle.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import Blocked, bora, dense
+    >>> update = bora(np.ones((4, 1)), np.ones((1, 6)), np.zeros((2, 2, 1)))
+    >>> isinstance(update, Blocked), isinstance(dense(np.ones((4, 6))), Blocked), update.expanded().sigma.tolist()
+    (True, False, [[1.0, 1.0], [1.0, 1.0]])
+    """
 
     def expanded(self) -> Expanded: ...
 

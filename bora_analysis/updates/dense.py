@@ -61,6 +61,10 @@ def dense(
     parameters, macs_per_token : default m·n.
     method, dtype : as for :func:`lora`.
 
+    Returns
+    -------
+    Dense
+
     Raises
     ------
     FactorError
