@@ -103,10 +103,10 @@ class RankCallback(TrainerCallback):
         start = time.perf_counter()
         adapter = read_model(model, adapter=self.adapter, name=self.name, step=state.global_step)
         # On the CPU: training uses the GPU, and the cores are small.
-        rows = layer_metrics(adapter, threshold=self.threshold, device="cpu")
+        rows = layer_metrics(adapter, threshold=self.threshold, device="cpu", on_module=_no_bar)
         _append(rows, self.path)
         if self.factors is not None:
-            _append(factor_table(adapter), self.factors)
+            _append(factor_table(adapter, on_module=_no_bar), self.factors)
         self.last = state.global_step
         if self.log is not None:
             due = control.should_log  # trainer.log resets it, and the loss of this step would not be logged
@@ -114,6 +114,10 @@ class RankCallback(TrainerCallback):
             control.should_log = due
         self.latest = time.perf_counter() - start
         self.seconds += self.latest
+
+
+def _no_bar() -> None:
+    """The Trainer has its own."""
 
 
 def means(rows: pd.DataFrame) -> dict[str, float]:
