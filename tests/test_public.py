@@ -343,3 +343,14 @@ def test_a_bar_in_terminals_only_after_a_second(monkeypatch: pytest.MonkeyPatch)
     assert (bars, len(calls)) == ([], 6)
     layer_metrics(adapter)
     assert (bars[0]["total"], bars[0]["delay"]) == (6, 1)
+
+
+def test_arrays_and_paths_need_neither_torch_nor_peft(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "x", "lora", {"q": {"B": np.ones((8, 1)), "A": np.ones((1, 8))}}, alpha=1)
+    code = (
+        "import sys, numpy as np; from bora_analysis import layer_metrics\n"
+        "state = {'q.lora_A.weight': np.ones((1, 3)), 'q.lora_B.weight': np.ones((4, 1))}\n"
+        f"print(len(layer_metrics([state, {str(folder)!r}])), {{'torch', 'peft'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 set()\n"
