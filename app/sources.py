@@ -15,7 +15,7 @@ from typing import Any
 from app.bounded import Bounded
 from app.safe_markdown import one_line
 from bora_analysis.adapters import Adapter, AdapterError, Trajectory, checkpoints, read_adapter
-from bora_analysis.adapters.read import CHECKPOINT, SUFFIXES, paths_read
+from bora_analysis.adapters.locate import CHECKPOINT, SUFFIXES, paths_read
 from bora_analysis.analysis.tables import Tables, analyse, join
 from bora_analysis.bundled import bundled_adapters, bundled_runs, data_folder
 from bora_analysis.files.keys import natural

@@ -28,7 +28,8 @@ import streamlit as st
 from app.safe_markdown import markdown, one_line
 from app.sources import Source, table_store
 from bora_analysis.adapters import AdapterError
-from bora_analysis.adapters.read import CONFIG_NAME, NOT_WEIGHTS, SUFFIXES
+from bora_analysis.adapters.locate import NOT_WEIGHTS, SUFFIXES
+from bora_analysis.files.configuration import CONFIG_NAME
 from bora_analysis.style import shortened
 
 #: Limit of one uploaded file in MB; ``server.maxUploadSize`` in ``.streamlit/config.toml`` is the same.

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 from ..catalogue import METHODS
 from ..catalogue.module_names import projection
 from ..files.adapter_file import Found, Loader, Source, of_layer, peft_type
 from ..files.aliases import aliases
-from ..files.base_model import BaseWeights, entries, is_model, model_paths
-from ..files.configuration import CONFIG_NAME, configuration_files, read_configuration
+from ..files.base_model import BaseWeights
+from ..files.configuration import read_configuration
 from ..files.errors import AdapterError, counted
 from ..files.keys import natural
 from ..files.layouts import translate
@@ -27,20 +27,9 @@ from ..updates.contract import Update
 from .adapter import Adapter, Trajectory
 from .in_memory import InMemory, is_state_dict, model_of, open_model, settings_of
 from .initialisation import init_warnings, relative
+from .locate import CHECKPOINT, HUB_ID, Located, checkpoint_folders, download, homes, located, named, some
 from .model_difference import difference
 from .reading import Options, Reading
-
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".lora")
-# PEFT's, MLX's and diffusers' names. In this order: PEFT prefers safetensors where both lie in a folder.
-_WEIGHT_NAMES = (
-    "adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt",
-    "adapters.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
-)  # fmt: skip
-# What a trainer leaves beside the weights.
-NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-
 
 #: What stands for an adapter, in the words of messages.
 TAKEN = (
@@ -158,90 +147,22 @@ def _read_path(text: str, wish: Reading) -> Adapter | Trajectory:
     except (OSError, ValueError) as error:  # a name too long, or one with a null byte
         raise AdapterError(f"{text}: is no path: {error}") from None
     if not exists:
-        if not _HUB_ID.fullmatch(text):
+        if not HUB_ID.fullmatch(text):
             raise AdapterError(f"{text}: no such file or folder")
-        place, wish = _download(text), replace(wish, name=wish.name or text.partition("/")[2])
-    homes = _homes(place, wish.steps)
-    if homes != [place]:
-        title = wish.name or _named(place).name
-        return Trajectory(title, tuple(_read_one(_located(home), [], replace(wish, name=title)) for home in homes))
+        place, wish = download(text), replace(wish, name=wish.name or text.partition("/")[2])
+    places = homes(place, wish.steps)
+    if places != [place]:
+        title = wish.name or named(place).name
+        return Trajectory(title, tuple(_read_one(located(home), [], replace(wish, name=title)) for home in places))
     beside = []
-    if place.is_dir() and (runs := list(_checkpoints(place))):
+    if place.is_dir() and (runs := list(checkpoint_folders(place))):
         told = f"{len(runs)} checkpoints lie beside this adapter"
         beside = [f"{told}; steps (--steps) reads them, or name one: {runs[0]}"]
-    return _read_one(_located(place), beside, wish)
+    return _read_one(located(place), beside, wish)
 
 
-def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
-    """Every folder and file that :func:`read_adapter` looks into at a path, each before it is looked into.
-
-    Who checks them as they come has checked all of what the reader opens. The base model and the initial adapter,
-    which are no part of the path, are not among them.
-
-    Raises
-    ------
-    AdapterError
-        There is nothing to read, as the reader says.
-    """
-    for home in _homes(place, steps):
-        if home != place:
-            yield home
-        found = _located(home)
-        if found.config is None:
-            yield from model_paths(found.weights)
-            continue
-        yield found.weights
-        yield from configuration_files(found.config.parent)
-
-
-class _Located(NamedTuple):
-    """One adapter, or one whole model, found by the names of its files.
-
-    Attributes
-    ----------
-    weights : the weight file; the folder of a whole model.
-    config : the configuration beside the weights, which may be missing; None for a whole model.
-    folder : the folder that gives the name; None where the weight file does.
-    """
-
-    weights: Path
-    config: Path | None
-    folder: Path | None
-
-
-def _homes(place: Path, steps: bool) -> list[Path]:
-    """Where the adapters at a path lie: in itself, or else in its ``checkpoint-N`` folders, in their order."""
-    if place.is_file():
-        return [place]
-    runs = _checkpoints(place)
-    if is_model(place) or (not (steps and runs) and _weights_in(place)):
-        return [place]
-    if not runs:
-        raise AdapterError(_nothing_in(place))
-    return list(runs)
-
-
-def _located(home: Path) -> _Located:
-    if home.is_file():
-        if home.suffix and home.suffix not in SUFFIXES:
-            raise AdapterError(f"{home}: is no weight file; expected {', '.join(SUFFIXES)}, or the adapter's folder")
-        return _Located(home, home.parent / CONFIG_NAME, home.parent if home.name in _WEIGHT_NAMES else None)
-    if is_model(home):
-        return _Located(home, None, home)
-    weights = _weights_in(home)
-    if weights is None:
-        raise AdapterError(_nothing_in(home))
-    return _Located(weights, home / CONFIG_NAME, home)
-
-
-def _checkpoints(place: Path) -> dict[Path, int]:
-    """The ``checkpoint-N`` folders and their steps, in the order of these."""
-    runs = {folder: int(hit[1]) for folder in _folders(place) if (hit := CHECKPOINT.fullmatch(folder.name))}
-    return dict(sorted(runs.items(), key=lambda run: run[1]))
-
-
-def _read_one(found: _Located, warnings: list[str], wish: Reading) -> Adapter:
-    folder = None if found.folder is None else _named(found.folder)
+def _read_one(found: Located, warnings: list[str], wish: Reading) -> Adapter:
+    folder = None if found.folder is None else named(found.folder)
     hit = None if folder is None else CHECKPOINT.fullmatch(folder.name)
     step = int(hit[1]) if hit else None
     title = wish.name or (found.weights.stem if folder is None else folder.parent.name if hit else folder.name)
@@ -312,7 +233,7 @@ def adapter_of(
     passed_over += tensors.unread
     biases = _biases(passed_over)
     if biases:
-        warnings += [f"{counted(len(biases), 'trained bias', 'trained biases')}, no part of ΔW: {_some(biases, 1)}"]
+        warnings += [f"{counted(len(biases), 'trained bias', 'trained biases')}, no part of ΔW: {some(biases, 1)}"]
     warnings += [*told.notes, *notes]
     trained_on = (config or {}).get("base_model_name_or_path")
     return Adapter(name, method, step, None, ordered, tuple(passed_over), tuple(warnings), trained_on)
@@ -387,57 +308,3 @@ def _packed(tensors: Tensors) -> dict[str, Mapping[str, Any]]:
         prefix, _, setting = entry.rpartition(".")
         packed.setdefault(prefix, {})[setting] = value
     return {prefix: settings for prefix, settings in packed.items() if settings.get("lora_alpha") is not None}
-
-
-def _folders(place: Path) -> list[Path]:
-    return sorted((entry for entry in entries(place) if entry.is_dir()), key=lambda entry: natural(entry.name))
-
-
-def _weights_in(folder: Path) -> Path | None:
-    """The weight file of a folder: PEFT's, or the only one that could be."""
-    for name in _WEIGHT_NAMES:
-        if (folder / name).exists():
-            if (folder / name).is_file():
-                return folder / name
-            raise AdapterError(f"{folder / name}: is a folder; expected the weight file")
-    others = sorted(
-        entry.name
-        for entry in entries(folder)
-        if entry.suffix in SUFFIXES and entry.is_file() and not NOT_WEIGHTS.fullmatch(entry.name)
-    )
-    if len(others) > 1:
-        raise AdapterError(f"{folder}: holds {len(others)} weight files; name one: {_some(others)}")
-    return folder / others[0] if others else None
-
-
-def _nothing_in(folder: Path) -> str:
-    if (folder / CONFIG_NAME).exists():
-        return f"{folder}: holds {CONFIG_NAME} but no weights; expected {' or '.join(_WEIGHT_NAMES[:2])}"
-    inside = [entry.name for entry in _folders(folder) if any((entry / name).exists() for name in _WEIGHT_NAMES)]
-    if inside:
-        return f"{folder}: holds no adapter itself; name one of its folders: {_some(inside)}"
-    return f"{folder}: holds no adapter; expected {CONFIG_NAME} and {' or '.join(_WEIGHT_NAMES[:2])}"
-
-
-def _named(folder: Path) -> Path:
-    """The folder by a path that ends in its name. Links stay: the Hub's cache links each file to a nameless one."""
-    folder = folder.absolute()
-    return folder.resolve() if ".." in folder.parts else folder
-
-
-def _some(names: list[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download  # here: only Hub ids need it
-
-    names = (CONFIG_NAME, *_WEIGHT_NAMES)
-    patterns = [*names, *(f"checkpoint-*/{name}" for name in names)]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except Exception as error:  # offline, unknown, private, disk full …: its errors share no base class
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise AdapterError(
-            f"{hub_id}: is no path here, and the Hugging Face Hub gave no such adapter: {reason}"
-        ) from None

@@ -16,6 +16,7 @@ import numpy as np
 from ..atomic import replacing
 from ..catalogue import METHODS, made
 from ..files.adapter_file import SHAPES
+from ..files.configuration import CONFIG_NAME
 from ..files.errors import AdapterError
 from ..files.tensors import Array, Raw
 from ..methods import form as form_of
@@ -23,7 +24,6 @@ from ..methods.file_form import Form, exactly
 from ..methods.lora import EMBEDDING
 from ..updates.checks import is_finite
 from ..updates.contract import FactorError
-from .read import CONFIG_NAME
 
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from ..adapters import Adapter, AdapterError, write_adapter
 from ..adapters.given import one_of
-from ..adapters.read import CONFIG_NAME
 from ..adapters.reading import Options
 from ..cards import card
 from ..catalogue.module_names import layer, projection
+from ..files.configuration import CONFIG_NAME
 from ..files.errors import counted
 from ..files.tensors import Raw, open_tensors
 from ..linalg import Array

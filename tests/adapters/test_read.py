@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from bora_analysis.adapters import Adapter, AdapterError, Trajectory, checkpoints, read_adapter, write_adapter
-from bora_analysis.adapters.read import paths_read
+from bora_analysis.adapters.locate import paths_read
 from bora_analysis.files import tensors
 from bora_analysis.files.base_model import open_base
 from bora_analysis.updates.blocks import lora

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from bora_analysis import singular_values
 from bora_analysis.adapters import Adapter, AdapterError, read_adapter
-from bora_analysis.adapters.read import paths_read
+from bora_analysis.adapters.locate import paths_read
 from bora_analysis.catalogue.module_names import layer, projection
 from bora_analysis.cli import main
 from bora_analysis.files import tensors
