@@ -16,6 +16,7 @@ from app.sources import Source, read, stamp
 from bora_analysis import factor_ranks
 from bora_analysis.adapters import Adapter, AdapterError, checkpoints
 from bora_analysis.analysis.spectrum import FactorRanks
+from bora_analysis.linalg.solvers import svd_values
 from bora_analysis.updates.contract import Blocked, Facts, Update
 
 #: Inspections beyond this are dropped, the least recently used first.
@@ -72,7 +73,7 @@ def _inspected(update: Update) -> Inspection:
 
 def slot_spectra(update: Blocked) -> pd.DataFrame:
     """Singular values of each S_k: slot, index, singular_value."""
-    values = [np.linalg.svd(slot, compute_uv=False) for slot in update.slots()]
+    values = [svd_values(slot[None])[0][0] for slot in update.slots()]
     return pd.DataFrame(
         {
             "slot": np.repeat(np.arange(1, len(values) + 1), [len(v) for v in values]),

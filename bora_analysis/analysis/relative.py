@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from scipy.linalg import svd
 from scipy.sparse.linalg import LinearOperator, svds
 
 from ..adapters import AdapterError
@@ -27,6 +26,7 @@ from ..catalogue.module_names import layer, projection
 from ..files.base_model import BaseMatrix, BaseWeights, open_base
 from ..linalg import Array
 from ..linalg.inertia import spectral_norm
+from ..linalg.solvers import svd_with_vectors
 from ..linalg.threads import one_blas_thread
 from ..metrics import numerical_rank, rounding_tolerance
 from ..updates.contract import Update
@@ -211,14 +211,14 @@ def _intruders(tuned: Any, W0: Array, k: int, epsilon: float) -> int:
         closest = cosines.max(axis=0)
         if ((closest >= epsilon) | (rest < epsilon)).all():
             return int((closest < epsilon).sum())
-    old = svd(W0, full_matrices=False)[0]
+    old = svd_with_vectors(W0)[0]
     return int((np.abs(old.T @ new).max(axis=0) < epsilon).sum())
 
 
 def _largest(matrix: Any, k: int) -> SingularVectors:
     """The k largest singular values of a matrix or operator, with their vectors."""
     if isinstance(matrix, np.ndarray) and (min(matrix.shape) <= max(DENSE_UP_TO, 2 * k) or not matrix.any()):
-        left, values, right = svd(matrix, full_matrices=False)
+        left, values, right = svd_with_vectors(matrix)
         return SingularVectors(left[:, :k], values[:k], right[:k], rounding_tolerance(values, "float64"))
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))
     options: dict[str, Any] = {"k": k, "v0": start, "tol": 1e-10}

@@ -23,7 +23,7 @@ from ..cards import card
 from ..files.errors import counted
 from ..linalg import Array
 from ..linalg.inertia import Counted, count
-from ..linalg.solvers import ONE_AT_A_TIME, Solved, place_of, resolve, solve
+from ..linalg.solvers import ONE_AT_A_TIME, Solved, place_of, resolve, solve, svd_values
 from ..linalg.threads import available_cores, one_blas_thread
 from ..metrics import energy_rank, numerical_rank, rounding_tolerance
 from ..updates.contract import Blocked, Facts, Update
@@ -339,7 +339,7 @@ def _count(matrix: Array, threshold: float, place: str) -> tuple[Counted | None,
 
 
 def _rank(stacks: list[Array], dtype: str) -> int:
-    values = np.concatenate([np.linalg.svd(stack, compute_uv=False).ravel() for stack in stacks])
+    values = np.concatenate([svd_values(stack)[0].ravel() for stack in stacks])
     return numerical_rank(values, rounding_tolerance(values, dtype))
 
 

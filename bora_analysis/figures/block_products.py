@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .. import metrics, style
+from ..linalg.solvers import svd_values
 from ..updates.blocks import bora, lora, melora
 from ..updates.contract import Blocked, Update
 from . import data
@@ -191,7 +192,7 @@ def _pictures(updates: Mapping[str, Update]) -> list[Picture]:
             shown, blocks = np.tile(sigma, (most, most)), most
         else:
             shown = sigma
-        values = np.concatenate([np.linalg.svd(core, compute_uv=False).ravel() for core in update.cores()])
+        values = np.concatenate([svd_values(core)[0].ravel() for core in update.cores()])
         pictures.append(
             Picture(
                 name=name,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from scipy.linalg import svd
 
 from ..catalogue.dtypes import EPSILON
 from ..extras import available, require
@@ -97,13 +96,7 @@ def solve_cpu(stack: Array, dtype: str, solver: str) -> Solved:
         values = np.sqrt(np.maximum(eigenvalues(wide @ wide.transpose(0, 2, 1)), 0.0))
         if gram_suffices(values, dtype, solver):
             return Solved(values, "gram", "cpu")
-    try:
-        return Solved(np.linalg.svd(stack, compute_uv=False), "svd", "cpu")
-    except np.linalg.LinAlgError:  # LAPACK's gesdd did not converge: its older, sturdier sibling
-        from scipy.linalg import svd
-
-        values = np.stack([svd(core, compute_uv=False, lapack_driver="gesvd") for core in stack])
-        return Solved(values, "svd (gesvd)", "cpu")
+    return Solved(*svd_values(stack), "cpu")
 
 
 def eigenvalues(stack: Array) -> Array:
@@ -161,9 +154,34 @@ def solve_torch(stack: Array, dtype: str, solver: str, device: str) -> Solved:
 ONE_AT_A_TIME = threading.Lock()  # the workers share one GPU: in turn, so that its memory holds one batch
 
 
+def svd_values(stack: Array) -> tuple[Array, str]:
+    """Singular values (k, min(p, q)) of a stack (k, p, q), descending, and the name of the solver that found them.
+
+    LAPACK's gesdd does not converge on some finite matrices, rank-deficient ones among them; its older sibling gesvd
+    then does. The transpose and other rounding are the last resort.
+    """
+    try:
+        return np.linalg.svd(stack, compute_uv=False), "svd"
+    except np.linalg.LinAlgError:
+        found = [_sturdy(core) for core in stack]
+        return np.stack([values for (_, values, _), _ in found]), max((name for _, name in found), key=len)
+
+
 def svd_with_vectors(core: Array) -> tuple[Array, Array, Array]:
+    """U (p, k), σ (k,) descending and V (k, q) of one matrix, k = min(p, q); for the drivers see :func:`svd_values`."""
     try:
         U, values, V = np.linalg.svd(core, full_matrices=False)
-    except np.linalg.LinAlgError:  # LAPACK's gesdd did not converge: its older, sturdier sibling
+        return U, values, V
+    except np.linalg.LinAlgError:
+        return _sturdy(core)[0]
+
+
+def _sturdy(core: Array) -> tuple[tuple[Array, Array, Array], str]:
+    from scipy.linalg import svd  # here: importing it takes longer than --help may
+
+    try:
         U, values, V = svd(core, full_matrices=False, lapack_driver="gesvd")
-    return U, values, V
+        return (U, values, V), "svd (gesvd)"
+    except np.linalg.LinAlgError:
+        V, values, U = svd(np.ascontiguousarray(core.T), full_matrices=False)
+        return (U.T, values, V.T), "svd (transpose)"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..linalg import Array
+from ..linalg.solvers import svd_values
 from .blocks import lora
 from .checks import coarsest, factor
 from .contract import Arithmetic, Facts, Update
@@ -92,7 +93,7 @@ def lokr(
 
 def _values(update: Update) -> Array:
     """Singular values by the cores, for the small factors of a structure; rank_bound of them."""
-    values = np.concatenate([np.linalg.svd(core, compute_uv=False).ravel() for core in update.cores()])
+    values = np.concatenate([svd_values(core)[0].ravel() for core in update.cores()])
     return np.sort(values)[::-1][: update.facts.rank_bound]
 
 
