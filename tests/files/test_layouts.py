@@ -290,13 +290,24 @@ def test_mlx(tmp_path: Path) -> None:
         ({"lora_layers": 4, "lora_parameters": {"rank": 2, "alpha": 16, "scale": 10.0}}, 10.0, True),
         (None, 1.0, True),
         (mlx(lora_parameters={"rank": 2}), 1.0, True),
+        (mlx(lora_parameters={"rank": 2, "alpha": 8}), 4.0, False),  # α/rank, as mlx-lm did
+        ({"rank": 2, "alpha": 8}, 4.0, False),
     ],
 )
 def test_what_mlx_scales_by(tmp_path: Path, config: Any, scaling: float, warned: bool) -> None:
     adapter = one(saved(tmp_path, {"q.lora_a": made(10, 2), "q.lora_b": made(2, 6)}, config))
     assert adapter["q"].facts.scaling == scaling
-    assert bool(adapter.warnings) == warned
-    assert all("--alpha" in line for line in adapter.warnings)
+    divided = ["taken as alpha/rank" in line for line in adapter.warnings]
+    assert any(divided) == (scaling == 4)
+    assert not any("stored nowhere" in line for line in adapter.warnings if any(divided))
+    assert any("--alpha" in line for line in adapter.warnings) == warned
+
+
+def test_mlx_vlm_scales_by_alpha_itself(tmp_path: Path) -> None:
+    A, B = made(10, 2), made(2, 6)
+    adapter = one(saved(tmp_path, {"language_model.q.A": A, "language_model.q.B": B}, {"rank": 2, "alpha": 0.1}))
+    equal(adapter, "language_model.q", 0.1 * product(A, B).T)
+    assert adapter.warnings == ()
 
 
 # --- layouts without module names ------------------------------------------------------------------------------------
@@ -546,6 +557,16 @@ BAD: dict[str, tuple[dict[str, np.ndarray], Any, list[str]]] = {
          "te_q.lora_down.weight": made(2, 5, 1, 1)},
         None, ["te_q.lora_mid.weight", "(2, 3, 3, 3)"],
     ),
+    "experts in stacks (Tinker)": (
+        {"q.lora_A.weight": made(4, 2, 8), "q.lora_B.weight": made(4, 6, 2)}, None, ["q.lora_A.weight", "4 experts"],
+    ),
+    "experts in stacks (Megatron)": (
+        {"q.lora_A.weight": made(4, 2, 8), "q.lora_B.weight": made(6, 2, 4)}, None, ["q.lora_B.weight", "4 experts"],
+    ),
+    "scaled OFT": (
+        {"q.oft_R.weight": made(4, 3), "q.oft_R.scaled_oft": made(1)}, None, ["scaled OFT", "q.oft_R.scaled_oft"],
+    ),
+    "OFT of the old LyCORIS": ({"lora_te_q.oft_diag": made(2, 4, 4)}, None, ["old LyCORIS", "lora_te_q.oft_diag"]),
     "an unknown kohya tensor": (PAIR | {"lora_te_q.lora_x": made(2)}, None, ["lora_te_q.lora_x"]),
     "DoRA of LyCORIS": (PAIR | {"te_q.dora_scale": made(6, 1)}, None, ["DoRA", "te_q.dora_scale"]),
     "DoRA over LoKr": (
@@ -752,6 +773,53 @@ def test_every_real_file_reads_or_is_refused_by_name() -> None:
         else:
             adapter = one(SHARED / name)
             assert (adapter.method, len(adapter)) == expected, name
+
+
+# --- what must not be lost or counted twice --------------------------------------------------------------------------
+
+
+def test_one_module_under_two_names_is_counted_once(tmp_path: Path) -> None:
+    """Copies for a server and tied modules; not copies of layers, other numbers, or another scaling."""
+    A, B = made(2, 8), made(6, 2)
+
+    def pair(module: str, A: np.ndarray = A, B: np.ndarray = B) -> dict[str, np.ndarray]:
+        return {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
+
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    content = pair("model.layers.0.q") | pair("model.language_model.layers.0.q") | pair("model.layers.1.q")
+    content |= pair("model.layers.0.k") | pair("model.vision.layers.0.q", A, made(6, 2, seed=1))
+    adapter = one(saved(tmp_path / "copies", content, config))
+    kept = ["model.layers.0.k", "model.layers.0.q", "model.layers.1.q", "model.vision.layers.0.q"]
+    assert list(adapter) == kept
+    assert [("language_model" in line, "1 module" in line) for line in adapter.warnings] == [(True, True)]
+    config |= {"alpha_pattern": {".*language_model.*": 8}}
+    assert len(one(saved(tmp_path / "scaled", content, config))) == 5
+    constant = pair("encoder.q", np.ones((2, 8), "f4"), np.zeros((6, 2), "f4"))
+    constant |= {key.replace("encoder", "decoder"): value for key, value in constant.items()}
+    assert len(one(saved(tmp_path / "constant", constant, config))) == 2
+
+
+@pytest.mark.parametrize("key", ["q.lora_B.bias", "q.base_layer.bias", "norm.bias", "q.diff_b"])
+def test_trained_biases_are_listed(tmp_path: Path, key: str) -> None:
+    content = {"q.lora_A.weight": made(2, 8), "q.lora_B.weight": made(6, 2), key: made(6)}
+    content |= {"classifier.weight": made(2, 6), "classifier.bias": made(2)}  # a head, which is no bias alone
+    adapter = one(saved(tmp_path, content, {"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    assert {key, "classifier.bias"} <= set(adapter.passed_over)
+    assert [line for line in adapter.warnings if "bias" in line] == [f"1 trained bias, no part of ΔW: {key}"]
+
+
+def test_differences_of_norms_alone_are_listed(tmp_path: Path) -> None:
+    content = PAIR | {"lora_unet_norm.diff": made(6), "lora_unet_gain.diff": number(1)}
+    adapter = one(saved(tmp_path, content))
+    assert (list(adapter), set(adapter.passed_over)) == (["te_q"], {"lora_unet_norm.diff", "lora_unet_gain.diff"})
+
+
+@pytest.mark.parametrize(("alpha", "dim", "noted"), [(1, "32", True), (32, "32", False), (1, "", False)])
+def test_whole_lokr_notes_another_alpha(tmp_path: Path, alpha: float, dim: str, noted: bool) -> None:
+    content = {"lora_unet_q.lokr_w1": made(2, 2), "lora_unet_q.lokr_w2": made(3, 4), "lora_unet_q.alpha": number(alpha)}
+    adapter = one(saved(tmp_path, content, None, **({"ss_network_dim": dim} if dim else {})))
+    assert adapter["lora_unet_q"].facts.scaling == 1
+    assert any("1/32" in line for line in adapter.warnings) == noted
 
 
 # --- names, places and speed -----------------------------------------------------------------------------------------
