@@ -22,7 +22,7 @@ from ..catalogue.module_names import layer, projection
 from ..files.configuration import CONFIG_NAME
 from ..files.errors import counted
 from ..files.tensors import Raw, open_tensors
-from ..linalg import Array
+from ..linalg import Array, NotFiniteError
 from ..linalg.threads import in_order
 from ..metrics import effective_rank, energy_rank, numerical_rank
 from ..updates.contract import Facts, Update
@@ -211,7 +211,10 @@ def convert(
                 f"{name}: {module}: the update of {update.facts.method} has full rank; choose a rank, an energy or a "
                 "threshold (--rank, --energy, --threshold) to cut it to"
             )
-        return update.facts, *truncated(update, rank=rank, energy=energy, threshold=threshold)
+        try:
+            return update.facts, *truncated(update, rank=rank, energy=energy, threshold=threshold)
+        except NotFiniteError as error:
+            raise AdapterError(f"{name}: {module}: {error}") from None
 
     def factors() -> Iterator[tuple[str, dict[str, Array]]]:
         # A pass for the ranks alone, instead of all factors in memory.

@@ -21,7 +21,7 @@ from ..adapters.given import one_of
 from ..adapters.reading import Options
 from ..cards import card
 from ..files.errors import counted
-from ..linalg import Array
+from ..linalg import Array, check_finite
 from ..linalg.inertia import Counted, count
 from ..linalg.solvers import ONE_AT_A_TIME, Solved, place_of, resolve, solve, svd_values
 from ..linalg.threads import available_cores, one_blas_thread
@@ -166,7 +166,7 @@ def singular_values(update: Any, *, solver: str = "auto", device: str = "auto", 
     with one_blas_thread():
         if isinstance(update, Dense):
             return _dense_spectrum(update, solver, place)
-        return _union([solve(core, facts.dtype, solver, place) for core in update.cores()], facts)
+        return _union([solve(core, facts.dtype, solver, place) for core in _cores(update)], facts)
 
 
 def each_spectrum(
@@ -213,8 +213,8 @@ def each_spectrum(
     def reduce(name: str) -> tuple[str, Facts, list[Array] | Spectrum]:
         update = updates[name]
         if isinstance(update, Dense):
-            return name, update.facts, _dense_spectrum(update, solver, place, quick)
-        return name, update.facts, update.cores()
+            return name, update.facts, _dense_spectrum(update, solver, place, quick, name)
+        return name, update.facts, _cores(update, name)
 
     def submit(key: tuple[int, int, str], members: list[tuple[str, Array]]) -> None:
         stack = np.concatenate([core for _, core in members])
@@ -309,11 +309,16 @@ def _union(parts: list[Solved], facts: Facts) -> Spectrum:
     return Spectrum(np.ascontiguousarray(values), solver, device, facts.dtype)
 
 
-def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None = None) -> Spectrum:
+def _cores(update: Update, name: str = "") -> list[Array]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return [check_finite(core, name) for core in update.cores()]
+
+
+def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None = None, name: str = "") -> Spectrum:
     """The spectrum of an update without structure, which is in memory only while it is solved."""
     facts = update.facts
     with _Room.taken(32 * facts.out_features * facts.in_features):  # itself, what it is made of, LAPACK's copy
-        matrix = update.to_dense()
+        matrix = check_finite(update.to_dense(), name)
         spectrum = None
         if quick is not None and min(matrix.shape) >= COUNT_FROM:
             counted, where = _count(matrix, quick, place_of(matrix.shape, place))

@@ -21,7 +21,7 @@ from ..adapters import AdapterError
 from ..adapters.given import one_of
 from ..adapters.reading import Options
 from ..catalogue.module_names import layer, projection
-from ..linalg import Array
+from ..linalg import Array, NotFiniteError
 from ..linalg.threads import in_order
 from ..metrics import numerical_rank, rounding_tolerance
 from ..updates.contract import Update
@@ -210,7 +210,10 @@ def similarity(
             _check_pair(a, b)
         except ValueError as error:
             raise AdapterError(f"{one.name} and {two.name}: {module}: {error}") from None
-        first, second = bases(a), bases(b)
+        try:
+            first, second = bases(a), bases(b)
+        except NotFiniteError as error:
+            raise AdapterError(f"{one.name} or {two.name}: {module}: {error}") from None
         grids, at = {}, {}
         for side in SIDES:
             U, V = first[side][:, :i], second[side][:, :j]

@@ -17,7 +17,8 @@ from ..adapters import Adapter
 from ..adapters.given import adapters_of
 from ..adapters.reading import Options
 from ..catalogue.module_names import layer, projection
-from ..files.errors import counted
+from ..files.errors import AdapterError, counted
+from ..linalg import NotFiniteError
 from ..metrics import METRICS, THRESHOLD, effective_ranks, utilisation
 from ..updates.contract import Facts
 from .progress import progress
@@ -127,9 +128,12 @@ def analyse(
         results: dict[str, tuple[Facts, Spectrum]] = {}
         counting = threshold if quick else None
         with progress(len(adapter), on_module) as step:
-            for module, facts, spectrum in each_spectrum(adapter, solver=solver, device=device, quick=counting):
-                results[module] = facts, spectrum
-                step()
+            try:
+                for module, facts, spectrum in each_spectrum(adapter, solver=solver, device=device, quick=counting):
+                    results[module] = facts, spectrum
+                    step()
+            except NotFiniteError as error:
+                raise AdapterError(f"{adapter.path or adapter.name}: {error}") from None
         provenance += _provenance(adapter, [spectrum for _, spectrum in results.values()], threshold)
         for module in adapter:
             facts, spectrum = results[module]

@@ -73,7 +73,7 @@ def singular_vectors(update: Update) -> SingularVectors:
     >>> found.left.shape, found.values.round(12).tolist(), found.right.shape
     ((4, 2), [3.0, 2.0], (2, 5))
     """
-    with one_blas_thread():
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         return _thin_svd(update)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..catalogue.dtypes import EPSILON
 from ..extras import available, require
-from ..linalg import Array
+from . import Array, check_finite
 from .threads import BlasLimit
 
 Solver = Literal["auto", "svd", "gram"]
@@ -169,6 +169,7 @@ def svd_values(stack: Array) -> tuple[Array, str]:
 
 def svd_with_vectors(core: Array) -> tuple[Array, Array, Array]:
     """U (p, k), σ (k,) descending and V (k, q) of one matrix, k = min(p, q); for the drivers see :func:`svd_values`."""
+    check_finite(core)
     try:
         U, values, V = np.linalg.svd(core, full_matrices=False)
         return U, values, V
