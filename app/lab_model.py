@@ -81,7 +81,7 @@ class Outcome:
     @property
     def measured(self) -> int:
         """Numerical rank of ΔW. The factors here are exact numbers, so its tolerance has the ε of float64."""
-        return metrics.numerical_rank(self.values, metrics.rounding_tolerance(self.values, "float64"))
+        return metrics.numerical_rank(self.values, metrics.rounding_tolerance(self.values))
 
 
 def blocks_offered(m: int, n: int, r: int) -> tuple[int, ...]:
@@ -159,7 +159,7 @@ def sweep(setting: Setting) -> pd.DataFrame:
     for b in blocks_offered(setting.m, setting.n, setting.r):
         update = _update(setting, "bora", setting.r, b)
         values = _values(update)
-        rank = metrics.numerical_rank(values, metrics.rounding_tolerance(values, "float64"))
+        rank = metrics.numerical_rank(values, metrics.rounding_tolerance(values))
         facts = update.facts
         rows.append((b, facts.rank_bound, rank, facts.parameters, facts.parameters / facts.rank_bound))
     return pd.DataFrame(rows, columns=["blocks", "rank_bound", "measured_rank", "parameters", "parameters_per_rank"])

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .catalogue.dtypes import EPSILON
-from .linalg import Array
+from .linalg import Array, norm, normalised
 from .linalg.inertia import Counted
 from .updates.contract import Facts
 
@@ -62,12 +62,13 @@ def effective_ranks(s: Array, lengths: Array, threshold: float = THRESHOLD) -> A
 
 def energy(s: ArrayLike) -> float:
     """Σσ² = ‖ΔW‖_F² (HiRA and BoRA plot it over the layers)."""
-    return float(np.sum(np.square(s)))
+    scaled, power = normalised(np.asarray(s))
+    return float(np.ldexp(np.sum(scaled * scaled), 2 * power.item()))
 
 
 def frobenius_norm(s: ArrayLike) -> float:
     """‖ΔW‖_F = √Σσ²."""
-    return float(np.linalg.norm(s))
+    return norm(np.asarray(s))
 
 
 def spectral_norm(s: ArrayLike) -> float:
@@ -120,16 +121,19 @@ def numerical_rank(s: ArrayLike, tolerance: float) -> int:
     return int(np.count_nonzero(np.greater(s, tolerance)))
 
 
-def rounding_tolerance(s: ArrayLike, dtype: str) -> float:
-    """√K · ε · σ₁, with K values in the spectrum and ε the spacing of the dtype in which the factors are stored.
+def rounding_tolerance(s: ArrayLike, reach: float | None = None) -> float:
+    """√K · ε · reach: what the computation in float64 may leave of a σ that is 0, with K values in the spectrum.
 
-    Rounding B and A entry by entry to a relative ε/2 moves every σ by at most ε/2·(‖B‖_F‖A‖₂ + ‖B‖₂‖A‖_F), about
-    √K·ε·σ₁ for balanced factors. numpy's max(m, n)·ε·σ₁ is meant for a dense stored ΔW; for bfloat16 factors of a
-    4096² layer it exceeds σ₁ and calls every update rank 0.
+    The stored factors are exact numbers, whatever their dtype, and their product has a rank.
+
+    Parameters
+    ----------
+    reach : sum of the norms of the rank-one terms that ΔW is made of; where they cancel it is far above σ₁. By default
+        that of the spectrum, for values alone σ₁.
     """
-    if dtype not in EPSILON:
-        raise ValueError(f"no rounding unit known for dtype {dtype!r}; known: {', '.join(EPSILON)}")
-    return float(np.sqrt(np.size(s)) * EPSILON[dtype] * spectral_norm(s))
+    if reach is None:
+        reach = getattr(s, "reach", None)
+    return float(np.sqrt(np.size(s)) * EPSILON["float64"] * (spectral_norm(s) if reach is None else reach))
 
 
 def energy_rank(s: ArrayLike, share: float) -> int:
@@ -178,14 +182,14 @@ class Metric(NamedTuple):
     Attributes
     ----------
     label, formula : for an axis; τ stands for the threshold.
-    value : singular values, facts, threshold → the number.
+    value : a spectrum or its values, facts, threshold → the number.
     counted : the same from a count, where a count is enough (see :mod:`bora_analysis.linalg.inertia`).
     source : where it comes from.
     """
 
     label: str
     formula: str
-    value: Callable[[Array, Facts, float], float]
+    value: Callable[[Any, Facts, float], float]
     counted: Callable[[Counted, Facts], float] | None = None
     source: str = ""
 
@@ -221,15 +225,15 @@ METRICS: dict[str, Metric] = {
         lambda c, facts: c.energy**2 / c.fourth if c.fourth else 0.0,
     ),
     "numerical_rank": Metric(
-        "numerical rank", "#{σ > √K ε σ₁}",
-        lambda s, facts, threshold: numerical_rank(s, rounding_tolerance(s, facts.dtype)),
-        source="K values in the spectrum, ε of the dtype in which the factors are stored",
+        "numerical rank", "rank ΔW",
+        lambda s, facts, threshold: numerical_rank(s, rounding_tolerance(s)),
+        source="of the factors as stored, in whatever dtype: σ above the rounding of the computation in float64",
     ),
     "energy_rank_90": _share(0.90),
     "energy_rank_95": _share(0.95),
     "energy_rank_99": _share(0.99),
     "condition": Metric(
-        "condition", "σ₁ / σₖ", lambda s, facts, threshold: condition(s, rounding_tolerance(s, facts.dtype)),
+        "condition", "σ₁ / σₖ", lambda s, facts, threshold: condition(s, rounding_tolerance(s)),
         source="k is the numerical rank; missing for a zero update",
     ),
     "rank_bound": Metric(

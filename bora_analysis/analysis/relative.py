@@ -24,7 +24,7 @@ from ..adapters import AdapterError
 from ..adapters.given import adapters_of
 from ..catalogue.module_names import layer, projection
 from ..files.base_model import BaseMatrix, BaseWeights, open_base
-from ..linalg import Array
+from ..linalg import Array, NotFiniteError, check_finite, norm
 from ..linalg.inertia import spectral_norm
 from ..linalg.solvers import svd_with_vectors
 from ..linalg.threads import one_blas_thread
@@ -117,8 +117,11 @@ def base_metrics(
             facts = update.facts
             where = adapter.path or adapter.name
             matrix = _counterpart(weights, module, (facts.out_features, facts.in_features), str(where))
-            with one_blas_thread():
-                found = _compare(update, matrix.read(), k, epsilon)
+            try:
+                with one_blas_thread():
+                    found = _compare(update, matrix.read(), k, epsilon)
+            except NotFiniteError as error:
+                raise AdapterError(f"{where}: {module}: {error}") from None
             identity = (adapter.name, facts.method, adapter.step, module, layer(module), projection(module))
             rows.append((*identity, facts.out_features, facts.in_features, *found))
             step()
@@ -161,25 +164,25 @@ def _counterpart(weights: BaseWeights, module: str, shape: tuple[int, int], wher
 
 def _compare(update: Update, W0: Array, k: int, epsilon: float) -> tuple[float, ...]:
     W0 = W0.astype(np.float64, copy=False)
-    base_norm, base_top = float(np.linalg.norm(W0)), spectral_norm(W0)
+    base_norm, base_top = norm(W0), spectral_norm(W0)
     k = min(k, *W0.shape)
     if isinstance(update, Dense):
-        whole = update.to_dense()
-        norm, parts, r = float(np.linalg.norm(whole)), _largest(whole, k), k
+        whole = check_finite(update.to_dense())
+        size, parts, r = norm(whole), _largest(whole, k), k
         update = replace(update, delta=whole)  # made once, for the sum below too
     else:
         parts, r = singular_vectors(update), update.facts.r
-        norm = float(np.linalg.norm(parts.values))
+        size = norm(parts.values)
     top = float(parts.values.max(initial=0.0))
-    r = min(r, numerical_rank(parts.values, rounding_tolerance(parts.values, update.facts.dtype)))
+    r = min(r, numerical_rank(parts.values, parts.rounding))
     amplification = float("nan")
     if r:
-        seen = float(np.linalg.norm(parts.left[:, :r].T @ W0 @ parts.right[:r].T))
-        amplification = norm / seen if seen else float("inf")
+        seen = norm(parts.left[:, :r].T @ W0 @ parts.right[:r].T)
+        amplification = size / seen if seen else float("inf")
     tuned = _tuned(update, W0, None if isinstance(update, Dense) else parts)
     intruders = _intruders(tuned, W0, k, epsilon)
     return (
-        norm, base_norm, _ratio(norm, base_norm), top, base_top, _ratio(top, base_top),
+        size, base_norm, _ratio(size, base_norm), top, base_top, _ratio(top, base_top),
         r, amplification, intruders, k, epsilon,
     )  # fmt: skip
 
@@ -219,9 +222,9 @@ def _largest(matrix: Any, k: int) -> SingularVectors:
     """The k largest singular values of a matrix or operator, with their vectors."""
     if isinstance(matrix, np.ndarray) and (min(matrix.shape) <= max(DENSE_UP_TO, 2 * k) or not matrix.any()):
         left, values, right = svd_with_vectors(matrix)
-        return SingularVectors(left[:, :k], values[:k], right[:k], rounding_tolerance(values, "float64"))
+        return SingularVectors(left[:, :k], values[:k], right[:k], rounding_tolerance(values))
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))
     options: dict[str, Any] = {"k": k, "v0": start, "tol": 1e-10}
     left, values, right = cast(tuple[Array, Array, Array], svds(matrix, **options))
     order = np.argsort(values)[::-1]
-    return SingularVectors(left[:, order], values[order], right[order], rounding_tolerance(values, "float64"))
+    return SingularVectors(left[:, order], values[order], right[order], rounding_tolerance(values))

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from ..adapters.given import one_of
 from ..adapters.reading import Options
 from ..cards import card
+from ..catalogue.dtypes import EPSILON
 from ..files.errors import counted
-from ..linalg import Array, check_finite
+from ..linalg import Array, check_finite, norm, normalised
 from ..linalg.inertia import Counted, count
 from ..linalg.solvers import ONE_AT_A_TIME, Solved, place_of, resolve, solve, svd_values
 from ..linalg.threads import available_cores, one_blas_thread
-from ..metrics import energy_rank, numerical_rank, rounding_tolerance
+from ..metrics import energy_rank, numerical_rank, rounding_tolerance, spectral_norm
 from ..updates.contract import Blocked, Facts, Update
 from ..updates.dense import Dense
 
@@ -50,6 +51,7 @@ class Spectrum:
     dtype : the dtype in which the factors were stored. The computation is always in float64.
     noise_floor : the σ that rounding alone makes, for a difference of rounded weights; NaN otherwise.
     counted : what a quick analysis found instead of the values, which are then empty.
+    reach : the size that rounding is relative to, see :func:`bora_analysis.metrics.rounding_tolerance`.
 
     Examples
     --------
@@ -67,6 +69,7 @@ class Spectrum:
     dtype: str
     noise_floor: float = float("nan")
     counted: Counted | None = None
+    reach: float | None = None
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.array(self.values, dtype=dtype, copy=copy)
@@ -166,7 +169,8 @@ def singular_values(update: Any, *, solver: str = "auto", device: str = "auto", 
     with one_blas_thread():
         if isinstance(update, Dense):
             return _dense_spectrum(update, solver, place)
-        return _union([solve(core, facts.dtype, solver, place) for core in _cores(update)], facts)
+        cores, reach = _reduced(update)
+        return _union([solve(core, facts.dtype, solver, place) for core in cores], facts, reach)
 
 
 def each_spectrum(
@@ -203,18 +207,18 @@ def each_spectrum(
     place = resolve(solver, device)
     workers = workers or available_cores()
     names = iter(updates)
-    facts_of: dict[str, Facts] = {}
+    known: dict[str, tuple[Facts, float]] = {}
     missing: dict[str, int] = {}  # cores of a module not yet solved
     found: dict[str, list[Solved]] = defaultdict(list)
     groups: dict[tuple[int, int, str], list[tuple[str, Array]]] = defaultdict(list)
     reducing: set[Future[Any]] = set()
     solving: dict[Future[Any], list[tuple[str, int]]] = {}
 
-    def reduce(name: str) -> tuple[str, Facts, list[Array] | Spectrum]:
+    def reduce(name: str) -> tuple[str, Facts, tuple[list[Array], float] | Spectrum]:
         update = updates[name]
         if isinstance(update, Dense):
             return name, update.facts, _dense_spectrum(update, solver, place, quick, name)
-        return name, update.facts, _cores(update, name)
+        return name, update.facts, _reduced(update, name)
 
     def submit(key: tuple[int, int, str], members: list[tuple[str, Array]]) -> None:
         stack = np.concatenate([core for _, core in members])
@@ -240,14 +244,15 @@ def each_spectrum(
                 done, _ = wait([*reducing, *solving], return_when=FIRST_COMPLETED)
                 for future in done & reducing:
                     reducing.discard(future)
-                    name, facts, cores = future.result()
-                    if isinstance(cores, Spectrum):
-                        yield name, facts, cores
+                    name, facts, result = future.result()
+                    if isinstance(result, Spectrum):
+                        yield name, facts, result
                         continue
-                    facts_of[name] = facts
+                    cores, reach = result
+                    known[name] = facts, reach
                     missing[name] = sum(len(core) for core in cores)
                     for core in cores:
-                        key = (*core.shape[1:], facts_of[name].dtype)
+                        key = (*core.shape[1:], facts.dtype)
                         groups[key].append((name, core))
                         waiting = groups[key]
                         if len(waiting) >= BATCH_MODULES or sum(stack.nbytes for _, stack in waiting) >= BATCH_BYTES:
@@ -260,9 +265,9 @@ def each_spectrum(
                         start += count
                         missing[name] -= count
                     for name in {name for name, _ in owners if not missing[name]}:
-                        facts = facts_of.pop(name)
+                        facts, reach = known.pop(name)
                         del missing[name]
-                        yield name, facts, _union(found.pop(name), facts)
+                        yield name, facts, _union(found.pop(name), facts, reach)
         finally:  # an error, or a caller that stops early: drop what has not begun
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -270,8 +275,8 @@ def each_spectrum(
 def factor_ranks(update: Update) -> FactorRanks:
     """Numerical ranks of B', Σ' and A': which of the three limits the rank of ΔW (eq. 6, Proposition 1).
 
-    rank(Σ') is found as Σ_k rank(S_k), r small b×b problems instead of one of size br. The tolerance is that of
-    :func:`bora_analysis.metrics.rounding_tolerance`.
+    rank(Σ') is found as Σ_k rank(S_k), r small b×b problems instead of one of size br. They are the ranks of the
+    numbers that are stored; the tolerance is that of :func:`bora_analysis.metrics.rounding_tolerance`, block by block.
 
     Returns
     -------
@@ -296,22 +301,25 @@ def factor_ranks(update: Update) -> FactorRanks:
     left, right = update.factor_cores()
     slots = update.slots()
     with one_blas_thread():
-        B, sigma, A = (_rank(stacks, update.facts.dtype) for stacks in (left, [slot[None] for slot in slots], right))
+        B, sigma, A = (sum(map(_rank, stacks)) for stacks in (left, [slot[None] for slot in slots], right))
     inner = sum(len(slot) for slot in slots)
     lower = max(0, B + sigma + A - 2 * inner)
     return FactorRanks(B, sigma, A, update.facts.rank_bound, min(B, sigma, A), lower)
 
 
-def _union(parts: list[Solved], facts: Facts) -> Spectrum:
+def _union(parts: list[Solved], facts: Facts, reach: float) -> Spectrum:
     values = np.sort(np.concatenate([part.values.ravel() for part in parts]))[::-1][: facts.rank_bound]
     # What was used for the largest cores speaks for the whole.
     solver, device = max(((part.solver, part.device) for part in parts), key=lambda pair: (len(pair[1]), pair[0]))
-    return Spectrum(np.ascontiguousarray(values), solver, device, facts.dtype)
+    if solver == "gram":  # whose values are off by √(Kε)·σ₁
+        reach = max(reach, spectral_norm(values) / np.sqrt(EPSILON["float64"]))
+    return Spectrum(np.ascontiguousarray(values), solver, device, facts.dtype, reach=reach)
 
 
-def _cores(update: Update, name: str = "") -> list[Array]:
+def _reduced(update: Update, name: str = "") -> tuple[list[Array], float]:
     with np.errstate(over="ignore", invalid="ignore"):
-        return [check_finite(core, name) for core in update.cores()]
+        cores, reach = update.reduced()
+        return [check_finite(core, name) for core in cores], reach
 
 
 def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None = None, name: str = "") -> Spectrum:
@@ -325,7 +333,7 @@ def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None 
             if counted is not None:
                 spectrum = Spectrum(np.zeros(0), "count", where, facts.dtype, counted=counted)
         if spectrum is None:
-            spectrum = _union([solve(matrix[None], facts.dtype, solver, place)], facts)
+            spectrum = _union([solve(matrix[None], facts.dtype, solver, place)], facts, norm(matrix))
     return replace(spectrum, noise_floor=update.noise_floor()) if update.noise_floor else spectrum
 
 
@@ -343,9 +351,10 @@ def _count(matrix: Array, threshold: float, place: str) -> tuple[Counted | None,
         return count(matrix, threshold), f"cpu ({place}: out of memory)"
 
 
-def _rank(stacks: list[Array], dtype: str) -> int:
-    values = np.concatenate([svd_values(stack)[0].ravel() for stack in stacks])
-    return numerical_rank(values, rounding_tolerance(values, dtype))
+def _rank(stack: Array) -> int:
+    """The ranks of matrices, together; that of columns does not change with their size."""
+    values = svd_values(normalised(stack, 1)[0])[0]
+    return sum(numerical_rank(s, rounding_tolerance(s)) for s in values)
 
 
 class _Room:

@@ -23,7 +23,7 @@ from ..adapters.reading import Options
 from ..catalogue.module_names import layer, projection
 from ..linalg import Array, NotFiniteError
 from ..linalg.threads import in_order
-from ..metrics import numerical_rank, rounding_tolerance
+from ..metrics import numerical_rank
 from ..updates.contract import Update
 from .progress import progress
 from .vectors import singular_vectors
@@ -127,7 +127,7 @@ def principal_angles(a: Update, b: Update, i: int, j: int, side: Side = "left") 
 def bases(update: Update) -> dict[Side, Array]:
     """Orthonormal columns, most important first: ``"left"`` (m, k) and ``"right"`` (n, k), k the numerical rank."""
     found = singular_vectors(update)
-    k = numerical_rank(found.values, max(found.rounding, rounding_tolerance(found.values, update.facts.dtype)))
+    k = numerical_rank(found.values, found.rounding)
     return {"left": found.left[:, :k], "right": found.right[:k].T}
 
 

@@ -264,7 +264,7 @@ def _metrics(spectrum: Spectrum, facts: Facts, threshold: float) -> list[float]:
     """A value for each of ``METRICS``; NaN for those that a count does not tell."""
     counts = spectrum.counted
     if counts is None:
-        return [metric.value(spectrum.values, facts, threshold) for metric in METRICS.values()]
+        return [metric.value(spectrum, facts, threshold) for metric in METRICS.values()]
     return [metric.counted(counts, facts) if metric.counted else float("nan") for metric in METRICS.values()]
 
 

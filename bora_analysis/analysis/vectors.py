@@ -6,19 +6,19 @@ What :mod:`bora_analysis.analysis.spectrum` does for values alone. Truncation an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.linalg import block_diag
 
-from ..catalogue.dtypes import EPSILON
 from ..files.errors import counted
 from ..linalg import Array
 from ..linalg.qr import thin_qr
 from ..linalg.solvers import svd_with_vectors
 from ..linalg.threads import one_blas_thread
-from ..updates.blocks import BlockProduct, DirectSum
+from ..metrics import rounding_tolerance
+from ..updates.blocks import BlockProduct, DirectSum, product
 from ..updates.contract import Update
 
 
@@ -81,31 +81,23 @@ def _thin_svd(update: Update) -> SingularVectors:
     if isinstance(update, DirectSum):
         return _united([_thin_svd(part) for part in update.parts])
     if isinstance(update, BlockProduct):
-        return _of_blocks(update)
+        return _of_blocks(update.B, update.sigma, update.A)
     left, right = update.factors()
-    reach = float(np.linalg.norm(left, axis=0) @ np.linalg.norm(right, axis=1))
-    if left.shape[1] >= min(left.shape[0], right.shape[1]):  # QR would make nothing smaller
-        U, values, V = svd_with_vectors(left @ right)
-        return SingularVectors(U, values, V, _rounding(values, reach))
-    (Q, R), (P, L) = thin_qr(left), thin_qr(right.T)
-    U, values, V = svd_with_vectors(R @ L.T)
-    return SingularVectors(Q @ U, values, V @ P.T, _rounding(values, reach))
+    k = left.shape[1]
+    if k < min(len(left), right.shape[1]):
+        return _of_blocks(left[None], np.ones((1, 1, k)), right[None])
+    core, reach = product(left[None], np.ones((1, 1, k)), right[None])  # QR would make nothing smaller
+    U, values, V = svd_with_vectors(core)
+    return SingularVectors(U, values, V, rounding_tolerance(values, reach))
 
 
-def _of_blocks(update: BlockProduct) -> SingularVectors:
-    Q, R = zip(*(thin_qr(block) for block in update.B), strict=True)
-    P, L = zip(*(thin_qr(block.T) for block in update.A), strict=True)
+def _of_blocks(B: Array, sigma: Array, A: Array) -> SingularVectors:
+    Q, R = zip(*(thin_qr(block) for block in B), strict=True)
+    P, L = zip(*(thin_qr(block.T) for block in A), strict=True)
     # The core is the same product of smaller blocks: C_ij = R_i Σ_ij L_jᵀ.
-    shape = replace(update.facts, out_features=sum(map(len, R)), in_features=sum(map(len, L)))
-    core = BlockProduct(shape, np.stack(R), update.sigma, np.stack([block.T for block in L]))
-    U, values, V = svd_with_vectors(core.to_dense())
-    sizes = [np.stack([np.linalg.norm(block, axis=0) for block in side]) for side in (R, L)]  # (b, r) each
-    terms = np.einsum("ik,ijk,jk->ij", sizes[0], np.abs(update.sigma), sizes[1])
-    return SingularVectors(_lift(Q, U), values, _lift(P, V.T).T, _rounding(values, float(np.linalg.norm(terms))))
-
-
-def _rounding(values: Array, reach: float) -> float:
-    return float(np.sqrt(values.size)) * EPSILON["float64"] * reach
+    core, reach = product(np.stack(R), sigma, np.stack(L).transpose(0, 2, 1))
+    U, values, V = svd_with_vectors(core)
+    return SingularVectors(_lift(Q, U), values, _lift(P, V.T).T, rounding_tolerance(values, reach))
 
 
 def _lift(bases: Sequence[Array], vectors: Array) -> Array:

@@ -192,7 +192,8 @@ def _pictures(updates: Mapping[str, Update]) -> list[Picture]:
             shown, blocks = np.tile(sigma, (most, most)), most
         else:
             shown = sigma
-        values = np.concatenate([svd_values(core)[0].ravel() for core in update.cores()])
+        cores, reach = update.reduced()
+        values = np.concatenate([svd_values(core)[0].ravel() for core in cores])
         pictures.append(
             Picture(
                 name=name,
@@ -202,7 +203,7 @@ def _pictures(updates: Mapping[str, Update]) -> list[Picture]:
                 weights=_means(B, sigma @ A, blocks),
                 sigma=_largest(np.abs(shown)),
                 blocks=blocks,
-                rank=metrics.numerical_rank(values, metrics.rounding_tolerance(values, facts.dtype)),
+                rank=metrics.numerical_rank(values, metrics.rounding_tolerance(values, reach)),
                 bound=facts.rank_bound,
                 sigma_rank=sum(int(np.linalg.matrix_rank(slot)) for slot in update.slots()),
             )

@@ -22,3 +22,21 @@ def check_finite(matrix: Array, name: str = "") -> Array:
                 "the factors are finite; check α and the factors"
             )
     return matrix
+
+
+def normalised(X: Array, axis: Any = None) -> tuple[Array, Array]:
+    """Y and e with X = Y · 2^e, the largest |Y| along the axis in [½, 1): without rounding. e is −10⁶ for zeros.
+
+    >>> Y, e = normalised(np.array([[3e-200, 1e200], [0.0, 1e200]]), axis=0)
+    >>> Y.round(3).tolist(), e.tolist()
+    ([[0.612, 0.653], [0.0, 0.653]], [[-662, 665]])
+    """
+    top = np.maximum(X.max(axis, keepdims=True, initial=0), -X.min(axis, keepdims=True, initial=0))
+    e = np.where(top > 0, np.frexp(top)[1], -(10**6))
+    return np.ldexp(X, -e), e
+
+
+def norm(X: Array) -> float:
+    """‖X‖_F, for entries whose squares are out of range too."""
+    Y, e = normalised(X.ravel())
+    return float(np.ldexp(np.linalg.norm(Y), e.item()))

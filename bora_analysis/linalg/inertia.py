@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import Array
+from . import Array, normalised
 
 _UNIT = 2.0**-53
 # Relative accuracy of σ₁²: a bound, by the residual; the error itself is about its square.
@@ -60,10 +60,10 @@ def count(matrix: Array, threshold: float, device: str = "cpu") -> Counted | Non
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     flat = matrix.ravel(order="K")
     energy = float(np.dot(flat, flat))
-    if energy == 0:
+    if not matrix.any():
         return Counted(0, 0.0, 0.0, 0.0)
     error = 4 * sum(matrix.shape) * _UNIT * energy
-    if not np.isfinite(energy) or threshold**2 <= error:
+    if not 1e-140 < energy < 1e140 or threshold**2 <= error:  # Σσ⁴ would leave the range
         return None
     gram, positive, product = _on_cpu(wide) if device == "cpu" else _on_torch(wide, device)
     fourth = float((gram * gram).sum())
@@ -135,9 +135,10 @@ def spectral_norm(matrix: Array) -> float:
     """
     if not matrix.any():
         return 0.0
+    matrix, power = normalised(matrix)
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide.astype(np.float64, copy=False)
-    return _top(lambda x: wide @ (x @ wide), len(wide))
+    return float(np.ldexp(_top(lambda x: wide @ (x @ wide), len(wide)), power.item()))
 
 
 def _top(product: Callable[[Array], Array], size: int) -> float:

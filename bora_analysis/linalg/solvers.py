@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 
 from ..catalogue.dtypes import EPSILON
 from ..extras import available, require
-from . import Array, check_finite
+from . import Array, check_finite, normalised
 from .threads import BlasLimit
 
 Solver = Literal["auto", "svd", "gram"]
@@ -56,9 +56,11 @@ def solve(stack: Array, dtype: str, solver: str, place: str) -> Solved:
     if not stack.any():
         return Solved(np.zeros((len(stack), min(stack.shape[1:]))), "gram" if solver == "gram" else "svd", "cpu")
     place = place_of(stack.shape[1:], place)
-    if place == "cpu":
-        return solve_cpu(stack, dtype, solver)
-    return solve_torch(stack, dtype, solver, place)
+    power = np.zeros(1, dtype=int)
+    if not 1e-60 < max(stack.max(), -stack.min()) < 1e60:  # squares would leave the range
+        stack, power = normalised(stack, (1, 2))
+    solved = solve_cpu(stack, dtype, solver) if place == "cpu" else solve_torch(stack, dtype, solver, place)
+    return replace(solved, values=np.ldexp(solved.values, power.reshape(-1, 1)))
 
 
 def place_of(shape: tuple[int, ...], place: str) -> str:
@@ -82,12 +84,14 @@ def gram_suffices(values: Array, dtype: str, solver: str) -> bool:
     """Whether the error of the values from a Gram matrix stays below the rounding of the stored factors.
 
     The eigenvalues λ = σ² are off by at most about p·ε·σ₁², so σ is off by p·ε·σ₁²/σ: harmless while that is below
-    ε_stored·σ₁. Always true for half-precision factors of any sensible condition, never for float64 ones.
+    ε_stored·σ₁. Always true for half-precision factors of any sensible condition, never for float64 ones. And no σ may
+    be so small that it could be 0: the rank is that of what is stored.
     """
     if solver == "gram":
         return True
     top, least = values.max(axis=-1), values.min(axis=-1)
-    return bool(np.all(least * EPSILON.get(dtype, 0.0) >= values.shape[-1] * EPSILON["float64"] * top))
+    unit = values.shape[-1] * EPSILON["float64"]
+    return bool(np.all((least * EPSILON.get(dtype, 0.0) >= unit * top) & (least >= 4 * np.sqrt(unit) * top)))
 
 
 def solve_cpu(stack: Array, dtype: str, solver: str) -> Solved:
@@ -169,12 +173,12 @@ def svd_values(stack: Array) -> tuple[Array, str]:
 
 def svd_with_vectors(core: Array) -> tuple[Array, Array, Array]:
     """U (p, k), σ (k,) descending and V (k, q) of one matrix, k = min(p, q); for the drivers see :func:`svd_values`."""
-    check_finite(core)
+    core, power = normalised(check_finite(core))  # LAPACK's own scaling rounds
     try:
         U, values, V = np.linalg.svd(core, full_matrices=False)
-        return U, values, V
     except np.linalg.LinAlgError:
-        return _sturdy(core)[0]
+        U, values, V = _sturdy(core)[0]
+    return U, np.ldexp(values, power.item()), V
 
 
 def _sturdy(core: Array) -> tuple[tuple[Array, Array, Array], str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..catalogue import ACTIVATIONS
 from ..catalogue.cost import cost
-from ..linalg import Array
+from ..linalg import Array, normalised
 from ..linalg.qr import triangle
 from .checks import check_blocks, coarsest, factor, pair
 from .contract import Arithmetic, Expanded, FactorError, Facts
@@ -36,11 +36,13 @@ class BlockProduct(Arithmetic):
         blkdiag(Q_i) and blkdiag(P_j) have orthonormal columns, so σ(C) = σ(ΔW) exactly. C has at most
         min(m, br) × min(n, br) entries. Cost: O((m + n) r²) for the QR steps, O(b² r³) for the products.
         """
+        return self.reduced()[0]
+
+    def reduced(self) -> tuple[list[Array], float]:
         R = np.stack([triangle(block) for block in self.B])  # (b, p, r), p = min(m/b, r)
         L = np.stack([triangle(block.T) for block in self.A])  # (b, q, r), q = min(n/b, r)
-        blocks = (R[:, None] * self.sigma[:, :, None, :]) @ L.transpose(0, 2, 1)[None]  # (b, b, p, q)
-        b, _, p, q = blocks.shape
-        return [blocks.transpose(0, 2, 1, 3).reshape(1, b * p, b * q)]
+        core, reach = product(R, self.sigma, L.transpose(0, 2, 1))
+        return [core[None]], reach
 
     def expanded(self) -> Expanded:
         b, _, r = self.sigma.shape
@@ -62,15 +64,13 @@ class BlockProduct(Arithmetic):
         b, _, r = self.sigma.shape
         if b * r >= min(self.facts.out_features, self.facts.in_features):
             return trivial_factors(self.to_dense())
-        A = self.A.astype(np.float64)
+        B, sigma, A, power = _balanced(self.B, self.sigma, self.A)
         # Row (i, k) of Σ'A' is, in column block j, sigma[i, j, k] times row k of A_j.
-        right = self.sigma.transpose(0, 2, 1)[..., None] * A.transpose(1, 0, 2)[None]  # (b, r, b, n/b)
-        return block_diagonal(self.B), right.reshape(b * r, self.facts.in_features)
+        right = np.ldexp(sigma.transpose(0, 2, 1)[..., None] * A.transpose(1, 0, 2)[None], power)  # (b, r, b, n/b)
+        return block_diagonal(B), right.reshape(b * r, self.facts.in_features)
 
     def to_dense(self) -> Array:
-        B, A = self.B.astype(np.float64), self.A.astype(np.float64)
-        blocks = np.einsum("ipk,ijk,jkq->ipjq", B, self.sigma, A, optimize=True)
-        return blocks.reshape(self.facts.out_features, self.facts.in_features)
+        return product(self.B, self.sigma, self.A)[0]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,7 +81,11 @@ class DirectSum(Arithmetic):
     parts: tuple[BlockProduct, ...]
 
     def cores(self) -> list[Array]:
-        return [core for part in self.parts for core in part.cores()]
+        return self.reduced()[0]
+
+    def reduced(self) -> tuple[list[Array], float]:
+        cores, reaches = zip(*(part.reduced() for part in self.parts), strict=True)
+        return [core for part in cores for core in part], max(reaches)
 
     def expanded(self) -> Expanded:
         B, sigma, A = zip(*(part.expanded() for part in self.parts), strict=True)
@@ -281,6 +285,7 @@ def activate(sigma: Array, activation: str = "exp-norm") -> Array:
         raise FactorError("activation", f"{activation!r} is unknown; expected one of {', '.join(ACTIVATIONS)}")
     values = np.asarray(sigma, dtype=np.float64)
     if activation in ("exp-norm", "no-exp"):
+        values = normalised(values)[0]  # neither the sum nor the ratio leaves the range
         mean = np.abs(values).mean()
         values = values / mean if mean > 0 else values
     if activation in ("exp-norm", "no-norm"):
@@ -288,6 +293,35 @@ def activate(sigma: Array, activation: str = "exp-norm") -> Array:
             raise FactorError("sigma", f"overflows under activation {activation!r}: exp({values.max():.4g})")
         values = np.exp(values)
     return values
+
+
+def product(B: Array, sigma: Array, A: Array) -> tuple[Array, float]:
+    """The blocks B_i Σ_ij A_j as one matrix, and the norms of the rank-one terms that they are made of.
+
+    These are summed in each block, and the Frobenius norm is that of the blocks: rounding is relative to it.
+
+    Parameters
+    ----------
+    B : (b, m/b, r). sigma : (b, b, r). A : (b, r, n/b).
+    """
+    B, sigma, A, power = _balanced(B, sigma, A)
+    terms = np.einsum("ik,ijk,jk->ij", np.linalg.norm(B, axis=1), np.abs(sigma), np.linalg.norm(A, axis=2))
+    blocks = (B[:, None] * sigma[:, :, None, :]) @ np.ldexp(A, power)[None]  # (b, b, m/b, n/b)
+    b, _, p, q = blocks.shape
+    return blocks.transpose(0, 2, 1, 3).reshape(b * p, b * q), float(np.ldexp(np.linalg.norm(terms), power))
+
+
+def _balanced(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array, int]:
+    """B, Σ, A and k with the same B_i Σ_ij A_j up to a factor 2^k, all of them at most 1 and no product out of range.
+
+    Columns of B_i, rows of A_j and Σ are divided by powers of two, which rounds nothing, so that factors like 1e-200
+    and 1e200 make an ordinary update.
+    """
+    (B, p), (A, q) = normalised(B.astype(np.float64, copy=False), 1), normalised(A.astype(np.float64, copy=False), 2)
+    sigma, e = np.frexp(sigma)
+    e = e + p + q[None, :, :, 0]
+    power = int(e.max(where=sigma != 0, initial=-(10**7)))
+    return B, np.ldexp(sigma, e - power), A, power
 
 
 def block_diagonal(blocks: Iterable[Array]) -> Array:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
+import numpy as np
+
 from ..catalogue import METHODS
-from ..linalg import Array
+from ..linalg import Array, norm
 
 
 class FactorError(ValueError):
@@ -126,6 +128,8 @@ class Update(Protocol):
         ...
 
     # What every structure has from Arithmetic.
+    def reduced(self) -> tuple[list[Array], float]: ...
+
     @property
     def shape(self) -> tuple[int, int]: ...
 
@@ -154,6 +158,11 @@ class Arithmetic:
 
     facts: Facts
     __array_ufunc__ = None  # NumPy's numbers leave the product to us
+
+    def reduced(self: Any) -> tuple[list[Array], float]:
+        """The cores, and the size that their rounding is relative to: far above σ₁ where terms cancel."""
+        cores = self.cores()
+        return cores, norm(np.array([norm(core) for core in cores]))
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -38,6 +38,11 @@ class HadamardProduct(Arithmetic):
         middle = np.kron(R1 @ L1.T, R2 @ L2.T)
         return [(_khatri_rao_triangle(Q1, Q2) @ middle @ _khatri_rao_triangle(P1, P2).T)[None]]
 
+    def reduced(self) -> tuple[list[Array], float]:
+        norm = np.linalg.norm
+        pairs = ((self.w1a, self.w1b), (self.w2a, self.w2b))
+        return self.cores(), float(np.prod([norm(left, axis=0) @ norm(right, axis=1) for left, right in pairs]))
+
     def factors(self) -> tuple[Array, Array]:
         m, n = self.facts.out_features, self.facts.in_features
         if self._inner() >= min(m, n):

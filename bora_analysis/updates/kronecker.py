@@ -25,8 +25,11 @@ class KroneckerProduct(Arithmetic):
 
     def cores(self) -> list[Array]:
         """1×1 cores: the singular values of a Kronecker product are all products of those of its factors."""
-        first, second = (_values(part) for part in (self.first, self.second))
-        return [np.outer(first, second).reshape(-1, 1, 1)]
+        return self.reduced()[0]
+
+    def reduced(self) -> tuple[list[Array], float]:
+        (first, one), (second, two) = (_values(part) for part in (self.first, self.second))
+        return [np.outer(first, second).reshape(-1, 1, 1)], one * two
 
     def factors(self) -> tuple[Array, Array]:
         (L1, R1), (L2, R2) = self.first.factors(), self.second.factors()
@@ -91,10 +94,11 @@ def lokr(
     return KroneckerProduct(facts, first, second)
 
 
-def _values(update: Update) -> Array:
-    """Singular values by the cores, for the small factors of a structure; rank_bound of them."""
-    values = np.concatenate([svd_values(core)[0].ravel() for core in update.cores()])
-    return np.sort(values)[::-1][: update.facts.rank_bound]
+def _values(update: Update) -> tuple[Array, float]:
+    """Singular values by the cores, for the small factors of a structure; rank_bound of them. And the cores' reach."""
+    cores, reach = update.reduced()
+    values = np.concatenate([svd_values(core)[0].ravel() for core in cores])
+    return np.sort(values)[::-1][: update.facts.rank_bound], reach
 
 
 def _stored(value: Any) -> str:

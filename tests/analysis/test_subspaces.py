@@ -80,11 +80,12 @@ def test_chance_is_max_over_d():
     assert random_similarity(i, j, d) == 7 / 40
 
 
-def test_directions_below_the_rounding_of_the_file_do_not_count():
+def test_directions_that_are_stored_count_whatever_the_dtype_and_rounding_does_not():
     B = np.eye(6)[:, :3] * [1.0, 0.5, 1e-9]
     assert subspace_similarity(lora(B, np.eye(3, 6)), lora(B, np.eye(3, 6))).shape == (3, 3)
-    coarse = lora(B, np.eye(3, 6), dtype="float32")
-    assert subspace_similarity(coarse, lora(B, np.eye(3, 6))).shape == (2, 3)
+    coarse, one = lora(B, np.eye(3, 6), dtype="float8_e5m2"), lora(np.eye(6)[:, :1], np.eye(1, 6))
+    assert subspace_similarity(coarse, one).shape == (3, 1)
+    assert subspace_similarity(coarse + one * 1e12 - one * 1e12, one).shape == (2, 1)  # 1e-9 is below 1e12 ε
 
 
 def test_tables_of_two_adapters():
