@@ -127,7 +127,7 @@ FUNCTIONS: dict[str, Any] = {
     "recommend": lambda x, _, **o: frame(recommend(x, **o).table),
     "similarity": lambda x, _, **o: frame(similarity(x, x, **o).grid),
     "factor_table": lambda x, _, **o: frame(factor_table(x, **o)),
-    "convert": lambda x, folder, **o: frame(convert(x, folder / "lora", **o).table),
+    "convert": lambda x, folder, **o: frame(convert(x, folder / "lora", force=True, **o).table),
     "merge": lambda x, _, **o: frame(layer_metrics(merge(x if isinstance(x, list) else [x], **o))),
     "base_metrics": lambda x, folder, **o: frame(base_metrics(x, folder / "base", **o)),
     "singular_values": lambda x, _, **o: values(singular_values(x, **o)),

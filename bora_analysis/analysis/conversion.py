@@ -1,7 +1,7 @@
 """Any adapter as a plain LoRA, exactly or cut to a rank, with the error of each module.
 
 The best approximation of rank k is the truncated SVD (Eckart & Young 1936; Mirsky 1960), and its error is known:
-‖ΔW − ΔW_k‖₂ = σ_{k+1} and ‖ΔW − ΔW_k‖_F = (Σ_{i>k} σ_i²)^½.
+‖ΔW − ΔW_k‖₂ = σ_{k+1} and ‖ΔW − ΔW_k‖_F = (Σ_{i>k} σ_i²)^½. Rounding to the file's dtype is added to it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ from ..adapters import Adapter, AdapterError, write_adapter
 from ..adapters.given import one_of
 from ..adapters.reading import Options
 from ..cards import card
+from ..catalogue.dtypes import EPSILON
 from ..catalogue.module_names import layer, projection
 from ..files.configuration import CONFIG_NAME
 from ..files.errors import counted
 from ..files.tensors import Raw, open_tensors
-from ..linalg import Array, NotFiniteError
+from ..linalg import Array, NotFiniteError, norm
+from ..linalg.inertia import spectral_norm
 from ..linalg.threads import in_order
 from ..metrics import effective_rank, energy_rank, numerical_rank
-from ..updates.contract import Facts, Update
+from ..updates.checks import is_finite
+from ..updates.contract import FactorError, Facts, Update
 from ..updates.dense import Dense
 from .progress import progress
-from .vectors import singular_vectors
+from .vectors import SingularVectors, singular_vectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +58,8 @@ class Cut:
     rank_before : numerical rank of ΔW in float64.
     rank : k.
     energy_kept : Σ_{i≤k} σ² / Σσ²; 1 for ΔW = 0.
-    error_spectral, error_frobenius : ‖ΔW − ΔW_k‖₂ and ‖ΔW − ΔW_k‖_F, before the rounding to the dtype of the file.
-    error_relative : ‖ΔW − ΔW_k‖_F / ‖ΔW‖_F; 0 for ΔW = 0.
+    error_spectral, error_frobenius : ‖ΔW − B A‖₂ and ‖ΔW − B A‖_F with the factors as they are written, in their dtype.
+    error_relative : ‖ΔW − B A‖_F / ‖ΔW‖_F; 0 for ΔW = 0.
 
     Examples
     --------
@@ -139,6 +142,7 @@ def convert(
     threshold: float | None = None,
     dtype: str = "float32",
     pad: bool = False,
+    force: bool = False,
     settings: Mapping[str, Any] | None = None,
     on_module: Callable[[], object] | None = None,
     **reading: Unpack[Options],
@@ -165,6 +169,7 @@ def convert(
     threshold : as many as there are σ above it.
     dtype : of the factors, see :func:`bora_analysis.write_adapter`.
     pad : fill up every module with zeros to the largest rank, for servers that know no ``alpha_pattern``.
+    force : replace the adapter that the folder holds already.
     settings : entries of ``adapter_config.json`` beside the LoRA's own, such as :func:`shared_settings` has for a
         merged adapter; by default those of the adapter's own configuration.
     on_module, reading : as for :func:`bora_analysis.analyse`.
@@ -180,7 +185,7 @@ def convert(
     AdapterError
         An adapter that cannot be read; several checkpoints; trained biases; a grouped convolution, an expert's
         parameter or nn.MultiheadAttention; an update without low rank (DoRA, full fine-tuning) and no wish for a rank;
-        ``folder`` is the adapter's own; numbers that do not fit into ``dtype``.
+        ``folder`` is the adapter's own, or holds another; numbers that do not fit into ``dtype``; an empty head.
 
     Examples
     --------
@@ -197,6 +202,11 @@ def convert(
     folder = Path(folder)
     name = adapter.path or adapter.name
     refuse_own_folder(folder, [adapter])
+    held = [
+        file for file in (CONFIG_NAME, "adapter_model.safetensors", "adapter_model.bin") if (folder / file).exists()
+    ]
+    if held and not force:
+        raise AdapterError(f"{folder}: holds {held[0]}; give another folder, or replace it (--force, force=True)")
     if settings is None:
         settings = shared_settings([adapter], heads=True)
     cuts: dict[str, Cut] = {}
@@ -212,8 +222,8 @@ def convert(
                 "threshold (--rank, --energy, --threshold) to cut it to"
             )
         try:
-            return update.facts, *truncated(update, rank=rank, energy=energy, threshold=threshold)
-        except NotFiniteError as error:
+            return update.facts, *truncated(update, rank=rank, energy=energy, threshold=threshold, dtype=dtype)
+        except (NotFiniteError, FactorError) as error:
             raise AdapterError(f"{name}: {module}: {error}") from None
 
     def factors() -> Iterator[tuple[str, dict[str, Array]]]:
@@ -256,23 +266,72 @@ def _rule(rank: int | None, energy: float | None, threshold: float | None) -> Ca
 
 
 def truncated(
-    update: Update, *, rank: int | None = None, energy: float | None = None, threshold: float | None = None
+    update: Update,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    threshold: float | None = None,
+    dtype: str = "float64",
 ) -> tuple[Array, Array, Cut]:
-    """B (m, k) and A (k, n), float64, with B A = ΔW_k and the scaling in them, and what the cut loses.
+    """B (m, k) and A (k, n), with B A = ΔW_k and the scaling in them, rounded to ``dtype``, and what is lost.
 
     Both carry the root of the singular values, so that neither is much larger than the other. For k = 0 they are zeros
-    of rank 1. Parameters as for :func:`convert`; without a wish k is ΔW's rank.
+    of rank 1. Parameters as for :func:`convert`; without a wish k is ΔW's rank. FactorError where ``dtype`` has not the
+    range for a factor.
     """
     choose = _rule(rank, energy, threshold)
     found = singular_vectors(update)
     values = found.values
     full = numerical_rank(values, found.rounding)
     k = min(full, choose(values))
-    total, tail = float(np.linalg.norm(values)), float(np.linalg.norm(values[k:]))
-    relative = tail / total if total else 0.0
-    cut = Cut(full, k, 1.0 - relative**2, float(values[k : k + 1].sum()), tail, relative)
+    total, lost = norm(values), norm(values[k:])
+    share = lost / total if total else 0.0
     root = np.sqrt(values[:k]) if k else np.zeros(1)
-    return found.left[:, : len(root)] * root, root[:, None] * found.right[: len(root)], cut
+    exact = found.left[:, : len(root)] * root, root[:, None] * found.right[: len(root)]
+    B, A = (_stored(name, factor, dtype) for name, factor in zip("BA", exact, strict=True))
+    spectral = float(values[k : k + 1].sum())
+    E, F = exact[0] - B, exact[1] - A
+    if E.any() or F.any():
+        core = _lost(found, root, E, F)
+        spectral, lost = spectral_norm(core), norm(core)
+    return B, A, Cut(full, k, 1.0 - share**2, spectral, lost, lost / total if total else 0.0)
+
+
+def _stored(name: str, factor: Array, dtype: str) -> Array:
+    """The factor rounded to the dtype, in float64."""
+    with np.errstate(over="ignore"):
+        rounded = factor.astype(dtype).astype(np.float64)
+    if not is_finite(rounded):
+        raise FactorError(name, f"holds values beyond the range of {dtype}; expected a wider dtype")
+    if norm(rounded - factor) > EPSILON[dtype] * norm(factor):  # rounding alone makes at most half of it
+        raise FactorError(
+            name, f"holds values below the range of {dtype} (the largest is {np.abs(factor).max():.2g}); "
+            "expected bfloat16 or a wider dtype"
+        )  # fmt: skip
+    return rounded
+
+
+def _lost(found: SingularVectors, root: Array, E: Array, F: Array) -> Array:
+    """A matrix with the singular values of ΔW − (B − E)(A − F), where B A = ΔW_k.
+
+    That is ΔW − ΔW_k + E A + (B − E) F. In an orthonormal basis of the singular vectors and of what E and F have beside
+    them, all of it is small.
+    """
+    k = len(root)
+    left, right = _coordinates(found.left, E), _coordinates(found.right.T, F.T)
+    core = np.zeros((len(left), len(right)))
+    beyond = np.arange(k, len(found.values))
+    core[beyond, beyond] = found.values[k:]
+    core[:, :k] += left * root
+    core += (np.eye(len(left), k) * root - left) @ right.T
+    return core
+
+
+def _coordinates(basis: Array, columns: Array) -> Array:
+    """In the basis, and in another one of what is orthogonal to it, whose Gram matrix is known without it."""
+    inside = basis.T @ columns
+    squares, axes = np.linalg.eigh(columns.T @ columns - inside.T @ inside)
+    return np.concatenate([inside, np.sqrt(np.maximum(squares, 0))[:, None] * axes.T])
 
 
 def _of_layer(facts: Facts, B: Array, A: Array) -> dict[str, Array]:
@@ -327,4 +386,10 @@ def _others(adapter: Adapter) -> dict[str, Raw]:
     known = set(tensors.keys())
     if not any(key.startswith("base_model.model.") for key in known):  # another layout: its names mean nothing to PEFT
         return {}
-    return {key: tensors.raw(key) for key in adapter.passed_over if key in known and ".lora_" not in key}
+    found = {key: tensors.raw(key) for key in adapter.passed_over if key in known and ".lora_" not in key}
+    for key, raw in found.items():
+        if 0 in raw.shape:
+            raise AdapterError(
+                f"{adapter.path}: {key} has shape {list(raw.shape)}; expected numbers: save the sharded model gathered"
+            )
+    return found

@@ -27,6 +27,7 @@ _cutting = together(
         default="float32",
         show_default=True,
     ),
+    click.option("--force", is_flag=True, help="Replace the adapter that DIR holds already."),
     click.option("--pad", is_flag=True, help="Pad with zeros to the largest rank, for servers without alpha_pattern."),
     click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table", show_default=True),
 )
@@ -38,8 +39,8 @@ _cutting = together(
 def convert(paths: str, reading: dict[str, Any], **options: Any) -> None:
     """Write an adapter as a plain LoRA, for PEFT and every server of LoRA.
 
-    Without --rank, --energy or --threshold ΔW is kept whole. The output states the error of each module. It is exact:
-    the truncated SVD is the best approximation, and its error consists of the singular values that were cut off.
+    Without --rank, --energy or --threshold ΔW is kept whole. The output states the error of each module as it is
+    written: the singular values that were cut off, no rank-k matrix loses less, and the rounding to --dtype.
     """
     with usage():
         _write(read_one(paths, reading), **options)
@@ -92,6 +93,7 @@ def _write(
     threshold: float | None,
     dtype: str,
     pad: bool,
+    force: bool,
     form: str,
     settings: dict[str, Any] | None = None,
 ) -> None:
@@ -101,7 +103,7 @@ def _write(
 
     cut: dict[str, Any] = {"rank": rank, "energy": energy, "threshold": threshold, "dtype": dtype, "pad": pad}
     with progress(len(adapter)) as step:
-        done = conversion.convert(adapter, output, settings=settings, on_module=step, **cut)
+        done = conversion.convert(adapter, output, settings=settings, on_module=step, force=force, **cut)
     frame = done.table
     shown = cut_table(frame) if form == "table" else text(frame, form, ascii_only=not is_unicode())
     click.echo(shown, nl=form == "table")

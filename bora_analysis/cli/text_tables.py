@@ -123,7 +123,7 @@ def cut_table(frame: pd.DataFrame) -> str:
     return (
         f"{table}\n\n{_methods(frame)} of {before:,} parameters as a LoRA of {after:,}, ranks {_span(frame['rank'])}; "
         f"the largest relative error is {_error(frame['error_relative'].max())}.\n"
-        "error: ΔW − ΔW_k, in float64: ‖·‖₂ = σ_{k+1}, ‖·‖_F = √Σ_{i>k}σᵢ², the smallest possible at rank k."
+        "error: of the file as written, rounding included; no matrix of rank k has less than σ_{k+1} and √Σ_{i>k}σᵢ²."
     )
 
 

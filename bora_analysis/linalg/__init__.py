@@ -38,5 +38,10 @@ def normalised(X: Array, axis: Any = None) -> tuple[Array, Array]:
 
 def norm(X: Array) -> float:
     """‖X‖_F, for entries whose squares are out of range too."""
-    Y, e = normalised(X.ravel())
+    flat = X.ravel(order="K")
+    with np.errstate(over="ignore"):
+        quick = float(np.linalg.norm(flat))
+    if 1e-140 < quick < 1e140:
+        return quick
+    Y, e = normalised(flat)
     return float(np.ldexp(np.linalg.norm(Y), e.item()))

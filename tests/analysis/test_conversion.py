@@ -295,3 +295,79 @@ def test_melora_stays_a_direct_sum_of_few_numbers() -> None:
     B, A, cut = truncated(update, rank=1)
     assert cut.error_spectral == pytest.approx(1.0)
     np.testing.assert_allclose(B @ A, np.diag([5.0, 0, 0, 0, 0, 0])[:, :4], atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("wish", [{}, {"rank": 3}, {"rank": 64}])
+def test_the_error_is_that_of_the_file_as_written(dtype: str, wish: dict[str, Any], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    B, A, sigma = rng.standard_normal((24, 4)), rng.standard_normal((4, 36)), rng.standard_normal((4, 4, 4))
+    made: dict[str, Any] = {
+        "bora": bora(B / 9, A, sigma),
+        "lora": lora(B, A),
+        "melora": melora([B, B], [A, 2 * A]),
+        "zero": lora(0 * B, A),
+        "large": lora(30 * B, 30 * A),
+        "thin": lora(B[:1, :1], A[:1]),
+    }
+    if wish:
+        made["dense"] = dense(B @ A + rng.standard_normal((24, 36)))
+    done = convert(Adapter.from_updates("a", made), tmp_path / "out", dtype=dtype, **wish)
+    written = one(tmp_path / "out")
+    expected = {"float64": (0, 1e-15), "float32": (1e-9, 6e-8), "float16": (1e-5, 5e-4), "bfloat16": (1e-4, 4e-3)}
+    for module, cut in done.cuts.items():
+        exact = made[module].to_dense()
+        lost, size = exact - written[module].to_dense(), float(np.linalg.norm(exact))
+        assert cut.error_frobenius == pytest.approx(np.linalg.norm(lost), rel=1e-7, abs=1e-13 * size)
+        assert cut.error_spectral == pytest.approx(np.linalg.norm(lost, 2), rel=1e-7, abs=1e-13 * size)
+        assert cut.error_relative == pytest.approx(np.linalg.norm(lost) / max(size, 1e-300), rel=1e-7, abs=1e-13)
+        if size and not wish:
+            low, high = expected[dtype]
+            assert low <= cut.error_relative <= high
+
+
+def test_numbers_out_of_the_range_of_a_dtype_are_refused_by_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    B, A = rng.standard_normal((24, 4)), rng.standard_normal((4, 36))
+    for dtype, size, part in (
+        ("float16", 1e-12, r"small: q: B holds values below the range of float16 \(the largest is .*bfloat16"),
+        ("float32", 1e-90, "q: B holds values below the range of float32"),
+        ("bfloat16", 1e90, "q: B holds values beyond the range of bfloat16"),
+        ("float16", 1e12, "q: B holds values beyond the range of float16"),
+    ):
+        adapter = Adapter.from_updates("small", {"q": lora(size * B, A)})
+        with pytest.raises(AdapterError, match=part):
+            convert(adapter, tmp_path / "out", dtype=dtype)
+        assert not list((tmp_path / "out").glob("*"))
+        assert convert(adapter, tmp_path / dtype / str(size), dtype="float64").cuts["q"].error_relative < 1e-14
+    scattered = lora(B * np.geomspace(1, 1e-7, 24)[:, None], A)  # a few entries underflow: the error says how much
+    cut = convert(Adapter.from_updates("a", {"q": scattered}), tmp_path / "scattered", dtype="float16").cuts["q"]
+    assert 1e-5 < cut.error_relative < 1e-3
+
+
+def test_an_adapter_is_not_replaced_without_force(tmp_path: Path) -> None:
+    factors = {"l": {"B": np.ones((4, 1)), "A": np.ones((1, 4))}}
+    source = write_adapter(tmp_path / "a", "lora", factors, alpha=1)
+    for held in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
+        folder = tmp_path / held
+        folder.mkdir()
+        (folder / "notes.txt").touch()
+        (folder / held).write_text("mine")
+        for words in (["convert", str(source)], ["merge", str(source), f"{source}@2"]):
+            told = CliRunner().invoke(main, [*words, "-o", str(folder)])
+            assert (told.exit_code, told.stdout) == (1, "")
+            assert f"holds {held}; give another folder, or replace it (--force" in told.stderr
+            assert (folder / held).read_text() == "mine"
+        assert CliRunner().invoke(main, ["convert", str(source), "-o", str(folder), "--force"]).exit_code == 0
+        assert list(one(folder)) == ["l"]
+
+
+def test_an_empty_head_is_refused(tmp_path: Path) -> None:
+    """Sharded weights that were not gathered have shape [0]; PEFT would fail on them."""
+    folder = write_adapter(tmp_path / "a", "lora", {"l": {"B": np.ones((4, 1)), "A": np.ones((1, 4))}}, alpha=1)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors["base_model.model.head.weight"] = torch.zeros(0)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match=r"adapter_model.safetensors: base_model.model.head.weight has shape \[0\]"):
+        convert(folder, tmp_path / "out")
+    assert not (tmp_path / "out/adapter_config.json").exists()
