@@ -15,7 +15,7 @@ import numpy as np
 
 from ..files.errors import AdapterError
 from ..files.keys import natural
-from ..updates.contract import Update
+from ..updates.contract import FactorError, Update
 from ..updates.sums import combine
 from .adapter import Adapter
 from .given import items_of, one_of
@@ -96,4 +96,9 @@ def _load(parts: Sequence[tuple[Adapter, float]], module: str, method: str) -> U
             f"{adapter.name} {u.facts.out_features}×{u.facts.in_features} ({u.facts.kind})" for adapter, _, u in present
         )
         raise AdapterError(f"merge: {module} differs in shape or kind: {found}; expected adapters of one base model")
-    return combine([update for _, _, update in present], [weight for _, weight, _ in present], method=method)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return combine([update for _, _, update in present], [weight for _, weight, _ in present], method=method)
+    except FactorError:
+        names = ", ".join(adapter.name for adapter, _, _ in present)
+        raise AdapterError(f"merge: {module}: the sum of {names} is beyond the range of float64; check α") from None

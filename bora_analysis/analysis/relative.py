@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from scipy.sparse.linalg import LinearOperator, svds
+from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 
 from ..adapters import AdapterError
 from ..adapters.given import adapters_of
@@ -225,6 +225,10 @@ def _largest(matrix: Any, k: int) -> SingularVectors:
         return SingularVectors(left[:, :k], values[:k], right[:k], rounding_tolerance(values))
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))
     options: dict[str, Any] = {"k": k, "v0": start, "tol": 1e-10}
-    left, values, right = cast(tuple[Array, Array, Array], svds(matrix, **options))
+    try:
+        left, values, right = cast(tuple[Array, Array, Array], svds(matrix, **options))
+    except (ArpackError, np.linalg.LinAlgError):
+        left, values, right = svd_with_vectors(matrix @ np.eye(matrix.shape[1]))
+        left, values, right = left[:, :k], values[:k], right[:k]
     order = np.argsort(values)[::-1]
     return SingularVectors(left[:, order], values[order], right[order], rounding_tolerance(values))

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack
 
 import numpy as np
-from scipy.linalg import subspace_angles
 
 from ..adapters import AdapterError
 from ..adapters.given import one_of
 from ..adapters.reading import Options
 from ..catalogue.module_names import layer, projection
 from ..linalg import Array, NotFiniteError
+from ..linalg.solvers import svd_values
 from ..linalg.threads import in_order
 from ..metrics import numerical_rank
 from ..updates.contract import Update
@@ -121,7 +121,7 @@ def principal_angles(a: Update, b: Update, i: int, j: int, side: Side = "left") 
     for name, value, basis in (("i", i, one), ("j", j, two)):
         if not 1 <= value <= basis.shape[1]:
             raise ValueError(f"{name} is {value}; expected 1 to {basis.shape[1]}, the rank of the update")
-    return subspace_angles(one[:, :i], two[:, :j])[::-1]
+    return _angles(one[:, :i], two[:, :j])
 
 
 def bases(update: Update) -> dict[Side, Array]:
@@ -222,7 +222,7 @@ def similarity(
             there = bool(grids[side].size)
             at[f"phi_{side}"] = float(grids[side][-1, -1]) if there else np.nan
             at[f"random_{side}"] = random_similarity(U.shape[1], V.shape[1], len(U)) if there else np.nan
-            at[f"angle_{side}"] = float(np.rad2deg(subspace_angles(U, V).min())) if there else np.nan
+            at[f"angle_{side}"] = float(np.rad2deg(_angles(U, V)[0])) if there else np.nan
             at[f"dimension_{side}"] = len(U)
         return grids, at
 
@@ -242,6 +242,14 @@ def similarity(
     whole = [part for part in parts if len(part)] or parts[:1]
     types = {"layer": "Int64"}
     return Similarity(pd.concat(whole, ignore_index=True).astype(types), pd.DataFrame(rows).astype(types))
+
+
+def _angles(a: Array, b: Array) -> Array:
+    wide, thin = (a, b) if a.shape[1] >= b.shape[1] else (b, a)
+    overlap = wide.T @ thin
+    cosines, sines = (svd_values(X[None])[0][0] for X in (overlap, thin - wide @ overlap))
+    small = np.square(cosines) > 0.5
+    return np.where(small, np.arcsin(np.minimum(sines[::-1], 1)), np.arccos(np.minimum(cosines, 1)))
 
 
 def _phi(a: Array, b: Array) -> Array:

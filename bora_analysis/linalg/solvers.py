@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -97,9 +98,10 @@ def gram_suffices(values: Array, dtype: str, solver: str) -> bool:
 def solve_cpu(stack: Array, dtype: str, solver: str) -> Solved:
     if wants_gram(stack, dtype, solver):
         wide = stack if stack.shape[1] <= stack.shape[2] else stack.transpose(0, 2, 1)
-        values = np.sqrt(np.maximum(eigenvalues(wide @ wide.transpose(0, 2, 1)), 0.0))
-        if gram_suffices(values, dtype, solver):
-            return Solved(values, "gram", "cpu")
+        with suppress(np.linalg.LinAlgError, RuntimeError):  # NumPy's and torch's, where they do not converge
+            values = np.sqrt(np.maximum(eigenvalues(wide @ wide.transpose(0, 2, 1)), 0.0))
+            if gram_suffices(values, dtype, solver):
+                return Solved(values, "gram", "cpu")
     return Solved(*svd_values(stack), "cpu")
 
 

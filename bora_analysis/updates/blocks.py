@@ -30,6 +30,10 @@ class BlockProduct(Arithmetic):
     sigma: Array  # (b, b, r) float64, activated, scaling folded in
     A: Array  # (b, r, n/b), as stored
 
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.sigma).all():
+            raise FactorError("sigma", "with the scaling in it is beyond the range of float64 (1.8e308); check α")
+
     def cores(self) -> list[Array]:
         """One core C with C_ij = R_i Σ_ij L_jᵀ, where B_i = Q_i R_i and A_jᵀ = P_j L_j.
 
@@ -250,7 +254,8 @@ def bora(
     if raw.shape != (b, b, r):
         raise FactorError("sigma", f"has shape {raw.shape}; expected (b, b, r) with r = {r} from B {left.shape}")
     check_blocks(b, m, n)
-    diagonals = activate(raw, activation) * float(scaling)
+    with np.errstate(over="ignore"):  # BlockProduct says so
+        diagonals = activate(raw, activation) * float(scaling)
     price = cost("bora", m, n, r, blocks=b)
     stored = coarsest((pair_dtype, sigma_dtype))
     facts = Facts(method, m, n, r, b, float(scaling), price.parameters, price.macs_per_token, price.rank_bound, stored)

@@ -37,6 +37,7 @@ from bora_analysis.linalg import NotFiniteError
 from bora_analysis.linalg.inertia import count, spectral_norm
 from bora_analysis.metrics import rounding_tolerance
 from bora_analysis.updates.blocks import DirectSum, activate
+from bora_analysis.updates.contract import FactorError
 
 MODULE = "layers.0.q_proj"
 
@@ -73,6 +74,29 @@ def test_commands_end_with_one_line(folder, tmp_path, command):
     assert result.exit_code == 1, result.output
     assert f"{MODULE}: ΔW or its energy Σσ² is beyond the range of float64" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_every_command_and_sum(tmp_path):
+    rng = np.random.default_rng(0)
+    B, A, sigma = rng.standard_normal((8, 2)), rng.standard_normal((2, 6)), np.full((2, 2, 2), 700.0)
+    bad = write_adapter(
+        tmp_path / "bad", "bora", {MODULE: {"B": B, "A": A, "sigma": sigma}}, alpha=1e10, activation="no-norm"
+    )
+    picture = ["figure", "spectra", "-o", str(tmp_path / "s.svg")]
+    for words in (["analyze"], ["factors"], ["recommend"], ["convert", "-o", str(tmp_path / "out")], picture):
+        result = CliRunner().invoke(main, [*words, str(bad)])
+        assert (result.exit_code, "Traceback" in result.output) == (1, False), result.output
+        assert "bad/adapter_model.safetensors: " in result.stderr
+        assert "sigma with the scaling in it is beyond the range of float64" in result.stderr
+    for size, said in ((1e150, f"{MODULE}: ΔW or its energy"), (1e200, f"merge: {MODULE}: the sum of large")):
+        factors = {MODULE: {"B": size * B, "A": size * A}}
+        large = write_adapter(tmp_path / str(size) / "large", "lora", factors, alpha=2)
+        result = CliRunner().invoke(main, ["merge", f"{large}@1e100", "-o", str(tmp_path / "out")])
+        assert (result.exit_code, "Traceback" in result.output) == (1, False), result.output
+        assert said in result.stderr
+    assert not list(tmp_path.glob("out/*"))
+    with pytest.raises(FactorError, match="check α"):
+        bora(B, A, sigma, activation="no-norm", scaling=1e10)
 
 
 def test_an_update_by_itself_is_refused_too():

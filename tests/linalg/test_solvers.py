@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.sparse.linalg
 
-from bora_analysis import factor_ranks, read_adapter, singular_values, singular_vectors
+from bora_analysis import factor_ranks, lora, read_adapter, singular_values, singular_vectors
+from bora_analysis.analysis import relative
 from bora_analysis.analysis.relative import intruder_dimensions
-from bora_analysis.linalg import solvers
+from bora_analysis.linalg import inertia, solvers
 from bora_analysis.updates.dense import dense
 
 ROOT = Path(__file__).parents[2]
@@ -68,4 +70,26 @@ def test_nobody_else_decomposes():
         for path in (ROOT / folder).rglob("*.py"):
             if path.name != "solvers.py":
                 text = path.read_text(encoding="utf-8")
-                assert not re.search(r"linalg\.svd\(|import .*\bsvd\b", text), f"{path}: use linalg.solvers"
+                assert not re.search(r"linalg\.svd\(|import .*\b(svd|svdvals|orth|subspace_angles)\b", text), (
+                    f"{path}: use linalg.solvers"
+                )
+
+
+def test_iterations_that_do_not_converge(monkeypatch):
+    """ARPACK, and the eigenvalues of a Gram matrix: the dense way then gives the same."""
+    rng = np.random.default_rng(0)
+    W0, update = rng.standard_normal((600, 520)), lora(rng.standard_normal((600, 2)), rng.standard_normal((2, 520)))
+    stack = rng.standard_normal((1, 30, 20))
+    expected = intruder_dimensions(update, W0), inertia.spectral_norm(W0), solvers.svd_values(stack)[0]
+
+    def never(*arguments, **keywords):
+        raise scipy.sparse.linalg.ArpackNoConvergence("%s", [], []) if keywords else np.linalg.LinAlgError
+
+    monkeypatch.setattr(scipy.sparse.linalg, "eigsh", never)
+    monkeypatch.setattr(relative, "svds", never)
+    monkeypatch.setattr(solvers, "eigenvalues", never)
+    assert intruder_dimensions(update, W0) == expected[0]
+    assert inertia.spectral_norm(W0) == pytest.approx(expected[1], rel=1e-9)
+    solved = solvers.solve(stack, "float32", "gram", "cpu")
+    assert solved.solver == "svd"
+    np.testing.assert_array_equal(solved.values, expected[2])
