@@ -20,7 +20,7 @@ import numpy as np
 from ..catalogue.dtypes import EPSILON
 from .errors import AdapterError
 from .keys import module_path
-from .tensors import Array, Tensors, open_tensors
+from .tensors import Array, Raw, StoredTensors, open_file
 
 CONFIG_NAME = "config.json"
 _STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
@@ -70,12 +70,16 @@ class BaseWeights:
     path : the folder, or the file.
     """
 
+    # As of an open file, so that an adapter's reader can take it.
+    unread: tuple[str, ...] = ()
+
     def __init__(self, place: Path):
         self.path = place
+        self.metadata: dict[str, str] = {}
         self._files = _files(place)
         if not self._files:
             raise AdapterError(f"{place}: holds no tensors; expected a model")
-        self._open: dict[Path, Tensors] = {}
+        self._open: dict[Path, StoredTensors] = {}
         self._lock = threading.Lock()
 
     def keys(self) -> list[str]:
@@ -89,6 +93,9 @@ class BaseWeights:
 
     def read(self, key: str) -> Array:
         return self._tensors(key).read(key)
+
+    def raw(self, key: str) -> Raw:
+        return self._tensors(key).raw(key)
 
     def find(self, module: str) -> str:
         """The key of a module's weight.
@@ -169,11 +176,11 @@ class BaseWeights:
             names[module.replace(".", "_")].append(key)
         return names
 
-    def _tensors(self, key: str) -> Tensors:
+    def _tensors(self, key: str) -> StoredTensors:
         path = self._files[key]
         with self._lock:
             if path not in self._open:
-                tensors = open_tensors(path)
+                tensors = open_file(path)
                 missing = {key for key, file in self._files.items() if file == path} - set(tensors.keys())
                 if missing:
                     raise AdapterError(f"{path}: has no {min(missing)}, which the index puts there; fetch it again")
@@ -254,7 +261,7 @@ def _weights(place: Path) -> Path:
 def _files(place: Path) -> dict[str, Path]:
     """Key → file."""
     found = _weights(place)
-    return _shards(found) if _is_index(found) else dict.fromkeys(open_tensors(found).keys(), found)
+    return _shards(found) if _is_index(found) else dict.fromkeys(open_file(found).keys(), found)
 
 
 def _shards(index: Path) -> dict[str, Path]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import warnings
 import zipfile
@@ -41,6 +42,10 @@ _SAFETENSORS_DTYPES = {
 }
 # Types that are read as float32.
 _NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+#: One of several files that hold the weights together.
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+# What a checkpoint holds beside the weights, in lower case.
+_BESIDE = re.compile(r"(optim|sched|lr_|ema|callbacks|loops|rng|scaler|args|hyper_parameters)")
 # A mapped file is mapped anew after this many bytes, or its pages would add up to the whole file in memory.
 _REMAP_BYTES = 64 * 2**20
 
@@ -83,12 +88,31 @@ class StoredTensors(Tensors, Protocol):
 
 
 def open_tensors(path: Path) -> StoredTensors:
-    """Open a ``.safetensors`` file or one that ``torch.save`` wrote, without reading tensor data."""
+    """Open a ``.safetensors`` file or one that ``torch.save`` wrote, without reading tensor data.
+
+    A shard, ``…-00001-of-00002.safetensors``, is opened together with the others beside it.
+    """
+    files = shards(path)
+    return open_file(path) if len(files) == 1 else Shards(path, [open_file(file) for file in files])
+
+
+def shards(path: Path) -> list[Path]:
+    """The files of which a weight file is one shard; the file alone if it is none. Nothing is opened."""
+    hit = SHARD.fullmatch(path.name)
+    if not hit:
+        return [path]
+    count = int(hit["count"])
+    return [path.with_name(f"{hit['stem']}-{k:05d}-of-{count:05d}{hit['suffix']}") for k in range(1, count + 1)]
+
+
+def open_file(path: Path) -> StoredTensors:
+    """Open one file, whole or a shard."""
     try:
         with path.open("rb") as handle:
             start = handle.read(64)
     except OSError as error:
-        raise AdapterError(f"{path}: cannot be opened: {error.strerror or error}") from None
+        hint = "; the weights lie in several files, and all of them are needed" if SHARD.fullmatch(path.name) else ""
+        raise AdapterError(f"{path}: cannot be opened: {error.strerror or error}{hint}") from None
     if not start:
         raise AdapterError(f"{path}: is empty (0 bytes); fetch or save it again")
     if start.startswith(b"version https://git-lfs"):
@@ -96,6 +120,38 @@ def open_tensors(path: Path) -> StoredTensors:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
     return TorchFile(path)
+
+
+class Shards:
+    """Several files as one."""
+
+    def __init__(self, path: Path, files: list[StoredTensors]):
+        self.path = path
+        self.metadata: dict[str, str] = {name: value for file in files for name, value in file.metadata.items()}
+        self.unread = tuple(name for file in files for name in file.unread)
+        self._files: dict[str, StoredTensors] = {}
+        for file in files:
+            for key in file.keys():  # noqa: SIM118  no mapping
+                if key in self._files:
+                    raise AdapterError(
+                        f"{file.path}: {key} is in {self._files[key].path} too; expected it in one shard"
+                    )
+                self._files[key] = file
+
+    def keys(self) -> list[str]:
+        return list(self._files)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._files[key].shape(key)
+
+    def dtype(self, key: str) -> str:
+        return self._files[key].dtype(key)
+
+    def read(self, key: str) -> Array:
+        return self._files[key].read(key)
+
+    def raw(self, key: str) -> Raw:
+        return self._files[key].raw(key)
 
 
 class _Entry(NamedTuple):
@@ -193,17 +249,32 @@ class TorchFile:
         except Exception as error:  # a damaged file fails anywhere inside the unpickler
             reason = type(error).__name__
             raise AdapterError(f"{self.path}: is no complete PyTorch file ({reason}); fetch or save it again") from None
-        for name in ("state_dict", "model"):
-            if isinstance(content, dict) and isinstance(content.get(name), dict):
-                content = content[name]
         if isinstance(content, list):  # cloneofsimo/lora's layout
             content = {f"[{position}]": value for position, value in enumerate(content)}
         if not isinstance(content, dict):
             raise AdapterError(f"{self.path}: holds a {type(content).__name__}; expected a dictionary of named tensors")
+        if isinstance(content.get("metadata"), dict):
+            self.metadata = {str(name): str(value) for name, value in content["metadata"].items()}
+        content = self._weights(content)
         tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
         if not tensors:
             raise AdapterError(f"{self.path}: holds no tensors; expected a dictionary of named tensors")
         return tensors, tuple(str(key) for key in content if str(key) not in tensors)
+
+    def _weights(self, content: dict[Any, Any]) -> dict[Any, Any]:
+        """The weights in a checkpoint: one or more levels down, or a dictionary for every layer."""
+        inner = {name: found for name, value in content.items() if (found := _with_tensors(name, value))}
+        for name in ("state_dict", "model"):
+            if name in inner:
+                return self._weights(inner[name])
+        if not inner or any(hasattr(value, "dtype") for value in content.values()):
+            return content
+        if len(inner) == 1 and not str(next(iter(inner))).startswith("layer_"):
+            return self._weights(next(iter(inner.values())))
+        if any("." in str(key) for found in inner.values() for key in found):  # each has the paths of a whole model
+            names = ", ".join(map(str, inner))
+            raise AdapterError(f"{self.path}: holds the weights of several models ({names}); save one of them alone")
+        return _flat(inner)
 
     def keys(self) -> list[str]:
         return list(self._shapes)
@@ -235,6 +306,23 @@ class TorchFile:
             return self._tensors[key].detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
         return _raw(self, key, read)
+
+
+def _with_tensors(name: Any, value: Any) -> dict[Any, Any]:
+    """A dictionary with tensors somewhere in it, that is no optimizer's; an empty one otherwise."""
+    if not isinstance(value, dict) or _BESIDE.match(str(name).lower()):
+        return {}
+    held = any(hasattr(inner, "dtype") or _with_tensors(key, inner) for key, inner in value.items())
+    return value if held else {}
+
+
+def _flat(content: dict[Any, Any]) -> dict[str, Any]:
+    """Dictionaries in dictionaries as one, with paths."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        within = {f"{name}.{key}": inner for key, inner in _flat(value).items()} if isinstance(value, dict) else None
+        flat |= {str(name): value} if within is None else within
+    return flat
 
 
 def _raw(tensors: Tensors, key: str, read: Callable[[], bytes]) -> Raw:

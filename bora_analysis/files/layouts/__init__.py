@@ -14,7 +14,7 @@ from ..tensors import Tensors
 from . import authors, kohya, merged, mlx, numbered
 from .view import Translation
 
-_LAYOUTS = (numbered.cloneofsimo, numbered.sam, mlx.translate, merged.translate, authors.translate, kohya.translate)
+_LAYOUTS = (numbered.cloneofsimo, numbered.sam, mlx.translate, merged.translate, *authors.LAYOUTS, kohya.translate)
 
 
 def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation:

@@ -1,24 +1,41 @@
-"""Checkpoints of the methods' authors whose keys differ from PEFT's by a name.
+"""Programs and authors whose keys differ from PEFT's by a name.
 
 QSBoRA (cityuhkai/SBoRA, ``QSBoRA/peft_sbora/tuners/lora.py``) with its adapter ``dora``: the magnitude is
 ``<module>.magnitude.weight`` (m, 1) beside the pair.
+
+torchtune (``modules/peft/lora.py``, ``dora.py``): ``<module>.lora_a.weight`` (r, n), ``.lora_b.weight`` (m, r) and
+``.magnitude`` (m,). α is in the recipe.
+
+AdapterHub's adapters (``methods/lora.py``): ``<module>.loras.<name>.lora_A`` (r, n), ``.lora_B`` (m, r); α and r under
+``config`` in adapter_config.json.
+
+OpenDelta (``delta_models/lora.py``): ``<module>.lora.lora_A`` (r, n), ``.lora_B`` (m, r); α is ``lora_alpha`` of
+config.json.
+
+CLIP-LoRA (MaxZanella/CLIP-LoRA, ``loralib/utils.py``): ``layer_0.q_proj.w_lora_A`` (r, n), ``.w_lora_B`` (m, r), with
+α in ``metadata``; ΔW = α/√r · B A. The layers are numbered through both encoders.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..errors import AdapterError
 from ..keys import module_path
 from ..tensors import Tensors
 from .view import Derived, Translation, View, add
 
 _MAGNITUDE = re.compile(r"(?P<module>.+)\.magnitude(\.[^.]+)?\.weight")
 _PAIR = re.compile(r"(?P<module>.+)\.lora_A(\.[^.]+)??(\.weight)?")
+_TORCHTUNE = re.compile(r"(?P<module>.+)\.(lora_(?P<side>[ab])\.weight|magnitude)")
+_ADAPTERHUB = re.compile(r"(?P<module>.+)\.loras\.(?P<name>[^.]+)\.lora_(?P<side>[AB])")
+_OPENDELTA = re.compile(r"(?P<module>.+)\.lora\.lora_(?P<side>[AB])")
+_CLIP = re.compile(r"(?P<module>layer_\d+\.\w+)\.w_lora_(?P<side>[AB])")
 
 
-def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation | None:
+def qsbora(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation | None:
     """The view under PEFT's names, or None where all are PEFT's already."""
     paths = {key: module_path(key) for key in tensors.keys()}  # noqa: SIM118  no mapping
     magnitudes = {key: hit["module"] for key, path in paths.items() if (hit := _MAGNITUDE.fullmatch(path))}
@@ -33,3 +50,71 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
         else:
             entries[key] = key
     return Translation(View(tensors, entries), config)
+
+
+def torchtune(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation | None:
+    """The view under PEFT's names, or None where nothing is torchtune's."""
+    return _renamed(tensors, config, _TORCHTUNE) if _any(tensors, (".lora_a.weight", ".lora_b.weight")) else None
+
+
+def adapterhub(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation | None:
+    """The view under PEFT's names, or None where nothing is AdapterHub's."""
+    keys = [key for key in tensors.keys() if ".loras." in key]  # noqa: SIM118  no mapping
+    names = {hit["name"] for key in keys if (hit := _ADAPTERHUB.fullmatch(module_path(key)))}
+    if not names:
+        return None
+    if len(names) > 1:
+        told = ", ".join(sorted(names))
+        raise AdapterError(f"{tensors.path}: holds {len(names)} adapters: {told}; save one at a time")
+    own = (config or {}).get("config")
+    if not isinstance(own, Mapping):
+        return _renamed(tensors, config, _ADAPTERHUB)
+    if own.get("composition_mode", "add") != "add":
+        raise AdapterError(
+            f"{tensors.path}: the configuration says composition_mode = {own['composition_mode']!r}; expected 'add'"
+        )
+    return _renamed(tensors, {"r": own.get("r"), "lora_alpha": own.get("alpha")}, _ADAPTERHUB)
+
+
+def opendelta(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation | None:
+    """The view under PEFT's names, or None where nothing is OpenDelta's."""
+    if not _any(tensors, (".lora.lora_A", ".lora.lora_B")):
+        return None
+    if config and "lora_r" in config:
+        config = {"r": config["lora_r"], "lora_alpha": config.get("lora_alpha")}
+    return _renamed(tensors, config, _OPENDELTA)
+
+
+def clip_lora(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translation | None:
+    """The view under PEFT's names, or None where nothing is CLIP-LoRA's."""
+    if not _any(tensors, (".w_lora_A", ".w_lora_B")):
+        return None
+    own: dict[str, Any] = {"use_rslora": True}
+    if stored := tensors.metadata.get("alpha"):
+        try:
+            own["lora_alpha"] = float(stored)
+        except ValueError:
+            raise AdapterError(f"{tensors.path}: metadata says alpha = {stored!r}; expected a number") from None
+    return _renamed(tensors, own, _CLIP)
+
+
+def _any(tensors: Tensors, endings: tuple[str, ...]) -> bool:
+    return any(key.endswith(endings) for key in tensors.keys())  # noqa: SIM118  no mapping
+
+
+def _renamed(tensors: Tensors, config: Mapping[str, Any] | None, pattern: re.Pattern[str]) -> Translation:
+    entries: dict[str, str | Derived] = {}
+    for key in tensors.keys():  # noqa: SIM118  no mapping
+        hit = pattern.fullmatch(module_path(key))
+        if hit is None:
+            entries[key] = key
+        elif hit["side"]:
+            add(entries, tensors, f"{hit['module']}.lora_{hit['side'].upper()}.weight", key)
+        else:
+            add(entries, tensors, f"{hit['module']}.lora_magnitude_vector", key)
+    return Translation(View(tensors, entries), config)
+
+
+LAYOUTS: tuple[Callable[[Tensors, Mapping[str, Any] | None], Translation | None], ...] = (
+    torchtune, adapterhub, opendelta, clip_lora, qsbora,
+)  # fmt: skip
