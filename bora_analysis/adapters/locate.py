@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ..files.base_model import entries, is_model, model_paths
 from ..files.configuration import CONFIG_NAME, configuration_files
-from ..files.errors import AdapterError
+from ..files.errors import AdapterError, counted
 from ..files.keys import natural
+from ..files.tensors import SHARD, shards
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".lora")
-# PEFT's, MLX's and diffusers' names. In this order: PEFT prefers safetensors where both lie in a folder.
+# PEFT's, MLX's, diffusers' and AdapterHub's names. In this order: PEFT prefers safetensors where both lie in a folder.
 _WEIGHT_NAMES = (
     "adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt",
     "adapters.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
+    "adapter.safetensors", "pytorch_adapter.bin",
 )  # fmt: skip
+# Files of other kinds, and what to do with them.
+_OTHER_KINDS = {
+    ".zip": "is a zip archive; unpack it, and name the folder",
+    ".gz": "is an archive; unpack it, and name the folder",
+    ".tar": "is an archive; unpack it, and name the folder",
+    ".gguf": "is llama.cpp's format, which is not read; name the adapter from which it was converted",
+    ".h5": "is Keras's format, which is not read; save the factors as safetensors, under <module>.lora_A.weight (r, n) "
+    "and <module>.lora_B.weight (m, r)",
+    ".npz": "is a NumPy archive, MLX's format before safetensors; save its arrays under the same names with "
+    "safetensors.numpy.save_file, and give the scale of the training as alpha (--alpha) = scale · r",
+}
 # What a trainer leaves beside the weights.
 NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# mlx-lm's checkpoints, files beside the last one.
+STEP_FILE = re.compile(r"(\d+)_adapters\.safetensors")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
@@ -42,7 +57,9 @@ def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
         if found.config is None:
             yield from model_paths(found.weights)
             continue
-        yield found.weights
+        if found.weights.parent not in (home, home.parent):
+            yield found.weights.parent
+        yield from shards(found.weights)
         yield from configuration_files(found.config.parent)
 
 
@@ -62,10 +79,10 @@ class Located(NamedTuple):
 
 
 def homes(place: Path, steps: bool) -> list[Path]:
-    """Where the adapters at a path lie: in itself, or else in its ``checkpoint-N`` folders, in their order."""
+    """Where the adapters at a path lie: in itself, or else in its checkpoints, in their order."""
     if place.is_file():
         return [place]
-    runs = checkpoint_folders(place)
+    runs = checkpoints_in(place)
     if is_model(place) or (not (steps and runs) and _weights_in(place)):
         return [place]
     if not runs:
@@ -74,22 +91,43 @@ def homes(place: Path, steps: bool) -> list[Path]:
 
 
 def located(home: Path) -> Located:
+    """The files of the adapter, or of the whole model, at one of the :func:`homes`."""
     if home.is_file():
+        if home.suffix in _OTHER_KINDS:
+            raise AdapterError(f"{home}: {_OTHER_KINDS[home.suffix]}")
         if home.suffix and home.suffix not in SUFFIXES:
             raise AdapterError(f"{home}: is no weight file; expected {', '.join(SUFFIXES)}, or the adapter's folder")
-        return Located(home, home.parent / CONFIG_NAME, home.parent if home.name in _WEIGHT_NAMES else None)
+        return Located(home, home.parent / CONFIG_NAME, home.parent if _whole_name(home) in _WEIGHT_NAMES else None)
     if is_model(home):
         return Located(home, None, home)
     weights = _weights_in(home)
+    if weights is None and CHECKPOINT.fullmatch(home.name):  # PEFT's folder of an adapter with a name
+        inner = [folder for folder in _folders(home) if any((folder / name).is_file() for name in _WEIGHT_NAMES)]
+        if len(inner) > 1:
+            names = some([folder.name for folder in inner])
+            raise AdapterError(f"{home}: holds {len(inner)} adapters: {names}; name the folder of one")
+        weights = _weights_in(inner[0]) if inner else None
     if weights is None:
         raise AdapterError(_nothing_in(home))
-    return Located(weights, home / CONFIG_NAME, home)
+    return Located(weights, weights.parent / CONFIG_NAME, home)
 
 
-def checkpoint_folders(place: Path) -> dict[Path, int]:
-    """The ``checkpoint-N`` folders and their steps, in the order of these."""
-    runs = {folder: int(hit[1]) for folder in _folders(place) if (hit := CHECKPOINT.fullmatch(folder.name))}
-    return dict(sorted(runs.items(), key=lambda run: run[1]))
+def checkpoints_in(place: Path) -> dict[Path, int]:
+    """The checkpoints of a run and their steps, in the order of these: folders ``checkpoint-N``, or mlx-lm's files."""
+    folders = {entry: step for entry in _folders(place) if (step := step_of(entry)) is not None}
+    files = {entry: step for entry in entries(place) if entry.is_file() and (step := step_of(entry)) is not None}
+    if folders and files:
+        raise AdapterError(
+            f"{place}: holds the checkpoints of two runs, {some(_names(folders), 2)} and {some(_names(files), 2)}; "
+            "name one of them, or put the runs into folders of their own"
+        )
+    return dict(sorted((folders or files).items(), key=lambda run: run[1]))
+
+
+def step_of(place: Path) -> int | None:
+    """N of ``checkpoint-N`` and of ``N_adapters.safetensors``."""
+    hit = CHECKPOINT.fullmatch(place.name) or STEP_FILE.fullmatch(place.name)
+    return int(hit[1]) if hit else None
 
 
 def _folders(place: Path) -> list[Path]:
@@ -107,19 +145,46 @@ def _weights_in(folder: Path) -> Path | None:
         entry.name
         for entry in entries(folder)
         if entry.suffix in SUFFIXES and entry.is_file() and not NOT_WEIGHTS.fullmatch(entry.name)
+        if not STEP_FILE.fullmatch(entry.name)
     )
-    if len(others) > 1:
+    if len({_whole_name(folder / name) for name in others}) == 1:
+        return folder / others[0]
+    if others:
         raise AdapterError(f"{folder}: holds {len(others)} weight files; name one: {some(others)}")
-    return folder / others[0] if others else None
+    return None
+
+
+def _whole_name(path: Path) -> str:
+    """The name that a weight file would have in one piece."""
+    hit = SHARD.fullmatch(path.name)
+    return f"{hit['stem']}{hit['suffix']}" if hit else path.name
 
 
 def _nothing_in(folder: Path) -> str:
     if (folder / CONFIG_NAME).exists():
         return f"{folder}: holds {CONFIG_NAME} but no weights; expected {' or '.join(_WEIGHT_NAMES[:2])}"
-    inside = [entry.name for entry in _folders(folder) if any((entry / name).exists() for name in _WEIGHT_NAMES)]
+    inside = [shown for entry in _folders(folder) if (shown := _shown(entry))]
     if inside:
         return f"{folder}: holds no adapter itself; name one of its folders: {some(inside)}"
+    for entry in sorted(entries(folder)):
+        if entry.suffix in _OTHER_KINDS:
+            return f"{folder}: holds no adapter but {entry.name}, which {_OTHER_KINDS[entry.suffix]}"
     return f"{folder}: holds no adapter; expected {CONFIG_NAME} and {' or '.join(_WEIGHT_NAMES[:2])}"
+
+
+def _shown(folder: Path) -> str:
+    """A folder's name where adapters lie in it, or in its checkpoints; empty where none do."""
+    if any((folder / name).exists() for name in _WEIGHT_NAMES):
+        return folder.name
+    try:
+        count = sum(CHECKPOINT.fullmatch(entry.name) is not None for entry in _folders(folder))
+    except AdapterError:  # it may not be listed
+        return ""
+    return f"{folder.name} ({counted(count, 'checkpoint')})" if count else ""
+
+
+def _names(places: Iterable[Path]) -> list[str]:
+    return sorted((place.name for place in places), key=natural)
 
 
 def named(folder: Path) -> Path:
@@ -136,6 +201,7 @@ def download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download  # here: only Hub ids need it
 
     names = (CONFIG_NAME, *_WEIGHT_NAMES)
+    names += ("adapter_model-*-of-*.*", "adapter_model.*.index.json")
     patterns = [*names, *(f"checkpoint-*/{name}" for name in names)]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))

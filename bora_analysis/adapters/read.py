@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -27,7 +27,7 @@ from ..updates.contract import Update
 from .adapter import Adapter, Trajectory
 from .in_memory import InMemory, is_state_dict, model_of, open_model, settings_of
 from .initialisation import init_warnings, relative
-from .locate import CHECKPOINT, HUB_ID, Located, checkpoint_folders, download, homes, located, named, some
+from .locate import HUB_ID, Located, checkpoints_in, download, homes, located, named, some, step_of
 from .model_difference import difference
 from .reading import Options, Reading
 
@@ -153,28 +153,56 @@ def _read_path(text: str, wish: Reading) -> Adapter | Trajectory:
     places = homes(place, wish.steps)
     if places != [place]:
         title = wish.name or named(place).name
-        return Trajectory(title, tuple(_read_one(located(home), [], replace(wish, name=title)) for home in places))
+        found = tuple(_read_one(located(home), [], replace(wish, name=title)) for home in places)
+        _check_run(place, places, found)
+        return Trajectory(title, found)
     beside = []
-    if place.is_dir() and (runs := list(checkpoint_folders(place))):
-        told = f"{len(runs)} checkpoints lie beside this adapter"
+    if place.is_dir() and (runs := list(checkpoints_in(place))):
+        told = f"{counted(len(runs), 'checkpoint')} beside this adapter"
         beside = [f"{told}; steps (--steps) reads them, or name one: {runs[0]}"]
     return _read_one(located(place), beside, wish)
 
 
 def _read_one(found: Located, warnings: list[str], wish: Reading) -> Adapter:
     folder = None if found.folder is None else named(found.folder)
-    hit = None if folder is None else CHECKPOINT.fullmatch(folder.name)
-    step = int(hit[1]) if hit else None
-    title = wish.name or (found.weights.stem if folder is None else folder.parent.name if hit else folder.name)
+    step = step_of(found.weights if folder is None else folder)
+    title = found.weights.stem if folder is None else folder.name if step is None else folder.parent.name
+    title = wish.name or title
     if found.config is None:
+        model = BaseWeights(found.weights)
+        if any(re.search(r"\.lora_[AB](\.|$)", key) for key in model.keys()):  # noqa: SIM118  no mapping
+            config = read_configuration(found.weights) if wish.config is None else settings_of(wish.config)
+            adapter = adapter_of(model, config, title, step, wish)
+            return replace(adapter, path=found.weights, warnings=(*warnings, *adapter.warnings))
         if wish.base is None:
             raise AdapterError(
                 f"{found.weights}: is a whole model; its update needs the base model: --base DIR_OR_HUB_ID (base=)"
             )
-        return difference(BaseWeights(found.weights), wish.base, title, step)
+        return difference(model, wish.base, title, step)
     config = read_configuration(found.config.parent) if wish.config is None else settings_of(wish.config)
     adapter = adapter_of(open_tensors(found.weights), config, title, step, wish)
     return replace(adapter, path=found.weights, warnings=(*warnings, *adapter.warnings))
+
+
+def _check_run(place: Path, homes: Sequence[Path], found: Sequence[Adapter]) -> None:
+    """Raise where the checkpoints cannot be those of one run."""
+    first = found[0]
+    configs = [read_configuration(adapter.path.parent) if adapter.path else None for adapter in found]
+    ranks = [(config or {}).get("r") for config in configs]
+    for k, (home, adapter) in enumerate(zip(homes, found, strict=True)):
+        ours, theirs = set(first), set(adapter)
+        if first.method != adapter.method:
+            told = f"{first.method} and {adapter.method}"
+        elif ours != theirs:
+            told = f"they have {len(ours)} and {len(theirs)} modules; one of them alone has {min(ours ^ theirs)}"
+        elif ranks[0] != ranks[k]:
+            told = f"their configurations say r = {ranks[0]} and r = {ranks[k]}"
+        else:
+            continue
+        raise AdapterError(
+            f"{place}: {homes[0].name} and {home.name} are of two runs: {told}; name one of them, or put the runs into "
+            "folders of their own"
+        )
 
 
 def adapter_of(

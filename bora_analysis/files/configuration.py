@@ -1,4 +1,4 @@
-"""The configuration beside a weight file: PEFT's, or LitGPT's two files."""
+"""The configuration beside a weight file: PEFT's, LitGPT's two files, or OpenDelta's config.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .errors import AdapterError
 CONFIG_NAME = "adapter_config.json"
 #: Entry of the configuration that stands for LitGPT's files.
 LITGPT = "litgpt"
-_MODEL, _RUN = "model_config.yaml", "hyperparameters.yaml"
+_LITGPT_FILES = ("model_config.yaml", "hyperparameters.yaml")
+_MODEL_CONFIG = "config.json"  # OpenDelta's, and a whole model's
 
 
 def configuration_files(folder: Path) -> Iterator[Path]:
@@ -20,7 +21,7 @@ def configuration_files(folder: Path) -> Iterator[Path]:
     if (folder / CONFIG_NAME).exists():
         yield folder / CONFIG_NAME
     else:
-        yield from (path for name in (_MODEL, _RUN) if (path := folder / name).is_file())
+        yield from (path for name in (*_LITGPT_FILES, _MODEL_CONFIG) if (path := folder / name).is_file())
 
 
 def read_configuration(folder: Path) -> dict[str, Any] | None:
@@ -28,12 +29,13 @@ def read_configuration(folder: Path) -> dict[str, Any] | None:
 
     LitGPT's are ``{"litgpt": {…}}``, the model's and the run's together.
     """
-    files = list(configuration_files(folder))
-    if not files:
-        return None
-    if files[0].name == CONFIG_NAME:
-        return _read(files[0])
-    return {LITGPT: {name: value for path in files for name, value in _read(path).items()}}
+    found = {path.name: _read(path) for path in configuration_files(folder)}
+    if CONFIG_NAME in found:
+        return found[CONFIG_NAME]
+    if _LITGPT_FILES[0] in found or _LITGPT_FILES[1] in found:
+        return {LITGPT: {name: value for file in _LITGPT_FILES for name, value in found.get(file, {}).items()}}
+    model = found.get(_MODEL_CONFIG, {})
+    return model if "delta_type" in model else None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _both(home: Path) -> Path:
 
 def _models(home: Path) -> Path:
     whole(home / "checkpoint-1", shards=3)
-    whole(home / "checkpoint-2")
+    whole(home / "checkpoint-2", shards=3)
     return home
 
 
