@@ -85,6 +85,8 @@ def homes(place: Path, steps: bool) -> list[Path]:
     runs = checkpoints_in(place)
     if is_model(place) or (not (steps and runs) and _weights_in(place)):
         return [place]
+    if not runs and _named_adapter(place):
+        return [place]
     if not runs:
         raise AdapterError(_nothing_in(place))
     return list(runs)
@@ -101,15 +103,22 @@ def located(home: Path) -> Located:
     if is_model(home):
         return Located(home, None, home)
     weights = _weights_in(home)
-    if weights is None and CHECKPOINT.fullmatch(home.name):  # PEFT's folder of an adapter with a name
-        inner = [folder for folder in _folders(home) if any((folder / name).is_file() for name in _WEIGHT_NAMES)]
-        if len(inner) > 1:
-            names = some([folder.name for folder in inner])
-            raise AdapterError(f"{home}: holds {len(inner)} adapters: {names}; name the folder of one")
-        weights = _weights_in(inner[0]) if inner else None
+    if weights is None and (inner := _named_adapter(home)):
+        weights = _weights_in(inner)
     if weights is None:
         raise AdapterError(_nothing_in(home))
     return Located(weights, weights.parent / CONFIG_NAME, home)
+
+
+def _named_adapter(home: Path) -> Path | None:
+    """The folder in a checkpoint into which PEFT puts an adapter with a name; None where there is none."""
+    if not CHECKPOINT.fullmatch(home.name):
+        return None
+    inner = [folder for folder in _folders(home) if any((folder / name).is_file() for name in _WEIGHT_NAMES)]
+    if len(inner) > 1:
+        names = some([folder.name for folder in inner])
+        raise AdapterError(f"{home}: holds {len(inner)} adapters: {names}; name the folder of one")
+    return inner[0] if inner else None
 
 
 def checkpoints_in(place: Path) -> dict[Path, int]:

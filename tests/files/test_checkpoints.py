@@ -220,7 +220,7 @@ def test_two_runs_in_one_folder_are_no_trajectory(tmp_path: Path, what: str) -> 
 def test_folders_and_files_of_steps_are_two_runs(tmp_path: Path) -> None:
     peft(tmp_path / "checkpoint-1")
     mlx(tmp_path, "0000100_adapters.safetensors")
-    with pytest.raises(AdapterError, match="two runs, checkpoint-1 and 0000100_adapters.safetensors"):
+    with pytest.raises(AdapterError, match=r"two runs, checkpoint-1 and 0000100_adapters\.safetensors"):
         read_adapter(tmp_path)
 
 
