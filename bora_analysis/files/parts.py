@@ -41,8 +41,15 @@ def need(source: Source, parts: Mapping[str, str], *names: str) -> list[str]:
     missing = [name for name in names if name not in parts]
     if missing:
         key = next(iter(parts.values()))
-        raise AdapterError(f"{source.path}: {key} has no {missing[0]} beside it; the file is incomplete")
+        raise incomplete(source, key, missing[0])
     return [parts[name] for name in names]
+
+
+def incomplete(source: Source, key: str, missing: str) -> AdapterError:
+    """The error for a tensor without its counterpart, which is named where the file has PEFT's names itself."""
+    named = type(key) is str  # and no name that was translated
+    what = f"has no {missing} beside it" if named else "stands alone: another factor of its module is missing"
+    return AdapterError(f"{source.path}: {key} {what}; the file is incomplete")
 
 
 def others(source: Source, keys: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
 from ..files.errors import AdapterError
 from ..files.keys import natural
-from ..files.parts import collect
+from ..files.parts import collect, incomplete
 from ..files.tensors import Array
 from ..updates.checks import coarsest
 from ..updates.contract import Facts, Update
@@ -42,9 +42,7 @@ def read(source: Source) -> Found | None:
     low, notes = lora_loaders(source, pairs, "dora")
     bare = sorted(set(low) - set(found))
     if bare:
-        raise AdapterError(
-            f"{source.path}: {pairs[bare[0]].A} has no lora_magnitude_vector beside it; it is incomplete"
-        )
+        raise incomplete(source, pairs[bare[0]].A, "lora_magnitude_vector")
     loaders = {module: _dora_loader(source, module, keys, pairs, low) for module, keys in found.items()}
     return Found("dora", loaders, parts.passed_over, notes, scaled=bool(pairs))
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
 from ..files.keys import module_path
+from ..files.parts import incomplete
 from ..updates.contract import Update
 from ..updates.mixture import mixed
 from .file_form import Arrays, Form, columns
@@ -57,7 +58,7 @@ def _hydra(source: Source, module: str, parts: Mapping[str, str]) -> dict[str, L
     missing = [name for name in ("A", *names, "route") if name not in parts]
     if missing:
         key = next(iter(parts.values()))
-        raise AdapterError(f"{source.path}: {key} has no {missing[0]} beside it; the file is incomplete")
+        raise incomplete(source, key, f"{'hydralora' if 'hydralora_' in key else 'lora'}_{missing[0]}")
     A, route, B = parts["A"], parts["route"], [parts[name] for name in names]
     for key in (A, route, *B):
         source.check_factor(key)

@@ -17,10 +17,14 @@ import numpy as np
 from ..files.adapter_file import Source
 from ..files.errors import AdapterError
 from ..files.keys import ancestors, module_path
+from ..files.parts import incomplete
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?P<name>[^.]+?))??(\.weight)?")
 # lora_* entries that do not enter ΔW: VeLoRA's gradient projection, MonteCLoRA's sampler, lora_bias.
 _HARMLESS = re.compile(r"\.lora_(velora_|monteclora_)|\.lora_(embedding_)?B(\.[^.]+)?\.bias$")
+
+# A converter's slip: an underscore for the dot.
+_SLIP = re.compile(r"_(lora_(down|up|mid)\.weight)$")
 
 
 class Pair(NamedTuple):
@@ -56,7 +60,7 @@ def sort_keys(source: Source, keys: Iterable[str]) -> Parts:
         for side, other in ("AB", "BA"):
             if side not in sides:
                 key = sides[other][0]
-                raise AdapterError(f"{source.path}: {key} has no lora_{side} beside it; the file is incomplete")
+                raise incomplete(source, key, f"lora_{side}")
         parts.pairs.setdefault(module, {})[name] = Pair(sides["A"][0], sides["B"][0], sides["A"][1])
     for key in rest:
         module = next((m for m in ancestors(module_path(key)) if m in parts.pairs), None)
@@ -65,6 +69,10 @@ def sort_keys(source: Source, keys: Iterable[str]) -> Parts:
             if module in parts.sigmas:
                 raise AdapterError(f"{source.path}: {key} and {parts.sigmas[module]}: two σ for one module")
             parts.sigmas[module] = key
+        elif slip := _SLIP.search(key):
+            raise AdapterError(
+                f"{source.path}: {key} is no key of kohya's, whose keys end in .{slip[1]}, with a dot; rename it"
+            )
         elif ".lora_" in f".{module_path(key)}" and not _HARMLESS.search(key):
             raise AdapterError(
                 f"{source.path}: {key} {shape} is no part of LoRA as this reader knows it, so B·A may not be the update"

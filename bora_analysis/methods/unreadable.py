@@ -38,12 +38,16 @@ _EVIDENCE = [
     (r"\.lily_", "Lily"),
     (r"\.poly_lora_", "Poly"),
     (r"\.beft_bias", "BEFT (biases only)"),
-    (r"prompt_embeddings|adaption_(prompt|gate)", "prompt tuning"),
+    (r"prompt_embeddings", "a trained prompt (prompt tuning, prefix tuning, P-tuning)"),
+    (r"adaption_(prompt|gate)", "LLaMA-Adapter"),
     (r"\.(lora_)?proj_(down|up)$|\.lora_(down|up)$", "SVDQuant's low-rank branch (packed for its kernels)"),
     (r"\.(a1|a2|b1|b2|bm)\.weight$", "GLoRA (LyCORIS)"),
     (r"\.on_input$", "IA³ (LyCORIS)"),
     (r"^lora_controlnet$", "Control-LoRA"),
 ]
+
+# Their files have the same keys.
+_PROMPTS = {"PREFIX_TUNING": "prefix tuning", "P_TUNING": "P-tuning", "PROMPT_TUNING": "prompt tuning"}
 
 # Entry of adapter_config.json that is set → why B·A is then not the update.
 _FLAGS = {
@@ -59,7 +63,7 @@ def refuse_unreadable(path: Path, config: Mapping[str, Any] | None, keys: Iterab
     found = _evidence(list(keys))
     kind = peft_type(config)
     if kind not in types:
-        called = f" ({found[0]})" if found else ""
+        called = f" ({_PROMPTS.get(kind) or found[0]})" if found else ""
         raise AdapterError(f"{path}: peft_type {kind}{called} is not readable; readable: {', '.join(types)}")
     for flag, reason in _FLAGS.items():
         if (config or {}).get(flag):

@@ -594,7 +594,15 @@ BAD: dict[str, tuple[dict[str, np.ndarray], Any, list[str]]] = {
         {"q.lora_a": made(8, 2), "q.lora_b": made(2, 6)}, mlx(lora_parameters=[1]), ["lora_parameters"],
     ),
     "cloneofsimo, half a pair": ({"unet:0:up": made(6, 2)}, None, ["unet:0:up"]),
-    "SAM, half a pair": ({"w_a_000": made(2, 6)}, None, ["w_a_000"]),
+    "SAM, half a pair": ({"w_a_000": made(2, 6)}, None, ["w_a_000 stands alone: another factor"]),
+    "PEFT, half a pair": ({"q.lora_A.weight": made(2, 6)}, None, ["q.lora_A.weight has no lora_B beside it"]),
+    "kohya's key with a slip": (
+        {"lora_unet_q_lora_down.weight": made(2, 6), "lora_unet_q_lora_up.weight": made(4, 2)},
+        None, ["lora_unet_q_lora_down.weight", "end in .lora_down.weight"],
+    ),
+    "a prompt": ({"prompt_embeddings": made(2, 6)}, {"peft_type": "PROMPT_TUNING"}, ["(prompt tuning)"]),
+    "a prefix": ({"prompt_embeddings": made(2, 6)}, {"peft_type": "PREFIX_TUNING"}, ["(prefix tuning)"]),
+    "P-tuning": ({"prompt_embeddings": made(2, 6)}, {"peft_type": "P_TUNING"}, ["(P-tuning)"]),
     "QSBoRA with a magnitude": (
         {"q.lora_A.weight": made(2, 8), "q.lora_B.weight": made(6, 2), "q.magnitude.weight": made(6, 1)},
         {"peft_type": "LORA", "r": 2, "lora_alpha": 4}, ["DoRA", "q.magnitude.weight"],
