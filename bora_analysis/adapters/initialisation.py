@@ -2,7 +2,7 @@
 
 They take s B_0 A_0 out of the base model at initialisation, so that the update of the original model is
 s (B A − B_0 A_0), of rank up to 2r. PEFT saves the first pair on request (``path_initial_model_for_weight_conversion``
-needs it too); where it lies beside the adapter the difference is read through concatenated factors.
+needs it too); the difference is a product of concatenated factors.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def relative(source: Source, found: Found, initial: Adapter) -> Found:
                 difference = combine([update, initial[module]], [1.0, -1.0], method=method)
             except ValueError as error:
                 raise AdapterError(f"{source.path}: {module}: the initial adapter does not fit: {error}") from None
-            # Trained is one of the two; converted to a plain LoRA the difference costs as much as both.
+            # One of the two is trained. The difference as a plain LoRA costs as much as both.
             kept = {"r": facts.r, "scaling": facts.scaling, "parameters": facts.parameters}
             return replace(difference, facts=replace(difference.facts, **kept))  # pyright: ignore[reportArgumentType]
 
@@ -50,14 +50,14 @@ def relative(source: Source, found: Found, initial: Adapter) -> Found:
 
 
 def init_warnings(config: Mapping[str, Any]) -> list[str]:
-    """Where B·A is not what training added to the original model."""
+    """Warnings where B·A is not the update of the original model."""
     warnings = []
     init = _initialised(config)
     if _method(init) or init.startswith("loftq"):
         warnings.append(
             f"init_lora_weights is {init!r}: the base model was changed at initialisation, so B·A is not the update of "
-            "the original model (but for loftq, PEFT's path_initial_model_for_weight_conversion writes one that is; or "
-            "give the initial adapter with initial, --initial)"
+            "the original model; give the adapter as it was before training (--initial), or convert with PEFT's "
+            "path_initial_model_for_weight_conversion (not for loftq)"
         )
     if config.get("alora_invocation_tokens"):
         warnings.append("aLoRA: the update acts only after the invocation tokens")

@@ -40,9 +40,9 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
-    """Every folder and file that :func:`read_adapter` looks into at a path, each before it is looked into.
+    """Every folder and file that :func:`read_adapter` opens at a path, each before it is opened.
 
-    Who checks them as they come has checked all of what the reader opens. The base model and the initial adapter,
+    A caller that checks each as it comes has checked all that the reader opens. The base model and the initial adapter,
     which are no part of the path, are not among them.
 
     Raises

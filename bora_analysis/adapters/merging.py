@@ -76,7 +76,9 @@ def merge(
         missing = [module for module in modules if module not in adapter]
         if missing:
             shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-            warnings.append(f"{adapter.name} has {len(missing)} of {len(modules)} modules not; zero there ({shown})")
+            warnings.append(
+                f"{adapter.name} lacks {len(missing)} of {len(modules)} modules; its update there is zero ({shown})"
+            )
     title = name or "".join(_term(adapter.name, weight) for adapter, weight in zip(adapters, weights, strict=True))
     parts = list(zip(adapters, weights, strict=True))
     loaders = {module: partial(_load, parts, module, method) for module in modules}

@@ -4,7 +4,7 @@
 numbers around it. Where these errors are independent and uniform, their matrix has entries of standard deviation
 rms = √(mean spacing² / 12) and a largest singular value near (√m + √n) · rms (the edge of Marchenko and Pastur's law):
 the noise floor. Singular values below it say nothing about the training. One rounding is counted, that of the
-fine-tuned weights, in the coarser of the two types: the base model is what training began from.
+fine-tuned weights, in the coarser of the two types: training began from the base model as it is stored.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def difference(
     ordered = {module: loaders[module] for module in sorted(loaders, key=natural)}
     notes = [f"the update is the difference to {base.path}"]
     if skipped:
-        notes.append(f"{skipped} embeddings and heads were passed over (difference(…, embeddings=True) takes them)")
+        notes.append(f"{skipped} embeddings and heads are passed over")
     return Adapter(name, "full", step, Path(tuned.path), ordered, tuple(passed_over), tuple(notes))
 
 

@@ -45,17 +45,17 @@ def read_adapter(source: Any, **reading: Unpack[Options]) -> Adapter | Trajector
 
     Parameters
     ----------
-    source : a PEFT folder, a weight file (an ``adapter_config.json`` beside it is used), a folder of ``checkpoint-N``
-        folders, or an ``org/name`` of the Hugging Face Hub that is no path here. From memory: a state dict of tensors
-        or arrays; a model of PEFT, or of transformers with ``add_adapter``, compiled or data-parallel too, whose
-        tensors are copied when a module is asked for, as they are then; a mapping of module to update; what this
-        function returned.
+    source : a PEFT folder, a weight file (an ``adapter_config.json`` beside it is used), a folder of checkpoints
+        (``checkpoint-N``, or mlx-lm's files), or an ``org/name`` of the Hugging Face Hub that is no path here. From
+        memory: a state dict of tensors or arrays; a model of PEFT, or of transformers with ``add_adapter``, compiled or
+        data-parallel too, whose tensors are copied when a module is read, with the values of that moment; a mapping of
+        module to update; what this function returned.
     alpha : α of every module, in place of the file's. Needed where the file stores none: without it the scaling is
         taken as 1, and a warning of the adapter says so.
     activation : for BoRA, how Σ comes from the stored σ, see :func:`bora_analysis.updates.blocks.activate`;
         ``"identity"`` for a file that stores Σ itself. By default the configuration's, else ``"exp-norm"``.
     method : where keys and configuration leave it open: ``"rslora"`` for factors with no configuration that says so,
-        ``"melora"`` for numbered ones of which there is one. For other files a check: the method that must be found.
+        ``"melora"`` for numbered ones where there is one. For other files it is a check: another method is an error.
     experts : for HydraLoRA and MoELoRA, whose update depends on a router: ``"mean"``, the uniform mean of the experts;
         ``"each"``, every expert as a module of its own, ``<module>.0`` …; ``"stacked"``, the experts on top of each
         other, a bound on every mixture; or module path → inputs of its router (T, n), for the mean over them. See
@@ -67,7 +67,7 @@ def read_adapter(source: Any, **reading: Unpack[Options]) -> Adapter | Trajector
     name : the adapter's name, by default taken from the path.
     base : the base model: a folder, a weight file, or an ``org/name`` of the Hub. DoRA, HiRA, HRA, OFT, BOFT and IA³
         need it, and so does a folder with a whole fine-tuned model, whose update is then the difference of the two.
-    steps : where ``checkpoint-N`` folders lie beside a final adapter, read them and not the adapter.
+    steps : where checkpoints lie beside a final adapter, read them in place of it.
     config : the content of ``adapter_config.json``, or a configuration of PEFT, for a state dict; for a path in place
         of the file's.
     adapter : which adapter of a model in memory, by default the active one.

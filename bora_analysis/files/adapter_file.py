@@ -1,4 +1,4 @@
-"""One adapter's weights and configuration, and the questions that every reader asks of them."""
+"""One adapter's weights and configuration, and what every reader looks up in them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Loader = Callable[[], Update]
 
 
 class Found(NamedTuple):
-    """What a reader makes of a file.
+    """What a reader finds in a file.
 
     Attributes
     ----------
@@ -44,18 +44,18 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Weights, configuration and what the caller said.
+    """Weights, configuration and the caller's options.
 
     Attributes
     ----------
     config : content of adapter_config.json, or None.
     alpha : the caller's α, in place of every α in the configuration.
-    method : the caller's word on the method, where keys and configuration leave it open.
+    method : the method by the caller's option, where keys and configuration leave it open.
     packed : configurations that the weight file carries in its header, by key prefix (diffusers writes them).
-    alphas, scalings, ranks : what a layout stores for each module, see :class:`layouts.Translation`. They go before the
-        configuration.
+    alphas, scalings, ranks : what a layout stores for each module, see :class:`layouts.Translation`. They take
+        precedence over the configuration.
     experts : for HydraLoRA and MoELoRA, see :func:`read_adapter`.
-    shapes : module path → (m, n) of the base model's layers, for methods whose tensors do not tell them. Our writer
+    shapes : module path → (m, n) of the base model's layers, for methods whose tensors do not show them. Our writer
         puts them into the configuration, as ``bora_analysis_shapes``.
     base : the base model's weights, where they were given.
     """
@@ -138,7 +138,7 @@ class Source:
         written = (self._written_shapes or {}).get(module)
         if written is None:
             raise AdapterError(
-                f"{self.path}: {key} does not tell the size of {module}, which the method needs; give the base model "
+                f"{self.path}: {key} does not store the size of {module}, which the method needs; give the base model "
                 "(--base), or the sizes of its layers (shapes)"
             )
         if not isinstance(written, list) or len(written) != 2 or not all(type(k) is int and k > 0 for k in written):
@@ -192,7 +192,7 @@ class Source:
             raise AdapterError(f"{self.path}: {key} has shape {self.tensors.shape(key)}; expected {expected}")
 
     def read_shared(self, key: str) -> Array:
-        """A tensor that several modules need. Read apart from a module's own, so that NaN or Inf is told of its key."""
+        """A tensor that several modules share. It is read by itself, so that an error names its own key."""
         array = self.tensors.read(key)
         if not is_finite(array):
             raise AdapterError(f"{self.path}: {key} holds NaN or Inf")
@@ -201,7 +201,9 @@ class Source:
     def check_factor(self, key: str) -> None:
         """Raise unless the tensor holds numbers of a floating-point type."""
         self.expect(
-            0 not in self.tensors.shape(key), key, "no empty dimension (were sharded weights saved ungathered?)"
+            0 not in self.tensors.shape(key),
+            key,
+            "no empty dimension (were sharded weights saved before they were gathered?)",
         )
         dtype = self.tensors.dtype(key)
         if dtype not in EPSILON:

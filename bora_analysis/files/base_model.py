@@ -1,6 +1,6 @@
 """The base model's weights: found by a module's path, read one matrix at a time.
 
-A file is opened when the first of its tensors is asked for, and of that only the header is read.
+A file is opened when one of its tensors is needed for the first time; then only its header is read.
 """
 
 from __future__ import annotations

@@ -241,10 +241,10 @@ class TorchFile:
         try:  # mmap needs the zip format, torch.save's since PyTorch 1.6
             content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
         except pickle.UnpicklingError:
-            # PyTorch's own message tells how to switch its protection off. This one does not.
+            # PyTorch's own message says how to switch its protection off; this one must not.
             raise AdapterError(
-                f"{self.path}: holds Python objects other than tensors, or is no PyTorch file; only tensors are read, "
-                "so save the state dict alone"
+                f"{self.path}: holds Python objects other than tensors, or is no PyTorch file; expected tensors "
+                "alone; save the state dict by itself"
             ) from None
         except Exception as error:  # a damaged file fails anywhere inside the unpickler
             reason = type(error).__name__

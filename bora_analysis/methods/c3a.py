@@ -32,7 +32,7 @@ def _loader(source: Source, key: str) -> Loader:
 
 
 def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
-    """With decay frequency f of every block is the same matrix times (1+f)^−p: σ(ΔW) are these, repeated."""
+    """With decay, frequency f of every block is the same matrix times (1+f)^−p; σ(ΔW) are these factors, repeated."""
     s = math.gcd(m, n) // spec.blocks
     shape = m // s, n // s, s
     if spec.kind == "init":  # PEFT's Xavier-uniform

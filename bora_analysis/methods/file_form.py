@@ -1,4 +1,4 @@
-"""How a method that can be written lies in a file, and the update that its tensors are."""
+"""How a method's tensors lie in a file that we write, and the update that they make."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Form:
     told: tuple[str, ...] = ()
 
     def check(self, arrays: Arrays, activation: str) -> None:
-        """Build the update once: its constructor says what does not fit."""
+        """Build the update once: its constructor raises what does not fit."""
         parts = [*self.keys, *self.shared, *self.told]
         if set(arrays) != set(parts):
             raise FactorError("factors", f"are {', '.join(arrays)}; expected {', '.join(parts)}")

@@ -34,7 +34,7 @@ def read(source: Source) -> Found | None:
     loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
     notes = []
     if source.config is None and source.alpha is not None:
-        notes.append("the factors do not tell r where both are whole; there α is taken as the scaling itself")
+        notes.append("where both factors are whole they do not show r; there the scaling is α itself")
     return Found("lokr", loaders, others(source, rest), notes)
 
 

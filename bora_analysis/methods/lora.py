@@ -47,7 +47,7 @@ def read(source: Source) -> Found:
         if source.activation is None and "activation" not in (source.config or {}):
             key = next(iter(parts.sigmas.values()))
             notes.append(
-                f"{key} is taken as BoRA's raw σ (exp-norm); if it is Σ, set activation (--activation) identity"
+                f"{key} is read as BoRA's raw σ (exp-norm); if it is Σ, set activation (--activation) to identity"
             )
     return Found(method, loaders | blocks, parts.passed_over, notes)
 

@@ -119,7 +119,7 @@ def _experts(
     if not names:
         raise AdapterError(
             f"{source.path}: {levels[0].A} belongs to a parameter of a module, and the configuration's "
-            f"target_parameters, which must say how many experts there are and what they are called, names none for it"
+            f"target_parameters, which should say what they are called, names none for it; correct target_parameters"
         )
     if len(levels) == len(names) and (len(names) == 1 or set(names) <= set(_REGISTERED)):
         shown = sorted(names, key=lambda name: _REGISTERED.index(name) if name in _REGISTERED else 0)
@@ -128,8 +128,8 @@ def _experts(
         shown = [f"parameter_{k}" for k in range(len(levels))]
         configured = [names] * len(levels)
         warning = (
-            f"the file does not say which of {', '.join(names)} is which; they are called parameter_0 … in the order "
-            "in which the module registers them"
+            f"the file does not say which factors belong to which of {', '.join(names)}; they are called parameter_0 … "
+            "in the order in which the module registers them"
         )
     loaders: dict[str, Loader] = {}
     for pair, name, candidates in zip(levels, shown, configured, strict=True):
@@ -137,7 +137,7 @@ def _experts(
         if len(told) != 1:
             raise AdapterError(
                 f"{source.path}: {pair.A}: r or α differs between {', '.join(candidates)}, and the file does not say "
-                "whose factors these are"
+                "to which of them the factors belong"
             )
         ((r, scaling),) = told
         rows, _ = check_pair(source, module, pair, told=False)

@@ -31,7 +31,7 @@ def read(source: Source) -> Found | None:
 
 
 def _read_plain(source: Source) -> Found | None:
-    """MiSS as PEFT saves it, but for the variant "bat"."""
+    """MiSS as PEFT saves it, except its variant "bat"."""
     found, rest = collect(source, "miss_block")
     if not found:
         return None

@@ -25,11 +25,12 @@ def read(source: Source) -> Found | None:
     notes = []
     if series is None:
         notes.append(
-            "nothing says whether OFT uses Cayley's transform or its Neumann series; the series is PEFT's default"
+            "the file does not say whether OFT uses Cayley's transform or its Neumann series; read with the series, "
+            "PEFT's default"
         )
     if source.config is not None and terms is not None and _version(source.setting("peft_version", str, "0")) < (0, 18):
         notes.append(
-            "PEFT changed OFT's Neumann series in 0.18.0 and this file is older: the numbers are the new one's"
+            "PEFT changed OFT's Neumann series in 0.18.0, and this file is older; it is read with the new series"
         )
     loaders = {}
     for module, parts in found.items():

@@ -1,7 +1,7 @@
-"""What the methods share whose update depends on the base model's weights W0 ∈ R^{m×n}.
+"""What methods share whose update depends on the base model's weights W0 ∈ R^{m×n}.
 
 All of them as PEFT merges them (``peft/tuners``), in float64. HRA's ΔW is a product of two factors of r columns; the
-others have no core smaller than ΔW, which is made when it is asked for.
+others have no core smaller than ΔW, which is computed when it is needed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def checked(source: Source, key: str, facts: Facts, make: Callable[[], Array]) -
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             matrix = make()
         if not is_finite(matrix):
-            raise AdapterError(f"{source.path}: {key}: ΔW holds NaN or Inf; the factors or the base model are broken")
+            raise AdapterError(
+                f"{source.path}: {key}: ΔW holds NaN or Inf; the factors or the base model have numbers that are "
+                "too large or not finite"
+            )
         return matrix
 
     return Dense(facts, checked)

@@ -75,7 +75,8 @@ def sort_keys(source: Source, keys: Iterable[str]) -> Parts:
             )
         elif ".lora_" in f".{module_path(key)}" and not _HARMLESS.search(key):
             raise AdapterError(
-                f"{source.path}: {key} {shape} is no part of LoRA as this reader knows it, so B·A may not be the update"
+                f"{source.path}: {key} {shape} is no known part of LoRA, so B·A may not be the update; expected "
+                "lora_A and lora_B alone"
             )
         else:
             parts.passed_over.append(key)

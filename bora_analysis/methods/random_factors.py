@@ -14,7 +14,7 @@ from ..linalg import Array
 
 @dataclass(frozen=True)
 class Spec:
-    """What a recipe is asked for, see :class:`bora_analysis.adapters.synthetic.Synthetic`."""
+    """The settings of a recipe, see :class:`bora_analysis.adapters.synthetic.Synthetic`."""
 
     method: str
     shapes: Mapping[str, tuple[int, int]]

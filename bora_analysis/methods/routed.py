@@ -63,7 +63,9 @@ def _build(
     matrices = list(B[0]) if len(B) == 1 and B[0].ndim == 3 else B
     if isinstance(choice, np.ndarray):
         if route is None:
-            raise FactorError("A", "has no router beside it, so inputs cannot be routed; expected experts as a word")
+            raise FactorError(
+                "A", "has no router beside it, so inputs cannot be routed; expected experts to be mean, each or stacked"
+            )
         choice = routing(route, choice)
     trained = router or (route.size if route is not None else 0)
     return mixed(matrices, A, choice, method=method, scaling=scaling, router=trained, dtype=dtype)

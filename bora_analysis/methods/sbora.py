@@ -43,7 +43,7 @@ def sort_sbora_keys(source: Source, keys: Iterable[str]) -> tuple[dict[str, dict
     """Module → ``index``, ``A`` or ``B``, and ``size`` → key, in either layout; and the other keys."""
     keys = list(keys)
     hits = {key: hit for key in keys if (hit := _FACTOR.fullmatch(module_path(key)))}
-    # A plain LoRA pair has the authors' keys too: a vector of whole numbers tells.
+    # A plain LoRA pair has the authors' keys too: a vector of whole numbers makes the difference.
     theirs = {hit["module"] for key, hit in hits.items() if hit["side"] and _is_index(source, key)}
     found: dict[str, dict[str, str]] = defaultdict(dict)
     rest = []

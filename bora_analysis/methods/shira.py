@@ -23,7 +23,7 @@ def read(source: Source) -> Found | None:
     notes = []
     if not source.sized:
         notes.append(
-            "SHiRA's file does not store the sizes of the layers, so each ΔW ends after its last row and column; the "
+            "the file does not store the sizes of the layers, so each ΔW ends after its last row and column; the "
             "spectrum is right, out_features and in_features may be too small"
         )
     return Found("shira", loaders, others(source, rest), notes, scaled=False)

@@ -1,4 +1,4 @@
-"""What cannot be read, refused by its name.
+"""Methods that cannot be read, refused by name.
 
 ΔW of these methods is not a product of the stored factors, or needs the base model. An error is better than the
 spectrum of something else.

@@ -2,7 +2,7 @@
 
 PEFT: ``<module>.vblora_logits_A`` (r, n/v, h), ``.vblora_logits_B`` (m/v, r, h), and once
 ``base_model.vblora_vector_bank`` (h, v). With ``save_only_topk_weights`` the logits are ``…_topk_indices`` (…, k) and
-``…_topk_weights`` (…, k−1), of which the last is what is missing to 1. ΔW = BA without a scaling (``vblora/layer.py``).
+``…_topk_weights`` (…, k−1), and the last weight makes their sum 1. ΔW = BA without a scaling (``vblora/layer.py``).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read(source: Source) -> Found | None:
     source.expect(len(shape) == 2, banks[0], "(h, v)")
     bank = cache(lambda: source.read_shared(banks[0]).astype(np.float64))
     loaders = {module: _loader(source, module, parts, shape, bank) for module, parts in found.items()}
-    note = f"the vector bank of {shape[0] * shape[1]:,} trained numbers is shared by all modules and counted in none"
+    note = f"the vector bank of {shape[0] * shape[1]:,} trained numbers is shared by all modules and counted for none"
     return Found("vblora", loaders, others(source, [key for key in rest if key not in banks]), [note], scaled=False)
 
 
@@ -114,7 +114,7 @@ def vector_length(spec: Spec) -> int:
 
 
 def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
-    """A bank of h vectors, the same for all modules; with decay slot k mixes those of a group whose size falls."""
+    """A bank of h vectors for all modules; with decay, slot k mixes the vectors of group k, which become shorter."""
     h = v = vector_length(spec)
     draw, r = np.random.default_rng([spec.seed, crc32(b"vblora")]), spec.r
     logits = [rng.standard_normal(shape) for shape in ((r, n // v, h), (m // v, r, h))]

@@ -60,8 +60,8 @@ def read(source: Source) -> Found | None:
         project, widest = _drawn(source, kind, pairs)
     if not source.sized and len({module.rpartition(".")[2] for module in pairs}) > 1:
         notes.append(
-            f"the file does not store in_features of the layers; all are taken to have {widest}, the largest; if they "
-            "differ give the base model (--base) or the sizes of its layers (shapes)"
+            f"the file does not store the layers' in_features; {widest}, the largest, stands for all; if they differ, "
+            "give the base model (--base) or the sizes of its layers (shapes)"
         )
     loaders = {module: _loader(source, module, kind, b, d, widest, project) for module, (b, d) in pairs.items()}
     return Found(kind, loaders, others(source, left), notes, scaled=False)
@@ -86,9 +86,14 @@ def _drawn(source: Source, kind: str, pairs: dict[str, list[str]]) -> tuple[Call
     key = source.setting("projection_prng_key", int)
     _, d = next(iter(pairs.values()))
     if key is None:
-        raise AdapterError(f"{source.path}: {d}: A and B are neither in the file nor is projection_prng_key configured")
+        raise AdapterError(
+            f"{source.path}: {d}: the projections A and B are not in the file, and the configuration has no "
+            "projection_prng_key to draw them; save with save_projection=True"
+        )
     if kind == "pvera":
-        raise AdapterError(f"{source.path}: {d}: PVeRA without its projections is not readable; save_projection=True")
+        raise AdapterError(
+            f"{source.path}: {d}: the projections of PVeRA are not in the file; save with save_projection=True"
+        )
     rows = max(source.tensors.shape(own)[0] for own, _ in pairs.values())
     columns = max(source.shape_of(module, b)[1] for module, (b, _) in pairs.items())
     (r,) = source.tensors.shape(d)

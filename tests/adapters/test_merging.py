@@ -116,7 +116,7 @@ def test_a_missing_module_is_zero_and_said() -> None:
     few = Adapter("few", two.method, None, None, {"layers.2.q_proj": two.loaders["layers.2.q_proj"]})
     total = merge([one, few], [1, 2], name="both")
     assert total.name == "both"
-    assert total.warnings == ("few has 2 of 3 modules not; zero there (layers.0.q_proj, layers.10.q_proj)",)
+    assert total.warnings == ("few lacks 2 of 3 modules; its update there is zero (layers.0.q_proj, layers.10.q_proj)",)
     np.testing.assert_allclose(total["layers.0.q_proj"].to_dense(), one["layers.0.q_proj"].to_dense(), rtol=1e-12)
     expected = one["layers.2.q_proj"].to_dense() + 2 * two["layers.2.q_proj"].to_dense()
     np.testing.assert_allclose(total["layers.2.q_proj"].to_dense(), expected, rtol=1e-9, atol=1e-15)

@@ -95,7 +95,7 @@ def test_convert_of_files_that_cannot_be(folders, tmp_path):
 def test_merge_adds_with_weights(folders, tmp_path):
     result = run("merge", f"{folders / 'bora'}@-0.5", folders / "lora", f"{folders / 'few'}@2", "-o", tmp_path / "sum")
     assert result.exit_code == 0, result.stderr
-    assert "few has 2 of 4 modules not; zero there" in result.stderr
+    assert "few lacks 2 of 4 modules; its update there is zero" in result.stderr
     total, parts = read_adapter(tmp_path / "sum"), {n: read_adapter(folders / n) for n in ("bora", "lora", "few")}
     for module in total:
         expected = -0.5 * parts["bora"][module].to_dense() + parts["lora"][module].to_dense()

@@ -151,7 +151,7 @@ def test_the_update_is_what_merging_adds(tmp_path: Path, name: str) -> None:
         if value.ndim > 1 and value.any():
             expected[key.removesuffix(".weight")] = value.T if turned else value.reshape(value.shape[0], -1)
     if case.method in ("miss", "fourierft"):
-        with pytest.raises(AdapterError, match="does not tell the size"):
+        with pytest.raises(AdapterError, match="does not store the size"):
             read_adapter(tmp_path)
     sizes = {module: value.shape for module, value in expected.items()} if case.sizes else None
     adapter = one(tmp_path, shapes=sizes)
@@ -219,9 +219,9 @@ def test_a_wrong_peft_type_is_an_error(tmp_path: Path, method: str) -> None:
 def test_vera_without_sizes_says_what_it_took(tmp_path: Path) -> None:
     models.save_and_merge(prepare(CASES["vera-sizes"]), tmp_path)
     (note,) = one(tmp_path).warnings
-    assert "all are taken to have 18" in note
+    assert "18, the largest, stands for all" in note
     models.save_and_merge(prepare(CASES["vera-drawn"]), tmp_path / "drawn")
-    with pytest.raises(AdapterError, match="does not tell the size of"):
+    with pytest.raises(AdapterError, match="does not store the size of"):
         read_adapter(tmp_path / "drawn")
 
 

@@ -284,7 +284,7 @@ def test_full_fine_tuning_is_the_difference(tmp_path: Path) -> None:
     adapter = one(tmp_path / "tuned", base=tmp_path / "base")
     assert adapter.method == "full"
     assert len(adapter) == 2 * 7
-    assert any("embeddings and heads were passed over" in note for note in adapter.warnings)
+    assert any("embeddings and heads are passed over" in note for note in adapter.warnings)
     before = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").state_dict()
     for module, update in adapter.items():
         expected = (model.state_dict()[f"{module}.weight"].double() - before[f"{module}.weight"].double()).numpy()

@@ -157,4 +157,4 @@ def _notes(tensors: Tensors) -> tuple[str, ...]:
         return ()
     if not isinstance(arguments, dict) or str(arguments.get("rs_lora")).lower() != "true":
         return ()
-    return ("the file was trained with rs_lora; the scaling is α/r of the stored α, as programs that load it take it",)
+    return ("the file was trained with rs_lora; the scaling is α/r with the stored α, as in the programs that load it",)

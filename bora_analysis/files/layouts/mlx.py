@@ -103,7 +103,7 @@ def _scale(
         if alpha is None or "num_layers" in (config or {}):
             return scale, None, ()
         note = (
-            f"the scaling is taken as scale = {scale:g}; versions of mlx-lm of early 2024 multiplied it by alpha/rank "
+            f"the scaling is scale = {scale:g}; versions of mlx-lm from early 2024 multiplied it by alpha/rank "
             f"(alpha = {alpha:g}); if yours did, set alpha (--alpha)"
         )
         return scale, None, (note,)

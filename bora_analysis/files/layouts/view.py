@@ -19,7 +19,7 @@ from ..tensors import Array, Tensors
 class Key(str):
     """PEFT's name of a tensor, printed as the name that it has in the file.
 
-    The readers match and look up PEFT's name, while what they say of the tensor names what the user finds in the file.
+    The readers match and look up PEFT's name; their messages name the tensor as the user finds it in the file.
     """
 
     stored: str
@@ -72,7 +72,7 @@ class View:
 
     def dtype(self, key: str) -> str:
         dtypes = [self._given.dtype(stored) for stored in self._entries[key].stored]
-        return max(dtypes, key=lambda dtype: EPSILON.get(dtype, np.inf))  # what is no float must be seen
+        return max(dtypes, key=lambda dtype: EPSILON.get(dtype, np.inf))  # a type that is no float must be seen
 
     def read(self, key: str) -> Array:
         entry = self._entries[key]
