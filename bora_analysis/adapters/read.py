@@ -14,7 +14,7 @@ from ..catalogue import METHODS
 from ..catalogue.module_names import projection
 from ..files.adapter_file import Found, Loader, Source, of_layer, peft_type
 from ..files.aliases import aliases
-from ..files.base_model import BaseWeights
+from ..files.base_model import BaseWeights, model_paths
 from ..files.configuration import read_configuration
 from ..files.errors import AdapterError, counted
 from ..files.keys import natural
@@ -173,7 +173,8 @@ def _read_one(found: Located, warnings: list[str], wish: Reading) -> Adapter:
         if any(re.search(r"\.lora_[AB](\.|$)", key) for key in model.keys()):  # noqa: SIM118  no mapping
             config = read_configuration(found.weights) if wish.config is None else settings_of(wish.config)
             adapter = adapter_of(model, config, title, step, wish)
-            return replace(adapter, path=found.weights, warnings=(*warnings, *adapter.warnings))
+            *_, path = model_paths(found.weights)
+            return replace(adapter, path=path, warnings=(*warnings, *adapter.warnings))
         if wish.base is None:
             raise AdapterError(
                 f"{found.weights}: is a whole model; its update needs the base model: --base DIR_OR_HUB_ID (base=)"

@@ -12,6 +12,8 @@ import numpy as np
 from .keys import ancestors, module_path
 from .tensors import Tensors
 
+_NUMBER = re.compile(r"\d+")
+
 
 def aliases(tensors: Tensors, modules: Iterable[str]) -> dict[str, str]:
     """Module → the one of a shorter name that has the same tensors.
@@ -20,7 +22,7 @@ def aliases(tensors: Tensors, modules: Iterable[str]) -> dict[str, str]:
     """
     groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for module in modules:
-        groups[re.sub(r"(\.\d+)+$", "", module).rpartition(".")[2], *re.findall(r"\d+", module)].append(module)
+        groups[module.rstrip(".0123456789").rpartition(".")[2], *_NUMBER.findall(module)].append(module)
     several = [group for group in groups.values() if len(group) > 1]
     if not several:
         return {}

@@ -103,6 +103,7 @@ def test_a_model_folder_with_lora_in_it_is_an_adapter(tmp_path: Path) -> None:
     saved(tmp_path / "whole" / "pytorch_model.bin", whole, {"model_type": "llama"}, "config.json")
     adapter = one(tmp_path / "whole", alpha=2)
     assert (list(adapter), adapter.passed_over) == (["layers.0.q"], ("layers.0.q.base_layer.weight",))
+    assert adapter.path == tmp_path / "whole" / "pytorch_model.bin"
     np.testing.assert_allclose(adapter["layers.0.q"].to_dense(), DENSE, rtol=1e-12)
 
 

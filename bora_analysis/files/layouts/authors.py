@@ -37,7 +37,10 @@ _CLIP = re.compile(r"(?P<module>layer_\d+\.\w+)\.w_lora_(?P<side>[AB])")
 
 def qsbora(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation | None:
     """The view under PEFT's names, or None where all are PEFT's already."""
-    paths = {key: module_path(key) for key in tensors.keys()}  # noqa: SIM118  no mapping
+    keys = tensors.keys()
+    if not any(".magnitude" in key for key in keys):
+        return None
+    paths = {key: module_path(key) for key in keys}
     magnitudes = {key: hit["module"] for key, path in paths.items() if (hit := _MAGNITUDE.fullmatch(path))}
     if not magnitudes:
         return None
