@@ -50,7 +50,7 @@ def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
     AdapterError
         There is nothing to read, as the reader says.
     """
-    for home in homes(place, steps):
+    for home in homes(place, steps, below=False):
         if home != place:
             yield home
         found = located(home)
@@ -78,8 +78,11 @@ class Located(NamedTuple):
     folder: Path | None
 
 
-def homes(place: Path, steps: bool) -> list[Path]:
-    """Where the adapters at a path lie: in itself, or else in its checkpoints, in their order."""
+def homes(place: Path, steps: bool, *, below: bool = True) -> list[Path]:
+    """Where the adapters at a path lie: in itself, or else in its checkpoints, in their order.
+
+    ``below`` is whether the error may look into the folders below for the runs that were meant.
+    """
     if place.is_file():
         return [place]
     runs = checkpoints_in(place)
@@ -88,7 +91,7 @@ def homes(place: Path, steps: bool) -> list[Path]:
     if not runs and _named_adapter(place):
         return [place]
     if not runs:
-        raise AdapterError(_nothing_in(place))
+        raise AdapterError(_nothing_in(place, below))
     return list(runs)
 
 
@@ -169,10 +172,10 @@ def _whole_name(path: Path) -> str:
     return f"{hit['stem']}{hit['suffix']}" if hit else path.name
 
 
-def _nothing_in(folder: Path) -> str:
+def _nothing_in(folder: Path, below: bool = True) -> str:
     if (folder / CONFIG_NAME).exists():
         return f"{folder}: holds {CONFIG_NAME} but no weights; expected {' or '.join(_WEIGHT_NAMES[:2])}"
-    inside = [shown for entry in _folders(folder) if (shown := _shown(entry))]
+    inside = [shown for entry in _folders(folder) if (shown := _shown(entry, below))]
     if inside:
         return f"{folder}: holds no adapter itself; name one of its folders: {some(inside)}"
     for entry in sorted(entries(folder)):
@@ -181,10 +184,12 @@ def _nothing_in(folder: Path) -> str:
     return f"{folder}: holds no adapter; expected {CONFIG_NAME} and {' or '.join(_WEIGHT_NAMES[:2])}"
 
 
-def _shown(folder: Path) -> str:
+def _shown(folder: Path, below: bool) -> str:
     """A folder's name where adapters lie in it, or in its checkpoints; empty where none do."""
     if any((folder / name).exists() for name in _WEIGHT_NAMES):
         return folder.name
+    if not below:
+        return ""
     try:
         count = sum(CHECKPOINT.fullmatch(entry.name) is not None for entry in _folders(folder))
     except AdapterError:  # it may not be listed

@@ -243,8 +243,8 @@ class TorchFile:
         except pickle.UnpicklingError:
             # PyTorch's own message says how to switch its protection off; this one must not.
             raise AdapterError(
-                f"{self.path}: holds Python objects other than tensors, or is no PyTorch file; expected tensors "
-                "alone; save the state dict by itself"
+                f"{self.path}: holds Python objects other than tensors, or is no PyTorch file; only tensors are read, "
+                "so save the state dict by itself"
             ) from None
         except Exception as error:  # a damaged file fails anywhere inside the unpickler
             reason = type(error).__name__

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from app import safe_markdown, sources, uploads
-from bora_analysis.adapters import AdapterError, checkpoints, read, read_adapter
+from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
 from bora_analysis.files import base_model as base
+from bora_analysis.files import tensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -222,9 +223,9 @@ def model(folder: Path, shards: dict[str, str] | None = None) -> Path:
 def opened(monkeypatch) -> list[Path]:
     """What the reader opens from now on."""
     found: list[Path] = []
-    for module in (base, read):
-        real = module.open_tensors
-        monkeypatch.setattr(module, "open_tensors", lambda path, real=real: found.append(path) or real(path))
+    real = tensors.open_file
+    for module in (base, tensors):
+        monkeypatch.setattr(module, "open_file", lambda path: found.append(path) or real(path))
     real_json = base._json
     monkeypatch.setattr(base, "_json", lambda path: found.append(path) or real_json(path))
     return found
