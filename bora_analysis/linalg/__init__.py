@@ -29,7 +29,7 @@ def normalised(X: Array, axis: Any = None) -> tuple[Array, Array]:
 
     >>> Y, e = normalised(np.array([[3e-200, 1e200], [0.0, 1e200]]), axis=0)
     >>> Y.round(3).tolist(), e.tolist()
-    ([[0.612, 0.653], [0.0, 0.653]], [[-662, 665]])
+    ([[0.574, 0.653], [0.0, 0.653]], [[-662, 665]])
     """
     top = np.maximum(X.max(axis, keepdims=True, initial=0), -X.min(axis, keepdims=True, initial=0))
     e = np.where(top > 0, np.frexp(top)[1], -(10**6))
