@@ -20,3 +20,8 @@ def card(title: object, told: Callable[[], tuple[list[str], Any]], rows: int = 8
     except Exception:  # what is shown in passing must not fail
         lines, table, more = [], "", []
     return "<br>".join([f"<b>{escape(str(title))}</b>", *map(escape, filter(None, lines))]) + table + "".join(more)
+
+
+def based_on(base_model: str | None) -> str:
+    """The line about the base model; empty where it is not known."""
+    return f"base model: {base_model}" if base_model else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 import bora_analysis
 
-from ..cards import card
+from ..cards import based_on, card
 from ..catalogue import METHODS
 from ..files.errors import counted
 from ..files.keys import natural
@@ -42,7 +42,7 @@ class _Views:
     def _told(self) -> tuple[list[str], Any]:
         """What a card says of it, of the last step: nothing that takes long."""
         last: Any = checkpoints(self)[-1]  # pyright: ignore[reportArgumentType]
-        lines = [f"base model: {last.base_model}" if last.base_model else "", *last.warnings]
+        lines = [based_on(last.base_model), *last.warnings]
         if len(last) > 500 or any(name in METHODS and METHODS[name].needs_base for name in last.method.split("+")):
             return lines, None
         layers = last.metrics(on_module=lambda: None)

@@ -159,11 +159,16 @@ def _weights_in(folder: Path) -> Path | None:
         if entry.suffix in SUFFIXES and entry.is_file() and not NOT_WEIGHTS.fullmatch(entry.name)
         if not STEP_FILE.fullmatch(entry.name)
     )
-    if len({_whole_name(folder / name) for name in others}) == 1:
-        return folder / others[0]
+    if len({Path(_whole_name(folder / name)).stem for name in others}) == 1:  # of two formats, safetensors
+        return folder / min(others, key=lambda name: (SUFFIXES.index(Path(name).suffix), name))
     if others:
         raise AdapterError(f"{folder}: holds {len(others)} weight files; name one: {some(others)}")
     return None
+
+
+def twins(weights: Path) -> list[str]:
+    """Names of the files beside a weight file that differ by their suffix alone: the same weights in other formats."""
+    return [file.name for suffix in SUFFIXES if (file := weights.with_suffix(suffix)) != weights and file.is_file()]
 
 
 def _whole_name(path: Path) -> str:

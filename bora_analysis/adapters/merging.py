@@ -27,6 +27,7 @@ def merge(
     *,
     name: str | None = None,
     method: str = "sum",
+    force: bool = False,
     **reading: Any,
 ) -> Adapter:
     """Σ_k w_k ΔW_k of adapters, module by module, read when asked for.
@@ -38,17 +39,20 @@ def merge(
     weights : one per adapter; default 1. (1, −1) is the difference.
     name : default the adapters' names with their weights.
     method : the name under which the updates appear in tables.
+    force : add adapters that :func:`check_related` refuses.
     reading : options of :func:`bora_analysis.read_adapter`.
 
     Returns
     -------
     Adapter
-        In memory: ``path`` is None. Each update is that of :func:`bora_analysis.updates.sums.combine`.
+        In memory: ``path`` is None, and ``passed_over`` has what stands beside ΔW in the parts. Each update is that of
+        :func:`bora_analysis.updates.sums.combine`.
 
     Raises
     ------
     AdapterError
-        No adapters, another number of weights, or a weight that is not finite; when a module is asked for, shapes
+        No adapters, another number of weights, or a weight that is not finite; adapters of several base models, or one
+        that shares no module with another; when a module is asked for, shapes
         that differ.
 
     Examples
@@ -70,8 +74,10 @@ def merge(
     for adapter, weight in zip(adapters, weights, strict=True):
         if not np.isfinite(weight):
             raise AdapterError(f"merge: the weight of {adapter.name} is {weight}; expected a finite number")
+    told = check_related(adapters, force=force)
     modules = sorted({module for adapter in adapters for module in adapter}, key=natural)
     warnings = [f"{adapter.name}: {line}" for adapter in adapters for line in adapter.warnings]
+    warnings += told
     for adapter in adapters:
         missing = [module for module in modules if module not in adapter]
         if missing:
@@ -82,7 +88,41 @@ def merge(
     title = name or "".join(_term(adapter.name, weight) for adapter, weight in zip(adapters, weights, strict=True))
     parts = list(zip(adapters, weights, strict=True))
     loaders = {module: partial(_load, parts, module, method) for module in modules}
-    return Adapter(title.removeprefix("+"), method, None, None, loaders, warnings=tuple(dict.fromkeys(warnings)))
+    beside = tuple(dict.fromkeys(key for adapter in adapters for key in adapter.passed_over))
+    bases = {adapter.base_model for adapter in adapters if adapter.base_model}
+    base = bases.pop() if len(bases) == 1 else None
+    return Adapter(
+        title.removeprefix("+"), method, None, None, loaders, beside, tuple(dict.fromkeys(warnings)), base
+    )  # fmt: skip
+
+
+def check_related(adapters: Sequence[Adapter], *, force: bool = False) -> list[str]:
+    """What speaks against putting adapters together: several base models, or one without a module of the others.
+
+    Returns
+    -------
+    list of str
+        One line each, where ``force`` lets it pass.
+
+    Raises
+    ------
+    AdapterError
+        The first of these lines, without ``force``.
+    """
+    found = []
+    named = {adapter.base_model: adapter.name for adapter in adapters if adapter.base_model}
+    if len(named) > 1:
+        told = ", ".join(f"{name} of {base}" for base, name in named.items())
+        found.append(f"the adapters have {len(named)} base models: {told}")
+    for adapter in adapters:
+        others = [other for other in adapters if other is not adapter]
+        if others and not any(module in other for other in others for module in adapter):
+            firsts = f"{next(iter(adapter), 'none')} and {next(iter(others[0]), 'none')}"
+            found.append(f"{adapter.name} and {others[0].name} have no module in common (the first are {firsts})")
+            break
+    if found and not force:
+        raise AdapterError(f"{found[0]}; expected adapters of one base model (--force, force=True, to do it anyway)")
+    return found
 
 
 def _term(name: str, weight: float) -> str:

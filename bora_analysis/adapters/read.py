@@ -17,7 +17,7 @@ from ..files.aliases import aliases
 from ..files.base_model import BaseWeights, model_paths
 from ..files.configuration import read_configuration
 from ..files.errors import AdapterError, counted
-from ..files.keys import natural
+from ..files.keys import biases, natural
 from ..files.layouts import translate
 from ..files.tensors import Tensors, open_tensors
 from ..methods import readers
@@ -27,7 +27,7 @@ from ..updates.contract import Update
 from .adapter import Adapter, Trajectory
 from .in_memory import InMemory, is_state_dict, model_of, open_model, settings_of
 from .initialisation import init_warnings, relative
-from .locate import HUB_ID, Located, checkpoints_in, download, homes, located, named, some, step_of
+from .locate import HUB_ID, Located, checkpoints_in, download, homes, located, named, some, step_of, twins
 from .model_difference import difference
 from .reading import Options, Reading
 
@@ -182,7 +182,8 @@ def _read_one(found: Located, warnings: list[str], wish: Reading) -> Adapter:
         return difference(model, wish.base, title, step)
     config = read_configuration(found.config.parent) if wish.config is None else settings_of(wish.config)
     adapter = adapter_of(open_tensors(found.weights), config, title, step, wish)
-    return replace(adapter, path=found.weights, warnings=(*warnings, *adapter.warnings))
+    beside = [f"{found.weights.name} is read, not {name} beside it" for name in twins(found.weights) if found.folder]
+    return replace(adapter, path=found.weights, warnings=(*warnings, *beside, *adapter.warnings))
 
 
 def _check_run(place: Path, homes: Sequence[Path], found: Sequence[Adapter]) -> None:
@@ -260,9 +261,8 @@ def adapter_of(
         warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
     ordered = {module: loaders[module] for module in sorted(loaders, key=natural)}
     passed_over += tensors.unread
-    biases = _biases(passed_over)
-    if biases:
-        warnings += [f"{counted(len(biases), 'trained bias', 'trained biases')}, no part of ΔW: {some(biases, 1)}"]
+    if trained := biases(passed_over):
+        warnings += [f"{counted(len(trained), 'trained bias', 'trained biases')}, no part of ΔW: {some(trained, 1)}"]
     warnings += [*told.notes, *notes]
     trained_on = (config or {}).get("base_model_name_or_path")
     return Adapter(name, method, step, None, ordered, tuple(passed_over), tuple(warnings), trained_on)
@@ -280,12 +280,6 @@ def _read_parts(source: Source, parts: Iterable[Tensors]) -> Found:
         [note for part in found for note in part.notes],
         any(part.scaled for part in found if part.loaders),
     )
-
-
-def _biases(keys: list[str]) -> list[str]:
-    """Trained biases of modules whose weights are not in the file whole."""
-    whole = {key.removesuffix(".weight") for key in keys if key.endswith(".weight")}
-    return [key for key in keys if key.endswith((".bias", ".diff_b")) and key.rpartition(".")[0] not in whole]
 
 
 def _counted(load: Loader, parameters: int) -> Loader:

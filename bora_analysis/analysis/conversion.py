@@ -7,6 +7,8 @@ The best approximation of rank k is the truncated SVD (Eckart & Young 1936; Mirs
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +19,12 @@ import numpy as np
 from ..adapters import Adapter, AdapterError, write_adapter
 from ..adapters.given import one_of
 from ..adapters.reading import Options
-from ..cards import card
+from ..cards import based_on, card
 from ..catalogue.dtypes import EPSILON
 from ..catalogue.module_names import layer, projection
 from ..files.configuration import CONFIG_NAME
 from ..files.errors import counted
+from ..files.keys import biases, module_path
 from ..files.tensors import Raw, open_tensors
 from ..linalg import Array, NotFiniteError, norm
 from ..linalg.inertia import spectral_norm
@@ -42,6 +45,7 @@ _OF_BASE = (
     "alora_invocation_tokens",
 )  # fmt: skip
 _OF_HEADS = ("modules_to_save", "trainable_token_indices", "ensure_weight_tying")
+_PEFT = "base_model.model."
 # What one layer's update may be and a LoRA of PEFT cannot, or not under a name of its own.
 _NO_LAYER = {
     "grouped conv": "is a grouped convolution, whose lora_B is block-diagonal; a truncated one would not be",
@@ -88,6 +92,7 @@ class Conversion:
     cuts : module → rank and error, in the order of the file.
     facts : module → what the update was.
     left_behind : what the adapter's file holds beside ΔW and the LoRA's does not, by its name there.
+    base_model : name of the base model, where it is known.
 
     Examples
     --------
@@ -103,6 +108,7 @@ class Conversion:
     cuts: dict[str, Cut]
     facts: dict[str, Facts]
     left_behind: tuple[str, ...] = ()
+    base_model: str | None = None
 
     @property
     def table(self) -> pd.DataFrame:
@@ -130,7 +136,8 @@ class Conversion:
     def _repr_html_(self) -> str:
         columns = ["module", "method", "rank_before", "rank", "energy_kept", "error_relative", "parameters"]
         worst = max((cut.error_relative for cut in self.cuts.values()), default=0.0)
-        return card(self, lambda: ([f"The largest relative error is {worst:.3g}."], self.table[columns]))
+        lines = [based_on(self.base_model), f"The largest relative error is {worst:.3g}."]
+        return card(self, lambda: (lines, self.table[columns]))
 
 
 def convert(
@@ -207,6 +214,7 @@ def convert(
     ]
     if held and not force:
         raise AdapterError(f"{folder}: holds {held[0]}; give another folder, or replace it (--force, force=True)")
+    _refuse_biases(adapter)
     if settings is None:
         settings = shared_settings([adapter], heads=True)
     cuts: dict[str, Cut] = {}
@@ -235,10 +243,12 @@ def convert(
             more = max(0, width - len(A))
             yield module, _of_layer(known, np.pad(B, ((0, 0), (0, more))), np.pad(A, ((0, more), (0, 0))))
 
-    others = _others(adapter)
+    kept = _others(adapter)
+    others = dict(kept.values())
     with progress(len(adapter), on_module) as step:
         write_adapter(folder, "lora", factors(), alpha=None, dtype=dtype, extra_config=settings, others=others)
-    return Conversion(folder, cuts, facts, tuple(key for key in adapter.passed_over if key not in others))
+    left = tuple(key for key in adapter.passed_over if key not in kept)
+    return Conversion(folder, cuts, facts, left, settings.get(_OF_BASE[0]))
 
 
 def _rule(rank: int | None, energy: float | None, threshold: float | None) -> Callable[[Array], int]:
@@ -349,27 +359,30 @@ def refuse_own_folder(folder: Path, adapters: Sequence[Adapter]) -> None:
             raise AdapterError(f"{folder}: is the folder of {adapter.name} itself; give another one to write to")
 
 
-def shared_settings(adapters: Sequence[Adapter], *, heads: bool = False) -> dict[str, Any]:
+def shared_settings(adapters: Sequence[Adapter], *, heads: bool = False, force: bool = False) -> dict[str, Any]:
     """What a LoRA's configuration takes over from adapters: the base model, and what is said of its layers.
 
     Parameters
     ----------
     heads : take over what says which heads and tokens the file holds beside ΔW, too.
+    force : leave out the name of the base model where the adapters have several.
 
     Raises
     ------
     AdapterError
-        An adapter that trains biases, which would be lost; several base models or settings.
+        Several base models or settings.
     """
     found: dict[str, Any] = {}
     for adapter in adapters:
         path = None if adapter.path is None else adapter.path.with_name(CONFIG_NAME)
-        config = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
-        if config.get("bias", "none") != "none" or config.get("lora_bias"):
-            told = "lora_bias" if config.get("lora_bias") else f"bias = {config['bias']!r}"
-            raise AdapterError(f"{path}: the adapter trains biases ({told}), which are no part of ΔW; expected none")
+        config: dict[str, Any] = {_OF_BASE[0]: adapter.base_model}
+        if path is not None and path.exists():
+            config = json.loads(path.read_text(encoding="utf-8"))
         for key in (*_OF_BASE, *(_OF_HEADS if heads else ())):
             if config.get(key) and found.setdefault(key, config[key]) != config[key]:
+                if force and key == _OF_BASE[0]:
+                    found[key] = None
+                    continue
                 raise AdapterError(
                     f"{path}: {key} is {config[key]!r}, another adapter has {found[key]!r}; expected adapters of one "
                     "base model"
@@ -377,19 +390,39 @@ def shared_settings(adapters: Sequence[Adapter], *, heads: bool = False) -> dict
     return found
 
 
-def _others(adapter: Adapter) -> dict[str, Raw]:
-    """What the file holds beside ΔW and PEFT loads with it: heads, embeddings, new tokens."""
+def _refuse_biases(adapter: Adapter) -> None:
+    """Biases that were trained beside ΔW have no place in a plain LoRA."""
+    found = biases(adapter.passed_over)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise AdapterError(
+            f"{adapter.path or adapter.name}: {found[0]}{more} is a trained bias, which is no part of ΔW and would be "
+            "lost; expected none: merge it into the base model first"
+        )
+
+
+def _others(adapter: Adapter) -> dict[str, tuple[str, Raw]]:
+    """What the file holds beside ΔW and PEFT loads with it: heads, embeddings, new tokens. Key → PEFT's key, tensor."""
     # A whole checkpoint, which may lie in several files, has no names of PEFT's either.
     if adapter.path is None or not adapter.passed_over or adapter.method == "full":
         return {}
     tensors = open_tensors(adapter.path)
     known = set(tensors.keys())
-    if not any(key.startswith("base_model.model.") for key in known):  # another layout: its names mean nothing to PEFT
+    if not any(_PEFT in key for key in known):  # another layout: its names mean nothing to PEFT
         return {}
-    found = {key: tensors.raw(key) for key in adapter.passed_over if key in known and ".lora_" not in key}
-    for key, raw in found.items():
+    found: dict[str, tuple[str, Raw]] = {}
+    for key in adapter.passed_over:
+        if key not in known or ".lora_" in key or ".original_module." in key:
+            continue
+        path = re.sub(r"\.modules_to_save(\.[^.]+(?=\.))?", "", module_path(key))
+        name, raw = f"{_PEFT}{path}" if _PEFT in key else key, tensors.raw(key)
         if 0 in raw.shape:
             raise AdapterError(
                 f"{adapter.path}: {key} has shape {list(raw.shape)}; expected numbers: save the sharded model gathered"
             )
+        found[key] = name, raw
+    if len({name for name, _ in found.values()}) < len(found):
+        names = Counter(name for name, _ in found.values())
+        twice = [key for key, (name, _) in found.items() if names[name] > 1]
+        raise AdapterError(f"{adapter.path}: {twice[0]} and {twice[1]}: two tensors for one name of PEFT's; keep one")
     return found

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import numpy as np
 
-from ..cards import card
+from ..cards import based_on, card
 from ..catalogue.cost import cost
 from ..catalogue.sizes import common_divisors
 from ..metrics import energy_rank
@@ -80,6 +80,7 @@ class Recommendation:
     parameters, advised_parameters : trained, and with the advice, in the same modules and the same method (LoRA for a
         method without blocks).
     unused : modules with ΔW = 0, about which nothing can be said.
+    base_model : name of the base model, where it is known.
 
     Examples
     --------
@@ -94,6 +95,7 @@ class Recommendation:
     parameters: int
     advised_parameters: int
     unused: tuple[str, ...]
+    base_model: str | None = None
 
     def __repr__(self) -> str:
         ranks = ", ".join(f"{row.projection} {row.rank_bound} → {row.rank}" for row in self.table.head(8).itertuples())
@@ -102,7 +104,8 @@ class Recommendation:
 
     def _repr_html_(self) -> str:
         columns = ["projection", "layers", "rank_bound", "needed", "verdict", "rank", "kept", "r", "blocks"]
-        return card(self, lambda: ([f"PEFT: {json.dumps(self.config)}"], self.table[columns]))
+        lines = [based_on(self.base_model), f"PEFT: {json.dumps(self.config)}"]
+        return card(self, lambda: (lines, self.table[columns]))
 
 
 def recommend(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis]) -> Recommendation:
@@ -182,6 +185,7 @@ def recommend(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis
         int(metrics["parameters"].sum()),
         int(frame["advised_parameters"].sum()),
         unused,
+        tables.base_models.get(names[0]),
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..adapters import AdapterError
 from ..adapters.given import one_of
+from ..adapters.merging import check_related
 from ..adapters.reading import Options
 from ..catalogue.module_names import layer, projection
 from ..linalg import Array, NotFiniteError
@@ -159,6 +160,7 @@ def similarity(
     *,
     i: int = 8,
     j: int = 8,
+    force: bool = False,
     on_module: Callable[[], object] | None = None,
     **reading: Unpack[Options],
 ) -> Similarity:
@@ -169,6 +171,7 @@ def similarity(
     one, two : adapters of one base model, each as for :func:`bora_analysis.read_adapter`; compared are the modules
         that both have.
     i, j : the largest numbers of directions; less where a module's numerical rank is less.
+    force : compare adapters of several base models, too.
     on_module, reading : as for :func:`bora_analysis.analyse`.
 
     Returns
@@ -178,7 +181,7 @@ def similarity(
     Raises
     ------
     AdapterError
-        No module in common; shapes that differ.
+        Several base models; no module in common; shapes that differ.
     ValueError
         i or j below 1.
 
@@ -198,11 +201,7 @@ def similarity(
     if min(i, j) < 1:
         raise ValueError(f"i is {i} and j is {j}; expected at least 1")
     common = [module for module in one if module in two]
-    if not common:
-        raise AdapterError(
-            f"{one.name} and {two.name} have no module in common (the first are {next(iter(one), 'none')} and "
-            f"{next(iter(two), 'none')}); expected adapters of one base model"
-        )
+    check_related([one, two], force=force and bool(common))
 
     def compare(module: str) -> tuple[dict[Side, Array], dict[str, Any]]:
         a, b = one[module], two[module]

@@ -7,8 +7,9 @@ outside the layers). Rows are ordered by adapter as given, step, and module in n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -61,6 +62,7 @@ class Tables:
     spectra: pd.DataFrame
     layer_metrics: pd.DataFrame
     provenance: tuple[str, ...]
+    base_models: Mapping[str, str] = field(default_factory=dict)  # by adapter, where it is known
 
     def __repr__(self) -> str:
         names = ", ".join(dict.fromkeys(self.layer_metrics["adapter"]))
@@ -159,6 +161,7 @@ def analyse(
         typed(frame),
         typed(pd.DataFrame(metrics, columns=list(LAYER_COLUMNS))),
         tuple(provenance),
+        {adapter.name: adapter.base_model for adapter in flat if adapter.base_model},
     )
 
 
@@ -252,6 +255,7 @@ def join(tables: Sequence[Tables]) -> Tables:
         pd.concat([part.spectra for part in tables], ignore_index=True),
         pd.concat([part.layer_metrics for part in tables], ignore_index=True),
         tuple(line for part in tables for line in part.provenance),
+        dict(ChainMap(*(dict(part.base_models) for part in tables))),
     )
 
 

@@ -27,7 +27,11 @@ _cutting = together(
         default="float32",
         show_default=True,
     ),
-    click.option("--force", is_flag=True, help="Replace the adapter that DIR holds already."),
+    click.option(
+        "--force",
+        is_flag=True,
+        help="Replace the adapter in DIR; merge adapters of different base models.",
+    ),
     click.option("--pad", is_flag=True, help="Pad with zeros to the largest rank, for servers without alpha_pattern."),
     click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table", show_default=True),
 )
@@ -63,14 +67,15 @@ def merge(paths: tuple[str, ...], reading: dict[str, Any], **options: Any) -> No
         given = [_weighted(path) for path in paths]
         adapters = [read_one(path, reading) for path, _ in given]
         refuse_own_folder(Path(options["output"]), adapters)
-        for adapter in adapters:
-            if adapter.passed_over:
-                note(f"{adapter.name}: {len(adapter.passed_over)} tensors beside ΔW are left out")
         adapters = named_apart(adapters)
-        total = add([replace(each, warnings=()) for each in adapters], [weight for _, weight in given])
+        total = add(
+            [replace(each, warnings=()) for each in adapters],
+            [weight for _, weight in given],
+            force=options["force"],
+        )
         for line in total.warnings:
             note(line)
-        _write(total, settings=shared_settings(adapters), **options)
+        _write(total, settings=shared_settings(adapters, force=options["force"]), **options)
 
 
 def _weighted(path: str) -> tuple[str, float]:

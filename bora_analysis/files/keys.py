@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -40,3 +40,9 @@ def ancestors(path: str) -> Iterator[str]:
     while "." in path:
         path = path.rpartition(".")[0]
         yield path
+
+
+def biases(keys: Sequence[str]) -> list[str]:
+    """Trained biases of modules whose weights are not in the file whole."""
+    whole = {key.removesuffix(".weight") for key in keys if key.endswith(".weight")}
+    return [key for key in keys if key.endswith((".bias", ".diff_b")) and key.rpartition(".")[0] not in whole]

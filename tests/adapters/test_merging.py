@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft_cases import METHODS, adapted, base, layers, load
 
-from bora_analysis import Adapter, AdapterError, convert, dense, lora, merge, read_adapter, singular_values
+from bora_analysis import Adapter, AdapterError, convert, dense, lora, merge, read_adapter, similarity, singular_values
 from bora_analysis.adapters.synthetic import synthetic_adapter
 from bora_analysis.analysis.conversion import truncated
 from bora_analysis.methods.sbora import build
@@ -135,3 +135,20 @@ def test_what_cannot_be_added() -> None:
             merge(adapters, weights)
     with pytest.raises(TypeError, match=r"an empty list; expected a path or Hub id, .* or a list of these$"):
         merge([])
+
+
+def test_adapters_of_several_base_models_are_added_only_by_force(tmp_path: Path) -> None:
+    q, k = {"q": lora(np.ones((4, 1)), np.ones((1, 4)))}, {"k": lora(np.ones((4, 1)), np.ones((1, 4)))}
+    one, two = (replace(Adapter.from_updates(name, q), base_model=f"org/{name}") for name in ("one", "two"))
+    alone = replace(Adapter.from_updates("alone", k), base_model="org/one")
+    for pair, part in (([one, two], "have 2 base models: one of org/one, two of org/two"), ([one, alone], "in common")):
+        for act in (merge, lambda pair: similarity(*pair)):
+            with pytest.raises(AdapterError, match=f"{part}.*force"):
+                act(pair)
+        total = merge(pair, force=True)
+        assert part in total.warnings[0]
+    assert similarity(one, two, force=True).table["phi_left"].item() == pytest.approx(1)
+    with pytest.raises(AdapterError, match="no module in common"):
+        similarity(one, alone, force=True)
+    assert (merge([one, one]).base_model, merge([one, two], force=True).base_model) == ("org/one", None)
+    assert convert(merge([one, one]), tmp_path).base_model == "org/one"

@@ -20,7 +20,19 @@ from peft import LoraConfig, PeftModel
 from peft_cases import METHODS, adapted, base, layers, load
 from safetensors.torch import load_file, save_file
 
-from bora_analysis import Adapter, AdapterError, bora, convert, dense, lora, melora, read_adapter, write_adapter
+from bora_analysis import (
+    Adapter,
+    AdapterError,
+    bora,
+    convert,
+    dense,
+    lora,
+    melora,
+    merge,
+    read_adapter,
+    recommend,
+    write_adapter,
+)
 from bora_analysis.analysis.conversion import shared_settings, truncated
 from bora_analysis.cli import main
 
@@ -218,7 +230,7 @@ def test_heads_and_embeddings_go_along_from_either_format(tmp_path: Path) -> Non
 def test_what_another_layout_holds_beside_is_left_behind_and_listed(tmp_path: Path) -> None:
     """PEFT would not find a tensor under kohya's name, and would not say so."""
     torch.manual_seed(0)
-    beside = {"lora_unet_q.diff_b": torch.ones(6), "lora_unet_norm.w_norm": torch.ones(6)}
+    beside = {"lora_unet_n.w_norm": torch.ones(6), "lora_unet_n.diff": torch.ones(6), "x.diff": torch.ones(())}
     factors = {"lora_unet_q.lora_down.weight": torch.randn(2, 8), "lora_unet_q.lora_up.weight": torch.randn(6, 2)}
     save_file(factors | beside | {"lora_unet_q.alpha": torch.tensor(1.0)}, tmp_path / "kohya.safetensors")
     done = convert(tmp_path / "kohya.safetensors", tmp_path / "lora")
@@ -231,7 +243,68 @@ def test_what_another_layout_holds_beside_is_left_behind_and_listed(tmp_path: Pa
     np.testing.assert_allclose(one(tmp_path / "lora")[module].to_dense(), dense_update, atol=1e-6)
     result = CliRunner().invoke(main, ["convert", str(tmp_path / "kohya.safetensors"), "-o", str(tmp_path / "again")])
     assert result.exit_code == 0, result.stderr
-    assert "2 tensors beside ΔW are left out (lora_unet_" in result.stderr
+    assert "3 tensors beside ΔW are left out (lora_unet_" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("base_model.model.l.lora_B.bias", {}),
+        ("base_model.model.l.lora_B.bias", {"lora_bias": True}),
+        ("base_model.model.l.base_layer.bias", {"bias": "lora_only"}),
+        ("base_model.model.other.bias", {"bias": "all"}),
+        ("l.diff_b", None),
+    ],
+)
+def test_trained_biases_are_refused_by_their_key(key: str, told: dict[str, Any] | None, tmp_path: Path) -> None:
+    factors = {"l": {"B": np.ones((4, 1)), "A": np.ones((1, 4))}}
+    folder = write_adapter(tmp_path / "a", "lora", factors, alpha=1, extra_config=told)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file) | {key: torch.ones(4)}
+    if told is None:
+        tensors = {name.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): x for name, x in tensors.items()}
+    save_file(tensors, file)
+    for words in (["convert", str(folder)], ["merge", str(folder), str(folder)]):
+        result = CliRunner().invoke(main, [*words, "-o", str(tmp_path / "out")])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert f"{key} is a trained bias" in result.stderr
+    with pytest.raises(AdapterError, match="is a trained bias"):
+        convert(merge([folder, folder]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "module.base_model.model.head.weight",
+        "_orig_mod.module.base_model.model.head.weight",
+        "base_model.model._orig_mod.head.weight",
+        "base_model.model.base_model.model.head.weight",
+        "base_model.model._fsdp_wrapped_module.head.weight",
+        "base_model.model.head.modules_to_save.weight",
+        "module.base_model.model.head.modules_to_save.default.weight",
+    ],
+)
+def test_a_head_goes_along_under_pefts_name_whatever_wraps_it(wrapped: str, tmp_path: Path) -> None:
+    factors = {"l": {"B": np.ones((4, 1)), "A": np.ones((1, 4))}}
+    folder = write_adapter(tmp_path / "a", "lora", factors, alpha=1)
+    file = folder / "adapter_model.safetensors"
+    front = wrapped.partition("head")[0]
+    tensors = {key.replace("base_model.model.", front): value for key, value in load_file(file).items()}
+    save_file(tensors | {wrapped: torch.arange(3.0)}, file)
+    assert convert(folder, tmp_path / "out").left_behind == ()
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert torch.equal(written["base_model.model.head.weight"], torch.arange(3.0))
+    save_file(tensors | {wrapped: torch.arange(3.0), "base_model.model.head.weight": torch.ones(3)}, file)
+    with pytest.raises(AdapterError, match="two tensors for one name of PEFT's"):
+        convert(folder, tmp_path / "twice")
+
+
+def test_cards_show_the_base_model(tmp_path: Path) -> None:
+    factors = {"l": {"B": np.eye(4)[:, :1], "A": np.eye(1, 4)}}
+    folder = write_adapter(tmp_path / "a", "lora", factors, alpha=1, base_model="org/<base>")
+    for shown in (convert(folder, tmp_path / "b"), recommend(folder), recommend(read_adapter(folder))):
+        assert "base model: org/&lt;base&gt;" in shown._repr_html_()
 
 
 def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
@@ -258,7 +331,7 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     models.save_and_merge(
         models.adapted(model, LoraConfig(r=2, target_modules=["l"], lora_bias=True)), tmp_path / "bias"
     )
-    refused(tmp_path / "bias", "lora_bias")
+    refused(tmp_path / "bias", "l.lora_B.bias is a trained bias")
     half = Adapter.from_updates("large", {"q": lora(np.full((4, 1), 1e6), np.full((1, 4), 1e6))})
     refused(half, "beyond the range of float16", dtype="float16")
 

@@ -235,3 +235,14 @@ def test_files_of_other_kinds_are_named(tmp_path: Path, name: str, expected: str
         with pytest.raises(AdapterError, match=expected) as caught:
             read_adapter(place)
         assert name in str(caught.value)
+
+
+def test_of_one_file_in_two_formats_safetensors_is_read(tmp_path: Path) -> None:
+    saved(tmp_path / "adapter_0.pt", PAIR)
+    save_file(PAIR, tmp_path / "adapter_0.safetensors")
+    adapter = one(tmp_path)
+    assert adapter.path == tmp_path / "adapter_0.safetensors"
+    assert "adapter_0.safetensors is read, not adapter_0.pt beside it" in adapter.warnings
+    saved(tmp_path / "adapter_1.pt", PAIR)
+    with pytest.raises(AdapterError, match="3 weight files; name one"):
+        one(tmp_path)
