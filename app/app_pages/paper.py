@@ -18,7 +18,7 @@ from app.safe_markdown import markdown
 from bora_analysis import style
 from bora_analysis.paper import tables as paper
 from bora_analysis.paper.claims import claims
-from bora_analysis.paper.claims.common import CONDITION, ERRATUM, HOLDS, MODELS
+from bora_analysis.paper.claims.common import CONDITION, ERRATUM, HOLDS
 
 VIEWS = ["Figure 3", "Tables", "#Params", "Claims"]
 #: Verdict → colour and icon of its badge: a reader who sees no colours has the icon and the word.
@@ -58,7 +58,7 @@ def figure_3() -> None:
     first, second = st.columns(2)
     third, rest = st.columns(2)
     models = averages(7)
-    models = models.assign(name=models["model"].map(MODELS), variant=models["method"].map(VARIANTS))
+    models = models.assign(name=models["model"].map(style.MODELS), variant=models["method"].map(VARIANTS))
     ranks = averages(9)
     ranks = ranks.assign(rank=[f"r = {r}" for r in ranks["r"]]).sort_values(["r", "blocks"], kind="stable")
     bora, lora = ranks[ranks["method"] == "bora"], ranks[ranks["method"] == "lora"]
@@ -110,7 +110,7 @@ def table() -> None:
         part = rows[rows["model"] == model]
         best = part.loc[part["value"].idxmax()]
         with column:
-            st.markdown(f"**{markdown(str(MODELS.get(model, model)))}**")
+            st.markdown(f"**{markdown(str(style.MODELS.get(model, model)))}**")
             draw(
                 method_charts.runs(part, unit, list(dict.fromkeys(method_of(name) for name in part["method"]))),
                 key=f"runs_{model}",

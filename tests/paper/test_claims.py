@@ -14,9 +14,9 @@ from bora_analysis.catalogue.formulas import Cost
 from bora_analysis.cli import main
 from bora_analysis.paper import claims as paper_claims
 from bora_analysis.paper import tables
-from bora_analysis.paper.claims import CLAIMS, accuracy, claims, common, costs, rank
-from bora_analysis.paper.claims.accuracy import mean_gain
-from bora_analysis.paper.claims.common import BORA, CONDITION, ERRATUM, HOLDS, LORA32
+from bora_analysis.paper.claims import CLAIMS, accuracy, claims, costs, rank
+from bora_analysis.paper.claims.accuracy import BORA, LORA32, mean_gain
+from bora_analysis.paper.claims.common import CONDITION, ERRATUM, HOLDS
 from bora_analysis.updates import blocks
 from bora_analysis.updates.blocks import BlockProduct, activate
 
@@ -142,8 +142,7 @@ def test_other_costs_change_the_verdicts(monkeypatch):
         extra = 3 * blocks * blocks * r if method == "bora" else 0
         return Cost(found.parameters + extra, found.macs_per_token + extra, found.rank_bound)
 
-    for module in (common, costs):
-        monkeypatch.setattr(module, "cost", dearer)
+    monkeypatch.setattr(costs, "cost", dearer)
     assert verdict("C9") == ERRATUM
     assert verdict("C11") == ERRATUM  # N(b) would be least at half of √(m+n)
     assert verdict("C12") == ERRATUM
@@ -173,8 +172,7 @@ def shifted(monkeypatch, change):
             ]
         )
 
-    for module in (accuracy, common):
-        monkeypatch.setattr(module, "table", other)
+    monkeypatch.setattr(accuracy, "table", other)
 
 
 def test_other_accuracies_change_the_verdicts(monkeypatch):

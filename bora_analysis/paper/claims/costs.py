@@ -6,13 +6,16 @@ import math
 
 import numpy as np
 
+from ...catalogue.architectures import architecture, targets
 from ...catalogue.cost import cost
 from ...catalogue.sizes import common_divisors
+from ...style import MODELS
 from ...updates.blocks import bora, lora
 from ..tables import parameters
-from .common import QUERY, SAME, Finding, forward_pass, paper_shapes, price_per_rank, span, verdict
+from .common import QUERY, SAME, Finding, claim, forward_pass, span, verdict
 
 
+@claim("C9", "abstract, §3.3", "b times the rank for only b²r more parameters")
 def extra_parameters() -> Finding:
     wrong = cases = 0
     for m, n in paper_shapes():
@@ -31,6 +34,7 @@ def extra_parameters() -> Finding:
     )
 
 
+@claim("C10", "§3.3", "for rank br LoRA needs (m+n)(b²r) parameters")
 def lora_for_rank_br() -> Finding:
     agree = cases = 0
     for m, n in paper_shapes():
@@ -50,6 +54,7 @@ def _lora_reaching(m: int, n: int, rank: int) -> int:
     return next(c.parameters for k in range(1, rank + 1) if (c := cost("lora", m, n, k)).rank_bound >= rank)
 
 
+@claim("C11", "§3.3", "N(b) = R((m+n)/b + b), for rank R = br, is least at b = √(m+n)")
 def best_blocks() -> Finding:
     shapes = [*paper_shapes(), (2048, 2048), (1024, 3072)]  # in the last two √(m+n) = 64 divides m and n
     right = met = 0
@@ -68,6 +73,7 @@ def best_blocks() -> Finding:
     )
 
 
+@claim("C19", "§3.3", "in practice one can simply set b = ⌊√n⌋")
 def rule_of_thumb() -> Finding:
     fits, misfits = {}, []
     for m, n in paper_shapes():
@@ -86,6 +92,7 @@ def rule_of_thumb() -> Finding:
     )
 
 
+@claim("C12", "§3.4", "a forward pass takes mn + (m+n)r + b²r FLOPs per token")
 def multiply_adds() -> Finding:
     m, n, r, b = 48, 32, 3, 4
     rng = np.random.default_rng(12)
@@ -103,6 +110,7 @@ def multiply_adds() -> Finding:
     )
 
 
+@claim("C13", "§3.4", "mn + (m+n)r (+ b²r) is also the number of trainable parameters")
 def count_with_frozen() -> Finding:
     m, n, r, b = QUERY
     trained = {
@@ -121,6 +129,7 @@ def count_with_frozen() -> Finding:
     )
 
 
+@claim("C17", "§4.4", "with b = 64 BoRA trains approximately 1.6 times LoRA's parameters")
 def sixty_four_blocks() -> Finding:
     ratios = [
         parameters("llama-3-8b", "bora", r, 64, "QKV") / parameters("llama-3-8b", "lora", r, 1, "QKV")
@@ -132,3 +141,19 @@ def sixty_four_blocks() -> Finding:
         f"LLaMA-3-8B, QKV, every r: {span(ratios, '.3f')} times, {max(rounded)} when rounded and {max(cut)} when cut "
         f"off; {max(ratios) - 1:.0%} more",
     )
+
+
+def paper_shapes() -> list[tuple[int, int]]:
+    """Every (m, n) that the paper's experiments adapt: QV on RoBERTa, all seven of LLaMA-3-8B (table 8), else QKV."""
+    shapes = []
+    for name in MODELS:
+        target = {"roberta-base": "QV", "roberta-large": "QV", "llama-3-8b": "QKVOGUD"}.get(name, "QKV")
+        known = architecture(name)
+        shapes += [known.projections[projection][1:] for projection in targets(target, known)]
+    return list(dict.fromkeys(shapes))
+
+
+def price_per_rank(m: int, n: int) -> dict[int, float]:
+    """b → parameters per unit of rank, for every b that divides m and n."""
+    rank = max(common_divisors([m, n]))
+    return {b: cost("bora", m, n, rank // b, blocks=b).parameters / rank for b in common_divisors([m, n])}

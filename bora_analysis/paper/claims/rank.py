@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.linalg import matrix_rank
 
-from ...adapters.synthetic import synthetic_adapter
+from ...adapters.synthetic import Synthetic, synthetic_adapter
 from ...analysis.spectrum import FactorRanks, factor_ranks, singular_values
 from ...updates.blocks import bora
-from .common import Finding, draws, initial_factors, rank_of, verdict
+from .common import Finding, claim, draws, verdict
 
 
+@claim("C5", "§3.3, eq. 7", "rank(ΔW) ≤ min(m, n, br)")
 def bound() -> Finding:
     cases = reached = above = 0
     for B, A, sigma in draws(1500, seed=5, whole=3):
         update = bora(B, A, sigma, activation="identity")
-        rank, most = rank_of(update.to_dense()), min(len(B), A.shape[1], sigma.shape[0] * sigma.shape[2])
+        rank, most = matrix_rank(update.to_dense()), min(len(B), A.shape[1], sigma.shape[0] * sigma.shape[2])
         cases, reached, above = cases + 1, reached + (rank == most), above + (rank > most)
     return Finding(
         verdict(above == 0), f"{cases:,} layers of whole numbers: {above} above the bound, {reached:,} reach it"
     )
 
 
+@claim(
+    "C6",
+    "§3.3, App. F",
+    "Σ breaks the correlation of the blocks: rank Σ' = Σ_k rank S_k, S_k = [Σ_ij[k]]_ij; r for LoRA, br for "
+    "MELoRA and a random σ",
+)
 def slots() -> Finding:
     unequal = cases = 0
     for B, A, sigma in draws(400, seed=6, whole=1):
         update = bora(B, A, sigma, activation="identity")
-        split = sum(rank_of(slot) for slot in update.slots())
-        unequal, cases = unequal + (split != rank_of(update.expanded().sigma)), cases + 1
-    b, r = 8, 4
-    size = 64
+        split = sum(matrix_rank(slot) for slot in update.slots())
+        unequal, cases = unequal + (split != matrix_rank(update.expanded().sigma)), cases + 1
+    size, b, r = 64, 8, 4
     B, A = np.ones((size, r)), np.ones((r, size))
-    raw = initial_factors(size, size, r, b)["sigma"]
+    raw = Synthetic("bora", {"q": (size, size)}, r, b, kind="init")["q"]["sigma"]
     ranks = {}
     for name, sigma, activation in (
         ("LoRA", np.ones((b, b, r)), "identity"),
@@ -38,7 +45,7 @@ def slots() -> Finding:
         ("BoRA", raw, "exp-norm"),
     ):
         slots = bora(B, A, sigma, activation=activation).slots()
-        ranks[name] = [rank_of(slot) for slot in slots]
+        ranks[name] = [matrix_rank(slot) for slot in slots]
     expected = {"LoRA": [1] * r, "MELoRA": [b] * r, "BoRA": [b] * r}
     totals = ", ".join(f"{name} {r}·{found[0]} = {sum(found)}" for name, found in ranks.items())
     return Finding(
@@ -47,6 +54,7 @@ def slots() -> Finding:
     )
 
 
+@claim("C7", "§3.3, Prop. 1", "the bound is achieved when B', Σ' and A' have full rank")
 def full_rank_factors() -> Finding:
     inside = short_inside = beyond = short_beyond = 0
     for B, A, sigma in draws(1500, seed=7, whole=1):
@@ -54,9 +62,9 @@ def full_rank_factors() -> Finding:
         m, n, inner = len(B), A.shape[1], b * r
         update = bora(B, A, sigma, activation="identity")
         full_ranks = min(m, inner), inner, min(n, inner)
-        if any(rank_of(factor) < full for factor, full in zip(update.expanded(), full_ranks, strict=True)):
+        if any(matrix_rank(factor) < full for factor, full in zip(update.expanded(), full_ranks, strict=True)):
             continue
-        short = rank_of(update.to_dense()) < min(m, n, inner)
+        short = matrix_rank(update.to_dense()) < min(m, n, inner)
         if inner <= max(m, n):
             inside, short_inside = inside + 1, short_inside + short
         else:
@@ -76,16 +84,17 @@ def counterexample() -> tuple[FactorRanks, int]:
     """Three factors of full rank whose product is 0."""
     B, A = np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 0.0], [1.0, 1.0]])
     update = bora(B, A, np.random.default_rng(0).standard_normal((2, 2, 2)))
-    return factor_ranks(update), rank_of(update.to_dense())
+    return factor_ranks(update), matrix_rank(update.to_dense())
 
 
+@claim("C8", "App. F", "random (generic) factors reach the bound, as trained ones typically do")
 def generic_factors() -> Finding:
     cases = short = beyond = 0
     for B, A, sigma in draws(400, seed=8):
         b, _, r = sigma.shape
         m, n = len(B), A.shape[1]
         # Far above rounding, far below what random factors of this size come near to in these draws.
-        rank = int(np.linalg.matrix_rank(bora(B, A, sigma).to_dense(), rtol=1e-11))
+        rank = int(matrix_rank(bora(B, A, sigma).to_dense(), rtol=1e-11))
         cases, short, beyond = cases + 1, short + (rank < min(m, n, b * r)), beyond + (b * r > max(m, n))
     return Finding(
         verdict(short == 0),
@@ -93,6 +102,7 @@ def generic_factors() -> Finding:
     )
 
 
+@claim("C14", "App. F", "at the start B = 0 and rank(ΔW) = 0, while Σ' and A' have full rank")
 def rank_at_start() -> Finding:
     m, r, b = 256, 4, 8
     update = synthetic_adapter("bora", {"q": (m, m)}, r, b, kind="init")["q"]
