@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from . import catalogue
 from .catalogue import Method
@@ -20,7 +19,7 @@ from .catalogue.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VE
 from .metrics import METRICS
 
 __all__ = [
-    "BLACK", "BLUE", "GREEN", "GREY", "MODELS", "ORANGE", "PROJECTIONS", "PURPLE", "RC", "SKY", "VENUES",
+    "BLACK", "BLUE", "GREEN", "GREY", "MODELS", "ORANGE", "PROJECTIONS", "PURPLE", "SKY", "VENUES",
     "VERMILLION", "YELLOW", "Look", "looks", "method_look", "metric_label", "mixed", "projections_in_order", "shade",
     "shortened",
 ]  # fmt: skip
@@ -38,46 +37,6 @@ MODELS = {
     "gemma-7b": "Gemma-7B",
     "llama-3-8b": "LLaMA-3-8B",
     "qwen2.5-14b": "Qwen2.5-14B",
-}
-
-#: matplotlib settings of every figure. SVG text as paths and PDF fonts as TrueType (42): the same letters
-#: everywhere, and conference checkers refuse Type 3. The fixed salt makes the ids of an SVG repeat.
-RC: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "legend.handlelength": 2.2,
-    "legend.handletextpad": 0.5,
-    "legend.columnspacing": 1.4,
-    "legend.labelspacing": 0.3,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.labelpad": 3,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "xtick.minor.size": 1.5,
-    "ytick.minor.size": 1.5,
-    "lines.linewidth": 1.1,
-    "lines.markersize": 3,
-    "lines.markeredgewidth": 0.6,
-    "hatch.linewidth": 0.4,
-    "pdf.fonttype": 42,
-    "ps.fonttype": 42,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "bora_analysis",
-    "figure.dpi": 150,  # as a notebook shows it
-    "savefig.dpi": 300,
 }
 
 # Shares of white (above 0) or black (below 0) mixed into a colour for the first, second … adapter that has it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,44 +56,14 @@ class Matrices(NamedTuple):
     layers: int
 
 
-def _bert(layers: int, hidden: int, inner: int, prefix: str) -> Architecture:
-    attention = {name[0]: (f"attention.self.{name}", hidden, hidden) for name in ("query", "key", "value")}
-    return Architecture(
-        layers,
-        prefix,
-        {
-            **attention,
-            "o": ("attention.output.dense", hidden, hidden),
-            "up": ("intermediate.dense", inner, hidden),
-            "down": ("output.dense", hidden, inner),
-        },
-    )
+def _known() -> dict[str, Architecture]:
+    models = tomllib.loads(Path(__file__).with_name("architectures.toml").read_text(encoding="utf-8"))
+    for facts in models.values():
+        facts["projections"] = {name: tuple(found) for name, found in facts["projections"].items()}
+    return {name: Architecture(**facts) for name, facts in models.items()}
 
 
-def _llama(layers: int, hidden: int, query: int, key: int, inner: int) -> Architecture:
-    return Architecture(
-        layers,
-        "model.layers",
-        {
-            "q": ("self_attn.q_proj", query, hidden),
-            "k": ("self_attn.k_proj", key, hidden),
-            "v": ("self_attn.v_proj", key, hidden),
-            "o": ("self_attn.o_proj", hidden, query),
-            "gate": ("mlp.gate_proj", inner, hidden),
-            "up": ("mlp.up_proj", inner, hidden),
-            "down": ("mlp.down_proj", hidden, inner),
-        },
-    )
-
-
-ARCHITECTURES = {
-    "roberta-base": _bert(12, 768, 3072, "roberta.encoder.layer"),
-    "roberta-large": _bert(24, 1024, 4096, "roberta.encoder.layer"),
-    "gemma-7b": _llama(28, 3072, 4096, 4096, 24576),
-    "llama-3-8b": _llama(32, 4096, 4096, 1024, 14336),
-    "qwen2.5-14b": _llama(48, 5120, 5120, 1024, 13824),
-    "all-minilm-l6-v2": _bert(6, 384, 1536, "encoder.layer"),
-}
+ARCHITECTURES = _known()
 
 #: The paper's shorthand (§4.4): Q, K, V, O, G, U, D.
 LETTERS = {"q": "q", "k": "k", "v": "v", "o": "o", "g": "gate", "u": "up", "d": "down"}

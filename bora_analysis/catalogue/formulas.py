@@ -6,6 +6,7 @@ One adapted matrix is W ∈ R^{m×n}, m = out_features, n = in_features. For the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 from typing import NamedTuple
@@ -46,48 +47,30 @@ class Sizes(NamedTuple):
     experts: int
 
 
-def lora(s: Sizes) -> Cost:
-    size = (s.m + s.n) * s.r
-    return Cost(size, size, min(s.m, s.n, s.r))
+def _direct(numbers: Callable[[Sizes], int], rank: Callable[[Sizes], int]) -> Callable[[Sizes], Cost]:
+    """The formula of a method whose every trained number takes one multiply-add per token."""
+    return lambda s: Cost(numbers(s), numbers(s), min(s.m, s.n, rank(s)))
 
 
-def melora(s: Sizes) -> Cost:
-    size = (s.m + s.n) * s.r
-    return Cost(size, size, min(s.m, s.n, s.blocks * s.r))
-
-
-def bora(s: Sizes) -> Cost:
-    size = (s.m + s.n + s.blocks**2) * s.r
-    return Cost(size, size, min(s.m, s.n, s.blocks * s.r))
+lora = _direct(lambda s: (s.m + s.n) * s.r, lambda s: s.r)
+melora = _direct(lambda s: (s.m + s.n) * s.r, lambda s: s.blocks * s.r)
+bora = _direct(lambda s: (s.m + s.n + s.blocks**2) * s.r, lambda s: s.blocks * s.r)
+hydralora = _direct(lambda s: s.n * s.r + s.experts * (s.m * s.r + s.n), lambda s: s.r)
+moelora = _direct(lambda s: s.experts * ((s.m + s.n) * s.r + s.n), lambda s: s.experts * s.r)
+sbora_fa = _direct(lambda s: s.m * s.r, lambda s: s.r)
+sbora_fb = _direct(lambda s: s.n * s.r, lambda s: s.r)
+adalora = _direct(lambda s: (s.m + s.n + 1) * s.r, lambda s: s.r)
+gralora = melora  # k pairs, each of (m/k) r and (n/k) r numbers
+miss = sbora_fa
+c3a = _direct(lambda s: s.m * s.n // (gcd(s.m, s.n) // s.blocks), lambda s: s.m)
+bdlora_a = _direct(lambda s: s.m * s.r + s.n * s.r // s.blocks, lambda s: s.r)
+bdlora_b = _direct(lambda s: s.m * s.r // s.blocks + s.n * s.r, lambda s: s.r)
 
 
 def dora(s: Sizes) -> Cost:
     size = (s.m + s.n) * s.r + s.m
     # The row norms need W + sBA: m·n·r, and m·n for the squares.
     return Cost(size, size, min(s.m, s.n), macs_per_pass=s.m * s.n * (s.r + 1))
-
-
-def hydralora(s: Sizes) -> Cost:
-    size = s.n * s.r + s.experts * (s.m * s.r + s.n)
-    return Cost(size, size, min(s.m, s.n, s.r))
-
-
-def moelora(s: Sizes) -> Cost:
-    size = s.experts * ((s.m + s.n) * s.r + s.n)
-    return Cost(size, size, min(s.m, s.n, s.experts * s.r))
-
-
-def sbora_fa(s: Sizes) -> Cost:
-    return Cost(s.m * s.r, s.m * s.r, min(s.m, s.n, s.r))
-
-
-def sbora_fb(s: Sizes) -> Cost:
-    return Cost(s.n * s.r, s.n * s.r, min(s.m, s.n, s.r))
-
-
-def adalora(s: Sizes) -> Cost:
-    size = (s.m + s.n + 1) * s.r
-    return Cost(size, size, min(s.m, s.n, s.r))
 
 
 def vera(s: Sizes) -> Cost:
@@ -121,24 +104,10 @@ def krona(s: Sizes) -> Cost:
     return _kronecker(s.m, s.n, second=u * v, rank=min(p, q) * min(u, v))
 
 
-def gralora(s: Sizes) -> Cost:
-    size = (s.m + s.n) * s.r  # k pairs, each of (m/k) r and (n/k) r numbers
-    return Cost(size, size, min(s.m, s.n, s.blocks * s.r))
-
-
 def delora(s: Sizes) -> Cost:
     size = (s.m + s.n) * s.r
     # Every pass computes the norms of A's rows and B's columns.
     return Cost(size + 1, size + s.r + s.n, min(s.m, s.n, s.r), macs_per_pass=size)
-
-
-def c3a(s: Sizes) -> Cost:
-    size = s.m * s.n // (gcd(s.m, s.n) // s.blocks)
-    return Cost(size, size, min(s.m, s.n))
-
-
-def miss(s: Sizes) -> Cost:
-    return Cost(s.m * s.r, s.m * s.r, min(s.m, s.n, s.r))
 
 
 def fourierft(s: Sizes) -> Cost:
@@ -150,16 +119,6 @@ def fourierft(s: Sizes) -> Cost:
 def vblora(s: Sizes) -> Cost:
     size = (s.m + s.n) * s.r  # every number of A and B has one logit, as h = v
     return Cost(size, size, min(s.m, s.n, s.r), macs_per_pass=2 * size)
-
-
-def bdlora_a(s: Sizes) -> Cost:
-    size = s.m * s.r + s.n * s.r // s.blocks
-    return Cost(size, size, min(s.m, s.n, s.r))
-
-
-def bdlora_b(s: Sizes) -> Cost:
-    size = s.m * s.r // s.blocks + s.n * s.r
-    return Cost(size, size, min(s.m, s.n, s.r))
 
 
 def _kronecker(m: int, n: int, *, second: int, rank: int) -> Cost:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,17 @@ from .plain_text import printable
 def layer_table(layers: pd.DataFrame, threshold: float) -> str:
     """What `analyze` prints: a block per adapter and step, a line of totals, then one line per module."""
     blocks = []
-    columns = ["rank_bound", "effective_rank", "entropy_rank", "stable_rank", "energy_rank_99", "frobenius_norm"]
-    heads = ["bound", f"σ>{threshold:g}", "entropy", "stable", "99 %", "‖ΔW‖_F"]
-    for (name, step), part in layers.groupby(["adapter", "step"], sort=False, dropna=False):
-        first = part.iloc[0]
-        shapes = [f"{m}×{n}" for m, n in zip(part["out_features"], part["in_features"], strict=True)]
-        numbers = [_numbers(part[column]) for column in columns]
-        floor = part["noise_floor"].notna().any()  # beside the effective rank, whose meaning it limits
-        names = [*heads[:2], "noise", *heads[2:]] if floor else heads
-        numbers = [*numbers[:2], _numbers(part["noise_floor"]), *numbers[2:]] if floor else numbers
-        title = f"{name}{_step(step)}: {_methods(part)}, r = {_span(part['r'])}"
+    for title, part in _adapters(layers):
+        title += f", r = {_span(part['r'])}"
         if (part["blocks"] > 1).any():
             title += f", b = {_span(part['blocks'])}"
-        title += f", scaling {first['scaling']:.4g}" if part["scaling"].nunique(dropna=False) == 1 else ""
+        title += f", scaling {part['scaling'].iloc[0]:.4g}" if part["scaling"].nunique(dropna=False) == 1 else ""
         title += f"; {len(part)} modules, {part['parameters'].sum():,} parameters"
-        blocks.append(title + "\n" + grid(["module", "out×in", *names], [list(part["module"]), shapes, *numbers]))
+        columns = {"bound": "rank_bound", f"σ>{threshold:g}": "effective_rank"}
+        if part["noise_floor"].notna().any():  # beside the effective rank, whose meaning it limits
+            columns["noise"] = "noise_floor"
+        columns |= {"entropy": "entropy_rank", "stable": "stable_rank", "99 %": "energy_rank_99"}
+        blocks.append(f"{title}\n{_modules(part, columns | {'‖ΔW‖_F': 'frobenius_norm'})}")
     legend = f"bound: highest rank that the sizes allow; {_spectrum_legend(threshold)}"
     if layers["noise_floor"].notna().any():
         legend += " noise: the largest σ that rounding of the stored weights alone can cause."
@@ -46,15 +42,9 @@ def layer_table(layers: pd.DataFrame, threshold: float) -> str:
 
 def relative_table(frame: pd.DataFrame) -> str:
     """What `relative` prints: one line per module."""
-    blocks = []
-    columns = ["relative_norm", "relative_spectral_norm", "directions", "amplification", "intruder_dimensions"]
-    heads = ["‖ΔW‖/‖W0‖", "σ₁/σ₁", "r", "amplification", "intruders"]
-    for keys, part in frame.groupby(["adapter", "step"], sort=False, dropna=False):
-        name, step = keys if isinstance(keys, tuple) else (keys, None)
-        shapes = [f"{m}×{n}" for m, n in zip(part["out_features"], part["in_features"], strict=True)]
-        numbers = [_numbers(part[column]) for column in columns]
-        title = f"{name}{_step(step)}: {_methods(part)}, {len(part)} modules"
-        blocks.append(title + "\n" + grid(["module", "out×in", *heads], [list(part["module"]), shapes, *numbers]))
+    columns = {"‖ΔW‖/‖W0‖": "relative_norm", "σ₁/σ₁": "relative_spectral_norm", "r": "directions"}
+    columns |= {"amplification": "amplification", "intruders": "intruder_dimensions"}
+    blocks = [f"{title}, {len(part)} modules\n{_modules(part, columns)}" for title, part in _adapters(frame)]
     legend = (
         "‖ΔW‖/‖W0‖: Frobenius norms; σ₁/σ₁: largest singular values; amplification: ‖ΔW‖_F/‖UᵀW0V‖_F, U and V the top\n"
         f"r directions of ΔW; intruders: how many of the {_span(frame['intruder_k'])} largest directions of W0 + ΔW "
@@ -67,41 +57,34 @@ def summary_table(frame: pd.DataFrame, threshold: float) -> str:
     """What `compare` prints: the adapters as a whole, then each projection, adapters side by side."""
     labels = [f"{name}{_step(step)}" for name, step in zip(frame["adapter"], frame["step"], strict=True)]
     frame = frame.assign(label=labels)
-    heads = ["params", "bound", f"σ>{threshold:g}", "used", "entropy", "stable", "99 %", "Σσ²"]
-    columns = [
-        "parameters", "rank_bound", "effective_rank", "rank_utilisation",
-        "entropy_rank", "stable_rank", "energy_rank_99", "energy",
-    ]  # fmt: skip
+    columns = {"bound": "rank_bound", f"σ>{threshold:g}": "effective_rank", "used": "rank_utilisation"}
+    columns |= {"entropy": "entropy_rank", "stable": "stable_rank", "99 %": "energy_rank_99", "Σσ²": "energy"}
     blocks = []
-    for projection in dict.fromkeys(frame["projection"]):
-        part = frame[frame["projection"] == projection]
-        cells = [_numbers(part[column]) for column in columns]
-        cells[0] = [_count(value) for value in part["parameters"]]
-        cells[3] = [f"{value:.0%}" for value in part["rank_utilisation"]]
+    for projection, part in frame.groupby("projection", sort=False):
+        cells: dict[str, Iterable[str]] = {"adapter": part["label"]}
+        title = f"Projection {projection}"
         if projection == "all":
             title = f"All modules ({_span(part['modules'])} in each; ranks are means)"
-            table = grid(
-                ["adapter", "budget", *heads], [list(part["label"]), [b or "·" for b in part["equal_budget"]], *cells]
-            )
-        else:
-            title, table = f"Projection {projection}", grid(["adapter", *heads], [list(part["label"]), *cells])
-        blocks.append(f"{title}\n{table}")
-    letters = sorted({letter for letter in frame["equal_budget"] if letter})
+            cells["budget"] = [letter or "·" for letter in part["equal_budget"]]
+        cells["params"] = map(_count, part["parameters"])
+        cells |= {head: _numbers(part[column]) for head, column in columns.items()}
+        cells["used"] = [f"{value:.0%}" for value in part["rank_utilisation"]]
+        blocks.append(f"{title}\n{grid(list(cells), cells.values())}")
     legend = _spectrum_legend(threshold, " used: its share of the bound;")
-    legend += " Same letter under budget: parameters equal within 5 %." if letters else ""
+    legend += " Same letter under budget: parameters equal within 5 %." if any(frame["equal_budget"]) else ""
     return "\n\n".join([*blocks, legend])
 
 
 def factor_ranks_table(frame: pd.DataFrame) -> str:
     """What `factors` prints: means over the modules, a line per adapter and step."""
-    columns = ["rank_B", "rank_sigma", "rank_A", "rank_bound"]
-    labels, limits, means = [], [], []
-    for (name, step), part in frame.groupby(["adapter", "step"], sort=False, dropna=False):
-        labels.append(f"{name}{_step(step)}")
-        means.append(part[columns].mean())
-        counts = part["limiting"].value_counts()
-        limits.append("; ".join(f"{names} in {count} of {len(part)}" for names, count in counts.items()))
-    numbers = [_numbers(pd.Series([mean[column] for mean in means])) for column in columns]
+    groups = frame.groupby(["adapter", "step"], sort=False, dropna=False)
+    means = groups[["rank_B", "rank_sigma", "rank_A", "rank_bound"]].mean()
+    labels = [f"{name}{_step(step)}" for name, step in means.index]
+    limits = [
+        "; ".join(f"{names} in {count} of {len(part)}" for names, count in part.value_counts().items())
+        for _, part in groups["limiting"]
+    ]
+    numbers = [_numbers(means[column]) for column in means]
     table = grid(["adapter", "rank B'", "rank Σ'", "rank A'", "bound", "least"], [labels, *numbers, limits])
     legend = (
         "Numerical ranks of the factors of ΔW = B' Σ' A' (eq. 6), means over the modules; bound: min(m, n, br);\n"
@@ -112,13 +95,10 @@ def factor_ranks_table(frame: pd.DataFrame) -> str:
 
 def cut_table(frame: pd.DataFrame) -> str:
     """What `convert` prints: rank and error of each module, and the parameters before and after."""
-    shapes = [f"{m}×{n}" for m, n in zip(frame["out_features"], frame["in_features"], strict=True)]
-    numbers = [_numbers(frame[column]) for column in ("rank_before", "rank")]
-    errors = [[_error(x) for x in frame[column]] for column in ("error_spectral", "error_frobenius", "error_relative")]
-    table = grid(
-        ["module", "out×in", "rank", "kept", "energy", "‖error‖₂", "‖error‖_F", "relative"],
-        [list(frame["module"]), shapes, *numbers, [f"{x:.2%}" for x in frame["energy_kept"]], *errors],
-    )
+    errors = {"‖error‖₂": "error_spectral", "‖error‖_F": "error_frobenius", "relative": "error_relative"}
+    more = {"energy": [f"{x:.2%}" for x in frame["energy_kept"]]}
+    more |= {head: [_error(x) for x in frame[column]] for head, column in errors.items()}
+    table = _modules(frame, {"rank": "rank_before", "kept": "rank"}, more)
     before, after = int(frame["parameters_before"].sum()), int(frame["parameters"].sum())
     return (
         f"{table}\n\n{_methods(frame)} of {before:,} parameters as a LoRA of {after:,}, ranks {_span(frame['rank'])}; "
@@ -135,19 +115,17 @@ def advice_table(found: Sequence[Recommendation], energy: float) -> str:
         blocked = "best_r" in frame
         heads = ["projection", "layers", "R", "needed", "σ_R/σ₁", "verdict", "rank", "keeps", "params", "→"]
         columns = [
-            list(frame["projection"]), list(frame["layers"]), *(_numbers(frame[x]) for x in ("rank_bound", "needed")),
-            [f"{x:.2g}" for x in frame["tail"]], list(frame["verdict"]),
+            frame["projection"], frame["layers"], *(_numbers(frame[x]) for x in ("rank_bound", "needed")),
+            [f"{x:.2g}" for x in frame["tail"]], frame["verdict"],
             [f"{'≥' if row.verdict == 'exhausted' else ''}{row.rank}" for row in frame.itertuples()],
             ["?" if pd.isna(x) else f"{x:.2%}" for x in frame["kept"]],
-            [_count(x) for x in frame["parameters"]], [_count(x) for x in frame["advised_parameters"]],
+            map(_count, frame["parameters"]), map(_count, frame["advised_parameters"]),
         ]  # fmt: skip
         if blocked:
             heads += ["r, b", "cheapest r, b", "→"]
-            columns += [
-                [f"{r}, {b}" for r, b in zip(frame["r"], frame["blocks"], strict=True)],
-                [f"{r}, {b}" for r, b in zip(frame["best_r"], frame["best_blocks"], strict=True)],
-                [_count(x) for x in frame["best_parameters"]],
-            ]
+            pairs = ("r", "blocks"), ("best_r", "best_blocks")
+            columns += [[f"{r}, {b}" for r, b in zip(frame[x], frame[y], strict=True)] for x, y in pairs]
+            columns.append(map(_count, frame["best_parameters"]))
         change = each.advised_parameters / each.parameters - 1
         label = method_look(str(first["method"])).label
         lines = [
@@ -174,7 +152,7 @@ def similarity_table(frame: pd.DataFrame) -> str:
     columns = [[_number(x) for x in frame[f"{name}_{side}"]] for side in ("left", "right") for name in names]
     table = grid(
         ["module", "i", "j", *(f"{head} {side}" for side in ("left", "right") for head in ("φ", "chance", "angle"))],
-        [list(frame["module"]), *(_numbers(frame[x]) for x in ("i", "j")), *columns],
+        [frame["module"], *(_numbers(frame[x]) for x in ("i", "j")), *columns],
     )
     means = ", ".join(
         f"{side} {_number(frame[f'phi_{side}'].mean())} (chance {_number(frame[f'random_{side}'].mean())})"
@@ -211,25 +189,21 @@ def write(frame: pd.DataFrame, path: Path, form: str) -> None:
             temporary.write_text(text(frame, form), encoding="utf-8")
 
 
-def grid(heads: list[str], columns: list[list[str]]) -> str:
+def grid(heads: Iterable[str], columns: Iterable[Iterable[object]]) -> str:
     """Aligned columns, the first to the left; its names are shortened for a terminal that is too narrow.
 
     Widths are those of the characters that stdout can show.
     """
-    heads, columns = (
-        [printable(head) for head in heads],
-        [[printable(str(cell)) for cell in cells] for cells in columns],
-    )
-    widths = [max(map(len, [head, *column])) for head, column in zip(heads, columns, strict=True)]
+    cells = [[printable(str(cell)) for cell in (head, *column)] for head, column in zip(heads, columns, strict=True)]
+    widths = [max(map(len, column)) for column in cells]
     if sys.stdout.isatty():  # into a pipe or a file names go whole
         room = max(12, shutil.get_terminal_size().columns - sum(widths[1:]) - 2 * len(widths[1:]))
         if widths[0] > room:
-            columns = [_fitted(columns[0], room), *columns[1:]]
-            widths[0] = max(map(len, [heads[0], *columns[0]]))
-    lines = []
-    for name, *cells in [heads, *zip(*columns, strict=True)]:
-        lines.append("  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:], strict=True))]))
-    return "\n".join(lines)
+            cells[0][1:] = _fitted(cells[0][1:], room)
+            widths[0] = max(map(len, cells[0]))
+    aligned = [[cell.rjust(width) for cell in column] for column, width in zip(cells, widths, strict=True)]
+    aligned[0] = [cell.ljust(widths[0]) for cell in cells[0]]
+    return "\n".join(map("  ".join, zip(*aligned, strict=True)))
 
 
 def _fitted(names: list[str], width: int) -> list[str]:
@@ -252,6 +226,19 @@ def _spectrum_legend(threshold: float, used: str = "") -> str:
         f"σ>{threshold:g}: effective rank;{used} entropy: exp H(σ/Σσ); stable: ‖ΔW‖_F²/σ₁²;\n"
         "99 %: directions that hold 99 % of Σσ²."
     )
+
+
+def _adapters(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Name, step and method, and the rows, of each adapter and step."""
+    for (name, step), part in frame.groupby(["adapter", "step"], sort=False, dropna=False):  # pyright: ignore[reportGeneralTypeIssues]
+        yield f"{name}{_step(step)}: {_methods(part)}", part
+
+
+def _modules(part: pd.DataFrame, columns: dict[str, str], more: dict[str, list[str]] | None = None) -> str:
+    """A line per module: its shape, the numbers of the columns, and further cells."""
+    shapes = [f"{m}×{n}" for m, n in zip(part["out_features"], part["in_features"], strict=True)]
+    cells = {head: _numbers(part[column]) for head, column in columns.items()} | (more or {})
+    return grid(["module", "out×in", *cells], [part["module"], shapes, *cells.values()])
 
 
 def _methods(part: pd.DataFrame) -> str:

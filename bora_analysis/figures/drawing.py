@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from ..analysis.views import spreads
 Array = NDArray[Any]
 
 #: Decorator of everything that draws or saves: our settings, whatever the user's are.
-in_style = mpl_style.context(["default", style.RC])
+in_style = mpl_style.context(["default", Path(__file__).with_name("paper.mplstyle")])
 
 GUIDE = "0.45"  # grey of threshold lines and their labels
 
