@@ -1,6 +1,7 @@
 """BoRA (arXiv 2508.06953): factors that are cut into blocks.
 
-Ours: ``<module>.bora_A`` (r, n), ``.bora_B`` (m, r), ``.bora_sigma`` (b, b, r), σ raw as trained. The authors' likely
+Ours: ``<module>.bora_A`` (r, n), ``.bora_B`` (m, r), ``.bora_sigma`` (b, b, r), σ raw as trained. A convolution's A is
+(r, channels, kernel …), an embedding's is named ``.bora_embedding_A`` (r, V), as in PEFT's LoRA. The authors' likely
 layout, a PEFT LoRA pair with one tensor (b, b, r) beside it, is read in :mod:`bora_analysis.methods.lora`.
 """
 
@@ -9,23 +10,26 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from ..catalogue import ACTIVATIONS
-from ..files.adapter_file import Found, Loader, Source, match_pattern
+from ..files.adapter_file import Found, Loader, Source, match_pattern, of_layer
 from ..files.errors import AdapterError
 from ..files.keys import module_path
+from ..linalg import Array
 from ..updates.blocks import bora
 from ..updates.checks import check_blocks
-from ..updates.contract import FactorError
+from ..updates.contract import FactorError, Facts, Update
 from .file_form import Form, columns
 from .pairs import Pair, check_pair
 from .random_factors import Parts, Recipe, Spec, kaiming, pair
 
-_FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>bora|melora)_(?P<part>A|B|sigma)(\.(?P<name>[^.]+))?")
+_FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>bora|melora)_(embedding_(?=A))?(?P<part>A|B|sigma)(\.(?P<name>[^.]+))?")
 _PARTS = {"bora": ("A", "B", "sigma"), "melora": ("A", "B")}
 
 
@@ -63,19 +67,40 @@ def sort_block_keys(source: Source, keys: Iterable[str], kind: str) -> tuple[dic
 
 def bora_loader(source: Source, module: str, keys: Mapping[str, str]) -> Loader:
     """Check the shapes of one BoRA module and return its loader."""
-    r, groups = check_pair(source, module, Pair(keys["A"], keys["B"], False))
     A, B, sigma = (source.tensors.shape(keys[part]) for part in ("A", "B", "sigma"))
-    source.expect(len(A) == 2 and groups == 1, keys["A"], "(r, n): BoRA is defined on linear layers")
+    if len(A) > 2:
+        for key in (keys["A"], keys["B"]):
+            source.check_factor(key)
+        r = A[0]
+        source.expect(len(B) == 2 and B[1] == r, keys["B"], f"(m, {r}): bora_A is a convolution of shape {A}")
+        source.check_rank(module, keys["A"], r)
+    else:
+        r, _ = check_pair(source, module, Pair(keys["A"], keys["B"], False))
     source.check_factor(keys["sigma"])
     b = sigma[0] if sigma else 0
     source.expect(sigma == (b, b, r), keys["sigma"], f"(b, b, r) with r = {r}")
     try:
-        check_blocks(b, B[0], A[1])
+        check_blocks(b, B[0], prod(A[1:]))
     except FactorError as error:
         raise AdapterError(f"{source.path}: {keys['sigma']}: {error.message}") from None
     check_count(source, module, "num_blocks", keys["sigma"], b)
     build = partial(bora, scaling=source.scaling(module, r), activation=activation(source))
-    return source.loader(keys, build)
+    return source.loader(keys, of_kind(build, keys["A"], kernel=A[2:]))
+
+
+def of_kind(build: Callable[..., Update], key: str, *, kernel: tuple[int, ...]) -> Callable[..., Update]:
+    """The builder for a layer that may be a convolution with that kernel, or an embedding, which the key of A tells."""
+
+    def made(A: Array, **others: Any) -> Update:
+        update: Any = build(A=A.reshape(*A.shape[: A.ndim - len(kernel) - 1], -1), **others)
+        facts: Facts = update.facts
+        if "embedding_A" in key:  # A is looked up, not multiplied
+            m, b = facts.out_features, facts.blocks
+            macs = facts.r * (m + b if facts.method == "bora" else m // b)
+            return replace(update, facts=replace(facts, kind="embedding", macs_per_token=macs))
+        return of_layer(update, kernel)
+
+    return made
 
 
 def activation(source: Source) -> str:

@@ -15,7 +15,7 @@ from ..files.errors import AdapterError
 from ..linalg import Array
 from ..updates.blocks import melora
 from ..updates.contract import FactorError, Update
-from .bora import check_count, read_blocks
+from .bora import check_count, of_kind, read_blocks
 from .file_form import Arrays, Form, columns
 from .pairs import Pair, check_pair
 from .random_factors import Parts, Recipe, Spec, pair
@@ -31,12 +31,12 @@ def melora_loader(source: Source, module: str, keys: Mapping[str, str]) -> Loade
     for key in keys.values():
         source.check_factor(key)
     A, B = source.tensors.shape(keys["A"]), source.tensors.shape(keys["B"])
-    source.expect(len(A) == 3, keys["A"], "(N, r, n/N)")
+    source.expect(len(A) >= 3, keys["A"], "(N, r, n/N), or (N, r, channels/N, kernel …) for a convolution")
     source.expect(len(B) == 3 and B[0] == A[0] and B[2] == A[1], keys["B"], f"({A[0]}, m/N, {A[1]}) from melora_A {A}")
     source.check_rank(module, keys["A"], A[1])
     check_count(source, module, "num_minis", keys["A"], A[0])
     build = partial(_minis, scaling=source.scaling(module, A[1]))
-    return source.loader(keys, build)
+    return source.loader(keys, of_kind(build, keys["A"], kernel=A[3:]))
 
 
 def minis_loader(source: Source, module: str, minis: Mapping[str, Pair]) -> Loader:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from peft.utils.other import get_pattern_key
+from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend, QuantizationBackend
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
@@ -23,30 +27,67 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     A method adds :meth:`make_factors`, :meth:`add_delta` and :meth:`dense_delta`. The base layer may be an
     ``nn.Linear``, GPT-2's ``Conv1D``, or any layer with ``in_features`` and ``out_features``, such as a quantised one:
-    only its own forward pass is used until it is merged.
+    only its own forward pass is used until it is merged. Names of classes for linear layers end in Linear, by which
+    PEFT finds them for ``all-linear``.
     """
 
+    #: The layers that :meth:`accepts` names, for a message.
+    what = "a linear layer (nn.Linear, Conv1D, or a quantised one with in_features and out_features)"
+    r: dict[str, int]
+    lora_alpha: dict[str, float]
+    scaling: dict[str, float]
+    buffer_names: tuple[str, ...] = ()  #: those of other_param_names that are saved
+    cast_input_dtype_enabled = True  # see peft.helpers.disable_input_dtype_casting
     other_param_names: tuple[str, ...] = ("r", "lora_alpha", "scaling", "lora_dropout")
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, module_name: str, config: Any) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, module_name: str, config: Any, **backend: Any) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.module_name = module_name
-        self.out_features, self.in_features = _sizes(self.get_base_layer(), module_name)
-        self.r: dict[str, int] = {}
-        self.lora_alpha: dict[str, float] = {}
-        self.scaling: dict[str, float] = {}
+        self.quantization_backend = _backend(self.get_base_layer(), backend)
+        self.out_features, self.in_features = self.sizes()
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        for name in self.other_param_names:
+            setattr(self, name, {})
+        for name in self.buffer_names:
+            setattr(self, name, BufferDict(persistent=True))
         self.lora_dropout = nn.ModuleDict()
         self._disable_adapters = False
         self.merged_adapters = []
         self._active_adapter = adapter_name
-        self.make_containers()
         self.update_layer(adapter_name, config)
+
+    @classmethod
+    def accepts(cls, base: nn.Module) -> bool:
+        """Whether this class adapts such a layer."""
+        # nn.MultiheadAttention reads the weight of its out_proj without calling it: an adapter would have no effect.
+        sizes = (getattr(base, "out_features", None), getattr(base, "in_features", None))
+        numbers = all(isinstance(size, int) for size in sizes) and not isinstance(base, NonDynamicallyQuantizableLinear)
+        return isinstance(base, Conv1D) or numbers
+
+    def sizes(self) -> tuple[int, int]:
+        """m and n."""
+        base: Any = self.get_base_layer()
+        if isinstance(base, Conv1D):
+            n, m = getattr(base.weight, "ds_shape", base.weight.shape)  # ds_shape: sharded by DeepSpeed
+            return m, n
+        return base.out_features, base.in_features
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The last dimensions of A: n, or a convolution's channels and kernel."""
+        return (self.in_features,)
 
     @property
     def is_transposed(self) -> bool:
         """Whether the base layer stores Wᵀ."""
         return isinstance(self.get_base_layer(), Conv1D)
+
+    def extra_repr(self) -> str:
+        own = {name: getattr(self, name) for name in self.other_param_names}
+        shown = [f"{name}={value}" for name, value in own.items() if type(value) is dict]
+        return ", ".join(filter(None, [*shown, quantization_extra_repr(self)]))
 
     def update_layer(self, adapter_name: str, config: AdapterConfig) -> None:
         """Add an adapter, or reset one."""
@@ -61,10 +102,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.make_factors(adapter_name, r, config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    @abstractmethod
-    def make_containers(self) -> None:
-        """The dictionaries of factors, by adapter name."""
 
     @abstractmethod
     def make_factors(self, adapter_name: str, r: int, config: Any) -> None:
@@ -92,36 +129,79 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             dense = self.dense_delta(adapter)
         return dense.T if self.is_transposed else dense
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def apply_delta(self, name: str, result: Tensor, x: Tensor) -> Tensor:
+        """The output with an adapter's part added, for the layer's own input."""
+        return self.add_delta(name, result, self._cast_input_dtype(x, self.trained_dtype(name)))
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
+        if adapter_names is not None:
+            self._check_names(adapter_names, x)
         result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
         dtype = result.dtype
-        for name in self.active_adapters:
-            if name in self.scaling:
-                result = self.add_delta(name, result, self._cast_input_dtype(x, self.trained_dtype(name)))
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        for name in self.active_adapters if adapter_names is None else sorted(set(adapter_names)):
+            if name not in self.scaling:
+                continue
+            if adapter_names is None:
+                result = self.apply_delta(name, result, x)
+            else:  # each sample of the batch has an adapter of its own
+                rows = torch.tensor([i for i, own in enumerate(adapter_names) if own == name], device=x.device)
+                result = result.index_copy(0, rows, self.apply_delta(name, result[rows], x[rows]).to(dtype))
         return result.to(dtype)
+
+    def _check_names(self, names: list[str], x: Tensor) -> None:
+        # PEFT's own words, as in its LoRA.
+        if len(names) != len(x):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {len(x)} respectively."
+            )
+        if self.merged:
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
 
     def check_mergeable(self) -> None:
         """``ValueError`` unless ΔW can be added to the base layer's weight."""
-        base = self.get_base_layer()
+        base, backend = self.get_base_layer(), self.quantization_backend
         weight = getattr(base, "weight", None)
-        shape = (self.in_features, self.out_features) if self.is_transposed else (self.out_features, self.in_features)
-        plain = isinstance(weight, Tensor) and weight.is_floating_point() and tuple(weight.shape) == shape
-        if not plain or type(base).__module__.startswith("bitsandbytes"):
+        size = self.out_features * self.in_features
+        plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.numel() == size
+        if not (plain if backend is None else backend.supports_merge):
             raise ValueError(
-                f"{self.module_name}: ΔW cannot be merged into a {type(base).__name__} with a quantised weight; "
+                f"{self.module_name}: ΔW cannot be merged into {_a(base)} with a quantised weight; "
                 "expected a floating-point weight: load the base model unquantised to merge"
             )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add ΔW to the base weight with one rounding. ``safe_merge`` refuses a result that is not finite."""
-        for name in check_adapters_to_merge(self, adapter_names) or ():
-            if name in self.scaling:
-                self._shift(name, 1, safe_merge)
-                self.merged_adapters.append(name)
+        """Add ΔW to the base weight with one rounding, and quantise the sum again where the weight is quantised.
+
+        ``safe_merge`` refuses a result that is not finite.
+        """
+        self.check_mergeable()
+        names = [name for name in check_adapters_to_merge(self, adapter_names) or () if name in self.scaling]
+        if safe_merge:
+            self.check_finite(names)
+        for name in names:
+            self._shift(name, 1)
+            self.merged_adapters.append(name)
+
+    def check_finite(self, names: Iterable[str]) -> None:
+        """``ValueError`` if merging these adapters would give NaN or Inf."""
+        weight = self.get_base_weight()
+        for name in names:
+            if name in self.scaling and name not in self.merged_adapters:
+                weight = self._shifted(weight, name, 1)
+                if not torch.isfinite(weight).all():  # begins with PEFT's own words
+                    raise ValueError(
+                        f"NaNs detected in the merged weights. The adapter {name} seems to be broken: "
+                        f"{self.module_name} would have NaN or Inf; nothing was changed"
+                    )
 
     def unmerge(self) -> None:
         """Subtract ΔW from the base weight. The result differs from the original W by two roundings to its dtype."""
@@ -132,17 +212,18 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             if name in self.scaling:
                 self._shift(name, -1)
 
-    def _shift(self, name: str, sign: int, safe: bool = False) -> None:
-        self.check_mergeable()
-        weight: Tensor = self.get_base_layer().weight.data  # pyright: ignore[reportAssignmentType]
+    def _shift(self, name: str, sign: int) -> None:
+        weight = self.get_base_weight()
+        shifted = self._shifted(weight, name, sign)
+        if self.quantization_backend is None:
+            weight.copy_(shifted)  # in place: the weight may be tied
+        else:
+            self.set_base_weight(shifted)
+
+    def _shifted(self, weight: Tensor, name: str, sign: int) -> Tensor:
         # At least in float32, so that only the sum is rounded to the dtype of the weight.
         delta = self._delta(name).to(weight.device)
-        shifted = (weight.to(torch.promote_types(weight.dtype, delta.dtype)) + sign * delta).to(weight.dtype)
-        if safe and not torch.isfinite(shifted).all():
-            raise ValueError(
-                f"{self.module_name}: merging adapter {name} would give NaN or Inf; the weight is unchanged"
-            )
-        weight.copy_(shifted)
+        return (weight.to(torch.promote_types(weight.dtype, delta.dtype)) + sign * delta).to(weight.dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
@@ -166,16 +247,23 @@ def wide_factor(factor: Tensor) -> Tensor:
     return factor.to(wide(factor.dtype))
 
 
-def _sizes(base: nn.Module, module_name: str) -> tuple[int, int]:
-    """m and n."""
-    if isinstance(base, Conv1D):
-        n, m = getattr(base.weight, "ds_shape", base.weight.shape)  # ds_shape: sharded by DeepSpeed
-        return m, n
-    m, n = getattr(base, "out_features", None), getattr(base, "in_features", None)
-    # nn.MultiheadAttention reads the weight of its out_proj without calling it: an adapter there would have no effect.
-    if not isinstance(m, int) or not isinstance(n, int) or isinstance(base, NonDynamicallyQuantizableLinear):
-        raise TypeError(
-            f"{module_name}: a {type(base).__name__} cannot be adapted; expected a linear layer (nn.Linear, Conv1D, or "
-            "a quantised one with in_features and out_features): change target_modules"
-        )
-    return m, n
+def layer_class(kinds: Iterable[type[AdapterLayer]], base: nn.Module, module_name: str) -> type[AdapterLayer]:
+    """The class that adapts such a layer."""
+    kinds = tuple(kinds)
+    found = next((kind for kind in kinds if kind.accepts(base)), None)
+    if found is None:
+        expected = ", or ".join(kind.what for kind in kinds)
+        raise TypeError(f"{module_name}: {_a(base)} cannot be adapted; expected {expected}: change target_modules")
+    return found
+
+
+def _a(layer: nn.Module) -> str:
+    name = type(layer).__name__
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _backend(base: nn.Module, settings: dict[str, Any]) -> QuantizationBackend | None:
+    try:
+        return resolve_quantization_backend(base, **settings)
+    except ValueError:  # quantised by torchao itself: only transformers keeps how, which merging needs
+        return ForwardOnlyQuantizationBackend("torchao")

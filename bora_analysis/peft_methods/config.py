@@ -29,6 +29,8 @@ class AdapterConfig(PeftConfig):
     init_lora_weights : false starts from ΔW ≠ 0, for tests.
     layers_to_transform, layers_pattern : as in ``LoraConfig``.
     rank_pattern, alpha_pattern : regular expression of a module's path → its own r or α.
+    trainable_token_indices, ensure_weight_tying : as in ``LoraConfig``, for new tokens and for ``modules_to_save``.
+    target_parameters : refused: parameters that are not layers take a LoRA only.
     """
 
     r: int = 8
@@ -45,6 +47,9 @@ class AdapterConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    ensure_weight_tying: bool = False
+    target_parameters: list[str] | None = None
 
     def _check(self, name: str) -> None:
         self.peft_type = PeftType(name)
@@ -55,6 +60,8 @@ class AdapterConfig(PeftConfig):
             for setting in ("layers_to_transform", "layers_pattern"):
                 value = getattr(self, setting)
                 _expect(value is None, setting, value, "None, because target_modules is a regular expression")
+        parameters = self.target_parameters
+        _expect(not parameters, "target_parameters", parameters, f"None: {name} adapts layers; a LoRA can adapt these")
         ranks = {f"rank_pattern[{pattern!r}]": r for pattern, r in self.rank_pattern.items()}
         for setting, r in {"r": self.r, **ranks}.items():
             _expect(_is_count(r), setting, r, "a positive integer")

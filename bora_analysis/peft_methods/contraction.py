@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def effective_sigma(sigma: Tensor, activation: str, scaling: float) -> Tensor:
@@ -36,6 +37,14 @@ def add_bora(result: Tensor, x: Tensor, B: Tensor, sigma: Tensor, A: Tensor) -> 
 def add_melora(result: Tensor, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
     """result + blkdiag(B_i A_i) x."""
     return _add(result, x, B, None, A)
+
+
+def look_up(ids: Tensor, B: Tensor, sigma: Tensor, table: Tensor, padding: int | None) -> Tensor:
+    """ΔW's columns for token ids of any shape, (…, m); ``table`` is A' with a row for each token, (n, r)."""
+    tokens = ids.flatten()
+    block = tokens // (len(table) // len(B))
+    hidden = sigma.transpose(0, 1)[block] * functional.embedding(tokens, table, padding)[:, None]  # (T, b, r)
+    return _rows(hidden.permute(1, 2, 0).to(B.dtype), B.transpose(1, 2)).reshape(*ids.shape, -1)
 
 
 def dense_bora(B: Tensor, sigma: Tensor, A: Tensor) -> Tensor:
@@ -78,6 +87,8 @@ class _BlockProduct(torch.autograd.Function):
     LoRA's; instead of keeping them, the backward pass computes them again, cheaply, from x, which LoRA keeps too. It
     uses differentiable operations on the inputs, so it can be differentiated itself.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(y: Tensor, x: Tensor, B: Tensor, S: Tensor | None, A: Tensor) -> Tensor:

@@ -14,16 +14,17 @@ from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
 from .contraction import add_bora, add_melora, dense_bora, dense_melora, effective_sigma, wide
 
 
-class BoraLayer(AdapterLayer):
+class BoraLinear(AdapterLayer):
     """BoRA: ``bora_A`` (r, n), ``bora_B`` (m, r), ``bora_sigma`` (b, b, r), raw."""
 
     adapter_layer_names = ("bora_A", "bora_B", "bora_sigma")
     other_param_names = (*AdapterLayer.other_param_names, "num_blocks", "activation")
 
-    def make_containers(self) -> None:
-        self.bora_A, self.bora_B, self.bora_sigma = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
-        self.num_blocks: dict[str, int] = {}
-        self.activation: dict[str, str] = {}
+    bora_A: nn.ParameterDict
+    bora_B: nn.ParameterDict
+    bora_sigma: nn.ParameterDict
+    num_blocks: dict[str, int]
+    activation: dict[str, str]
 
     def make_factors(self, adapter_name: str, r: int, config: BoraConfig) -> None:
         b = config.num_blocks
@@ -31,36 +32,36 @@ class BoraLayer(AdapterLayer):
             b = of_pattern(b, self.module_name, "auto")
         if isinstance(b, str):  # "auto"
             b = optimal_blocks(self.out_features, self.in_features).best[0]
-        _check_blocks(b, self)
+        _check_blocks(b, self, self.in_features)
         self.num_blocks[adapter_name] = b
         self.activation[adapter_name] = config.activation
-        self.bora_A[adapter_name] = initialised(r, self.in_features)
+        self.bora_A[adapter_name] = initialised(r, *self.input_shape)
         self.bora_B[adapter_name] = initialised(self.out_features, r, zero=config.init_lora_weights)
         self.bora_sigma[adapter_name] = initialised(b, b, r)
 
     def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
-        B, sigma, A = self._blocks(adapter_name, self.bora_B[adapter_name], self.bora_A[adapter_name])
+        B, sigma, A = self.blocks(adapter_name, self.bora_B[adapter_name], self.bora_A[adapter_name])
         return add_bora(result, self.lora_dropout[adapter_name](x), B, sigma, A)
 
     def dense_delta(self, adapter_name: str) -> Tensor:
         B, A = wide_factor(self.bora_B[adapter_name]), wide_factor(self.bora_A[adapter_name])
-        return dense_bora(*self._blocks(adapter_name, B, A))
+        return dense_bora(*self.blocks(adapter_name, B, A))
 
-    def _blocks(self, name: str, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def blocks(self, name: str, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b = self.num_blocks[name]
         sigma = effective_sigma(self.bora_sigma[name], self.activation[name], self.scaling[name])
-        return B.view(b, -1, B.shape[1]), sigma, A.view(len(A), b, -1).transpose(0, 1)
+        return B.view(b, -1, B.shape[1]), sigma, A.reshape(len(A), b, -1).transpose(0, 1)
 
 
-class MeloraLayer(AdapterLayer):
+class MeloraLinear(AdapterLayer):
     """MELoRA: ``melora_A`` (N, r, n/N), ``melora_B`` (N, m/N, r)."""
 
     adapter_layer_names = ("melora_A", "melora_B")
     other_param_names = (*AdapterLayer.other_param_names, "num_minis")
 
-    def make_containers(self) -> None:
-        self.melora_A, self.melora_B = nn.ParameterDict(), nn.ParameterDict()
-        self.num_minis: dict[str, int] = {}
+    melora_A: nn.ParameterDict
+    melora_B: nn.ParameterDict
+    num_minis: dict[str, int]
 
     def make_factors(self, adapter_name: str, r: int, config: MeloraConfig) -> None:
         count = config.num_minis
@@ -70,10 +71,11 @@ class MeloraLayer(AdapterLayer):
                 raise ValueError(
                     f"{self.module_name}: no pattern of num_minis matches it ({', '.join(config.num_minis)}); add one"  # pyright: ignore[reportCallIssue, reportArgumentType]
                 )
-        _check_blocks(count, self)
+        first, *kernel = self.input_shape
+        _check_blocks(count, self, first)
         self.num_minis[adapter_name] = count
         # Each mini is initialised like a LoRA of its own size.
-        minis = [initialised(r, self.in_features // count) for _ in range(count)]
+        minis = [initialised(r, first // count, *kernel) for _ in range(count)]
         self.melora_A[adapter_name] = nn.Parameter(torch.stack([mini.data for mini in minis]))
         rows = self.out_features // count
         self.melora_B[adapter_name] = initialised(count, rows, r, zero=config.init_lora_weights)
@@ -84,19 +86,21 @@ class MeloraLayer(AdapterLayer):
         return add_melora(result, x, self.melora_B[adapter_name], A)
 
     def dense_delta(self, adapter_name: str) -> Tensor:
-        A = wide_factor(self.melora_A[adapter_name]) * self.scaling[adapter_name]
+        A = wide_factor(self.melora_A[adapter_name]).flatten(2) * self.scaling[adapter_name]
         return dense_melora(wide_factor(self.melora_B[adapter_name]), A)
 
 
-class SboraLayer(AdapterLayer):
+class SboraLinear(AdapterLayer):
     """SBoRA: ``sbora_B`` (m, r) or ``sbora_A`` (r, n), ``sbora_index`` (r,), ``sbora_size`` (1,)."""
 
     adapter_layer_names = ("sbora_A", "sbora_B")
     other_param_names = (*AdapterLayer.other_param_names, "sbora_index", "sbora_size")
 
-    def make_containers(self) -> None:
-        self.sbora_A, self.sbora_B = nn.ParameterDict(), nn.ParameterDict()
-        self.sbora_index, self.sbora_size = BufferDict(persistent=True), BufferDict(persistent=True)
+    sbora_A: nn.ParameterDict
+    sbora_B: nn.ParameterDict
+    sbora_index: BufferDict
+    sbora_size: BufferDict
+    buffer_names = ("sbora_index", "sbora_size")
 
     def make_factors(self, adapter_name: str, r: int, config: SboraConfig) -> None:
         size = self.in_features if config.variant == "fa" else self.out_features
@@ -133,16 +137,16 @@ class SboraLayer(AdapterLayer):
         return self.sbora_B[name] if name in self.sbora_B else self.sbora_A[name]
 
 
-class HydraloraLayer(AdapterLayer):
+class HydraLoraLinear(AdapterLayer):
     """HydraLoRA: ``hydralora_A`` (r, n), ``hydralora_B`` (K, m, r), ``hydralora_route`` (K, n)."""
 
     adapter_layer_names = ("hydralora_A", "hydralora_B", "hydralora_route")
     other_param_names = (*AdapterLayer.other_param_names, "num_experts")
 
-    def make_containers(self) -> None:
-        self.hydralora_A, self.hydralora_B = nn.ParameterDict(), nn.ParameterDict()
-        self.hydralora_route = nn.ParameterDict()
-        self.num_experts: dict[str, int] = {}
+    hydralora_A: nn.ParameterDict
+    hydralora_B: nn.ParameterDict
+    hydralora_route: nn.ParameterDict
+    num_experts: dict[str, int]
 
     def make_factors(self, adapter_name: str, r: int, config: HydraloraConfig) -> None:
         count = config.num_experts
@@ -176,8 +180,8 @@ class HydraloraLayer(AdapterLayer):
         return False
 
 
-def _check_blocks(b: int, layer: AdapterLayer) -> None:
+def _check_blocks(b: int, layer: AdapterLayer, n: int) -> None:
     try:
-        check_blocks(b, [(layer.out_features, layer.in_features)])
+        check_blocks(b, [(layer.out_features, n)])
     except ValueError as error:
         raise ValueError(f"{layer.module_name}: {error}") from None

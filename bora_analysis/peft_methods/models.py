@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft import LoraModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    AuxiliaryTrainingWrapper,
+    get_quantization_kwargs,
+)
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from .adapter_layer import AdapterLayer
-from .method_layers import BoraLayer, HydraloraLayer, MeloraLayer, SboraLayer
+from .adapter_layer import AdapterLayer, layer_class
+from .method_layers import BoraLinear, HydraLoraLinear, MeloraLinear, SboraLinear
+from .other_layers import BoraConv, BoraEmbedding, MeloraConv, MeloraEmbedding
 
 
 class AdapterModel(BaseTuner):
     """Base class of the methods' models."""
 
     tuner_layer_cls: type[AdapterLayer]  # pyright: ignore[reportIncompatibleVariableOverride]
+    #: Classes for layers that are not linear.
+    other_layers: tuple[type[AdapterLayer], ...] = ()
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    # For ensure_weight_tying with modules_to_save: nothing in it is special to LoRA.
+    _add_modules_to_save_to_tie: Any = LoraModel._add_modules_to_save_to_tie
 
     def _create_and_replace(
         self,
@@ -33,18 +46,79 @@ class AdapterModel(BaseTuner):
             target.update_layer(adapter_name, peft_config)
             layer = target
         else:
-            layer = self.tuner_layer_cls(target, adapter_name, current_key, peft_config)
+            base: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+            make = layer_class((self.tuner_layer_cls, *self.other_layers), base, current_key)
+            layer = make(target, adapter_name, current_key, peft_config, **get_quantization_kwargs(self))
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # a further adapter is trained once it is activated
             self._replace_module(parent, target_name, layer, target)
-        peft_config.fan_in_fan_out = layer.is_transposed
+        if isinstance(layer.get_base_layer(), Conv1D | nn.Linear):
+            peft_config.fan_in_fan_out = layer.is_transposed
+
+    def adapter_layers(self) -> Iterator[AdapterLayer]:
+        """All layers of this method."""
+        return (module for module in self.model.modules() if isinstance(module, AdapterLayer))
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
         # All layers first: a refusal half-way would leave a partly merged model.
-        for module in self.model.modules():
-            if isinstance(module, AdapterLayer):
-                module.check_mergeable()
+        for layer in self.adapter_layers():
+            layer.check_mergeable()
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        if safe_merge:
+            self._check_finite(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge and safe_merge:
+            self._check_finite(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    def _check_finite(self, names: list[str] | None) -> None:
+        self._check_merge_allowed()
+        for layer in self.adapter_layers():
+            with onload_layer(layer):
+                layer.check_finite(layer.active_adapters if names is None else names)
+
+    def add_weighted_adapter(self, *_: Any, **__: Any) -> None:
+        """Refused: a sum of updates is not an update of the same method."""
+        raise NotImplementedError(
+            f"{type(self).__name__}: a sum of adapters is not an adapter of this method. Convert each to a LoRA "
+            "(bora_analysis.convert), add these with add_weighted_adapter(combination_type='cat'), or activate several"
+        )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **options: Any) -> Iterator[None]:
+        """Give every layer the argument ``adapter_names`` of a batch for several adapters, as PEFT's LoRA does."""
+        names = options.get("adapter_names")
+        with ExitStack() as hooks:
+            if names is not None:
+                self._add_hooks(hooks, names, options.get("num_beams"))
+            yield
+
+    def _add_hooks(self, hooks: ExitStack, names: list[str], beams: Any) -> None:
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        known = {name for layer in self.adapter_layers() for name in layer.scaling}
+        unknown = sorted(set(names) - known - {"__base__"})
+        if unknown:
+            raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
+        # Beam search repeats each sample in the decoder, not in the encoder.
+        repeated = [name for name in names for _ in range(beams if isinstance(beams, int) else 1)]
+        encoder = getattr(self.model, "get_encoder", lambda: None)()
+        inside = {id(module) for module in encoder.modules()} if encoder not in (None, self.model) else set()
+        for module in self.modules():
+            if isinstance(module, AdapterLayer | AuxiliaryTrainingWrapper):
+                told = {"adapter_names": names if id(module) in inside else repeated}
+                hook = module.register_forward_pre_hook(lambda _, a, k, told=told: (a, k | told), with_kwargs=True)
+                hooks.callback(hook.remove)
 
 
 class BoraModel(AdapterModel):
@@ -61,7 +135,8 @@ class BoraModel(AdapterModel):
     """
 
     prefix: str = "bora_"
-    tuner_layer_cls = BoraLayer
+    tuner_layer_cls = BoraLinear
+    other_layers = (BoraEmbedding, BoraConv)
 
 
 class MeloraModel(AdapterModel):
@@ -78,7 +153,8 @@ class MeloraModel(AdapterModel):
     """
 
     prefix: str = "melora_"
-    tuner_layer_cls = MeloraLayer
+    tuner_layer_cls = MeloraLinear
+    other_layers = (MeloraEmbedding, MeloraConv)
 
 
 class SboraModel(AdapterModel):
@@ -95,7 +171,7 @@ class SboraModel(AdapterModel):
     """
 
     prefix: str = "sbora_"
-    tuner_layer_cls = SboraLayer
+    tuner_layer_cls = SboraLinear
 
 
 class HydraloraModel(AdapterModel):
@@ -112,4 +188,4 @@ class HydraloraModel(AdapterModel):
     """
 
     prefix: str = "hydralora_"
-    tuner_layer_cls = HydraloraLayer
+    tuner_layer_cls = HydraLoraLinear

@@ -7,7 +7,7 @@ the members are added by hand. This relies on the internals of :mod:`enum`; a te
 from __future__ import annotations
 
 from peft import PeftType
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.utils import register_peft_method
 
 from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
@@ -19,6 +19,13 @@ _METHODS = (
     (SboraConfig, SboraModel),
     (HydraloraConfig, HydraloraModel),
 )
+
+
+class _Prefix(str):
+    """PEFT warns of an adapter whose name is within the prefix, such as b: its older versions mistook the keys."""
+
+    def __contains__(self, name: object) -> bool:
+        return name == self
 
 
 def register() -> None:
@@ -43,6 +50,7 @@ def register() -> None:
         if known is None:
             _add_member(name.upper())
             register_peft_method(name=name, config_cls=config, model_cls=model)
+            PEFT_TYPE_TO_PREFIX_MAPPING[PeftType(name.upper())] = _Prefix(model.prefix)
         elif known is not config:
             raise RuntimeError(
                 f"this version of PEFT has its own method {name} ({known.__module__}.{known.__name__}); "

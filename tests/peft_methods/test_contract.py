@@ -234,14 +234,18 @@ def test_merging_one_of_two_and_merging_again() -> None:
 
 
 def test_safe_merging_refuses_infinity_and_changes_nothing() -> None:
-    adapter = adapted("plain", METHODS["bora"](target_modules=["first"]))
-    (layer,) = layers(adapter).values()
-    before = layer.weight.clone()
-    layer.bora_B["default"].data[0, 0] = float("inf")
-    with pytest.raises(ValueError, match=r"^first: merging adapter default would give NaN or Inf"):
-        adapter.merge_adapter(safe_merge=True)
-    torch.testing.assert_close(layer.weight, before, rtol=0, atol=0)
-    assert not layer.merged
+    adapter = adapted("plain", METHODS["bora"]())
+    first, second = layers(adapter).values()
+    before = first.weight.clone()
+    second.bora_B["default"].data[0, 0] = float("inf")  # the later one of the two
+    for merge in (adapter.merge_adapter, adapter.merge_and_unload, second.merge):
+        # PEFT's own words, then ours.
+        message = r"^NaNs detected in the merged weights. The adapter default seems to be broken: second would have NaN"
+        with pytest.raises(ValueError, match=message):
+            merge(safe_merge=True)
+        torch.testing.assert_close(first.weight, before, rtol=0, atol=0)
+        assert not first.merged
+        assert not second.merged
 
 
 def test_dropout_drops_inputs_in_training_alone() -> None:

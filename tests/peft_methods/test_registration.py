@@ -19,11 +19,11 @@ from peft.mapping import (
     PEFT_TYPE_TO_PREFIX_MAPPING,
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
-from peft_cases import METHODS, adapted, base, get_peft_model, layers
+from peft_cases import METHODS, adapted, base, get_peft_model, layers, load, randomise
 from torch import nn
 
 from bora_analysis import peft_methods
-from bora_analysis.peft_methods import BoraConfig, MeloraConfig, SboraConfig, register
+from bora_analysis.peft_methods import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig, register
 
 pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing:FutureWarning")
 
@@ -135,6 +135,10 @@ def test_configurations_survive_a_file(method: str, tmp_path: Path) -> None:
         (lambda: MeloraConfig(num_minis="auto"), "num_minis is 'auto'; expected a positive integer"),  # pyright: ignore[reportArgumentType]
         (lambda: SboraConfig(variant="fc"), "variant is 'fc'; expected 'fa' or 'fb'"),  # pyright: ignore[reportArgumentType]
         (lambda: BoraConfig(target_modules="q.*", layers_pattern="h"), "layers_pattern is 'h'; expected None"),
+        (
+            lambda: BoraConfig(target_parameters=["w"]),
+            r"target_parameters is \['w'\]; expected None: BORA adapts layers",
+        ),
         (lambda: BoraConfig(target_modules="q.*", layers_to_transform=1), "layers_to_transform is 1"),
     ],
 )
@@ -161,11 +165,20 @@ def test_what_the_model_does_not_allow(config: Any, message: str) -> None:
         get_peft_model(base("plain"), config)
 
 
-@pytest.mark.parametrize("layer", [nn.Embedding(4, 4), nn.Conv1d(4, 4, 1), nn.MultiheadAttention(4, 2).out_proj])
-def test_layers_that_are_not_linear_are_refused(layer: nn.Module) -> None:
+@pytest.mark.parametrize(
+    ("config", "layer", "expected"),
+    [
+        (SboraConfig, nn.Embedding(4, 4), r"an Embedding cannot be adapted; expected a linear layer \(.*\): change"),
+        (HydraloraConfig, nn.Conv1d(4, 4, 1), "a Conv1d cannot be adapted; expected a linear layer"),
+        (BoraConfig, nn.Conv2d(4, 4, 1, groups=2), "a Conv2d .*, or nn.Embedding, or nn.Conv1d, .* without groups"),
+        (BoraConfig, nn.ConvTranspose2d(4, 4, 1), "a ConvTranspose2d cannot be adapted"),
+        (MeloraConfig, nn.MultiheadAttention(4, 2).out_proj, "a NonDynamicallyQuantizableLinear cannot be adapted"),
+    ],
+)
+def test_layers_of_other_kinds_are_refused(config: Any, layer: nn.Module, expected: str) -> None:
     model = nn.ModuleDict({"odd": layer})
-    with pytest.raises(TypeError, match=r"^odd: a \w+ cannot be adapted; expected a linear layer"):
-        get_peft_model(model, BoraConfig(r=1, num_blocks=1, target_modules=["odd"]))
+    with pytest.raises(TypeError, match=f"^odd: {expected}"):
+        get_peft_model(model, config(r=1, target_modules=["odd"]))
 
 
 def test_targets_as_in_peft() -> None:
@@ -183,6 +196,47 @@ def test_targets_as_in_peft() -> None:
         {"target_modules": ["q_proj"], "layers_to_transform": [1]},
     ):
         assert targeted(**settings) == peer(**settings) != []
+
+
+@pytest.mark.parametrize("method", [*METHODS, "hydralora"])
+def test_all_linear_finds_layers_that_are_adapted_already(method: str) -> None:
+    """PEFT knows them by the name of their class."""
+    make = METHODS.get(method, HydraloraConfig)
+    adapter = adapted("llama", make(target_modules=["q_proj", "down_proj"]), random=False)
+    adapter.add_adapter("two", make(target_modules="all-linear"))
+    found = layers(adapter)
+    linear = [key for key, value in base("llama").named_modules() if isinstance(value, nn.Linear) and "head" not in key]
+    assert sorted(key for key, layer in found.items() if "two" in layer.scaling) == sorted(linear)
+
+
+def test_a_name_within_the_prefix_is_a_name_like_others(tmp_path: Path) -> None:
+    """PEFT warns of it (warnings are errors here), because older versions mistook the keys."""
+    adapter = get_peft_model(base("plain"), BoraConfig(r=2, target_modules=["first"]), adapter_name="b")
+    adapter.add_adapter("bora", BoraConfig(r=2, target_modules=["second"]))
+    randomise(adapter)
+    adapter.save_pretrained(tmp_path)
+    for name, layer in (("b", "first"), ("bora", "second")):
+        loaded = load(base("plain"), tmp_path / name, adapter_name=name)
+        (found,) = layers(loaded).values()
+        expected = layers(adapter)[layer].get_delta_weight(name)
+        torch.testing.assert_close(found.get_delta_weight(name), expected, rtol=0, atol=0)
+    with pytest.warns(UserWarning, match="should not be contained in the prefix"):
+        get_peft_model(base("plain"), BoraConfig(r=2, target_modules=["first"]), adapter_name="bora_")
+
+
+def test_the_text_of_a_layer_tells_its_settings() -> None:
+    (layer,) = layers(adapted("plain", BoraConfig(r=2, num_blocks=4, target_modules=["first"]))).values()
+    first = repr(layer).splitlines()[1].strip()
+    assert first == (
+        "r={'default': 2}, lora_alpha={'default': 8}, scaling={'default': 4.0}, num_blocks={'default': 4}, "
+        "activation={'default': 'exp-norm'}"
+    )
+
+
+def test_a_sum_of_adapters_is_refused_with_the_way_out() -> None:
+    adapter = adapted("plain", METHODS["melora"]())
+    with pytest.raises(NotImplementedError, match=r"^MeloraModel: a sum of adapters is not.* Convert each to a LoRA"):
+        adapter.add_weighted_adapter(["default"], [1.0], "sum")
 
 
 @pytest.mark.parametrize(("model", "transposed"), [("gpt2", True), ("bert", False)])
