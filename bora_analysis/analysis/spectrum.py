@@ -319,7 +319,9 @@ def _union(parts: list[Solved], facts: Facts, reach: float) -> Spectrum:
 def _reduced(update: Update, name: str = "") -> tuple[list[Array], float]:
     with np.errstate(over="ignore", invalid="ignore"):
         cores, reach = update.reduced()
-        return [check_finite(core, name) for core in cores], reach
+    if not reach < 1e150:  # the reach is at least their norm
+        cores = [check_finite(core, name) for core in cores]
+    return cores, reach
 
 
 def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None = None, name: str = "") -> Spectrum:

@@ -18,8 +18,9 @@ from ..linalg.qr import thin_qr
 from ..linalg.solvers import svd_with_vectors
 from ..linalg.threads import one_blas_thread
 from ..metrics import rounding_tolerance
-from ..updates.blocks import BlockProduct, DirectSum, product
+from ..updates.blocks import DirectSum
 from ..updates.contract import Update
+from ..updates.sums import BlockProduct, product
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,7 +57,7 @@ def singular_vectors(update: Update) -> SingularVectors:
     """The thin SVD of one update.
 
     BoRA: QR block by block, then the SVD of the (br × br) core of
-    :meth:`bora_analysis.updates.blocks.BlockProduct.cores`.
+    :meth:`bora_analysis.updates.sums.BlockProduct.reduced`.
     MELoRA: the SVDs of the minis, sorted into one. Everything else: QR of ``factors()``; a dense update is its own
     core. Within 1e-12·‖B'‖‖Σ'‖‖A'‖ of the exact values; vectors of a singular value that repeats are any
     orthonormal basis of its subspace.

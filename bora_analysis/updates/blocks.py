@@ -1,12 +1,13 @@
 """BoRA's family: LoRA, MELoRA, BoRA, and LoRA with a diagonal in the middle.
 
-* :class:`BlockProduct`: block (i, j) of ΔW is ``B_i · diag(Σ_ij) · A_j`` (BoRA, eq. 4). LoRA is the case of one block.
+* :class:`~bora_analysis.updates.sums.BlockProduct`: block (i, j) of ΔW is ``B_i · diag(Σ_ij) · A_j`` (BoRA, eq. 4).
+  LoRA is the case of one block.
 * :class:`DirectSum`: ΔW is block-diagonal (MELoRA), each block an update of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,66 +16,9 @@ import numpy as np
 from ..catalogue import ACTIVATIONS
 from ..catalogue.cost import cost
 from ..linalg import Array, normalised
-from ..linalg.qr import triangle
 from .checks import check_blocks, coarsest, factor, pair
-from .contract import Arithmetic, Expanded, FactorError, Facts
-from .dense import trivial_factors
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class BlockProduct(Arithmetic):
-    """ΔW_ij = B_i · diag(sigma[i, j]) · A_j, with i the output block and j the input block (eq. 4)."""
-
-    facts: Facts
-    B: Array  # (b, m/b, r), as stored
-    sigma: Array  # (b, b, r) float64, activated, scaling folded in
-    A: Array  # (b, r, n/b), as stored
-
-    def __post_init__(self) -> None:
-        if not np.isfinite(self.sigma).all():
-            raise FactorError("sigma", "with the scaling in it is beyond the range of float64 (1.8e308); check α")
-
-    def cores(self) -> list[Array]:
-        """One core C with C_ij = R_i Σ_ij L_jᵀ, where B_i = Q_i R_i and A_jᵀ = P_j L_j.
-
-        blkdiag(Q_i) and blkdiag(P_j) have orthonormal columns, so σ(C) = σ(ΔW) exactly. C has at most
-        min(m, br) × min(n, br) entries. Cost: O((m + n) r²) for the QR steps, O(b² r³) for the products.
-        """
-        return self.reduced()[0]
-
-    def reduced(self) -> tuple[list[Array], float]:
-        R = np.stack([triangle(block) for block in self.B])  # (b, p, r), p = min(m/b, r)
-        L = np.stack([triangle(block.T) for block in self.A])  # (b, q, r), q = min(n/b, r)
-        core, reach = product(R, self.sigma, L.transpose(0, 2, 1))
-        return [core[None]], reach
-
-    def expanded(self) -> Expanded:
-        b, _, r = self.sigma.shape
-        middle = np.zeros((b, r, b, r))
-        slot = np.arange(r)
-        middle[:, slot, :, slot] = self.sigma.transpose(2, 0, 1)
-        return Expanded(block_diagonal(self.B), middle.reshape(b * r, b * r), block_diagonal(self.A))
-
-    def slots(self) -> list[Array]:
-        return list(self.sigma.transpose(2, 0, 1))
-
-    def factor_cores(self) -> tuple[list[Array], list[Array]]:
-        return (
-            [np.stack([triangle(block) for block in self.B])],
-            [np.stack([triangle(block.T) for block in self.A])],
-        )
-
-    def factors(self) -> tuple[Array, Array]:
-        b, _, r = self.sigma.shape
-        if b * r >= min(self.facts.out_features, self.facts.in_features):
-            return trivial_factors(self.to_dense())
-        B, sigma, A, power = _balanced(self.B, self.sigma, self.A)
-        # Row (i, k) of Σ'A' is, in column block j, sigma[i, j, k] times row k of A_j.
-        right = np.ldexp(sigma.transpose(0, 2, 1)[..., None] * A.transpose(1, 0, 2)[None], power)  # (b, r, b, n/b)
-        return block_diagonal(B), right.reshape(b * r, self.facts.in_features)
-
-    def to_dense(self) -> Array:
-        return product(self.B, self.sigma, self.A)[0]
+from .contract import Expanded, FactorError, Facts
+from .sums import Arithmetic, BlockProduct, block_diagonal
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,9 +27,6 @@ class DirectSum(Arithmetic):
 
     facts: Facts
     parts: tuple[BlockProduct, ...]
-
-    def cores(self) -> list[Array]:
-        return self.reduced()[0]
 
     def reduced(self) -> tuple[list[Array], float]:
         cores, reaches = zip(*(part.reduced() for part in self.parts), strict=True)
@@ -298,43 +239,6 @@ def activate(sigma: Array, activation: str = "exp-norm") -> Array:
             raise FactorError("sigma", f"overflows under activation {activation!r}: exp({values.max():.4g})")
         values = np.exp(values)
     return values
-
-
-def product(B: Array, sigma: Array, A: Array) -> tuple[Array, float]:
-    """The blocks B_i Σ_ij A_j as one matrix, and the norms of the rank-one terms that they are made of.
-
-    These are summed in each block, and the Frobenius norm is that of the blocks: rounding is relative to it.
-
-    Parameters
-    ----------
-    B : (b, m/b, r). sigma : (b, b, r). A : (b, r, n/b).
-    """
-    B, sigma, A, power = _balanced(B, sigma, A)
-    terms = np.einsum("ik,ijk,jk->ij", np.linalg.norm(B, axis=1), np.abs(sigma), np.linalg.norm(A, axis=2))
-    blocks = (B[:, None] * sigma[:, :, None, :]) @ np.ldexp(A, power)[None]  # (b, b, m/b, n/b)
-    b, _, p, q = blocks.shape
-    return blocks.transpose(0, 2, 1, 3).reshape(b * p, b * q), float(np.ldexp(np.linalg.norm(terms), power))
-
-
-def _balanced(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array, int]:
-    """B, Σ, A and k with the same B_i Σ_ij A_j up to a factor 2^k, all of them at most 1 and no product out of range.
-
-    Columns of B_i, rows of A_j and Σ are divided by powers of two, which rounds nothing, so that factors like 1e-200
-    and 1e200 make an ordinary update.
-    """
-    (B, p), (A, q) = normalised(B.astype(np.float64, copy=False), 1), normalised(A.astype(np.float64, copy=False), 2)
-    sigma, e = np.frexp(sigma)
-    e = e + p + q[None, :, :, 0]
-    power = int(e.max(where=sigma != 0, initial=-(10**7)))
-    return B, np.ldexp(sigma, e - power), A, power
-
-
-def block_diagonal(blocks: Iterable[Array]) -> Array:
-    """scipy's, in float64 whatever the factors are stored in."""
-    from scipy.linalg import block_diag  # here: importing it takes longer than --help may
-
-    out: Any = block_diag(*(block.astype(np.float64, copy=False) for block in blocks))
-    return out
 
 
 def diagonal(

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..linalg import Array
 from .checks import factor
-from .contract import Arithmetic, Facts
-from .dense import trivial_factors
+from .contract import Facts
+from .sums import Arithmetic
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,9 +34,6 @@ class BlockCirculant(Arithmetic):
         doubled = np.concatenate([np.concatenate([X, -Y], 2), np.concatenate([Y, X], 2)], 1)
         real = np.ascontiguousarray(spectrum[alone].real)
         return [real, doubled] if len(doubled) else [real]
-
-    def factors(self) -> tuple[Array, Array]:
-        return trivial_factors(self.to_dense())
 
     def to_dense(self) -> Array:
         p, q, b = self.kernel.shape

@@ -8,13 +8,10 @@ is folded in when the update is built, so that nobody can forget it. Equations a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
-
-import numpy as np
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from ..catalogue import METHODS
-from ..linalg import Array, norm
+from ..linalg import Array
 
 
 class FactorError(ValueError):
@@ -127,7 +124,7 @@ class Update(Protocol):
         """ΔW as an (m, n) float64 matrix. For tests, pictures and small layers."""
         ...
 
-    # What every structure has from Arithmetic.
+    # What every structure has from :class:`bora_analysis.updates.sums.Arithmetic`.
     def reduced(self) -> tuple[list[Array], float]: ...
 
     @property
@@ -142,61 +139,6 @@ class Update(Protocol):
     def __rmul__(self, weight: float) -> Update: ...
 
     def __neg__(self) -> Update: ...
-
-
-class Arithmetic:
-    """Sums, differences and multiples of updates, see :func:`bora_analysis.updates.sums.combine`; shape, and a repr.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from bora_analysis import lora
-    >>> one = lora(np.ones((4, 1)), np.ones((1, 3)))
-    >>> (2 * one - one / 2).to_dense()[0].tolist(), one
-    ([1.5, 1.5, 1.5], LoRA 4×3, r = 1, rank ≤ 1)
-    """
-
-    facts: Facts
-    __array_ufunc__ = None  # NumPy's numbers leave the product to us
-
-    def reduced(self: Any) -> tuple[list[Array], float]:
-        """The cores, and the size that their rounding is relative to: far above σ₁ where terms cancel."""
-        cores = self.cores()
-        return cores, norm(np.array([norm(core) for core in cores]))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.facts.out_features, self.facts.in_features
-
-    def __add__(self, other: Any, weight: float = 1.0) -> Any:
-        if not hasattr(other, "facts"):
-            return NotImplemented
-        from .sums import combine  # here: it needs the structures, and these this file
-
-        return combine([cast(Update, self), other], [1.0, weight])
-
-    def __sub__(self, other: Any) -> Any:
-        return self.__add__(other, -1.0)
-
-    def __mul__(self, weight: Any) -> Any:
-        if not isinstance(weight, Real):
-            return NotImplemented
-        from .sums import combine
-
-        return combine([cast(Update, self)], [float(weight)])
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, weight: Any) -> Any:
-        return self * (1 / weight)
-
-    def __neg__(self) -> Any:
-        return self * -1
-
-    def __repr__(self) -> str:
-        facts = self.facts
-        sizes = f"r = {facts.r}" + (f", b = {facts.blocks}" if facts.blocks > 1 else "")
-        return f"{label(facts.method)} {facts.out_features}×{facts.in_features}, {sizes}, rank ≤ {facts.rank_bound}"
 
 
 def label(method: str) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..linalg import Array
 from .checks import factor
-from .contract import Arithmetic, Facts
+from .contract import Facts
+from .sums import Arithmetic
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,9 +32,6 @@ class Dense(Arithmetic):
 
     def cores(self) -> list[Array]:
         return [self.to_dense()[None]]
-
-    def factors(self) -> tuple[Array, Array]:
-        return trivial_factors(self.to_dense())
 
     def to_dense(self) -> Array:
         if callable(self.delta):
@@ -84,9 +82,3 @@ def dense(
         m * n if macs_per_token is None else macs_per_token, min(m, n), stored,
     )  # fmt: skip
     return Dense(facts, matrix)
-
-
-def trivial_factors(delta: Array) -> tuple[Array, Array]:
-    """ΔW and the identity, in the order that makes k = min(m, n)."""
-    m, n = delta.shape
-    return (delta, np.eye(n)) if n <= m else (np.eye(m), delta)

@@ -10,8 +10,8 @@ import numpy as np
 from ..linalg import Array
 from ..linalg.qr import triangle
 from .checks import coarsest, factor
-from .contract import Arithmetic, FactorError, Facts
-from .dense import trivial_factors
+from .contract import FactorError, Facts
+from .sums import Arithmetic
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,7 +31,7 @@ class HadamardProduct(Arithmetic):
         w1a = Q_1 R_1 and w2a = Q_2 R_2 it is (Q_1 ∗ Q_2)(R_1 ⊗ R_2), so that only the well-conditioned Q_1 ∗ Q_2 has to
         be brought to a triangle, whatever the condition of the factors.
         """
-        if self._inner() >= min(self.facts.out_features, self.facts.in_features):
+        if self._inner() >= min(self.shape):
             return [self.to_dense()[None]]
         (Q1, R1), (Q2, R2) = np.linalg.qr(self.w1a), np.linalg.qr(self.w2a)
         (P1, L1), (P2, L2) = np.linalg.qr(self.w1b.T), np.linalg.qr(self.w2b.T)
@@ -44,9 +44,8 @@ class HadamardProduct(Arithmetic):
         return self.cores(), float(np.prod([norm(left, axis=0) @ norm(right, axis=1) for left, right in pairs]))
 
     def factors(self) -> tuple[Array, Array]:
-        m, n = self.facts.out_features, self.facts.in_features
-        if self._inner() >= min(m, n):
-            return trivial_factors(self.to_dense())
+        if self._inner() >= min(self.shape):
+            return super().factors()
         return _khatri_rao(self.w1a, self.w2a), _khatri_rao(self.w1b.T, self.w2b.T).T
 
     def to_dense(self) -> Array:

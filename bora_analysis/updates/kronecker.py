@@ -11,8 +11,9 @@ from ..linalg import Array
 from ..linalg.solvers import svd_values
 from .blocks import lora
 from .checks import coarsest, factor
-from .contract import Arithmetic, Facts, Update
-from .dense import dense, trivial_factors
+from .contract import Facts, Update
+from .dense import dense
+from .sums import Arithmetic
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -23,18 +24,15 @@ class KroneckerProduct(Arithmetic):
     first: Update  # (p, q), scaling folded in
     second: Update  # (u, v)
 
-    def cores(self) -> list[Array]:
-        """1×1 cores: the singular values of a Kronecker product are all products of those of its factors."""
-        return self.reduced()[0]
-
     def reduced(self) -> tuple[list[Array], float]:
+        """1×1 cores: the singular values of a Kronecker product are all products of those of its factors."""
         (first, one), (second, two) = (_values(part) for part in (self.first, self.second))
         return [np.outer(first, second).reshape(-1, 1, 1)], one * two
 
     def factors(self) -> tuple[Array, Array]:
         (L1, R1), (L2, R2) = self.first.factors(), self.second.factors()
-        if L1.shape[1] * L2.shape[1] >= min(self.facts.out_features, self.facts.in_features):
-            return trivial_factors(self.to_dense())
+        if L1.shape[1] * L2.shape[1] >= min(self.shape):
+            return super().factors()
         return np.kron(L1, L2), np.kron(R1, R2)
 
     def to_dense(self) -> Array:

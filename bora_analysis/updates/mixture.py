@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..linalg import Array
-from .blocks import BlockProduct, block_diagonal, lora
+from .blocks import lora
 from .checks import coarsest, factor
 from .contract import FactorError
+from .sums import BlockProduct, block_diagonal
 
 
 def routing(route: Any, inputs: Any) -> Array:

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..linalg import Array
 from .checks import factor
-from .contract import Arithmetic, FactorError, Facts
-from .dense import trivial_factors
+from .contract import FactorError, Facts
+from .sums import Arithmetic
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,9 +38,6 @@ class SparseUpdate(Arithmetic):
             block = _block(self.entries[own], self.rows[own], self.columns[own])
             stacks.setdefault(block.shape, []).append(block)
         return [np.stack(blocks) for blocks in stacks.values()]
-
-    def factors(self) -> tuple[Array, Array]:
-        return trivial_factors(self.to_dense())
 
     def to_dense(self) -> Array:
         m, n = self.facts.out_features, self.facts.in_features

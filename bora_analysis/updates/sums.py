@@ -1,15 +1,130 @@
-"""Weighted sums of updates, through concatenated factors."""
+"""Sums and multiples of updates: products of concatenated factors, so that the product of blocks stands here too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any, cast
 
 import numpy as np
 
-from .blocks import BlockProduct, lora
-from .checks import coarsest
-from .contract import Update
+from ..linalg import Array, norm, normalised
+from ..linalg.qr import triangles
+from .checks import coarsest, factor
+from .contract import Expanded, FactorError, Facts, Update, label
+
+
+class Arithmetic:
+    """What every structure has: sums, differences and multiples, see :func:`combine`; shape, and a repr.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from bora_analysis import lora
+    >>> one = lora(np.ones((4, 1)), np.ones((1, 3)))
+    >>> (2 * one - one / 2).to_dense()[0].tolist(), one
+    ([1.5, 1.5, 1.5], LoRA 4×3, r = 1, rank ≤ 1)
+    """
+
+    facts: Facts
+    __array_ufunc__ = None  # NumPy's numbers leave the product to us
+
+    # A structure has one of the next two.
+    def cores(self) -> list[Array]:
+        return self.reduced()[0]
+
+    def reduced(self) -> tuple[list[Array], float]:
+        """The cores, and the size that their rounding is relative to: far above σ₁ where terms cancel.
+
+        It is at least the Frobenius norm of each core.
+        """
+        cores = self.cores()
+        return cores, norm(np.array([norm(core) for core in cores]))
+
+    def factors(self: Any) -> tuple[Array, Array]:
+        """ΔW and the identity, in the order that makes k = min(m, n)."""
+        delta, (m, n) = self.to_dense(), self.shape
+        return (delta, np.eye(n)) if n <= m else (np.eye(m), delta)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.facts.out_features, self.facts.in_features
+
+    def with_facts(self: Any, **changes: Any) -> Any:
+        """The same update with other facts."""
+        return replace(self, facts=replace(self.facts, **changes))
+
+    def __add__(self, other: Any, weight: float = 1.0) -> Any:
+        return combine([cast(Update, self), other], [1.0, weight]) if hasattr(other, "facts") else NotImplemented
+
+    def __sub__(self, other: Any) -> Any:
+        return self.__add__(other, -1.0)
+
+    def __mul__(self, weight: Any) -> Any:
+        return combine([cast(Update, self)], [float(weight)]) if isinstance(weight, Real) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, weight: Any) -> Any:
+        return self * (1 / weight)
+
+    def __neg__(self) -> Any:
+        return self * -1
+
+    def __repr__(self) -> str:
+        facts = self.facts
+        sizes = f"r = {facts.r}" + (f", b = {facts.blocks}" if facts.blocks > 1 else "")
+        return f"{label(facts.method)} {facts.out_features}×{facts.in_features}, {sizes}, rank ≤ {facts.rank_bound}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BlockProduct(Arithmetic):
+    """ΔW_ij = B_i · diag(sigma[i, j]) · A_j, with i the output block and j the input block (eq. 4)."""
+
+    facts: Facts
+    B: Array  # (b, m/b, r), as stored
+    sigma: Array  # (b, b, r) float64, activated, scaling folded in
+    A: Array  # (b, r, n/b), as stored
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.sigma).all():
+            raise FactorError("sigma", "with the scaling in it is beyond the range of float64 (1.8e308); check α")
+
+    def reduced(self) -> tuple[list[Array], float]:
+        """One core C with C_ij = R_i Σ_ij L_jᵀ, where B_i = Q_i R_i and A_jᵀ = P_j L_j.
+
+        blkdiag(Q_i) and blkdiag(P_j) have orthonormal columns, so σ(C) = σ(ΔW) exactly. C has at most
+        min(m, br) × min(n, br) entries. Cost: O((m + n) r²) for the QR steps, O(b² r³) for the products.
+        """
+        (R,), (L,) = self.factor_cores()
+        core, reach = product(R, self.sigma, L.transpose(0, 2, 1))
+        return [core[None]], reach
+
+    def expanded(self) -> Expanded:
+        b, _, r = self.sigma.shape
+        middle = np.zeros((b, r, b, r))
+        slot = np.arange(r)
+        middle[:, slot, :, slot] = self.sigma.transpose(2, 0, 1)
+        return Expanded(block_diagonal(self.B), middle.reshape(b * r, b * r), block_diagonal(self.A))
+
+    def slots(self) -> list[Array]:
+        return list(self.sigma.transpose(2, 0, 1))
+
+    def factor_cores(self) -> tuple[list[Array], list[Array]]:
+        return [triangles(self.B)], [triangles(self.A.transpose(0, 2, 1))]
+
+    def factors(self) -> tuple[Array, Array]:
+        b, _, r = self.sigma.shape
+        if b * r >= min(self.shape):
+            return super().factors()
+        B, sigma, A, power = _balanced(self.B, self.sigma, self.A)
+        # Row (i, k) of Σ'A' is, in column block j, sigma[i, j, k] times row k of A_j.
+        right = np.ldexp(sigma.transpose(0, 2, 1)[..., None] * A.transpose(1, 0, 2)[None], power)  # (b, r, b, n/b)
+        return block_diagonal(B), right.reshape(b * r, self.facts.in_features)
+
+    def to_dense(self) -> Array:
+        return product(self.B, self.sigma, self.A)[0]
 
 
 def combine(
@@ -57,29 +172,80 @@ def combine(
         raise ValueError(
             f"cannot add updates of shapes {listed or 'none'} with {len(weights)} weights; expected one shape and kind"
         )
-    pairs = [update.factors() for update in updates]
-    total = lora(
-        np.concatenate([w * left for w, (left, _) in zip(weights, pairs, strict=True)], axis=1),
-        np.concatenate([right for _, right in pairs]),
-        method=method or "+".join(dict.fromkeys(facts.method for facts in each)),
-        dtype=coarsest(facts.dtype for facts in each),
-        any_rank=True,
-    )
     ((m, n, kind, kernel),) = shapes
-    facts = replace(
-        total.facts,
+    pairs = [update.factors() for update in updates]
+    scaled = np.concatenate([w * left for w, (left, _) in zip(weights, pairs, strict=True)], axis=1)
+    (B, _), (A, _) = factor("B", scaled, 2, None), factor("A", np.concatenate([right for _, right in pairs]), 2, None)
+    facts = Facts(
+        method=method or "+".join(dict.fromkeys(facts.method for facts in each)),
+        out_features=m,
+        in_features=n,
+        r=len(A),
+        blocks=1,
+        scaling=1.0,
         parameters=sum(facts.parameters for facts in each),
         macs_per_token=sum(facts.macs_per_token for facts in each),
         rank_bound=min(m, n, sum(facts.rank_bound for facts in each)),
+        dtype=coarsest(facts.dtype for facts in each),
         support_rows=_support([facts.support_rows for facts in each], m),
         support_columns=_support([facts.support_columns for facts in each], n),
         kind=kind,
         kernel=kernel,
     )
-    return replace(total, facts=facts)
+    return BlockProduct(facts, B[None], np.ones((1, 1, len(A))), A[None])
 
 
 def _support(sizes: Sequence[int | None], limit: int) -> int | None:
     """How many rows (or columns) of ``limit`` the sum of updates can change that can change so many; None for all."""
     known = [size for size in sizes if size is not None]
     return min(limit, sum(known)) if len(known) == len(sizes) else None
+
+
+def product(B: Array, sigma: Array, A: Array) -> tuple[Array, float]:
+    """The blocks B_i Σ_ij A_j as one matrix, and the norms of the rank-one terms that they are made of.
+
+    These are summed in each block, and the Frobenius norm is that of the blocks: rounding is relative to it.
+
+    Parameters
+    ----------
+    B : (b, m/b, r). sigma : (b, b, r). A : (b, r, n/b).
+    """
+    B, A, power = B.astype(np.float64, copy=False), A.astype(np.float64, copy=False), 0
+    sizes = _sizes(B, sigma, A)
+    every = np.concatenate([size.ravel() for size in sizes])
+    if not (every.min() > 1e-45 and every.max() < 1e45):  # a product of three, squared, could leave the range
+        B, sigma, A, power = _balanced(B, sigma, A)
+        sizes = _sizes(B, sigma, A)
+    terms = np.einsum("ik,ijk,jk->ij", *sizes)
+    reach = float(np.sqrt(np.vdot(terms, terms)))
+    if power:
+        A, reach = np.ldexp(A, power), float(np.ldexp(reach, power))
+    blocks = (B[:, None] * sigma[:, :, None, :]) @ A[None]  # (b, b, m/b, n/b)
+    b, _, p, q = blocks.shape
+    return blocks.transpose(0, 2, 1, 3).reshape(b * p, b * q), reach
+
+
+def _sizes(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array]:
+    """Norms of the columns of B_i, |Σ|, norms of the rows of A_j; einsum does not warn of an overflow."""
+    return np.sqrt(np.einsum("ipr,ipr->ir", B, B)), np.abs(sigma), np.sqrt(np.einsum("irq,irq->ir", A, A))
+
+
+def _balanced(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array, int]:
+    """B, Σ, A and k with the same B_i Σ_ij A_j up to a factor 2^k, all of them at most 1 and no product out of range.
+
+    Columns of B_i, rows of A_j and Σ are divided by powers of two, which rounds nothing, so that factors like 1e-200
+    and 1e200 make an ordinary update.
+    """
+    (B, p), (A, q) = normalised(B.astype(np.float64, copy=False), 1), normalised(A.astype(np.float64, copy=False), 2)
+    sigma, e = np.frexp(sigma)
+    e = e + p + q[None, :, :, 0]
+    power = int(e.max(where=sigma != 0, initial=-(10**7)))
+    return B, np.ldexp(sigma, e - power), A, power
+
+
+def block_diagonal(blocks: Iterable[Array]) -> Array:
+    """scipy's, in float64 whatever the factors are stored in."""
+    from scipy.linalg import block_diag  # here: importing it takes longer than --help may
+
+    out: Any = block_diag(*(block.astype(np.float64, copy=False) for block in blocks))
+    return out
