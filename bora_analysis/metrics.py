@@ -136,6 +136,21 @@ def rounding_tolerance(s: ArrayLike, reach: float | None = None) -> float:
     return float(np.sqrt(np.size(s)) * EPSILON["float64"] * (spectral_norm(s) if reach is None else reach))
 
 
+def rank_above_rounding(s: Any) -> float:
+    """Count of σ above what rounding of the stored numbers can be expected to make, the noise floor of a Spectrum.
+
+    By Weyl's inequality it moves no σ by more than ‖E‖₂ ≤ ‖E‖_F. With independent errors, uniform up to u|x| in each
+    stored number x, ‖E‖_F² is expected at u²/3 · Σ_x x² ‖dΔW/dx‖_F²: for ΔW = s B A at 2u²s²/3 · Σ_k ‖b_k‖²‖a_k‖².
+
+    >>> from bora_analysis import lora, singular_values
+    >>> B, A = np.eye(4)[:, :2] * [1.0, 0.001], np.eye(2, 5)
+    >>> [rank_above_rounding(singular_values(lora(B, A, dtype=dtype))) for dtype in ("float32", "bfloat16")]
+    [2, 1]
+    """
+    floor = getattr(s, "noise_floor", 0.0)
+    return numerical_rank(s, max(floor, rounding_tolerance(s))) if floor == floor else floor
+
+
 def energy_rank(s: ArrayLike, share: float) -> int:
     """Least k whose k largest singular values hold the given share of Σσ².
 
@@ -228,6 +243,10 @@ METRICS: dict[str, Metric] = {
         "numerical rank", "rank ΔW",
         lambda s, facts, threshold: numerical_rank(s, rounding_tolerance(s)),
         source="of the factors as stored, in whatever dtype: σ above the rounding of the computation in float64",
+    ),
+    "rank_above_rounding": Metric(
+        "rank above rounding", "#{σ > noise floor}", lambda s, facts, threshold: rank_above_rounding(s),
+        source="what rounding of the stored numbers cannot have made, see noise_floor; missing where that is not known",
     ),
     "energy_rank_90": _share(0.90),
     "energy_rank_95": _share(0.95),

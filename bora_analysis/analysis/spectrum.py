@@ -49,7 +49,7 @@ class Spectrum:
     solver : ``"svd"``, ``"gram"``, ``"svd (gesvd)"`` where the first driver did not converge, or ``"count"``.
     device : where the cores were solved: ``"cpu"``, ``"cuda:0"``, or ``"cpu (cuda:0: reason)"`` after a fall-back.
     dtype : the dtype in which the factors were stored. The computation is always in float64.
-    noise_floor : the σ that rounding alone makes, for a difference of rounded weights; NaN otherwise.
+    noise_floor : the largest σ that rounding of what is stored can be expected to make; NaN where that is not known.
     counted : what a quick analysis found instead of the values, which are then empty.
     reach : the size that rounding is relative to, see :func:`bora_analysis.metrics.rounding_tolerance`.
 
@@ -169,8 +169,8 @@ def singular_values(update: Any, *, solver: str = "auto", device: str = "auto", 
     with one_blas_thread():
         if isinstance(update, Dense):
             return _dense_spectrum(update, solver, place)
-        cores, reach = _reduced(update)
-        return _union([solve(core, facts.dtype, solver, place) for core in cores], facts, reach)
+        cores, *sizes = _reduced(update)
+        return _union([solve(core, facts.dtype, solver, place) for core in cores], facts, *sizes)
 
 
 def each_spectrum(
@@ -207,14 +207,14 @@ def each_spectrum(
     place = resolve(solver, device)
     workers = workers or available_cores()
     names = iter(updates)
-    known: dict[str, tuple[Facts, float]] = {}
+    known: dict[str, tuple[Facts, float, float]] = {}
     missing: dict[str, int] = {}  # cores of a module not yet solved
     found: dict[str, list[Solved]] = defaultdict(list)
     groups: dict[tuple[int, int, str], list[tuple[str, Array]]] = defaultdict(list)
     reducing: set[Future[Any]] = set()
     solving: dict[Future[Any], list[tuple[str, int]]] = {}
 
-    def reduce(name: str) -> tuple[str, Facts, tuple[list[Array], float] | Spectrum]:
+    def reduce(name: str) -> tuple[str, Facts, tuple[list[Array], float, float] | Spectrum]:
         update = updates[name]
         if isinstance(update, Dense):
             return name, update.facts, _dense_spectrum(update, solver, place, quick, name)
@@ -248,8 +248,8 @@ def each_spectrum(
                     if isinstance(result, Spectrum):
                         yield name, facts, result
                         continue
-                    cores, reach = result
-                    known[name] = facts, reach
+                    cores, *sizes = result
+                    known[name] = facts, *sizes
                     missing[name] = sum(len(core) for core in cores)
                     for core in cores:
                         key = (*core.shape[1:], facts.dtype)
@@ -265,9 +265,9 @@ def each_spectrum(
                         start += count
                         missing[name] -= count
                     for name in {name for name, _ in owners if not missing[name]}:
-                        facts, reach = known.pop(name)
+                        facts, *sizes = known.pop(name)
                         del missing[name]
-                        yield name, facts, _union(found.pop(name), facts, reach)
+                        yield name, facts, _union(found.pop(name), facts, *sizes)
         finally:  # an error, or a caller that stops early: drop what has not begun
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -307,21 +307,27 @@ def factor_ranks(update: Update) -> FactorRanks:
     return FactorRanks(B, sigma, A, update.facts.rank_bound, min(B, sigma, A), lower)
 
 
-def _union(parts: list[Solved], facts: Facts, reach: float) -> Spectrum:
+def _union(parts: list[Solved], facts: Facts, reach: float, floor: float) -> Spectrum:
     values = np.sort(np.concatenate([part.values.ravel() for part in parts]))[::-1][: facts.rank_bound]
     # What was used for the largest cores speaks for the whole.
     solver, device = max(((part.solver, part.device) for part in parts), key=lambda pair: (len(pair[1]), pair[0]))
     if solver == "gram":  # whose values are off by √(Kε)·σ₁
         reach = max(reach, spectral_norm(values) / np.sqrt(EPSILON["float64"]))
-    return Spectrum(np.ascontiguousarray(values), solver, device, facts.dtype, reach=reach)
+    return Spectrum(np.ascontiguousarray(values), solver, device, facts.dtype, floor, reach=reach)
 
 
-def _reduced(update: Update, name: str = "") -> tuple[list[Array], float]:
+def _reduced(update: Update, name: str = "") -> tuple[list[Array], float, float]:
+    """The cores, what rounding in the computation is relative to, and what rounding of the stored numbers makes."""
     with np.errstate(over="ignore", invalid="ignore"):
         cores, reach = update.reduced()
     if not reach < 1e150:  # the reach is at least their norm
         cores = [check_finite(core, name) for core in cores]
-    return cores, reach
+    return cores, reach, _floor(update)
+
+
+def _floor(update: Update) -> float:
+    """‖E‖_F ≥ |σ_i(ΔW + E) − σ_i(ΔW)| (Weyl) of rounding errors, uniform up to u|x| and independent: u/√3 deviation."""
+    return EPSILON.get(update.facts.dtype, EPSILON["float64"]) / np.sqrt(12) * update.rounding()
 
 
 def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None = None, name: str = "") -> Spectrum:
@@ -335,7 +341,8 @@ def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None 
             if counted is not None:
                 spectrum = Spectrum(np.zeros(0), "count", where, facts.dtype, counted=counted)
         if spectrum is None:
-            spectrum = _union([solve(matrix[None], facts.dtype, solver, place)], facts, norm(matrix))
+            solved = solve(matrix[None], facts.dtype, solver, place)
+            spectrum = _union([solved], facts, norm(matrix), _floor(update))
     return replace(spectrum, noise_floor=update.noise_floor()) if update.noise_floor else spectrum
 
 

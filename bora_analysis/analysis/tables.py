@@ -288,7 +288,8 @@ def _provenance(adapter: Adapter, found: list[Spectrum], threshold: float) -> li
     if below:
         lines.append(
             f"{adapter.name}: the threshold {threshold:g} lies below the noise floor of {len(below)} of {modules} (up "
-            f"to {max(below):.2g}), the σ that rounding alone makes: there effective_rank counts noise"
+            f"to {max(below):.2g}), the σ that rounding to {stored} alone can make: there effective_rank may count "
+            "rounding; rank_above_rounding does not"
         )
     return lines
 

@@ -11,3 +11,5 @@ EPSILON = {
     "float8_e4m3fn": 2.0**-3,
     "float8_e5m2": 2.0**-2,
 }
+#: Least normal number: below it the spacing stays what it is there.
+LEAST = {"float16": 2.0**-14, "float8_e4m3fn": 2.0**-6, "float8_e5m2": 2.0**-14}

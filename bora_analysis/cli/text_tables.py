@@ -30,13 +30,13 @@ def layer_table(layers: pd.DataFrame, threshold: float) -> str:
         title += f", scaling {part['scaling'].iloc[0]:.4g}" if part["scaling"].nunique(dropna=False) == 1 else ""
         title += f"; {len(part)} modules, {part['parameters'].sum():,} parameters"
         columns = {"bound": "rank_bound", f"σ>{threshold:g}": "effective_rank"}
-        if part["noise_floor"].notna().any():  # beside the effective rank, whose meaning it limits
-            columns["noise"] = "noise_floor"
+        if (part["noise_floor"] > threshold / 10).any():  # beside the effective rank, whose meaning it limits
+            columns |= {"noise": "noise_floor", "σ>noise": "rank_above_rounding"}
         columns |= {"entropy": "entropy_rank", "stable": "stable_rank", "99 %": "energy_rank_99"}
         blocks.append(f"{title}\n{_modules(part, columns | {'‖ΔW‖_F': 'frobenius_norm'})}")
     legend = f"bound: highest rank that the sizes allow; {_spectrum_legend(threshold)}"
-    if layers["noise_floor"].notna().any():
-        legend += " noise: the largest σ that rounding of the stored weights alone can cause."
+    if (layers["noise_floor"] > threshold / 10).any():
+        legend += " noise: the largest σ that rounding of the stored numbers alone can cause."
     return "\n\n".join([*blocks, legend])
 
 

@@ -84,7 +84,9 @@ def build(A: list[Array], B: list[Array], bank: Array, *, topk: int, dtype: str)
     left = _mixed(B, bank, topk).transpose(0, 2, 1).reshape(-1, r)  # from (m/v, r, v)
     update = lora(left, right, method="vblora", dtype=dtype, any_rank=True)
     trained = (right.size + left.size) // bank.shape[1] * bank.shape[0]
-    return replace(update, facts=replace(update.facts, parameters=trained))
+    # An error in a logit is a relative one of the weight; those of weights go into the last one, 1 − their sum.
+    logits = [float(np.abs(stored[0]).max()) if len(stored) == 1 else float("nan") for stored in (A, B)]
+    return replace(update, facts=replace(update.facts, parameters=trained), steepness=2 * max(logits))
 
 
 def _mixed(stored: list[Array], bank: Array, topk: int) -> Array:

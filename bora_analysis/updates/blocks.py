@@ -32,6 +32,9 @@ class DirectSum(Arithmetic):
         cores, reaches = zip(*(part.reduced() for part in self.parts), strict=True)
         return [core for part in cores for core in part], max(reaches)
 
+    def rounding(self) -> float:
+        return max(part.rounding() for part in self.parts)  # ‖blkdiag(E_i)‖₂ is the largest ‖E_i‖₂
+
     def expanded(self) -> Expanded:
         B, sigma, A = zip(*(part.expanded() for part in self.parts), strict=True)
         return Expanded(block_diagonal(B), block_diagonal(sigma), block_diagonal(A))
@@ -196,7 +199,8 @@ def bora(
         raise FactorError("sigma", f"has shape {raw.shape}; expected (b, b, r) with r = {r} from B {left.shape}")
     check_blocks(b, m, n)
     with np.errstate(over="ignore"):  # BlockProduct says so
-        diagonals = activate(raw, activation) * float(scaling)
+        values = activate(raw, activation)
+        diagonals = values * float(scaling)
     price = cost("bora", m, n, r, blocks=b)
     stored = coarsest((pair_dtype, sigma_dtype))
     facts = Facts(method, m, n, r, b, float(scaling), price.parameters, price.macs_per_token, price.rank_bound, stored)
@@ -205,6 +209,7 @@ def bora(
         left.reshape(b, m // b, r),
         diagonals,
         right.reshape(r, b, n // b).transpose(1, 0, 2),
+        np.log(values) if activation in ("exp-norm", "no-norm") else 1.0,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..linalg import Array
+from ..linalg import Array, norm
 from .checks import factor
 from .contract import Facts
 from .sums import Arithmetic
@@ -34,6 +34,9 @@ class BlockCirculant(Arithmetic):
         doubled = np.concatenate([np.concatenate([X, -Y], 2), np.concatenate([Y, X], 2)], 1)
         real = np.ascontiguousarray(spectrum[alone].real)
         return [real, doubled] if len(doubled) else [real]
+
+    def rounding(self) -> float:
+        return norm(self.kernel) * float(np.sqrt(self.kernel.shape[2]))
 
     def to_dense(self) -> Array:
         p, q, b = self.kernel.shape

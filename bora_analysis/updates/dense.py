@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..linalg import Array
+from ..linalg import Array, norm
 from .checks import factor
 from .contract import Facts
 from .sums import Arithmetic
@@ -32,6 +32,9 @@ class Dense(Arithmetic):
 
     def cores(self) -> list[Array]:
         return [self.to_dense()[None]]
+
+    def rounding(self) -> float:
+        return float("nan") if callable(self.delta) else norm(self.delta)  # made of numbers that are not known here
 
     def to_dense(self) -> Array:
         if callable(self.delta):

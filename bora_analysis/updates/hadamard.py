@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..linalg import Array
+from ..linalg import Array, normalised
 from ..linalg.qr import triangle
 from .checks import coarsest, factor
 from .contract import FactorError, Facts
@@ -42,6 +42,15 @@ class HadamardProduct(Arithmetic):
         norm = np.linalg.norm
         pairs = ((self.w1a, self.w1b), (self.w2a, self.w2b))
         return self.cores(), float(np.prod([norm(left, axis=0) @ norm(right, axis=1) for left, right in pairs]))
+
+    def rounding(self) -> float:
+        """Σ_ij a_ik² b_kj² y_ij² for each term of each product, y_ij being the other product's entry."""
+        (a, p), (b, q), (c, s), (d, t) = map(normalised, (self.w1a, self.w1b.T, self.w2a, self.w2b.T))
+        squares = [
+            np.sum(((x * x).T @ _khatri_rao(u, u)) * ((y * y).T @ _khatri_rao(v, v)))
+            for x, y, u, v in ((a, b, c, d), (c, d, a, b))
+        ]
+        return float(np.ldexp(np.sqrt(2 * max(0.0, sum(squares))), (p + q + s + t).item()))
 
     def factors(self) -> tuple[Array, Array]:
         if self._inner() >= min(self.shape):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..linalg import Array
+from ..linalg.inertia import spectral_norm
 from ..linalg.solvers import svd_values
 from .blocks import lora
 from .checks import coarsest, factor
@@ -28,6 +29,10 @@ class KroneckerProduct(Arithmetic):
         """1×1 cores: the singular values of a Kronecker product are all products of those of its factors."""
         (first, one), (second, two) = (_values(part) for part in (self.first, self.second))
         return [np.outer(first, second).reshape(-1, 1, 1)], one * two
+
+    def rounding(self) -> float:
+        one, two = (max(spectral_norm(c) for core in part.cores() for c in core) for part in (self.first, self.second))
+        return self.first.rounding() * two + one * self.second.rounding()
 
     def factors(self) -> tuple[Array, Array]:
         (L1, R1), (L2, R2) = self.first.factors(), self.second.factors()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..linalg import Array
+from ..linalg import Array, norm
 from .checks import factor
 from .contract import FactorError, Facts
 from .sums import Arithmetic
@@ -38,6 +38,9 @@ class SparseUpdate(Arithmetic):
             block = _block(self.entries[own], self.rows[own], self.columns[own])
             stacks.setdefault(block.shape, []).append(block)
         return [np.stack(blocks) for blocks in stacks.values()]
+
+    def rounding(self) -> float:
+        return norm(self.entries)
 
     def to_dense(self) -> Array:
         m, n = self.facts.out_features, self.facts.in_features

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..catalogue.dtypes import LEAST
 from ..linalg import Array, norm, normalised
 from ..linalg.qr import triangles
 from .checks import coarsest, factor
@@ -41,6 +42,13 @@ class Arithmetic:
         """
         cores = self.cores()
         return cores, norm(np.array([norm(core) for core in cores]))
+
+    def rounding(self) -> float:
+        """√Σ_x x² ‖dΔW/dx‖_F² over the stored numbers x: ‖E‖_F where each is off by its own size, independently.
+
+        Here each of them stands in places of its own, which makes it ‖ΔW‖_F. NaN if not known.
+        """
+        return self.reduced()[1]
 
     def factors(self: Any) -> tuple[Array, Array]:
         """ΔW and the identity, in the order that makes k = min(m, n)."""
@@ -86,6 +94,7 @@ class BlockProduct(Arithmetic):
     B: Array  # (b, m/b, r), as stored
     sigma: Array  # (b, b, r) float64, activated, scaling folded in
     A: Array  # (b, r, n/b), as stored
+    steepness: Array | float = 1.0  # relative error of sigma over that of the stored σ
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.sigma).all():
@@ -100,6 +109,14 @@ class BlockProduct(Arithmetic):
         (R,), (L,) = self.factor_cores()
         core, reach = product(R, self.sigma, L.transpose(0, 2, 1))
         return [core[None]], reach
+
+    def rounding(self) -> float:
+        """That of B, of A and of σ: each √Σ (‖column‖ |Σ| ‖row‖)² over the rank-one terms, σ's times its steepness."""
+        least = LEAST.get(self.facts.dtype, 0.0)  # smaller numbers are off by as much
+        B, A = (np.hypot(X, least) if least else X for X in (self.B, self.A))
+        *_, (left, sigma, right), power = _in_range(B, self.sigma, A)
+        terms = left[:, None] * sigma * right * np.sqrt(2 + np.square(self.steepness))
+        return float(np.ldexp(np.linalg.norm(terms), power))
 
     def expanded(self) -> Expanded:
         b, _, r = self.sigma.shape
@@ -210,12 +227,7 @@ def product(B: Array, sigma: Array, A: Array) -> tuple[Array, float]:
     ----------
     B : (b, m/b, r). sigma : (b, b, r). A : (b, r, n/b).
     """
-    B, A, power = B.astype(np.float64, copy=False), A.astype(np.float64, copy=False), 0
-    sizes = _sizes(B, sigma, A)
-    every = np.concatenate([size.ravel() for size in sizes])
-    if not (every.min() > 1e-45 and every.max() < 1e45):  # a product of three, squared, could leave the range
-        B, sigma, A, power = _balanced(B, sigma, A)
-        sizes = _sizes(B, sigma, A)
+    B, sigma, A, sizes, power = _in_range(B, sigma, A)
     terms = np.einsum("ik,ijk,jk->ij", *sizes)
     reach = float(np.sqrt(np.vdot(terms, terms)))
     if power:
@@ -223,6 +235,17 @@ def product(B: Array, sigma: Array, A: Array) -> tuple[Array, float]:
     blocks = (B[:, None] * sigma[:, :, None, :]) @ A[None]  # (b, b, m/b, n/b)
     b, _, p, q = blocks.shape
     return blocks.transpose(0, 2, 1, 3).reshape(b * p, b * q), reach
+
+
+def _in_range(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array, tuple[Array, Array, Array], int]:
+    """B, Σ, A in float64, their sizes and k, up to a factor 2^k; see :func:`_balanced`."""
+    B, A, power = B.astype(np.float64, copy=False), A.astype(np.float64, copy=False), 0
+    sizes = _sizes(B, sigma, A)
+    every = np.concatenate([size.ravel() for size in sizes])
+    if not (every.min() > 1e-45 and every.max() < 1e45):  # a product of three, squared, could leave the range
+        B, sigma, A, power = _balanced(B, sigma, A)
+        sizes = _sizes(B, sigma, A)
+    return B, sigma, A, sizes, power
 
 
 def _sizes(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array]:

@@ -60,7 +60,7 @@ def test_columns_are_frozen(tables):
         "adapter", "method", "step", "module", "layer", "projection",
         "out_features", "in_features", "r", "blocks", "scaling", "parameters", "macs_per_token", "threshold",
         "effective_rank", "energy", "frobenius_norm", "spectral_norm", "nuclear_norm",
-        "stable_rank", "entropy_rank", "participation_ratio", "numerical_rank",
+        "stable_rank", "entropy_rank", "participation_ratio", "numerical_rank", "rank_above_rounding",
         "energy_rank_90", "energy_rank_95", "energy_rank_99", "condition", "rank_bound", "rank_utilisation",
         "support_rows", "support_columns", "noise_floor",
     )  # fmt: skip
