@@ -282,7 +282,9 @@ def _provenance(adapter: Adapter, found: list[Spectrum], threshold: float) -> li
         f"{adapter.name}: {modules}, factors stored in {stored}, singular values in float64 by {solvers} on {devices}"
     ]
     still = sum(not s.values.any() and (s.counted is None or not s.counted.energy) for s in found)
-    if still and adapter.method == "full":
+    if still and still == len(found) and adapter.step != 0:
+        lines.append(f"{adapter.name}: ΔW = 0 in every module: nothing was trained")
+    elif still and adapter.method == "full":
         lines.append(f"{adapter.name}: {still} of {modules} are unchanged: ΔW = 0")
     below = [s.noise_floor for s in found if s.noise_floor > threshold]
     if below:

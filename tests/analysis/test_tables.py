@@ -51,6 +51,15 @@ def tables(adapters):
     return analyse(adapters)
 
 
+@pytest.mark.parametrize("method", ["lora", "melora", "bora", "loha", "vera"])
+@pytest.mark.parametrize("step", [None, 0, 400])
+def test_an_adapter_that_learned_nothing_is_told(method, step):
+    """Only the first checkpoint of a run begins with ΔW = 0."""
+    adapter = dataclasses.replace(synthetic_adapter(method, {"layers.0.q_proj": (8, 6)}, 2, kind="init"), step=step)
+    told = [line for line in analyse(adapter).provenance if "ΔW = 0 in every module: nothing was trained" in line]
+    assert len(told) == (step != 0)
+
+
 def test_columns_are_frozen(tables):
     """The product's interface: a change here breaks other people's scripts."""
     assert tuple(tables.spectra.columns) == SPECTRA_COLUMNS == (
