@@ -7,6 +7,7 @@ decayed. Per projection: one rank for all layers, and layers of their own where 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping
@@ -108,13 +109,14 @@ class Recommendation:
         return card(self, lambda: (lines, self.table[columns]))
 
 
-def recommend(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis]) -> Recommendation:
+def recommend(
+    adapters: Any, *, energy: float = 0.99, simple: str | None = None, **options: Unpack[Analysis]
+) -> Recommendation:
     """The rank to train next, by projection.
 
     For each module: the least k that keeps the share ``energy`` of Σσ². With R the rank bound as trained, the spectrum
-    is *exhausted* where the last direction still has (1 − energy) of the first one's energy, σ_R/σ₁ ≥ √(1 − energy),
-    more than half of R is needed, and R is below min(m, n): then k is a lower bound, and 2R is the rank to try. Rank is
-    *wasted* where at most half of R is needed.
+    is *exhausted* where all of R is needed and R is below min(m, n): then k is a lower bound, and 2R is the rank to
+    try. Rank is *wasted* where at most half of R is needed.
 
     A projection gets the largest rank of its layers, so that none loses more than 1 − energy. Layers whose rank is
     above 1.5 × or below half the projection's median, by two at least, have rows of their own.
@@ -124,6 +126,7 @@ def recommend(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis
     adapters : :class:`bora_analysis.Tables` of one adapter, or what :func:`bora_analysis.analyse` takes; of several
         steps the last.
     energy : share of Σσ² to keep.
+    simple : ``"projection"``, one rank for each projection, or ``"all"``, one for all modules: the largest of theirs.
     options : of :func:`bora_analysis.analyse`.
 
     Returns
@@ -138,7 +141,8 @@ def recommend(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis
     Raises
     ------
     ValueError
-        Several adapters; a share out of range; ΔW = 0 in every module, as before the first step.
+        Several adapters; a share out of range, an unknown ``simple``; ΔW = 0 in every module, as before the first step;
+        an advised α beyond the range of float64.
 
     Examples
     --------
@@ -152,6 +156,8 @@ def recommend(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis
 
     if not 0 < energy < 1:
         raise ValueError(f"energy is {energy}; expected a share of Σσ² between 0 and 1")
+    if simple not in (None, "projection", "all"):
+        raise ValueError(f"simple is {simple!r}; expected 'projection', 'all' or None")
     tables = tables_of(adapters, **options)
     metrics, spectra = tables.layer_metrics, tables.spectra
     names = list(dict.fromkeys(metrics["adapter"]))
@@ -163,16 +169,18 @@ def recommend(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis
     values = {name: part.to_numpy() for name, part in spectra.groupby("module", sort=False)["singular_value"]}
     method = "+".join(sorted(set(metrics["method"])))
     rows: list[Any] = metrics.to_dict("records")
-    modules = [_module(row, values[row["module"]], energy) for row in rows if row["energy"] > 0]
-    unused = tuple(row["module"] for row in rows if not row["energy"] > 0)
+    modules = [_module(row, values[row["module"]], energy) for row in rows if row["spectral_norm"] > 0]
+    unused = tuple(row["module"] for row in rows if not row["spectral_norm"] > 0)
     if not modules:
         raise ValueError(f"{names[0]}: ΔW = 0 in every module, as before the first step; there is nothing to advise on")
     whole = method if method in _BLOCKED else "lora"
     table, ranks = [], {}
+    least = max(each.rank for each in modules) if simple == "all" else 0
     for projection in projections_in_order(each.projection for each in modules):
-        groups = _groups([each for each in modules if each.projection == projection])
+        members = [each for each in modules if each.projection == projection]
+        groups = [members] if simple else _groups(members)
         for group in groups:
-            row = _row(group, whole, of_all=len(groups) == 1)
+            row = _row(group, whole, least, of_all=len(groups) == 1)
             table.append({"adapter": names[0], "method": method, "step": step} | row)
             ranks |= {each.module: row["rank"] for each in group}
     frame = pd.DataFrame(table).astype({"step": "Int64"})
@@ -193,7 +201,7 @@ def _module(row: Mapping[str, Any], values: Any, energy: float) -> _Module:
     bound, top = int(row["rank_bound"]), float(values.max())
     needed, tail = energy_rank(values, energy), float(values[bound - 1]) / top
     room = min(row["out_features"], row["in_features"])
-    exhausted = needed > bound / 2 and tail >= np.sqrt(1 - energy) and bound < room
+    exhausted = needed == bound < room
     squares = np.square(values / top)
     layer = row["layer"]
     return _Module(
@@ -219,8 +227,8 @@ def _groups(modules: list[_Module]) -> list[list[_Module]]:
     return [*([common] if common else []), *(apart[key] for key in sorted(apart))]
 
 
-def _row(group: list[_Module], method: str, of_all: bool) -> dict[str, Any]:
-    rank, bound = max(each.rank for each in group), max(each.bound for each in group)
+def _row(group: list[_Module], method: str, least: int, of_all: bool) -> dict[str, Any]:
+    rank, bound = max(least, *(each.rank for each in group)), max(each.bound for each in group)
     exhausted = any(each.exhausted for each in group)
     needed = max(each.needed for each in group)
     blocks = [each.blocks if method != "lora" else 1 for each in group]
@@ -232,7 +240,7 @@ def _row(group: list[_Module], method: str, of_all: bool) -> dict[str, Any]:
         "rank_bound": bound,
         "needed": needed,
         "tail": max(each.tail for each in group),
-        "verdict": "exhausted" if exhausted else "wasted" if rank <= bound / 2 else "fits",
+        "verdict": "exhausted" if exhausted else "wasted" if needed <= bound / 2 else "fits",
         "rank": rank,
         "kept": float("nan") if exhausted else min(each.kept(rank) for each in group),
         "r": max(r),
@@ -273,10 +281,10 @@ def _layers(group: list[_Module]) -> str:
 def _config(method: str, whole: str, modules: list[_Module], own: Mapping[str, int]) -> dict[str, Any]:
     """The entries of a PEFT configuration that give each module its r and keep its scaling."""
     rslora = method == "rslora"
-    alphas = {each.module: _whole(each.scaling * own[each.module] ** (0.5 if rslora else 1)) for each in modules}
+    alphas = {each.module: _alpha(each, own[each.module] ** (0.5 if rslora else 1)) for each in modules}
     r, rank_pattern = patterns(own)
     config: dict[str, Any] = {"r": r, "rank_pattern": rank_pattern}
-    if not any(np.isnan(alpha) for alpha in alphas.values()):  # MELoRA's minis may differ in scaling
+    if not any(math.isnan(alpha) for alpha in alphas.values()):  # MELoRA's minis may differ in scaling
         alpha, alpha_pattern = patterns(alphas)
         config = {"r": r, "lora_alpha": alpha, "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern}
     if rslora:
@@ -287,10 +295,16 @@ def _config(method: str, whole: str, modules: list[_Module], own: Mapping[str, i
     return config
 
 
-def _whole(value: float) -> float:
-    """A whole number without its ".0", and without the rounding of √k·(α/√k)."""
-    near = round(value, 9)
-    return int(near) if near.is_integer() else value
+def _alpha(module: _Module, root: float) -> float:
+    """The α that keeps the scaling: a whole number without its ".0", and without the rounding of √k·(α/√k)."""
+    value = module.scaling * root
+    if math.isinf(value):
+        raise ValueError(
+            f"{module.module}: the scaling {module.scaling:.4g} times {root:.4g} is beyond the range of float64 "
+            "(1.8e308): no α keeps it; check α"
+        )
+    near = value if math.isnan(value) else round(value)
+    return near if near and math.isclose(near, value) else value
 
 
 def patterns(values: Mapping[str, V]) -> tuple[V, dict[str, V]]:

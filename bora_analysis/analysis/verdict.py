@@ -40,7 +40,7 @@ def verdict(adapters: Any, **options: Unpack[Analysis]) -> str:
     """
     layers = layers_of(adapters, **options)
     steps = layers["step"]
-    used: Any = layers[(layers["energy"] > 0) & ((steps == steps.max()).fillna(False) | steps.isna())]
+    used: Any = layers[(layers["spectral_norm"] > 0) & ((steps == steps.max()).fillna(False) | steps.isna())]
     if used.empty:
         return "ΔW = 0 in every module."
     used = used.dropna(subset=["energy_rank_99"])  # a quick analysis does not tell
@@ -52,8 +52,7 @@ def verdict(adapters: Any, **options: Unpack[Analysis]) -> str:
     if low["energy_rank_99"] < high["energy_rank_99"]:
         ends = [f"{row['energy_rank_99']:.0f} ({row['module']})" for row in (low, high)]
         text += f", from {ends[0]} to {ends[1]}"
-    ends_early = (used["numerical_rank"] == bound) & (used["condition"] <= (1 - SHARE) ** -0.5)
-    ends_early &= bound < used[["out_features", "in_features"]].min(axis=1)
+    ends_early = (needed == bound) & (bound < used[["out_features", "in_features"]].min(axis=1))
     kinds = np.where(needed <= bound / 2, "spare", np.where(ends_early, "short", "fits"))
     found = {kind: int((kinds == kind).sum()) for kind in _WORDS if (kinds == kind).any()}
     parts = [

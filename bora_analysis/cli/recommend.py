@@ -12,7 +12,7 @@ import click
 from .common import Output, command, fail, output, reading, results
 
 
-@command("recommend my-adapter --energy 0.95")
+@command("recommend my-adapter --energy 0.95", "recommend my-adapter --simple")
 @click.option(
     "--energy",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -20,12 +20,15 @@ from .common import Output, command, fail, output, reading, results
     show_default=True,
     help="Share of Σσ² to keep.",
 )
+@click.option("--simple", flag_value="projection", help="One rank for each projection, without rows for some layers.")
+@click.option("--simple-all", "simple", flag_value="all", help="One rank for all modules.")
 @click.option("--pattern", is_flag=True, help="Print only the settings for PEFT's configuration, as JSON.")
 @output()
 @reading(counting=False)
 def recommend(
     paths: tuple[str, ...],
     energy: float,
+    simple: str | None,
     pattern: bool,
     out: Output,
     reading: dict[str, Any],
@@ -47,7 +50,7 @@ def recommend(
             frames = {key: getattr(tables, key) for key in ("spectra", "layer_metrics")}
             try:
                 own = {key: frame[frame["adapter"] == name] for key, frame in frames.items()}
-                found.append(advise(replace(tables, **own), energy=energy))
+                found.append(advise(replace(tables, **own), energy=energy, simple=simple))
             except ValueError as error:  # an untrained adapter; the others still get their advice
                 failed = True
                 fail(error)

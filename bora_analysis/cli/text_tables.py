@@ -113,7 +113,7 @@ def advice_table(found: Sequence[Recommendation], energy: float) -> str:
     for each in found:
         frame, first = each.table, each.table.iloc[0]
         blocked = "best_r" in frame
-        heads = ["projection", "layers", "R", "needed", "σ_R/σ₁", "verdict", "rank", "keeps", "params", "→"]
+        heads = ["projection", "layers", "R", "needed", "σ_R/σ₁", "verdict", "rank", "keeps", "params", "advised"]
         columns = [
             frame["projection"], frame["layers"], *(_numbers(frame[x]) for x in ("rank_bound", "needed")),
             [f"{x:.2g}" for x in frame["tail"]], frame["verdict"],
@@ -122,7 +122,7 @@ def advice_table(found: Sequence[Recommendation], energy: float) -> str:
             map(_count, frame["parameters"]), map(_count, frame["advised_parameters"]),
         ]  # fmt: skip
         if blocked:
-            heads += ["r, b", "cheapest r, b", "→"]
+            heads += ["r, b", "cheapest r, b", "its params"]
             pairs = ("r", "blocks"), ("best_r", "best_blocks")
             columns += [[f"{r}, {b}" for r, b in zip(frame[x], frame[y], strict=True)] for x, y in pairs]
             columns.append(map(_count, frame["best_parameters"]))
@@ -139,8 +139,8 @@ def advice_table(found: Sequence[Recommendation], energy: float) -> str:
         blocks.append("\n".join(lines))
     legend = (
         "R: rank bound as trained; needed: least rank that keeps the share, highest over the layers; σ_R/σ₁: last\n"
-        "singular value over first; wasted: at most half of R is needed; exhausted: the last direction has at least\n"
-        "(1 − share) times the energy of the first. The settings for PEFT keep the scaling of each module."
+        "singular value over first; wasted: at most half of R is needed; exhausted: all of it; advised: parameters\n"
+        "with the rank advised. The settings for PEFT keep the scaling of each module."
     )
     return "\n\n".join([*blocks, legend, textwrap.fill(printable(LIMITS), 110)])
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from peft_cases import METHODS, adapted, base, get_peft_model, layers, randomise
 
-from bora_analysis import Adapter, Tables, analyse, lora, melora, read_adapter, recommend
-from bora_analysis.adapters.synthetic import synthetic_adapter
+from bora_analysis import Adapter, Tables, analyse, lora, melora, read_adapter, recommend, verdict
+from bora_analysis.adapters.synthetic import Synthetic, synthetic_adapter, write_synthetic
 from bora_analysis.analysis.recommendation import patterns
 from bora_analysis.catalogue.cost import cost
 from bora_analysis.catalogue.sizes import common_divisors
+from bora_analysis.cli import main
 from bora_analysis.peft_methods import BoraConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.(is_)?gradient_checkpointing:FutureWarning")
@@ -178,3 +182,64 @@ def test_patterns_are_short():
     }
     default, found = patterns(two)
     assert (default, found) == (5, {r"attention\.output\.dense": 3})
+
+
+def test_no_more_is_advised_where_less_is_offered():
+    """7 of 8 directions are needed: 7, whatever the last one's size. Only where all are needed may more be."""
+    tail = [1.0, 0.9, 0.8, 0.7, 0.5, 0.4, 0.3]
+    whole = of_spectra({"l.0.q_proj": [*tail, 0.12]})
+    assert recommend(whole).table[["needed", "rank", "verdict"]].values.tolist() == [[7, 7, "fits"]]
+    assert "about right" in verdict(whole)
+    for bound in range(1, 13):
+        values = [*tail, 0.12, 0.1, 0.1, 0.05, 0.01][:bound]
+        row = recommend(of_spectra({"l.0.q_proj": values})).table.iloc[0]
+        assert (row["verdict"] == "exhausted") == (row["needed"] == bound)
+        assert row["rank"] == (2 * bound if row["needed"] == bound else row["needed"])
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora"])
+@pytest.mark.parametrize("scaling", [1e19, 3e-7, 1e-12, 1e-200, 1e-300, -2.0, 1 / 3])
+def test_any_alpha_is_kept(method, scaling):
+    B, A = np.eye(16)[:, :4] * [1.0, 0.5, 0.2, 0.001], np.eye(4, 12)
+    updates = {f"l.0.{p}_proj": lora(B, A, scaling=s * scaling, method=method) for p, s in (("q", 1), ("v", 2))}
+    config = recommend(Adapter.from_updates("a", updates)).config
+    root = config["r"] ** (0.5 if method == "rslora" else 1)
+    assert config["r"] == 3
+    assert config["lora_alpha"] / root == pytest.approx(scaling, rel=1e-9)
+    assert config["alpha_pattern"]["v_proj"] / root == pytest.approx(2 * scaling, rel=1e-9)
+
+
+def test_an_alpha_out_of_range_is_refused():
+    update = lora(np.eye(8, 2) * 1e-250, np.eye(2, 8) * 1e-200, scaling=1e308)
+    with pytest.raises(ValueError, match=r"q: the scaling 1e\+308 times 4 is beyond the range of float64 .* check α"):
+        recommend(Adapter.from_updates("a", {"q": update}))
+
+
+@pytest.mark.parametrize("method", ["lora", "bora", "melora"])
+def test_simple_advice_has_one_rank(method):
+    shapes = {f"l.{k}.{p}_proj": (48, 96 if p == "q" else 48) for k in range(12) for p in "qv"}
+    adapter = synthetic_adapter(method, shapes, 4, 1 if method == "lora" else 4, kind="decay", decay=2.0)
+    plain = recommend(adapter, energy=0.95)
+    each, whole = (recommend(adapter, energy=0.95, simple=simple) for simple in ("projection", "all"))
+    assert each.table["layers"].tolist() == whole.table["layers"].tolist() == ["all", "all"]
+    for projection, rank in zip(each.table["projection"], each.table["rank"], strict=True):
+        mine = {rank for module, rank in plain.ranks.items() if f".{projection}_" in module}
+        assert max(mine) == rank
+    assert len(each.config["rank_pattern"]) <= 1
+    assert whole.table["rank"].tolist() == [max(plain.ranks.values())] * 2
+    assert set(whole.ranks.values()) == {max(plain.ranks.values())}
+    assert not whole.config["rank_pattern"]
+    assert whole.table["kept"].min() >= 0.95
+    with pytest.raises(ValueError, match=r"simple is 'some'; expected 'projection', 'all' or None"):
+        recommend(adapter, simple="some")
+
+
+def test_the_command_names_its_columns_and_takes_simple(tmp_path):
+    shapes = {f"l.{k}.q_proj": (48, 32) for k in range(6)}
+    write_synthetic(tmp_path, Synthetic("bora", shapes, 4, 4, None, "decay"))
+    shown = CliRunner().invoke(main, ["recommend", str(tmp_path), "--simple"])
+    heads = re.split(r"  +", next(line for line in shown.stdout.splitlines() if line.startswith("projection")))
+    assert len(set(heads)) == len(heads)
+    assert "→" not in shown.stdout
+    told = CliRunner().invoke(main, ["recommend", str(tmp_path), "--simple-all", "--pattern"]).stdout
+    assert json.loads(told)["rank_pattern"] == {}
