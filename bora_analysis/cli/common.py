@@ -25,25 +25,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 FORMATS = ("table", "csv", "json", "parquet")
 SIGMA_HELP = "How BoRA's Σ follows from the stored σ"
 
-_SOLVING = (
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:K."),
-    click.option(
-        "--solver",
-        type=click.Choice(["auto", "svd", "gram"]),
-        default="auto",
-        show_default=True,
-        help="svd is exact; gram is faster for cores of 512 and more; auto uses gram where it is as exact.",
-    ),
-)
-_COUNTING = (
-    click.option(
-        "--threshold",
-        type=click.FloatRange(min=0),
-        default=0.005,
-        show_default=True,
-        help="effective_rank counts the singular values above this.",
-    ),
-)
+_READ = ("modules", "steps", "initial", "base", "experts", "method", "alpha", "activation")
 
 
 def command(*examples: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
@@ -78,27 +60,8 @@ def reading(
     counting : with --threshold, for a command that counts singular values.
     """
     measured = ["threshold"] * counting + ["device", "solver"] * solving
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def packed(*args: Any, **options: Any) -> Any:
-            packs = {"reading": {name: options.pop(name) for name in _READ}}
-            if measured:
-                packs["analysis"] = {name: options.pop(name) for name in measured}
-            return function(*args, **packs, **options)
-
-        return _reading(required, count, metavar, solving, counting)(packed)
-
-    return decorate
-
-
-_READ = ("modules", "steps", "initial", "base", "experts", "method", "alpha", "activation")
-
-
-def _reading(required: bool, count: int, metavar: str, solving: bool, counting: bool) -> Decorator:
-    return together(
+    options = [
         click.argument("paths", nargs=count, required=required, metavar=metavar),
-        *(_COUNTING if counting else ()),
         click.option("--modules", metavar="REGEX", help="Only modules whose path contains a match of REGEX."),
         click.option("--steps", is_flag=True, help="Read the checkpoint-N folders instead of the final adapter."),
         click.option(
@@ -116,7 +79,6 @@ def _reading(required: bool, count: int, metavar: str, solving: bool, counting: 
             "--experts",
             type=click.Choice(catalogue.EXPERTS),
             default="mean",
-            show_default=True,
             help=f"{catalogue.labels(lambda row: row.experts, ', ')}: the uniform mean, each expert, or the stack of "
             "all, whose singular values bound those of every mixture.",
         ),
@@ -130,8 +92,28 @@ def _reading(required: bool, count: int, metavar: str, solving: bool, counting: 
             type=click.Choice(catalogue.ACTIVATIONS),
             help=f"{SIGMA_HELP}, for a file that does not name it.",
         ),
-        *(_SOLVING if solving else ()),
-    )
+    ]
+    if counting:
+        least = click.FloatRange(min=0)
+        help = "effective_rank counts the singular values above this."
+        options.insert(1, click.option("--threshold", type=least, default=0.005, help=help))
+    if solving:
+        solvers = click.Choice(["auto", "svd", "gram"])
+        help = "svd is exact; gram is faster for cores of 512 and more; auto uses gram where it is as exact."
+        options.append(click.option("--device", default="auto", help="auto, cpu, cuda or cuda:K."))
+        options.append(click.option("--solver", type=solvers, default="auto", help=help))
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def packed(*args: Any, **given: Any) -> Any:
+            packs = {"reading": {name: given.pop(name) for name in _READ}}
+            if measured:
+                packs["analysis"] = {name: given.pop(name) for name in measured}
+            return function(*args, **packs, **given)
+
+        return together(*options)(packed)
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -180,7 +162,7 @@ def output(
             return function(*args, out=Output(form, output), **others)
 
         return together(
-            click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True),
+            click.option("--format", "form", type=click.Choice(FORMATS), default="table"),
             click.option("-o", "--output", metavar=metavar, help=help),
         )(checked)
 
@@ -194,12 +176,10 @@ def usage() -> Iterator[None]:
 
     try:
         yield
-    except AdapterError as error:
+    except (AdapterError, OSError) as error:
         stop(error)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    except OSError as error:
-        stop(error)
 
 
 @contextmanager

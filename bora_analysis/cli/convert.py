@@ -25,7 +25,6 @@ _cutting = together(
         "--dtype",
         type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
         default="float32",
-        show_default=True,
     ),
     click.option(
         "--force",
@@ -33,7 +32,7 @@ _cutting = together(
         help="Replace the adapter in DIR; merge adapters of different base models.",
     ),
     click.option("--pad", is_flag=True, help="Pad with zeros to the largest rank, for servers without alpha_pattern."),
-    click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table", show_default=True),
+    click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table"),
 )
 
 

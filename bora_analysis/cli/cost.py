@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -132,7 +131,7 @@ def cost(
 
 def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None, dtype: str, master: bool) -> str:
     from ..analysis.cost_tables import notes
-    from .text_tables import grid
+    from .text_tables import grid, short, span
 
     methods = list(dict.fromkeys(frame["method"]))
     rows_of = [METHODS[method] for method in methods]
@@ -148,9 +147,14 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
             for x in frame.itertuples()
         ]  # fmt: skip
         total, macs = int(frame["parameters"].sum()), int(frame["macs_per_token"].sum())
-        rows.append(["total", "", f"{frame['layers'].sum()}", f"{total:,}", f"{macs:,}", _span(frame["rank_bound"])])
-        lines = [f"{title}: {rows_of[0].label}, {', '.join(settings)}", grid(heads, _columns(rows)), ""]
-        lines += [f"Training memory: {_memory(total, dtype, master)},", "without activations and the frozen model."]
+        rows.append(["total", "", frame["layers"].sum(), f"{total:,}", f"{macs:,}", span(frame["rank_bound"], ",")])
+        lines = [f"{title}: {rows_of[0].label}, {', '.join(settings)}", grid(heads, zip(*rows, strict=True)), ""]
+        size = memory(total, dtype, master=master)
+        lines.append(
+            f"Training memory: weights {_bytes(size.weights)}, gradients {_bytes(size.gradients)}, AdamW's moments"
+            f"{' and float32 copy' * master} {_bytes(size.optimizer)}: {_bytes(size.total)} in {dtype}"
+            f"{' and float32' * master},\nwithout activations and the frozen model."
+        )
         flops = f": here {2 * macs:,}"
     else:
         heads = ["method", "parameters", "MACs/token", "FLOPs/token", "bound", "memory"]
@@ -159,8 +163,8 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
             part = frame[frame["method"] == row.name]
             total, macs = int(part["parameters"].sum()), int(part["macs_per_token"].sum())
             size = _bytes(memory(total, dtype, master=master).total)
-            rows.append([row.label, f"{total:,}", f"{macs:,}", f"{2 * macs:,}", _span(part["rank_bound"]), size])
-        lines = [f"{title}: {', '.join(settings)}", grid(heads, _columns(rows)), ""]
+            rows.append([row.label, f"{total:,}", f"{macs:,}", f"{2 * macs:,}", span(part["rank_bound"], ","), size])
+        lines = [f"{title}: {', '.join(settings)}", grid(heads, zip(*rows, strict=True)), ""]
         state = f"AdamW's state{' with a float32 copy' if master else ''}"
         lines.append(f"memory: weights, gradients and {state} in {dtype}, without activations and the frozen model.")
         flops = ""
@@ -168,7 +172,7 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
         f"MACs: multiply-adds per token beyond the frozen layers, the paper's FLOPs; usual FLOPs are twice that{flops}."
     )
     per_pass = frame.groupby("method", sort=False)["macs_per_pass"].sum()
-    once = [f"{row.label} {_short(per_pass[row.name])}" for row in rows_of if per_pass[row.name]]
+    once = [f"{row.label} {short(per_pass[row.name], ' ')}" for row in rows_of if per_pass[row.name]]
     if once:
         lines.append(f"Further multiply-adds, once per forward pass: {', '.join(once)}.")
     return "\n".join([*lines, *notes(methods), "bound: highest possible rank of one ΔW."])
@@ -190,7 +194,7 @@ def _within(frame: pd.DataFrame, title: str, budget: int, at_least: float, top: 
     number = f"the first {len(shown)} of {len(frame)}" if len(shown) < len(frame) else f"{len(frame)}"
     return "\n".join([
         f"{title}: {number} that use {at_least:.0%} to 100% of {budget:,} parameters",
-        grid(heads, _columns(rows)),
+        grid(heads, zip(*rows, strict=True)),
         "",
         "r: powers of two, 3·2^k, and the largest that fits. bound: highest possible rank of one ΔW, mean over the",
         "matrices; per 1k params: the sum of the bounds per 1,000 parameters.",
@@ -217,10 +221,10 @@ def _best_blocks(frame: pd.DataFrame, title: str) -> str:
     steps = sorted({b for own in curve.values() for b in own})
     lines = [
         f"{title}: the b with which BoRA reaches a rank R = br most cheaply",
-        grid(["projection", "out×in", "layers", "√(m+n)", "⌊√n⌋", "best b", "N(b)/R"], _columns(rows)),
+        grid(["projection", "out×in", "layers", "√(m+n)", "⌊√n⌋", "best b", "N(b)/R"], zip(*rows, strict=True)),
         "",
         "N(b)/R = (m+n)/b + b, parameters of one matrix per unit of rank, for every b that divides m and n; *: least",
-        grid(["b", *curve], _columns([[f"{b}", *(own.get(b, "·") for own in curve.values())] for b in steps])),
+        grid(["b", *curve], [steps, *([own.get(b, "·") for b in steps] for own in curve.values())]),
         "",
         "√(m+n): where N(b) is least for real b; ⌊√n⌋: the paper's practical rule (§3.3).",
     ]
@@ -229,30 +233,7 @@ def _best_blocks(frame: pd.DataFrame, title: str) -> str:
     return "\n".join(lines)
 
 
-def _memory(parameters: int, dtype: str, master: bool) -> str:
-    size = memory(parameters, dtype, master=master)
-    state = "AdamW's moments and float32 copy" if master else "AdamW's moments"
-    return (
-        f"weights {_bytes(size.weights)}, gradients {_bytes(size.gradients)}, {state} {_bytes(size.optimizer)}: "
-        f"{_bytes(size.total)} in {dtype}{' and float32' if master else ''}"
-    )
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _span(values: pd.Series) -> str:
-    low, high = int(values.min()), int(values.max())
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
-
-
 def _bytes(size: int) -> str:
-    return f"{_short(size)}B"
+    from .text_tables import short
 
-
-def _short(value: float) -> str:
-    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} "
+    return f"{short(size, ' ')}B"

@@ -17,7 +17,6 @@ from .common import Output, command, fail, output, reading, results
     "--energy",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.99,
-    show_default=True,
     help="Share of Σσ² to keep.",
 )
 @click.option("--simple", flag_value="projection", help="One rank for each projection, without rows for some layers.")

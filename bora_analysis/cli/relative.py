@@ -11,8 +11,8 @@ from .common import Output, command, each_analysed, opened, output, reading, tel
 
 @command("relative my-adapter --base org/base-model")
 @reading(solving=False, counting=False)
-@click.option("-k", default=10, show_default=True, help="Directions of W0 + ΔW to test for intruders.")
-@click.option("--epsilon", default=0.5, show_default=True, help="A direction with a smaller cosine is an intruder.")
+@click.option("-k", default=10, help="Directions of W0 + ΔW to test for intruders.")
+@click.option("--epsilon", default=0.5, help="A direction with a smaller cosine is an intruder.")
 @output()
 def relative(paths: tuple[str, ...], k: int, epsilon: float, out: Output, reading: dict[str, Any]) -> None:
     """Updates beside the base model's weights W0 (--base): relative norms, amplification, intruder dimensions."""

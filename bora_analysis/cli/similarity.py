@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 @command("similarity first-adapter second-adapter -i 4 -j 4")
-@click.option("-i", type=click.IntRange(min=1), default=8, show_default=True, help="Directions of the first adapter.")
-@click.option("-j", type=click.IntRange(min=1), default=8, show_default=True, help="Directions of the second.")
+@click.option("-i", type=click.IntRange(min=1), default=8, help="Directions of the first adapter.")
+@click.option("-j", type=click.IntRange(min=1), default=8, help="Directions of the second.")
 @click.option("--force", is_flag=True, help="Compare adapters of different base models, too.")
 @output("Write φ at every i, j and side there, in the format of --format (csv by default).")
 @reading(count=2, metavar="PATH PATH", solving=False, counting=False)

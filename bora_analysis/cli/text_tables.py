@@ -24,9 +24,9 @@ def layer_table(layers: pd.DataFrame, threshold: float) -> str:
     """What `analyze` prints: a block per adapter and step, a line of totals, then one line per module."""
     blocks = []
     for title, part in _adapters(layers):
-        title += f", r = {_span(part['r'])}"
+        title += f", r = {span(part['r'])}"
         if (part["blocks"] > 1).any():
-            title += f", b = {_span(part['blocks'])}"
+            title += f", b = {span(part['blocks'])}"
         title += f", scaling {part['scaling'].iloc[0]:.4g}" if part["scaling"].nunique(dropna=False) == 1 else ""
         title += f"; {len(part)} modules, {part['parameters'].sum():,} parameters"
         columns = {"bound": "rank_bound", f"σ>{threshold:g}": "effective_rank"}
@@ -47,8 +47,8 @@ def relative_table(frame: pd.DataFrame) -> str:
     blocks = [f"{title}, {len(part)} modules\n{_modules(part, columns)}" for title, part in _adapters(frame)]
     legend = (
         "‖ΔW‖/‖W0‖: Frobenius norms; σ₁/σ₁: largest singular values; amplification: ‖ΔW‖_F/‖UᵀW0V‖_F, U and V the top\n"
-        f"r directions of ΔW; intruders: how many of the {_span(frame['intruder_k'])} largest directions of W0 + ΔW "
-        f"have a cosine below\n{_span(frame['intruder_epsilon'])} with every direction of W0."
+        f"r directions of ΔW; intruders: how many of the {span(frame['intruder_k'])} largest directions of W0 + ΔW "
+        f"have a cosine below\n{span(frame['intruder_epsilon'])} with every direction of W0."
     )
     return "\n\n".join([*blocks, legend])
 
@@ -64,9 +64,9 @@ def summary_table(frame: pd.DataFrame, threshold: float) -> str:
         cells: dict[str, Iterable[str]] = {"adapter": part["label"]}
         title = f"Projection {projection}"
         if projection == "all":
-            title = f"All modules ({_span(part['modules'])} in each; ranks are means)"
+            title = f"All modules ({span(part['modules'])} in each; ranks are means)"
             cells["budget"] = [letter or "·" for letter in part["equal_budget"]]
-        cells["params"] = map(_count, part["parameters"])
+        cells["params"] = map(short, part["parameters"])
         cells |= {head: _numbers(part[column]) for head, column in columns.items()}
         cells["used"] = [f"{value:.0%}" for value in part["rank_utilisation"]]
         blocks.append(f"{title}\n{grid(list(cells), cells.values())}")
@@ -101,7 +101,7 @@ def cut_table(frame: pd.DataFrame) -> str:
     table = _modules(frame, {"rank": "rank_before", "kept": "rank"}, more)
     before, after = int(frame["parameters_before"].sum()), int(frame["parameters"].sum())
     return (
-        f"{table}\n\n{_methods(frame)} of {before:,} parameters as a LoRA of {after:,}, ranks {_span(frame['rank'])}; "
+        f"{table}\n\n{_methods(frame)} of {before:,} parameters as a LoRA of {after:,}, ranks {span(frame['rank'])}; "
         f"the largest relative error is {_error(frame['error_relative'].max())}.\n"
         "error: of the file as written, rounding included; no matrix of rank k has less than σ_{k+1} and √Σ_{i>k}σᵢ²."
     )
@@ -119,13 +119,13 @@ def advice_table(found: Sequence[Recommendation], energy: float) -> str:
             [f"{x:.2g}" for x in frame["tail"]], frame["verdict"],
             [f"{'≥' if row.verdict == 'exhausted' else ''}{row.rank}" for row in frame.itertuples()],
             ["?" if pd.isna(x) else f"{x:.2%}" for x in frame["kept"]],
-            map(_count, frame["parameters"]), map(_count, frame["advised_parameters"]),
+            map(short, frame["parameters"]), map(short, frame["advised_parameters"]),
         ]  # fmt: skip
         if blocked:
             heads += ["r, b", "cheapest r, b", "its params"]
             pairs = ("r", "blocks"), ("best_r", "best_blocks")
             columns += [[f"{r}, {b}" for r, b in zip(frame[x], frame[y], strict=True)] for x, y in pairs]
-            columns.append(map(_count, frame["best_parameters"]))
+            columns.append(map(short, frame["best_parameters"]))
         change = each.advised_parameters / each.parameters - 1
         label = method_look(str(first["method"])).label
         lines = [
@@ -249,16 +249,16 @@ def _step(step: Any) -> str:
     return "" if pd.isna(step) else f" step {step}"
 
 
-def _span(values: pd.Series) -> str:
+def span(values: pd.Series, form: str = "") -> str:
     low, high = values.min(), values.max()
-    return f"{low}" if low == high else f"{low}–{high}"
+    return f"{low:{form}}" if low == high else f"{low:{form}}–{high:{form}}"
 
 
-def _count(value: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+def short(value: float, gap: str = "") -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.0f}"
+            return f"{value / size:.3g}{gap}{unit}"
+    return f"{value:.0f}{gap}"
 
 
 def _numbers(values: pd.Series) -> list[str]:

@@ -15,25 +15,17 @@ from .common import command, stop
 _TASKS = ("classification", "regression", "causal-lm")
 
 
-class _Steps(click.ParamType):
-    name = "steps"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...] | None:
-        if not isinstance(value, str):
-            return value
-        if value in ("none", ""):
-            return ()
-        try:
-            return tuple(int(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of steps; expected e.g. 0,100,400, or none", param, ctx)
+def _steps(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value in (None, "none", ""):
+        return None if value is None else ()
+    try:
+        return tuple(map(int, value.split(",")))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of steps; expected e.g. 0,100,400, or none") from None
 
 
-class _Columns(click.ParamType):
-    name = "columns"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+def _columns(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",")) if value is not None else ()
 
 
 @command(
@@ -58,9 +50,7 @@ class _Columns(click.ParamType):
 @click.option("--activation", type=click.Choice(ACTIVATIONS), default="exp-norm")
 @click.option("--dropout", type=float, default=0.05)
 @click.option("--target", default="QV", help="Letters of QKVOGUD, or names: query,value.")
-@click.option(
-    "--text", type=_Columns(), default=(), metavar="COLUMN[,COLUMN]", help="Column of the text, or of a pair of texts."
-)
+@click.option("--text", callback=_columns, metavar="COLUMN[,COLUMN]", help="Column of the text, or of a pair of texts.")
 @click.option("--label", metavar="COLUMN", help="Column of the class or number.")
 @click.option(
     "--metric",
@@ -84,7 +74,7 @@ class _Columns(click.ParamType):
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
 @click.option(
     "--checkpoints",
-    type=_Steps(),
+    callback=_steps,
     metavar="N,N,...",
     help="Steps whose adapter is kept.  [default: ten, more of them early]",
 )
