@@ -2,7 +2,11 @@
 
 They are registered in :data:`FIGURES`; :func:`draw` calls one by name and :func:`save` writes it; a notebook shows it.
 A figure is drawn from tables or factors. In their place it takes adapters, paths and whatever else the tables can be
-made from. Titles are off by default: captions belong to LaTeX.
+made from.
+
+Options of several figures: ``width``, a venue of :data:`bora_analysis.style.VENUES`; ``title``, off by default because
+captions belong to LaTeX; ``labels``, adapter → label, or the labels in the adapters' order; ``ax``, axes to draw into,
+whose figure is returned and for which ``width`` does not count.
 """
 
 from __future__ import annotations
@@ -27,22 +31,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "FIGURES",
-    "Spec",
-    "draw",
-    "figure1",
-    "figure2",
-    "figure3",
-    "figure4",
-    "heatmap",
-    "optimal_blocks",
-    "pareto",
-    "save",
-    "similarity",
-    "spectra",
-    "threshold_sweep",
-    "trajectory",
-]
+    "FIGURES", "Spec", "draw", "figure1", "figure2", "figure3", "figure4", "heatmap", "optimal_blocks", "pareto",
+    "save", "similarity", "spectra", "threshold_sweep", "trajectory",
+]  # fmt: skip
+
+# Source of a figure → whether adapters have to be given for it.
+_ADAPTERS = {"spectra": "required", "layer_metrics": "required", "similarity": "required", "updates": "optional"}
+_SOURCES = (*_ADAPTERS, "accuracy")
 
 # Metadata that would hold the time or the version of the machine at hand: without it the bytes repeat.
 _METADATA: dict[str, dict[str, None]] = {
@@ -81,8 +76,7 @@ class Spec:
     @property
     def adapters(self) -> str:
         """Whether adapters have to be given: ``"required"``, ``"optional"`` or ``"none"``."""
-        needs = dict.fromkeys(("spectra", "layer_metrics", "similarity"), "required") | {"updates": "optional"}
-        return needs.get(self.source or "", "none")
+        return _ADAPTERS.get(self.source or "", "none")
 
 
 #: Name → figure, in the order in which they are listed.
@@ -101,25 +95,14 @@ FIGURES: dict[str, Spec] = {
 }
 
 
-def draw(
-    name: str,
-    source: Any = None,
-    /,
-    *,
-    spectra: Any = None,
-    layer_metrics: Any = None,
-    similarity: Any = None,
-    updates: Any = None,
-    accuracy: Any = None,
-    **options: Any,
-) -> Figure:
+def draw(name: str, source: Any = None, /, **options: Any) -> Figure:
     """Draw the figure of that name. An option that is None keeps its default.
 
     Parameters
     ----------
     source : what the figure is drawn from, see :class:`Spec`: its table, or adapters or paths to make it from.
-    spectra, layer_metrics, similarity, updates, accuracy : the same by name, several at once: the figure takes its own
-        and leaves the others.
+    options : keyword options of the figure; also ``spectra``, ``layer_metrics``, ``similarity``, ``updates`` and
+        ``accuracy``, the sources by name, several at once: the figure takes its own and leaves the others.
 
     Raises
     ------
@@ -131,6 +114,7 @@ def draw(
     if name not in FIGURES:
         raise ValueError(f"unknown figure {name!r}; there are {', '.join(FIGURES)}")
     spec = FIGURES[name]
+    named = {each: options.pop(each, None) for each in _SOURCES}
     for option in options:
         if option not in spec.options:
             raise ValueError(f"figure {name} has no option {option!r}; it has {', '.join(spec.options)}")
@@ -140,8 +124,7 @@ def draw(
             raise ValueError(f"figure {name} is drawn from its options alone; leave out the {type(source).__name__}")
         return spec.function(**chosen)
     if source is None:
-        named = {"spectra": spectra, "layer_metrics": layer_metrics, "similarity": similarity, "updates": updates}
-        source = (named | {"accuracy": accuracy})[spec.source]
+        source = named[spec.source]
     if source is None and spec.adapters != "optional":
         raise ValueError(f"figure {name} is drawn from {spec.source}, and none was given")
     return spec.function(source, **chosen)

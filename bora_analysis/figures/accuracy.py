@@ -35,7 +35,7 @@ def figure3(accuracy: pd.DataFrame, *, width: str = "neurips", title: str | None
     ----------
     accuracy : rows of the paper's tables; columns table, model, method, r, blocks, target, task, value. Only the rows
         with the task "Avg" are drawn.
-    width : a venue of :data:`bora_analysis.style.VENUES`; on a narrow one the panels stand one above the other.
+    width, title : see :mod:`bora_analysis.figures`; on a narrow page the panels stand one above the other.
     """
     averages = [_averages(accuracy, table) for table in (7, 9, 8)]
     narrow = layout.inches(width) < 4.5

@@ -30,11 +30,7 @@ _CELLS = 192  # more along a side would be smaller than a printer's dot
 _COLOURS = "YlGnBu"  # near white at 0, even lightness, and sound under colour blindness
 
 # Block (i, j) of ΔW, by method.
-_FORMULAS = {
-    "lora": "$B_i\\,A_j$",
-    "melora": "$B_i\\,A_i$, else 0",
-    "bora": "$B_i\\,\\Sigma_{ij}\\,A_j$",
-}
+_FORMULAS = {"lora": "$B_i\\,A_j$", "melora": "$B_i\\,A_i$, else 0", "bora": "$B_i\\,\\Sigma_{ij}\\,A_j$"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +74,7 @@ def example(size: int = 96, r: int = 4, blocks: int = 3, seed: int = 0) -> dict[
 
 @layout.in_style
 def figure1(
-    updates: Any = None,
-    *,
-    width: str = "neurips",
-    title: str | None = None,
-    labels: data.Labels | None = None,
+    updates: Any = None, *, width: str = "neurips", title: str | None = None, labels: data.Labels | None = None
 ) -> Figure:
     """|ΔW| with its blocks, and Σ' of ΔW = B'Σ'A' (eq. 6), for each update, as figure 1 of BoRA (arXiv 2508.06953).
 
@@ -94,8 +86,7 @@ def figure1(
     updates : label → factors of one module (:class:`Update`), at most 6 of them (3 on a narrow page), or adapters or
         paths, whose first module is shown; by default those of :func:`example`. Above 192 rows or columns a cell of
         |ΔW| is the mean of several entries, and one of Σ' the largest (most entries are 0).
-    width : a venue of :data:`bora_analysis.style.VENUES`.
-    labels : other labels: label → label, or all of them in order.
+    width, title, labels : see :mod:`bora_analysis.figures`.
 
     Notes
     -----

@@ -48,12 +48,9 @@ def pareto(
     Parameters
     ----------
     table : the layer metrics, or what they can be made from. ``effective_rank`` is for the threshold in it.
-    width : a venue of :data:`bora_analysis.style.VENUES`.
-    labels : adapter → label, or the labels in the adapters' order.
-    ax : axes to draw into; the figure returned is theirs, and ``width`` does not count.
+    width, title, labels, ax : see :mod:`bora_analysis.figures`.
     """
-    table = data.frame_of(table, "layer_metrics")
-    looks = data.looks_of(table, labels)
+    table, looks = data.opened(table, "layer_metrics", labels)
     points = [Point(*row) for row in views.costs(views.last_steps(table)).itertuples(index=False, name=None)]
     axes = layout.one_axes(width, 2.7, ax)
     _parameter_axis(axes, [point.parameters for point in points])
@@ -201,8 +198,7 @@ def optimal_blocks(
     ----------
     model : a name in :data:`bora_analysis.catalogue.architectures.ARCHITECTURES`: a curve for each shape. By
         default the query projections of the paper's five models.
-    width : a venue of :data:`bora_analysis.style.VENUES`.
-    ax : axes to draw into; the figure returned is theirs, and ``width`` does not count.
+    width, title, ax : see :mod:`bora_analysis.figures`.
     """
     shapes = _shapes(model)
     axes = layout.one_axes(width, 2.9, ax)

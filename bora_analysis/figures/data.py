@@ -22,22 +22,28 @@ Labels = Mapping[str, str] | Sequence[str]
 _MARKS = {"spectra": "singular_value", "layer_metrics": "rank_bound"}
 
 
-def frame_of(source: Source, name: str) -> Any:
-    """The table ``"spectra"`` or ``"layer_metrics"``: the frame itself, or made from adapters or paths."""
+def opened(
+    source: Source, name: str, labels: Labels | None, *, metric: str | None = None, threshold: float | None = None
+) -> tuple[Any, dict[str, style.Look]]:
+    """The table ``"spectra"`` or ``"layer_metrics"`` and the look of each adapter in it; options are checked first.
+
+    The table is the frame that was given, or is made from adapters or paths.
+    """
+    if metric is not None and metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}")
+    # Below 0 every singular value counts, and 0 has no place on a logarithmic axis.
+    if threshold is not None and not (np.isfinite(threshold) and threshold > 0):
+        raise ValueError(f"threshold is {threshold}; expected a finite number above 0")
     if not isinstance(source, pd.DataFrame):
         from ..analysis.given import tables_of
 
-        return getattr(tables_of(source), name)
-    if _MARKS[name] not in source:
+        source = getattr(tables_of(source), name)
+    elif _MARKS[name] not in source:
         columns = ", ".join(map(str, source.columns))
         raise ValueError(f"expected the table {name}, which has a column {_MARKS[name]}; the frame has {columns}")
-    return source
-
-
-def looks_of(table: pd.DataFrame, labels: Labels | None = None) -> dict[str, style.Look]:
-    """Adapter → look, from the whole table; with other labels where they are given."""
-    looks = views.looks_of(table)
-    return looks | {name: replace(looks[name], label=label) for name, label in relabelled(looks, labels).items()}
+    looks = views.looks_of(source)
+    renamed = {name: replace(looks[name], label=label) for name, label in relabelled(looks, labels).items()}
+    return source, looks | renamed
 
 
 def relabelled(names: Iterable[str], labels: Labels | None) -> dict[str, str]:
@@ -60,21 +66,9 @@ def relabelled(names: Iterable[str], labels: Labels | None) -> dict[str, str]:
     return dict(labels)
 
 
-def check_metric(metric: str) -> None:
-    """Raise ValueError for a metric that does not exist."""
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}")
-
-
 def threshold_of(table: Any) -> float:
     """The threshold for which a table of metrics was computed."""
     return float(table["threshold"].iloc[0])
-
-
-def check_threshold(threshold: float) -> None:
-    """Below 0 every singular value counts, and 0 has no place on a logarithmic axis."""
-    if not (np.isfinite(threshold) and threshold > 0):
-        raise ValueError(f"threshold is {threshold}; expected a finite number above 0")
 
 
 def narrowed(table: Any, *, projection: str | None = None, module: str | None = None) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import namedtuple
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -20,19 +20,8 @@ _INPUTS = [style.shade(style.BLUE, nth) for nth in (1, 0, 2)]
 _SIGMA, _OUTPUT = style.VERMILLION, "#4D4D4D"
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Left edges of what stands in a row, in inches; the paper's width decides the distances."""
-
-    x: float
-    a: float
-    ax: float
-    tile: float
-    plus: float
-    total: float
-    b: float
-    y: float
-    trapezoid: float
+# Left edges of what stands in a row, in inches, and the length of a trapezoid; the paper's width decides the distances.
+_Columns = namedtuple("_Columns", "x a ax tile plus total b y trapezoid")
 
 
 @layout.in_style
@@ -44,7 +33,7 @@ def figure2(*, width: str = "neurips", title: str | None = None) -> Figure:
 
     Parameters
     ----------
-    width : a venue of :data:`bora_analysis.style.VENUES`.
+    width, title : see :mod:`bora_analysis.figures`.
     """
     paper = layout.inches(width)
     top, bottom = 0.3 if title is None else 0.52, 0.9

@@ -39,17 +39,14 @@ def figure4(
         where others have one.
     projection : by default "q", else "qkv", else the one with most layers.
     threshold : singular values above it count.
-    width : a venue of :data:`bora_analysis.style.VENUES`.
-    labels : adapter → label, or the labels in the adapters' order.
+    width, title, labels : see :mod:`bora_analysis.figures`.
 
     Notes
     -----
     Thin dashed: the rank bound. Adapters that use their whole bound may coincide: their markers are set apart
     sideways or, where there is no room, take turns along the layers.
     """
-    data.check_threshold(threshold)
-    table = data.frame_of(table, "spectra")
-    looks = data.looks_of(table, labels)
+    table, looks = data.opened(table, "spectra", labels, threshold=threshold)
     modules = views.counted(views.last_steps(table), threshold)
     projection = projection or data.default_projection(modules)
     modules = data.narrowed(modules, projection=projection)
@@ -118,13 +115,9 @@ def spectra(
     table : the spectra.
     projection, module : show only these.
     threshold : the one to mark.
-    width : a venue of :data:`bora_analysis.style.VENUES`.
-    labels : adapter → label, or the labels in the adapters' order.
-    ax : axes to draw into; the figure returned is theirs, and ``width`` does not count.
+    width, title, labels, ax : see :mod:`bora_analysis.figures`.
     """
-    data.check_threshold(threshold)
-    table = data.frame_of(table, "spectra")
-    looks = data.looks_of(table, labels)
+    table, looks = data.opened(table, "spectra", labels, threshold=threshold)
     curves: Any = views.curves(data.narrowed(views.last_steps(table), projection=projection, module=module))
     floor, ceiling = views.sigma_limits(curves["median"], curves["largest"], threshold)
 
@@ -165,12 +158,9 @@ def heatmap(
     ----------
     table : the layer metrics.
     metric : any metric column.
-    width : a venue of :data:`bora_analysis.style.VENUES`.
-    labels : adapter → label, or the labels in the adapters' order.
+    width, title, labels : see :mod:`bora_analysis.figures`.
     """
-    data.check_metric(metric)
-    table = data.frame_of(table, "layer_metrics")
-    looks = data.looks_of(table, labels)
+    table, looks = data.opened(table, "layer_metrics", labels, metric=metric)
     cells = views.cells(views.last_steps(table), metric)
     layers, projections = views.layers_in_order(cells["layer"]), style.projections_in_order(cells["projection"])
     grids = {adapter: np.full((len(projections), len(layers)), np.nan) for adapter in looks}
@@ -203,13 +193,9 @@ def threshold_sweep(
     table : the spectra.
     projection : count only its modules.
     threshold : the one to mark.
-    width : a venue of :data:`bora_analysis.style.VENUES`.
-    labels : adapter → label, or the labels in the adapters' order.
-    ax : axes to draw into; the figure returned is theirs, and ``width`` does not count.
+    width, title, labels, ax : see :mod:`bora_analysis.figures`.
     """
-    data.check_threshold(threshold)
-    table = data.frame_of(table, "spectra")
-    looks = data.looks_of(table, labels)
+    table, looks = data.opened(table, "spectra", labels, threshold=threshold)
     chosen = data.narrowed(views.last_steps(table), projection=projection)
     curves: Any = views.curves(chosen)
     low, high = views.sigma_limits(curves["median"], curves["largest"], threshold)
@@ -260,13 +246,9 @@ def trajectory(
     table : the layer metrics, with at least two steps of one adapter. Rows without a step are left out.
     metric : any metric column.
     projection : only its modules.
-    width : a venue of :data:`bora_analysis.style.VENUES`.
-    labels : adapter → label, or the labels in the adapters' order.
-    ax : axes to draw into; the figure returned is theirs, and ``width`` does not count.
+    width, title, labels, ax : see :mod:`bora_analysis.figures`.
     """
-    data.check_metric(metric)
-    table = data.frame_of(table, "layer_metrics")
-    looks = data.looks_of(table, labels)
+    table, looks = data.opened(table, "layer_metrics", labels, metric=metric)
     rows = data.narrowed(table, projection=projection)
     rows = rows[rows["step"].notna()].astype({"step": int})
     most = rows.groupby("adapter")["step"].nunique().max() if len(rows) else 0

@@ -36,8 +36,7 @@ def similarity(
         averaged; shown are the i and j that all of them have.
     projection : by default "q", else "qkv", else the one with most layers.
     module : this one alone.
-    width : a venue of :data:`bora_analysis.style.VENUES`.
-    labels : adapter → label, or the labels of both.
+    width, title, labels : see :mod:`bora_analysis.figures`.
     """
     table = _grid(table)
     if table.empty:
