@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from .. import style
 from . import drawing as layout
@@ -51,8 +51,7 @@ def figure3(accuracy: pd.DataFrame, *, width: str = "neurips", title: str | None
     if not narrow:
         for label in panels[2].get_xticklabels():
             label.set(rotation=35, ha="right", rotation_mode="anchor")
-    layout.finish(figure, title, [_LORA_LOOK, *_ABLATIONS.values()], linestyle="")
-    return figure
+    return layout.finish(figure, title, [_LORA_LOOK, *_ABLATIONS.values()], linestyle="")
 
 
 def _averages(accuracy: Any, table: int) -> Any:
@@ -100,9 +99,7 @@ def _blocks(axes: Axes, rows: Any) -> None:
             axes.axhline(level, color=colour, lw=0.7, ls=(0, (4, 2)), zorder=1, gid=f"b:lora:{r}")
         ends.append(mine["value"].iloc[-1])
     blocks = sorted(rows[rows["method"] == "bora"]["blocks"].unique())
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(blocks, [str(b) for b in blocks])
-    axes.xaxis.set_minor_locator(NullLocator())
+    layout.doubling_axis(axes, blocks)
     axes.set_xlim(blocks[0] / 1.25, blocks[-1] * 1.25)
     axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

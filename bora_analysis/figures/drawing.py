@@ -68,8 +68,8 @@ def figure_of(axes: Axes) -> Figure:
     return axes.figure.canvas.figure
 
 
-def finish(figure: Figure, title: str | None, looks: Sequence[style.Look], **changes: Any) -> None:
-    """Legend above the axes, in as many columns as fit, and the title if there is one.
+def finish(figure: Figure, title: str | None, looks: Sequence[style.Look], **changes: Any) -> Figure:
+    """The figure, with a legend above the axes, in as many columns as fit, and the title if there is one.
 
     ``changes`` are options of the lines in which the figure departs from :func:`line`.
     """
@@ -79,6 +79,7 @@ def finish(figure: Figure, title: str | None, looks: Sequence[style.Look], **cha
         _legend(figure, looks, changes, loc="outside upper center", ncols=columns)
     if title is not None:
         figure.suptitle(escaped(title))
+    return figure
 
 
 def finished(axes: Axes, given: Axes | None, title: str | None, looks: Sequence[style.Look], **changes: Any) -> Figure:
@@ -88,8 +89,7 @@ def finished(axes: Axes, given: Axes | None, title: str | None, looks: Sequence[
     """
     figure = figure_of(axes)
     if given is None:
-        finish(figure, title, looks, **changes)
-        return figure
+        return finish(figure, title, looks, **changes)
     columns, rows = _columns(looks, axes.get_window_extent().width / figure.dpi)
     before = axes.get_legend()
     _legend(axes, looks, changes, loc="lower center", bbox_to_anchor=(0.5, 1.0), borderaxespad=1.3, ncols=columns)
@@ -180,14 +180,18 @@ def index_axis(axes: Axes, bounds: Sequence[int]) -> None:
     """The x axis of indices, logarithmic (base 2) where the bounds lie far apart."""
     least, most = min(bounds), max(bounds)
     if most / least >= 8:
-        axes.set_xscale("log", base=2)
+        doubling_axis(axes, 2 ** np.arange(int(np.log2(most)) + 1))
         axes.set_xlim(0.93, most * 1.15)
-        powers = 2 ** np.arange(int(np.log2(most)) + 1)
-        axes.set_xticks(powers, [str(k) for k in powers])
-        axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.set_xlim(1 - 0.03 * most, 1.03 * most + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 4, 5, 8, 10]))
+
+
+def doubling_axis(axes: Axes, ticks: Sequence[int] | Array) -> None:
+    """The x axis of numbers that double, with these ticks."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def decades(axis: Axis, low: float, high: float) -> None:

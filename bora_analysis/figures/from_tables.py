@@ -89,8 +89,7 @@ def figure4(
     several = means["modules"].max() > 1
     lower.set_xlabel(f"layer ({layout.plain(projection)} projection{', mean over modules' if several else ''})")
     figure.align_ylabels()
-    layout.finish(figure, title, [looks[adapter] for adapter in shown], linestyle="-", linewidth=0.7)
-    return figure
+    return layout.finish(figure, title, [looks[adapter] for adapter in shown], linestyle="-", linewidth=0.7)
 
 
 @layout.in_style
@@ -170,9 +169,7 @@ def heatmap(
     label = style.metric_label(metric, data.threshold_of(table), "  ")
     if cells["modules"].max() > 1:
         label += ", cell mean"
-    figure = layout.heat_panels(grids, looks, layers, projections, label, width)
-    layout.finish(figure, title, [])
-    return figure
+    return layout.finish(layout.heat_panels(grids, looks, layers, projections, label, width), title, [])
 
 
 @layout.in_style

@@ -76,8 +76,7 @@ def similarity(
     label = "φ(i, j)" + (f", {layout.plain(projection)}" if projection else "")
     label += f", mean of {count}" if count > 1 else ""
     layout.colour_bar(figure, ScalarMappable(norm, "viridis"), list(panels), label, 1.0, 20)
-    layout.finish(figure, title, [])
-    return figure
+    return layout.finish(figure, title, [])
 
 
 def _grid(source: data.Source) -> pd.DataFrame:

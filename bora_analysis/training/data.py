@@ -24,6 +24,7 @@ _TEXTS = (
 )  # fmt: skip
 _LABELS = ("label", "labels", "target", "rating", "score", "class")
 _INSTRUCTION: tuple[str, ...] = ("instruction", "output")
+_TRAINING = re.compile(r"train", re.IGNORECASE)
 _HELD_OUT = re.compile(r"(validation|valid|dev|eval)", re.IGNORECASE)
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?", re.ASCII)
 
@@ -56,7 +57,7 @@ def load_data(settings: Settings) -> Data:
     train, held_out = _frames(settings.data, settings)
     if settings.validation is not None:
         second, third = _frames(settings.validation, settings)
-        held_out = (settings.validation, second[1] if third is None else third[1])
+        held_out = (settings.validation, (third or second)[1])
     texts, label = _columns(settings, *train)
     if held_out is not None:
         _need(held_out, [*texts, *([label] if label else [])])
@@ -68,13 +69,11 @@ def load_data(settings: Settings) -> Data:
     if held_out is not None:
         measured = _examples(settings, held_out, texts, label, classes)
     else:
-        order = np.random.default_rng([settings.split_seed, 0]).permutation(len(examples))
-        count = max(1, round(settings.validation_share * len(examples)))
-        if count >= len(examples):
-            raise TrainingError(
-                f"{settings.data}: {len(examples)} examples; expected at least 2, one of them to hold out"
-            )
-        chosen = set(order[:count].tolist())
+        found = len(examples)
+        count = max(1, round(settings.validation_share * found))
+        if count >= found:
+            raise TrainingError(f"{settings.data}: {found} examples; expected at least 2, one of them to hold out")
+        chosen = set(np.random.default_rng([settings.split_seed, 0]).permutation(found)[:count].tolist())
         measured = [examples[i] for i in sorted(chosen)]
         examples = [example for i, example in enumerate(examples) if i not in chosen]
     if settings.task == "classification" and len({example.label for example in examples}) < 2:
@@ -99,15 +98,10 @@ def _frames(place: str, settings: Settings) -> tuple[Named, Named | None]:
     if path.is_file():
         return (str(path), _read(path, settings)), None
     files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
-    parts: dict[bool, list[Path]] = {False: [], True: []}
-    for file in files:
-        if file.stem.lower().startswith("train"):
-            parts[False].append(file)
-        elif _HELD_OUT.match(file.stem):
-            parts[True].append(file)
-    if not parts[False]:
+    parts = [[file for file in files if begins.match(file.stem)] for begins in (_TRAINING, _HELD_OUT)]
+    if not parts[0]:
         raise TrainingError(f"{place}: holds no file whose name begins with train ({', '.join(_SUFFIXES)})")
-    tables = [pd.concat([_read(file, settings) for file in part], ignore_index=True) for part in parts.values() if part]
+    tables = [pd.concat([_read(file, settings) for file in part], ignore_index=True) for part in parts if part]
     return (place, tables[0]), (place, tables[1]) if len(tables) > 1 else None
 
 
