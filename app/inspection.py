@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from app import pictures
-from app.bounded import Bounded
+from app.bounded import bounded
 from app.pictures import Picture
 from app.sources import Source, read, stamp
 from bora_analysis import factor_ranks
@@ -21,8 +21,6 @@ from bora_analysis.updates.contract import Blocked, Facts, Update
 
 #: Inspections beyond this are dropped, the least recently used first.
 INSPECTION_BYTES = 48 << 20
-
-Key = tuple[str, int, str, int | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +43,16 @@ class Inspection:
     tiles: Picture | None = None
 
 
+def _key(source: Source, module: str, step: int | None) -> tuple[str, int, str, int | None]:
+    return str(source.path), stamp(source.path), module, step
+
+
+def _bytes(found: Inspection) -> int:
+    images = [picture.image.nbytes for picture in (found.delta, found.middle, found.tiles) if picture is not None]
+    return sum(images) + (0 if found.slots is None else int(found.slots.memory_usage().sum()))
+
+
+@bounded(INSPECTION_BYTES, _bytes, _key)
 def inspect(source: Source, module: str, step: int | None) -> Inspection:
     """The inspection of a module, from the store or from the file; ``step`` is None for a lone adapter.
 
@@ -53,22 +61,12 @@ def inspect(source: Source, module: str, step: int | None) -> Inspection:
     AdapterError
         The file cannot be read, or no longer holds the module.
     """
-    key = (str(source.path), stamp(source.path), module, step)
-    found = _store().get(key)
-    return found if found is not None else _store().put(key, _inspected(_update(source, module, step)))
-
-
-def _inspected(update: Update) -> Inspection:
+    update = _update(source, module, step)
+    delta = pictures.magnitude(update)
     if not isinstance(update, Blocked):
-        return Inspection(update.facts, pictures.magnitude(update))
-    return Inspection(
-        update.facts,
-        pictures.magnitude(update),
-        factor_ranks(update),
-        slot_spectra(update),
-        pictures.middle(update),
-        pictures.slot_tiles(update),
-    )
+        return Inspection(update.facts, delta)
+    ranks, slots = factor_ranks(update), slot_spectra(update)
+    return Inspection(update.facts, delta, ranks, slots, pictures.middle(update), pictures.slot_tiles(update))
 
 
 def slot_spectra(update: Blocked) -> pd.DataFrame:
@@ -95,13 +93,3 @@ def _update(source: Source, module: str, step: int | None) -> Update:
 def _opened(path: Path, _: int) -> tuple[Adapter, ...]:
     """The names in a file of that time stamp, no tensors: for 224 modules they take 45 ms."""
     return checkpoints(read(path))
-
-
-@cache
-def _store() -> Bounded[Key, Inspection]:
-    return Bounded(INSPECTION_BYTES, _bytes)
-
-
-def _bytes(found: Inspection) -> int:
-    images = [picture.image.nbytes for picture in (found.delta, found.middle, found.tiles) if picture is not None]
-    return sum(images) + (0 if found.slots is None else int(found.slots.memory_usage().sum()))

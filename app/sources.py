@@ -6,13 +6,15 @@ import argparse
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from app.bounded import Bounded
+from app.bounded import bounded
 from app.safe_markdown import one_line
 from bora_analysis.adapters import Adapter, AdapterError, Trajectory, checkpoints, read_adapter
 from bora_analysis.adapters.locate import CHECKPOINT, SUFFIXES, paths_read
@@ -30,8 +32,6 @@ ANALYSES = 2
 
 #: What is shown at first, where it is there: the methods at about the same budget.
 USUAL = ("trained-lora-r8", "trained-melora-r8-n4", "trained-bora-r8-b8", "trained-bora-r8-b16")
-
-Key = tuple[str, int, str]  # path, stamp, label
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class Source:
         return self.key.partition(":")[2]
 
 
-@dataclass
 class TableStore:
     """Tables by file, time stamp and label, shared by all sessions of the process and bounded in bytes.
 
@@ -60,19 +59,12 @@ class TableStore:
     kept as its error, or one with NaN in its last layer would be analysed again with each click.
     """
 
-    limit: int = TABLE_BYTES
-    tables: Bounded[Key, Tables | AdapterError] = field(init=False)
-    busy: dict[Key, threading.Lock] = field(default_factory=dict)
-    guard: threading.Lock = field(default_factory=threading.Lock)
-    turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(ANALYSES))
-
-    def __post_init__(self) -> None:
-        self.tables = Bounded(self.limit, _bytes)
+    def __init__(self, limit: int = TABLE_BYTES):
+        self.kept = bounded(limit, _bytes, _key)(self._made)
+        self.turns = threading.Semaphore(ANALYSES)
 
     def get(self, source: Source, on_module: Callable[[int, int], None] | None = None) -> Tables:
         """The tables of a source; ``on_module(done, total)`` is called with the progress of an analysis.
-
-        Twenty sessions that ask for one adapter at once cause one analysis.
 
         Raises
         ------
@@ -80,38 +72,29 @@ class TableStore:
             The one line of the reader, with the label in place of the path.
         """
         check(source)
-        key = (str(source.path), stamp(source.path), source.label)
-        found = self.tables.get(key)
-        if found is None:
-            with self.guard:
-                lock = self.busy.setdefault(key, threading.Lock())
-            with lock:
-                found = self.tables.get(key)  # another session may have made them in the meantime
-                if found is None:
-                    found = self._fill(key, source, on_module)
+        found = self.kept(source, on_module)
         if isinstance(found, AdapterError):
             raise AdapterError(str(found))
         return found
 
     def has(self, source: Source) -> bool:
         """Whether ``get`` would return at once."""
-        return (str(source.path), stamp(source.path), source.label) in self.tables
+        return _key(source) in self.kept.cache
 
     def drop(self, source: Source) -> None:
         """Forget the tables of a source."""
-        self.tables.drop(lambda key: key[0] == str(source.path))
+        with self.kept.cache_lock:
+            for key in [key for key in self.kept.cache if key[0] == str(source.path)]:
+                del self.kept.cache[key]
 
-    def _fill(self, key: Key, source: Source, on_module: Callable[[int, int], None] | None) -> Tables | AdapterError:
+    def _made(self, source: Source, on_module: Callable[[int, int], None] | None) -> Tables | AdapterError:
         try:
             with self.turns:
-                return self.tables.put(key, _analyse(source, on_module))
+                return _analyse(source, on_module)
         except RecursionError:  # JSON of ten thousand brackets
-            return self.tables.put(key, AdapterError(f"{source.label}: its configuration is nested too deeply"))
+            return AdapterError(f"{source.label}: its configuration is nested too deeply")
         except (AdapterError, OSError) as error:
-            return self.tables.put(key, AdapterError(_told(source, error)))
-        finally:
-            with self.guard:
-                self.busy.pop(key, None)
+            return AdapterError(_told(source, error))
 
 
 @cache
@@ -122,15 +105,7 @@ def table_store() -> TableStore:
 
 def joined(tables: Sequence[Tables]) -> Tables:
     """The rows of several analyses; the same choice in another tab, or after a click, has the same frames."""
-    if len(tables) == 1:
-        return tables[0]
-    key = tuple(tables)
-    return _joins().get(key) or _joins().put(key, join(tables))
-
-
-@cache
-def _joins() -> Bounded[tuple[Tables, ...], Tables]:
-    return Bounded(JOINED_BYTES, _bytes)
+    return tables[0] if len(tables) == 1 else _joined(tables)
 
 
 @cache
@@ -152,23 +127,17 @@ def arguments() -> argparse.Namespace:
 
 @cache
 def bundled() -> list[Source]:
-    """The adapters that come with the toolkit and can be read, some with ``--base`` alone: trained, then synthetic."""
-    found = [source for source in map(_bundled, bundled_adapters()) if _readable(source.path)]
-    groups = ("trained-rating-", "trained-", "")  # the second task after the first, then the synthetic ones
-    order = {"trained-": 0, "trained-rating-": 1, "": 2}
-
-    def place(source: Source) -> tuple[int, list[tuple[int, int, str]]]:
-        group = next(group for group in groups if source.label.startswith(group))
-        return order[group], natural(source.label)
-
-    return sorted(found, key=place)
+    """The adapters that come with the toolkit: trained, those of the second task after the first, then synthetic."""
+    found = _readable(bundled_adapters())
+    return sorted(
+        found, key=lambda one: (not one.label.startswith("trained-"), one.label.startswith("trained-rating-"))
+    )
 
 
 @cache
 def runs() -> list[Source]:
     """The training runs that come with the toolkit, each a folder of checkpoints."""
-    found = [source for source in map(_bundled, bundled_runs()) if _readable(source.path)]
-    return sorted(found, key=lambda source: natural(source.label))
+    return _readable(bundled_runs())
 
 
 def usual() -> list[Source]:
@@ -179,17 +148,15 @@ def usual() -> list[Source]:
     ]
 
 
-def _bundled(folder: Path) -> Source:
-    name = folder.relative_to(data_folder()).as_posix()
-    return Source(f"bundled:{name}", name, folder, "bundled")
-
-
-def _readable(folder: Path) -> bool:
-    try:
-        read(folder)
-    except AdapterError:
-        return False
-    return True
+def _readable(folders: Iterable[Path]) -> list[Source]:
+    """The bundled ones that can be read, some with ``--base`` alone, in natural order."""
+    found = []
+    for folder in folders:
+        name = folder.relative_to(data_folder()).as_posix()
+        with suppress(AdapterError):
+            read(folder)
+            found.append(Source(f"bundled:{name}", name, folder, "bundled"))
+    return sorted(found, key=lambda source: natural(source.label))
 
 
 def read(path: Path) -> Adapter | Trajectory:
@@ -273,9 +240,7 @@ def named_apart(fixed: Iterable[Source], added: Iterable[Source]) -> dict[str, S
     for source in fixed:  # an adapter that is given and bundled is one adapter
         places.setdefault(source.path, source)
     fixed = list(places.values())
-    counts: dict[str, int] = {}
-    for source in fixed:
-        counts[source.label] = counts.get(source.label, 0) + 1
+    counts = Counter(source.label for source in fixed)
     # What comes with the toolkit keeps its name, which the documentation uses.
     taken = {source.label for source in fixed if counts[source.label] == 1 or source.origin == "bundled"}
     out: dict[str, Source] = {}
@@ -334,7 +299,14 @@ def stamp(path: Path) -> int:
     return hash(tuple(marks))
 
 
+def _key(source: Source, _: object = None) -> tuple[str, int, str]:
+    return str(source.path), stamp(source.path), source.label
+
+
 def _bytes(tables: Tables | AdapterError) -> int:
     if isinstance(tables, AdapterError):
         return len(str(tables))
     return int(tables.spectra.memory_usage(deep=True).sum() + tables.layer_metrics.memory_usage(deep=True).sum())
+
+
+_joined = bounded(JOINED_BYTES, _bytes, tuple)(join)

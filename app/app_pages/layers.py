@@ -193,7 +193,7 @@ def one_module() -> None:
     left, right = st.columns(2)
     with left:
         module_spectrum()  # first: the browser draws it while the factors are read
-    found = inspect(source, module, step)
+    found: Inspection = inspect(source, module, step)
     method = style.method_look(found.facts.method).label
     with numbers:
         ranks_of(found, method)

@@ -435,9 +435,9 @@ def test_the_store_is_bounded_and_forgets_the_least_recently_used(tmp_path):
     store = sources.TableStore(limit=int(2.5 * size))
     for source in (found[0], found[1], found[0], found[2], found[3]):
         store.get(source)
-    assert [key[2] for key in store.tables] == ["2", "3"]
+    assert [key[2] for key in store.kept.cache] == ["2", "3"]
     store.get(found[0])
-    assert [key[2] for key in store.tables] == ["3", "0"]
+    assert [key[2] for key in store.kept.cache] == ["3", "0"]
 
 
 def test_a_choice_has_one_joined_table_for_all_tabs(tmp_path):
@@ -489,7 +489,6 @@ def test_leaving_in_the_middle_of_an_analysis_leaves_the_store_fit(tmp_path):
     store, source = sources.TableStore(), sources.Source("given:x", "x", adapter(tmp_path / "x"), "given")
     with pytest.raises(Left):
         store.get(source, leave)
-    assert not store.busy
     assert len(store.get(source).layer_metrics) == 4
 
 
