@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import IO, Any, Protocol
+from typing import IO, Any, BinaryIO
 
 import streamlit as st
 
@@ -50,16 +50,6 @@ _CHUNK = 1 << 16
 _DIRECTORY_BYTES = 1 << 20
 
 
-class Upload(Protocol):
-    """What is needed of Streamlit's ``UploadedFile``: a seekable binary file with a name."""
-
-    name: str
-
-    def read(self, size: int | None = -1, /) -> bytes: ...
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-    def tell(self) -> int: ...
-
-
 @dataclass
 class UploadStore:
     """The uploads of this process, at most ``kept``, each in a folder of its own below a private temporary one."""
@@ -70,7 +60,7 @@ class UploadStore:
     # Readable by this user alone, and removed when the process ends.
     home: TemporaryDirectory[str] = field(default_factory=lambda: TemporaryDirectory(prefix="bora-analysis-"))
 
-    def add(self, files: Sequence[Upload]) -> Source:
+    def add(self, files: Sequence[BinaryIO]) -> Source:
         """One zip, or one weight file with or without its configuration, as an adapter; the oldest upload may go.
 
         Raises
@@ -82,7 +72,7 @@ class UploadStore:
         folder = Path(self.home.name) / token
         folder.mkdir(mode=0o700)
         try:
-            named = unpack(files[0], folder) if _is_zip(files[0]) else _place(files, folder)
+            named = unpack(files[0], folder) if _suffix(files[0]) == ".zip" else _place(files, folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -100,18 +90,12 @@ class UploadStore:
         with self.guard:
             return self.uploads.get(token)
 
-    def close(self) -> None:
-        """Remove all folders."""
-        with self.guard:
-            self.uploads.clear()
-        self.home.cleanup()
-
 
 @cache
 def upload_store() -> UploadStore:
     """The store of this process, gone when it ends."""
     store = UploadStore()
-    atexit.register(store.close)
+    atexit.register(store.home.cleanup)
     return store
 
 
@@ -128,9 +112,8 @@ def upload_box() -> list[Source]:
         help=f"A zip of a PEFT folder (checkpoints too), or the weights and their {CONFIG_NAME}, up to {UPLOAD_MB} MB "
         f"per file and {UNPACKED_BYTES >> 30} GB unpacked. This server keeps the last {KEPT} uploads until it stops.",
     )
-    zips = [file for file in files if _is_zip(file)]
-    loose = [file for file in files if not _is_zip(file)]
-    groups: list[list[Any]] = [[file] for file in zips]
+    groups: list[list[Any]] = [[file] for file in files if _suffix(file) == ".zip"]
+    loose = [file for file in files if _suffix(file) != ".zip"]
     if loose:
         configs = [file for file in loose if _suffix(file) == ".json"]
         if len(configs) == len(loose):
@@ -157,7 +140,7 @@ def upload_box() -> list[Source]:
     return added
 
 
-def unpack(file: Upload, folder: Path) -> str:
+def unpack(file: BinaryIO, folder: Path) -> str:
     """Write the adapter in a zip to fixed names in ``folder``, and return the zip's name.
 
     ``adapter_model.safetensors`` or ``.bin`` and ``adapter_config.json``, at the top or in ``checkpoint-N``.
@@ -202,7 +185,7 @@ def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.
     weights: dict[PurePosixPath, list[zipfile.ZipInfo]] = {}
     configs: dict[PurePosixPath, zipfile.ZipInfo] = {}
     for entry in entries:
-        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        path = _path(entry)
         shown = one_line(entry.filename, 80)
         if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", entry.filename):
             raise AdapterError(f"{name}: its entry {shown} leads out of the folder; zip the adapter's folder again")
@@ -211,8 +194,7 @@ def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.
         if entry.is_dir() or "__MACOSX" in path.parts or path.name.startswith("."):
             continue
         if path.name == CONFIG_NAME:
-            known = configs.setdefault(path.parent, entry)
-            if known is not entry:
+            if configs.setdefault(path.parent, entry) is not entry:
                 raise AdapterError(f"{name}: holds {shown} twice; expected one")
         elif path.suffix in SUFFIXES and not NOT_WEIGHTS.fullmatch(path.name):
             weights.setdefault(path.parent, []).append(entry)
@@ -235,7 +217,7 @@ def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.
     chosen: dict[str, zipfile.ZipInfo] = {}
     for parent in used:
         hit = _CHECKPOINT.fullmatch(parent.name)
-        home = f"checkpoint-{int(hit[1])}/" if hit and len(used) >= 1 and not tops else ""
+        home = f"checkpoint-{int(hit[1])}/" if hit else ""
         entry = _the_weights(name, weights[parent])
         for target, found in ((home + _weights_name(entry.filename), entry), (home + CONFIG_NAME, configs.get(parent))):
             if target in chosen:
@@ -250,19 +232,14 @@ def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.
 
 def _the_weights(name: str, entries: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
     """PEFT's file, safetensors first, or the only one that could be: the reader's own rule."""
-    by_name: dict[str, list[zipfile.ZipInfo]] = {}
-    for entry in entries:
-        by_name.setdefault(PurePosixPath(entry.filename.replace("\\", "/")).name, []).append(entry)
-    for wanted in (f"{_STEM}{suffix}" for suffix in SUFFIXES[:3]):
-        if wanted in by_name:
-            entries = by_name[wanted]
-            break
+    for suffix in SUFFIXES[:3]:
+        entries = [entry for entry in entries if _path(entry).name == _STEM + suffix] or entries
     if len(entries) > 1:
         raise AdapterError(f"{name}: holds {len(entries)} weight files in one folder; expected {_STEM}.safetensors")
     return entries[0]
 
 
-def _place(files: Sequence[Upload], folder: Path) -> str:
+def _place(files: Sequence[BinaryIO], folder: Path) -> str:
     """Write one weight file, and its configuration if given, to fixed names in ``folder``; return the weights' name."""
     configs = [file for file in files if _suffix(file) == ".json"]
     weights = [file for file in files if _suffix(file) in SUFFIXES]
@@ -289,16 +266,16 @@ def _copy(packed: Any, out: IO[bytes], limit: int, name: str, target: str) -> in
     return done
 
 
+def _path(entry: zipfile.ZipInfo) -> PurePosixPath:
+    return PurePosixPath(entry.filename.replace("\\", "/"))
+
+
 def _weights_name(name: str) -> str:
     # The reader knows safetensors by its suffix, and every other file by its content.
     return _STEM + (".safetensors" if name.lower().endswith(".safetensors") else ".bin")
 
 
-def _is_zip(file: Upload) -> bool:
-    return _suffix(file) == ".zip"
-
-
-def _suffix(file: Upload) -> str:
+def _suffix(file: BinaryIO) -> str:
     return PurePosixPath(file.name).suffix.lower()
 
 
@@ -309,24 +286,11 @@ class _Guarded:
     become gigabytes of Python objects.
     """
 
-    def __init__(self, file: Upload):
-        self.file = file
+    def __init__(self, file: BinaryIO):
+        self.file, self.seek, self.tell, self.seekable = file, file.seek, file.tell, file.seekable
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        wanted = _DIRECTORY_BYTES + 1 if size is None or size < 0 else min(size, _DIRECTORY_BYTES + 1)
-        data = self.file.read(wanted)
+    def read(self, size: int = -1) -> bytes:
+        data = self.file.read(_DIRECTORY_BYTES + 1 if size < 0 else min(size, _DIRECTORY_BYTES + 1))
         if len(data) > _DIRECTORY_BYTES:
             raise zipfile.BadZipFile(f"its list of entries is over {_DIRECTORY_BYTES:,} bytes")
         return data
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True

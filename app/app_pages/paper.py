@@ -33,19 +33,9 @@ UNITS = {"memory_gb": "memory (GB)", "time_min": "time of one epoch (min)"}
 question("Paper", "What does the BoRA paper report, and which of its claims hold when they are computed again?")
 
 
-@st.cache_resource(show_spinner=False)
-def tables() -> pd.DataFrame:
-    return paper.tables()
-
-
-@st.cache_resource(show_spinner="Computing a verdict for each claim …")
-def judged() -> pd.DataFrame:
-    return claims()
-
-
-@st.cache_resource(show_spinner=False)
-def recounted() -> pd.DataFrame:
-    return paper.check()
+tables = st.cache_resource(paper.tables, show_spinner=False)
+recounted = st.cache_resource(paper.check, show_spinner=False)
+judged = st.cache_resource(claims, show_spinner="Computing a verdict for each claim …")
 
 
 def averages(k: int) -> Any:

@@ -67,7 +67,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
     made = uploads.UploadStore()
     yield made
-    made.close()
+    made.home.cleanup()
 
 
 @pytest.fixture
@@ -529,7 +529,7 @@ def test_any_damage_to_a_zip_is_an_adapter_or_an_error(data):
     except AdapterError as error:
         line = str(error)
     found = contents(Path(store.home.name))
-    store.close()
+    store.home.cleanup()
     assert "\n" not in line
     assert bool(line) == (not found)
     assert all(Path(name).name in (WEIGHTS, "adapter_model.bin", CONFIG) for name in found)
@@ -600,7 +600,7 @@ def test_the_oldest_goes_with_its_tables(files):
     assert store.find(kept[4].word) == kept[4]
     with pytest.raises(AdapterError):
         tables.get(kept[0])
-    store.close()
+    store.home.cleanup()
 
 
 def test_eight_are_kept():
