@@ -8,12 +8,12 @@ import pandas as pd
 import streamlit as st
 
 from app import method_charts
-from app.chart_parts import draw, labelled
 from app.columns import show
 from app.context import current
 from app.controls import choose, linked, pills
 from app.downloads import offer
 from app.explain import explanation, question
+from app.vega import draw, labelled
 from bora_analysis.analysis import views
 from bora_analysis.analysis.budget import Choice
 from bora_analysis.analysis.cost_tables import best_blocks as best_of

@@ -9,7 +9,6 @@ from typing import Any
 import streamlit as st
 
 from app import charts, method_charts
-from app.chart_parts import draw, labelled
 from app.columns import show
 from app.context import current
 from app.controls import choose, linked, segments
@@ -31,6 +30,7 @@ from app.lab_model import (
     spectra_frame,
     sweep,
 )
+from app.vega import draw, labelled
 from bora_analysis import style
 from bora_analysis.analysis import views
 from bora_analysis.catalogue import ACTIVATIONS

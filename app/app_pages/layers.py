@@ -8,7 +8,6 @@ import pandas as pd
 import streamlit as st
 
 from app import charts
-from app.chart_parts import draw
 from app.context import adapters_or_stop
 from app.controls import choose, segments
 from app.downloads import offer
@@ -16,6 +15,7 @@ from app.explain import explanation, folded, question
 from app.inspection import Inspection, inspect
 from app.pictures import Picture
 from app.safe_markdown import markdown
+from app.vega import draw
 from bora_analysis import style
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis import views
@@ -105,11 +105,6 @@ with heat_place:
     st.caption("Click a cell, or choose it below.")
 
 
-def image(picture: Picture, title: str, key: str, words: str, names: tuple[str, str]) -> None:
-    lines = picture.rows, picture.columns
-    draw(charts.picture(picture.image, picture.size, lines, title, names), key=key, alt=words)
-
-
 def ranks_of(found: Inspection, method: str) -> None:
     """Sizes in a line, ranks as numbers, and which factor limits."""
     facts, ranks = found.facts, found.ranks
@@ -173,18 +168,18 @@ def delta_image(found: Inspection) -> None:
     st.markdown("**|ΔW|**" + ("" if picture.exact else f", each of the {p} × {q} cells a mean"))
     names = f"output, m = {facts.out_features:,}", f"input, n = {facts.in_features:,}"
     words = f"Magnitude of ΔW, {p} by {q} cells, blocks {facts.blocks} by {facts.blocks}"
-    image(picture, "|ΔW|", "delta", words, names)
+    draw(charts.picture(picture, "|ΔW|", names), key="delta", alt=words)
 
 
 def middle_image(middle: Picture, tiles: Picture | None) -> None:
     if tiles is None:
         st.markdown("**|Σ′|** of eq. 6, including the scaling")
     elif segments("Σ as", ["Σ′ of eq. 6", "slot by slot"], "sigma", label_visibility="collapsed") == "slot by slot":
-        title = "|Sₖ|, including the scaling"
-        image(tiles, title, "tiles", "The Sₖ beside each other", ("output block", "input block"))
+        chart = charts.picture(tiles, "|Sₖ|, including the scaling", ("output block", "input block"))
+        draw(chart, key="tiles", alt="The Sₖ beside each other")
         return
-    names = "row of Σ′", "column of Σ′"
-    image(middle, "|Σ′|, including the scaling", "sigma_image", "Magnitude of Σ'", names)
+    chart = charts.picture(middle, "|Σ′|, including the scaling", ("row of Σ′", "column of Σ′"))
+    draw(chart, key="sigma_image", alt="Magnitude of Σ'")
 
 
 def one_module() -> None:

@@ -8,13 +8,13 @@ import pandas as pd
 import streamlit as st
 
 from app import method_charts
-from app.chart_parts import draw
 from app.columns import show
 from app.controls import pills, segments
 from app.downloads import offer
 from app.explain import explanation, question
 from app.explain import table as boxed
 from app.safe_markdown import markdown
+from app.vega import draw
 from bora_analysis import style
 from bora_analysis.paper import tables as paper
 from bora_analysis.paper.claims import claims
@@ -33,9 +33,9 @@ UNITS = {"memory_gb": "memory (GB)", "time_min": "time of one epoch (min)"}
 question("Paper", "What does the BoRA paper report, and which of its claims hold when they are computed again?")
 
 
-tables = st.cache_resource(paper.tables, show_spinner=False)
-recounted = st.cache_resource(paper.check, show_spinner=False)
-judged = st.cache_resource(claims, show_spinner="Computing a verdict for each claim …")
+tables = st.cache_resource(show_spinner=False)(paper.tables)
+recounted = st.cache_resource(show_spinner=False)(paper.check)
+judged = st.cache_resource(show_spinner="Computing a verdict for each claim …")(claims)
 
 
 def averages(k: int) -> Any:

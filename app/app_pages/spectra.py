@@ -5,13 +5,13 @@ from __future__ import annotations
 import streamlit as st
 
 from app import charts
-from app.chart_parts import draw
 from app.columns import show
 from app.context import adapters_or_stop
 from app.controls import ALL, choose, of_projection, projections, segments
 from app.downloads import offer
 from app.explain import explanation, folded, question
 from app.safe_markdown import markdown
+from app.vega import draw
 from bora_analysis import style
 from bora_analysis.analysis import views
 from bora_analysis.analysis.summary import summary

@@ -10,12 +10,12 @@ import pandas as pd
 import streamlit as st
 
 from app import charts, sources
-from app.chart_parts import draw
 from app.context import current, load
 from app.controls import ALL, choose, forget, linked, of_projection, projections
 from app.downloads import offer
 from app.explain import explanation, question, table
 from app.safe_markdown import markdown
+from app.vega import draw
 from bora_analysis import factor_table
 from bora_analysis.adapters import AdapterError, checkpoints
 from bora_analysis.analysis import views

@@ -59,9 +59,9 @@ def draw(chart: Chart, key: str, alt: str, **options: Any) -> Any:
 # Layers, marks and encodings -----------------------------------------------------------------------------------------
 
 
-def layered(height: int, *layers: Spec, **more: Any) -> Spec:
-    """A specification of layers that lie on one another."""
-    return {"layer": list(layers), "height": height, **more}
+def layered(height: int, layers: Sequence[Spec], data: Mapping[str, pd.DataFrame], **more: Any) -> Chart:
+    """Layers that lie on one another, with their data by name."""
+    return Chart({"layer": list(layers), "height": height, **more}, data)
 
 
 def layer(data: str, mark: str | Spec, *filters: str, **encoding: Any) -> Spec:
@@ -172,8 +172,9 @@ def _legend_width(labels: Sequence[str]) -> int:
     return min(290, 40 + 7 * max(map(len, labels), default=0))
 
 
-def legend_height(labels: Sequence[str], width: int) -> int:
+def legend_height(shown: pd.DataFrame, width: int) -> int:
     """Pixels of a legend's rows after the first, where the chart is about that wide: its height is for the whole."""
+    labels = shown["label"].unique().tolist()
     columns = max(1, width // _legend_width(labels))
     return 20 * (-(-len(labels) // columns) - 1)
 
