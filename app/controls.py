@@ -1,4 +1,7 @@
-"""Controls whose state stands in the URL, so that a link shows a page as it is now."""
+"""Controls whose state stands in the URL, so that a link shows a page as it is now.
+
+Streamlit forgets a choice, of another adapter or table, that is not among the options any more.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +24,17 @@ def linked(widget: Callable[..., Any], label: str, *values: Any, key: str, **mor
 
 
 def choose(label: str, options: Sequence[Any], key: str, place: Any = st, **more: Any) -> Any:
-    """A select box that forgets a choice which is not among the options any more."""
-    forget(key, options)
+    """A select box."""
     return linked(place.selectbox, label, options, key=key, **more)
 
 
 def segments(label: str, options: Sequence[Any], key: str, place: Any = st, default: Any = None, **more: Any) -> Any:
     """A row of buttons of which one is always chosen, at first the default or else the first of them."""
-    forget(key, options)
     first = options[0] if default is None else default
     return linked(place.segmented_control, label, options, key=key, default=first, required=True, **more)
 
 
 pills = partial(linked, st.pills)
-
-
-def forget(key: str, options: Sequence[Any]) -> None:
-    """Drop the state of a control whose choice, of another adapter or table, is not among the options."""
-    if key in st.session_state and st.session_state[key] not in options:
-        del st.session_state[key]
 
 
 def projections(frame: pd.DataFrame) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import gcd
 
 import numpy as np
@@ -21,9 +21,7 @@ from bora_analysis.catalogue.cost import cost
 from bora_analysis.catalogue.formulas import Cost
 from bora_analysis.catalogue.sizes import common_divisors
 from bora_analysis.linalg import Array
-from bora_analysis.linalg.threads import one_blas_thread
 from bora_analysis.methods import form, recipe
-from bora_analysis.updates.blocks import BlockProduct, DirectSum, lora
 from bora_analysis.updates.contract import Blocked, Facts, Update
 
 #: The largest m and n, and r. With the two limits below, the SVD of a core takes at most 70 ms on one processor and the
@@ -62,7 +60,7 @@ class Setting:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One method's update and its spectrum. ``ranks`` is None for a ΔW that is no product of block factors.
+    """One method's update. What is found from it is found once.
 
     ``r`` and ``blocks`` are what was asked for; r is None for a method that has none, blocks 1 for one without.
     """
@@ -71,14 +69,22 @@ class Outcome:
     r: int | None
     blocks: int
     update: Update
-    values: Array  # (rank bound,), descending
-    ranks: FactorRanks | None
 
     @property
     def facts(self) -> Facts:
         return self.update.facts
 
-    @property
+    @cached_property
+    def values(self) -> Array:
+        """The singular values, (rank bound,), descending."""
+        return singular_values(self.update, solver="svd", device="cpu").values
+
+    @cached_property
+    def ranks(self) -> FactorRanks | None:
+        """Those of B', Σ' and A'; None for a ΔW that is no product of block factors."""
+        return factor_ranks(self.update) if isinstance(self.update, Blocked) else None
+
+    @cached_property
     def measured(self) -> int:
         """Numerical rank of ΔW. The factors here are exact numbers, so its tolerance has the ε of float64."""
         return metrics.numerical_rank(self.values, metrics.rounding_tolerance(self.values))
@@ -157,11 +163,9 @@ def sweep(setting: Setting) -> pd.DataFrame:
     """
     rows = []
     for b in blocks_offered(setting.m, setting.n, setting.r):
-        update = _update(setting, "bora", setting.r, b)
-        values = _values(update)
-        rank = metrics.numerical_rank(values, metrics.rounding_tolerance(values))
-        facts = update.facts
-        rows.append((b, facts.rank_bound, rank, facts.parameters, facts.parameters / facts.rank_bound))
+        one = Outcome("bora", setting.r, b, _update(setting, "bora", setting.r, b))
+        facts = one.facts
+        rows.append((b, facts.rank_bound, one.measured, facts.parameters, facts.parameters / facts.rank_bound))
     return pd.DataFrame(rows, columns=["blocks", "rank_bound", "measured_rank", "parameters", "parameters_per_rank"])
 
 
@@ -202,16 +206,8 @@ def ranks_frame(outcomes: tuple[Outcome, ...], threshold: float) -> pd.DataFrame
 
 @lru_cache(maxsize=128)
 def _outcome(setting: Setting, method: str, r: int, blocks: int) -> Outcome:
-    update = _update(setting, method, r, blocks)
-    with one_blas_thread():
-        ranks = factor_ranks(update) if isinstance(update, Blocked) else None
-    return Outcome(method, r if catalogue.METHODS[method].ranked else None, blocks, update, _values(update), ranks)
-
-
-def _values(update: Update) -> Array:
-    # One thread: several take seconds for a core of 512 where other visitors keep the processors busy.
-    with one_blas_thread():
-        return singular_values(update, solver="svd", device="cpu").values
+    known = r if catalogue.METHODS[method].ranked else None
+    return Outcome(method, known, blocks, _update(setting, method, r, blocks))
 
 
 def _update(setting: Setting, method: str, r: int, blocks: int) -> Update:
@@ -222,20 +218,7 @@ def _update(setting: Setting, method: str, r: int, blocks: int) -> Update:
     parts = {name: part.astype(np.float64) if part.dtype.kind == "f" else part for name, part in raw[SEED_PATH].items()}
     if setting.kind == "counterexample":
         parts |= _orthogonal_pair(setting, method, r)
-    if method == "melora":
-        return _minis(list(parts["B"]), list(parts["A"]), setting.m, setting.n, raw.scaling)
     return form(method).build(parts, raw.scaling, setting.activation)
-
-
-def _minis(B: list[Array], A: list[Array], m: int, n: int, scaling: float) -> DirectSum:
-    """As :func:`bora_analysis.melora`, also for minis with r above both their sizes, which a file would not hold."""
-    parts: tuple[BlockProduct, ...] = tuple(
-        lora(left, right, scaling=scaling, method="melora", any_rank=True) for left, right in zip(B, A, strict=True)
-    )
-    r, minis = A[0].shape[0], len(parts)
-    price = cost("melora", m, n, r, blocks=minis)
-    size = price.parameters, price.macs_per_token, price.rank_bound
-    return DirectSum(Facts("melora", m, n, r, minis, scaling, *size, parts[0].facts.dtype), parts)
 
 
 def _orthogonal_pair(setting: Setting, method: str, r: int) -> dict[str, Array]:

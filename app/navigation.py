@@ -51,9 +51,7 @@ def picker() -> tuple[list[sources.Source], float]:
     """
     added: dict[str, sources.Source] = st.session_state.setdefault("added", {})
     fixed = [*sources.given(), *sources.bundled(), *sources.runs()]
-    errors = []
-    for source in from_link(errors):
-        added.setdefault(source.key, source)
+    errors = from_link(added)
     known = sources.named_apart(fixed, added.values())
     first = [source.key for source in (*sources.given(), *sources.usual()) if source.key in known]
     in_link(added)
@@ -98,26 +96,18 @@ def picker() -> tuple[list[sources.Source], float]:
     return [known[key] for key in chosen], float(threshold)
 
 
-def from_link(errors: list[str]) -> list[sources.Source]:
-    """The adapters that the URL brings with it; what is wrong with them is appended to ``errors``."""
-    found = []
-    added = {source.key for source in st.session_state["added"].values()}
-    for text in st.query_params.get_all("path"):
-        if f"path:{text}" in added:
-            continue
-        try:
-            found.append(sources.within_roots(text))
-        except AdapterError as error:
-            errors.append(str(error))
-    for token in st.query_params.get_all("upload"):
-        if f"upload:{token}" in added:
-            continue
-        source = upload_store().find(token)
-        if source is None:
-            errors.append("The uploaded adapter of this link is no longer kept; upload it again")
-        else:
-            found.append(source)
-    return found
+def from_link(added: dict[str, sources.Source]) -> list[str]:
+    """Add the adapters that the URL brings with it, and return what is wrong with them."""
+    errors = []
+    for origin, found in (("path", sources.within_roots), ("upload", upload_store().find)):
+        for word in st.query_params.get_all(origin):
+            try:
+                if f"{origin}:{word}" not in added:
+                    source = found(word)
+                    added.setdefault(source.key, source)
+            except AdapterError as error:
+                errors.append(str(error))
+    return errors
 
 
 def in_link(added: dict[str, sources.Source]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bora_analysis.linalg.threads import one_blas_thread
 from bora_analysis.updates.blocks import BlockProduct, DirectSum
 from bora_analysis.updates.contract import Blocked, Update
 
@@ -56,9 +55,8 @@ def magnitude(update: Update, cells: int = CELLS) -> Picture:
     b = update.facts.blocks
     rows, columns = (_edges(edge, b, cells) for edge in (m, n))
     sums = np.zeros((len(rows) - 1, n))
-    with one_blas_thread():  # thin products: several threads were measured 5× slower while others use the cores
-        for top, left, strip in _strips(update, rows):
-            sums[np.searchsorted(rows, top, "right") - 1, left : left + strip.size] += strip
+    for top, left, strip in _strips(update, rows):
+        sums[np.searchsorted(rows, top, "right") - 1, left : left + strip.size] += strip
     totals = np.add.reduceat(sums, columns[:-1], axis=1)
     counts = np.diff(rows)[:, None] * np.diff(columns)[None, :]
     return Picture((totals / counts).astype(np.float32), (m, n), *_lines(update))

@@ -85,10 +85,11 @@ class UploadStore:
             shutil.rmtree(old.path, ignore_errors=True)
         return source
 
-    def find(self, token: str) -> Source | None:
-        """The upload of that token, if it is still kept: a link to an upload lives as long as the upload."""
-        with self.guard:
-            return self.uploads.get(token)
+    def find(self, token: str) -> Source:
+        """The upload of that token; AdapterError if it is gone: a link to an upload lives as long as the upload."""
+        if source := self.uploads.get(token):
+            return source
+        raise AdapterError("The uploaded adapter of this link is no longer kept; upload it again")
 
 
 @cache

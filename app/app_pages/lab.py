@@ -9,27 +9,12 @@ from typing import Any
 import streamlit as st
 
 from app import charts, method_charts
+from app import lab_model as lab
 from app.columns import show
 from app.context import current
 from app.controls import choose, linked, segments
 from app.downloads import offer
 from app.explain import explanation, question, table
-from app.lab_model import (
-    BUDGETS,
-    KINDS,
-    LARGEST,
-    LARGEST_RANK,
-    METHODS,
-    OTHERS,
-    Outcome,
-    Setting,
-    blocks_offered,
-    compare,
-    ranks_frame,
-    sizes_of,
-    spectra_frame,
-    sweep,
-)
 from app.vega import draw, labelled
 from bora_analysis import style
 from bora_analysis.analysis import views
@@ -58,17 +43,17 @@ def size(place: Any, label: str, key: str, value: int, largest: int) -> int:
     return int(linked(place.number_input, f"{label} (≤ {largest})", 1, largest, value, key=f"lab_{key}"))
 
 
-def controls() -> Setting:
+def controls() -> lab.Setting:
     """The widgets; only sizes that fit together are offered."""
     with st.container(horizontal=True):
         for name in PRESETS:
             st.button(name, on_click=preset, args=(name,), key=f"preset:{name}")
     with st.container(border=True):
         sizes = st.columns(4)
-        m = size(sizes[0], "m, outputs", "m", 384, LARGEST)
-        n = size(sizes[1], "n, inputs", "n", 384, LARGEST)
-        r = min(size(sizes[2], "r, rank of a pair", "r", 8, LARGEST_RANK), m, n)
-        offered = blocks_offered(m, n, r)
+        m = size(sizes[0], "m, outputs", "m", 384, lab.LARGEST)
+        n = size(sizes[1], "n, inputs", "n", 384, lab.LARGEST)
+        r = min(size(sizes[2], "r, rank of a pair", "r", 8, lab.LARGEST_RANK), m, n)
+        offered = lab.blocks_offered(m, n, r)
         held = st.session_state.get("lab_b")
         if held is not None and held not in offered:  # m, n or r have changed: the nearest b that still fits
             st.session_state["lab_b"] = min(offered, key=lambda b: abs(b - held))
@@ -78,10 +63,10 @@ def controls() -> Setting:
         left, right = st.columns([3, 2])
         kind = segments(
             "Factors",
-            list(KINDS),
+            list(lab.KINDS),
             "lab_kind",
             left,
-            format_func=KINDS.__getitem__,
+            format_func=lab.KINDS.__getitem__,
             wrap=True,
             help="Gaussian: independent normal numbers. Decay: orthonormal factors, slot k scaled by k⁻ᵖ. "
             "Initialisation: B = 0, as training starts. Counterexample: B_i = [I 0], A_j = [0 I]ᵀ, which have full "
@@ -98,21 +83,20 @@ def controls() -> Setting:
             "identity takes σ itself as Σ.",
         )
         note = "Same budget: LoRA and MELoRA get the largest r that BoRA's parameters pay for."
-        same = segments("Compare at the", list(BUDGETS), "lab_same", right, format_func=BUDGETS.__getitem__, help=note)
+        same = segments(
+            "Compare at the", list(lab.BUDGETS), "lab_same", right, format_func=lab.BUDGETS.__getitem__, help=note
+        )
         first, second = right.columns(2)
         seed = linked(first.number_input, "Seed", 0, 999_999, 0, key="lab_seed")
         p = {"key": "lab_decay", "disabled": kind != "decay"}
         decay = linked(second.number_input, "p of the decay", 0.0, 4.0, 1.0, 0.25, **p)
-        setting = Setting(m, n, r, int(b), str(kind), float(decay), int(seed), str(activation), str(same))
+        setting = lab.Setting(m, n, r, int(b), str(kind), float(decay), int(seed), str(activation), str(same))
         return replace(setting, others=beside(setting))
 
 
-def beside(setting: Setting) -> tuple[str, ...]:
+def beside(setting: lab.Setting) -> tuple[str, ...]:
     """The other methods to show; only those are offered that the sizes allow."""
-    offered = [method for method in OTHERS if sizes_of(setting, method) is not None]
-    held = st.session_state.get("lab_others", [])
-    if not set(held) <= set(offered):
-        st.session_state["lab_others"] = [method for method in held if method in offered]
+    offered = [method for method in lab.OTHERS if lab.sizes_of(setting, method) is not None]
     chosen = linked(
         st.multiselect,
         "More methods",
@@ -127,7 +111,7 @@ def beside(setting: Setting) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def verdict(one: Outcome) -> None:
+def verdict(one: lab.Outcome) -> None:
     """Proposition 1 for BoRA's ΔW: the bound, what was measured, and what the three factors say."""
     ranks, facts = one.ranks, one.facts
     assert ranks is not None  # BoRA has the three factors
@@ -159,14 +143,14 @@ def verdict(one: Outcome) -> None:
 
 setting = controls()
 try:
-    outcomes = compare(setting)
+    outcomes = lab.compare(setting)
 except ValueError as error:
     st.error(str(error), icon=":material/error:")
     st.stop()
 
-ranks = labelled(ranks_frame(outcomes, threshold))
+ranks = labelled(lab.ranks_frame(outcomes, threshold))
 names = {one.method: style.method_look(one.method).label for one in outcomes}
-spectra = spectra_frame(outcomes, names)
+spectra = lab.spectra_frame(outcomes, names)
 measured = spectra["adapter"].map(dict(zip(ranks["label"], ranks["measured_rank"], strict=True)))
 # Beyond the measured rank only rounding is left, which would stretch the axis to 1e-17.
 exact = spectra.assign(singular_value=spectra["singular_value"].where(spectra["index"] <= measured, 0.0))
@@ -198,14 +182,14 @@ if ranks["r"].nunique() > 1 or setting.same == "budget":
 
 offer(spectra, "lab-spectra", "spectra" if drawable else None, threshold=threshold)
 with st.expander("Ranks as a table, ΔW and Σ′ as block products (figure 1)", icon=":material/table:"):
-    products = {names[one.method]: one.update for one in outcomes if one.method in METHODS}
+    products = {names[one.method]: one.update for one in outcomes if one.method in lab.METHODS}
     offer(ranks.drop(columns="label"), "lab-ranks", "figure1" if drawable else None, products)
 
 st.subheader("More blocks", anchor=False)
 if setting.kind == "counterexample":
     st.caption("This part needs random factors: the counterexample exists only where m/b + n/b ≤ r.")
 else:
-    curve = sweep(replace(setting, blocks=1, same="r"))
+    curve = lab.sweep(replace(setting, blocks=1, same="r"))
     optimum = sqrt(setting.m + setting.n)
     st.caption(
         f"BoRA with r = {setting.r} at every b that divides m = {setting.m} and n = {setting.n}. As long as br ≤ "

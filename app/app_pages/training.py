@@ -11,7 +11,7 @@ import streamlit as st
 
 from app import charts, sources
 from app.context import current, load
-from app.controls import ALL, choose, forget, linked, of_projection, projections
+from app.controls import ALL, choose, linked, of_projection, projections
 from app.downloads import offer
 from app.explain import explanation, question, table
 from app.safe_markdown import markdown
@@ -89,7 +89,6 @@ if len(trajectories) > 1:
         offer(means, "runs")
 
 st.subheader("The spectrum at a step", anchor=False)
-forget("step", steps)
 step = steps[0] if len(steps) == 1 else linked(st.select_slider, "Step", steps, value=steps[-1], key="step")
 spectra = of_projection(context.spectra[context.spectra["adapter"] == adapter], projection)
 spectra = spectra[spectra["step"].notna()].astype({"step": int})

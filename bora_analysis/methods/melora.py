@@ -70,7 +70,7 @@ def from_parts(a: Arrays, scaling: float, _: str) -> Update:
             raise FactorError(part, f"has shape {array.shape}; expected three dimensions, the minis first")
     if a["A"].shape[1] != a["B"].shape[2]:
         raise FactorError("A", "and B differ in r")
-    return melora(list(a["B"]), list(a["A"]), scaling=scaling)
+    return melora(list(a["B"]), list(a["A"]), scaling=scaling, any_rank=True)
 
 
 FORMS = {

@@ -98,7 +98,12 @@ def lora(
 
 
 def melora(
-    B: Sequence[Any], A: Sequence[Any], *, scaling: float | Sequence[float] = 1.0, dtype: str | None = None
+    B: Sequence[Any],
+    A: Sequence[Any],
+    *,
+    scaling: float | Sequence[float] = 1.0,
+    dtype: str | None = None,
+    any_rank: bool = False,
 ) -> DirectSum:
     """ΔW = blkdiag(s_1 B_1 A_1, …, s_N B_N A_N), the mini-LoRAs of MELoRA (arXiv 2402.17263).
 
@@ -107,7 +112,7 @@ def melora(
     B : N arrays (m_i, r_i).
     A : N arrays (r_i, n_i). The ranks r_i may differ.
     scaling : one factor, or one per mini.
-    dtype : as for :func:`lora`.
+    dtype, any_rank : as for :func:`lora`.
 
     Returns
     -------
@@ -134,7 +139,7 @@ def melora(
     parts = []
     for i, (left, right, scale) in enumerate(zip(B, A, scales, strict=True)):
         try:
-            parts.append(lora(left, right, scaling=scale, method="melora", dtype=dtype))
+            parts.append(lora(left, right, scaling=scale, method="melora", dtype=dtype, any_rank=any_rank))
         except FactorError as error:
             raise FactorError(error.factor, f"{error.message} (mini {i})") from None
     each = [part.facts for part in parts]

@@ -130,6 +130,29 @@ def test_every_page_from_a_link(start, page, tmp_path):
         assert app.session_state[key] == value, key
 
 
+@pytest.mark.parametrize(
+    ("page", "key", "own", "other"),
+    [
+        ("spectra", "module", "model.layers.3.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
+        ("layers", "layer", "3", "0"),
+        ("training", "step", 30, 20),
+    ],
+)
+def test_a_choice_that_is_no_longer_offered_is_forgotten(start, tmp_path, page, key, own, other):
+    """Of two adapters one has more layers, or steps, than the one that is looked at next."""
+    for name, layers, last in (("small", 2, 20), ("large", 4, 30)):
+        for step in (10, last):
+            adapter(tmp_path / name / f"checkpoint-{step}", layers=layers)
+    query = {"view": "one module", "adapter": "large", "run": "large", key: str(own)}
+    app = healthy(start(page, path=["small", "large"], adapters=["small", "large"], **query))
+    assert app.session_state[key] == own
+    app.multiselect(key="adapters").set_value([app.multiselect(key="adapters").value[0]])
+    healthy(app.run())
+    assert names(app) == ["small"]
+    assert app.session_state[key] == other
+    assert shown(app) == []
+
+
 @pytest.mark.parametrize("page", ["layers", "training"])
 def test_a_method_without_block_factors(start, page, tmp_path):
     """LoHa's ΔW is no product B' Σ' A': the page says so and shows ΔW alone."""

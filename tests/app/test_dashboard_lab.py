@@ -18,9 +18,12 @@ from bora_analysis.methods import recipe
 SETTING = Setting(64, 48, 4, 8)
 
 
-def test_bora_against_the_dense_svd():
+@pytest.mark.parametrize(
+    "setting", [SETTING, Setting(16, 24, 4, 8)], ids=["usual", "minis of a rank above their sizes"]
+)
+def test_bora_against_the_dense_svd(setting):
     for kind in ("gaussian", "decay"):
-        for one in compare(replace(SETTING, kind=kind)):
+        for one in compare(replace(setting, kind=kind)):
             dense = svdvals(one.update.to_dense())
             np.testing.assert_allclose(one.values, dense[: one.values.size], atol=1e-12)
             assert one.measured == np.linalg.matrix_rank(one.update.to_dense())

@@ -596,7 +596,8 @@ def test_the_oldest_goes_with_its_tables(files):
     assert [source.label for source in store.uploads.values()] == ["2", "3", "4"]
     assert [source.path.exists() for source in kept] == [False, False, True, True, True]
     assert [tables.has(source) for source in kept] == [False, False, True, True, True]
-    assert store.find(kept[0].word) is None
+    with pytest.raises(AdapterError, match="no longer kept"):
+        store.find(kept[0].word)
     assert store.find(kept[4].word) == kept[4]
     with pytest.raises(AdapterError):
         tables.get(kept[0])
