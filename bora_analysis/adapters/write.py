@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +16,13 @@ from ..catalogue import METHODS, made
 from ..files.adapter_file import SHAPES
 from ..files.configuration import CONFIG_NAME
 from ..files.errors import AdapterError
+from ..files.keys import exactly
 from ..files.tensors import Array, Raw
+from ..files.tensors_out import DTYPES, TensorsOut
 from ..methods import form as form_of
-from ..methods.file_form import Form, exactly
+from ..methods.file_form import Form
 from ..methods.lora import EMBEDDING
-from ..updates.checks import is_finite
 from ..updates.contract import FactorError
-
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def write_adapter(
@@ -96,13 +93,12 @@ def write_adapter(
         raise AdapterError(f"{folder}: got alpha = {alpha}; {method} has no α; expected None")
     with replacing(folder / CONFIG_NAME) as config_path, replacing(folder / "adapter_model.safetensors") as weights:
         # Both are written in full before either gets its name, the weights first.
-        with TemporaryFile(dir=folder) as data:
+        with TensorsOut(folder) as out:
             pairs: Any = modules.items() if isinstance(modules, Mapping) else modules
-            header, front, written = _write_data(data, folder, form, pairs, activation, dtype, others or {})
-            data.seek(0)
-            with weights.open("wb") as out:
-                out.write(len(header).to_bytes(8, "little") + header + front)
-                shutil.copyfileobj(data, out, 2**24)
+            written = _write_data(out, folder, form, pairs, activation, dtype)
+            for key, raw in (others or {}).items():
+                out.copy(key, raw)
+            out.save(weights, {"format": "pt"})
         if not written.settings:
             raise AdapterError(f"{folder}: there are no modules to write")
         config = {
@@ -153,31 +149,17 @@ def _ranks(form: Form, ranks: Mapping[str, int], alpha: float | None, rslora: bo
 
 
 def _write_data(
-    data: IO[bytes],
+    out: TensorsOut,
     folder: Path,
     form: Form,
     modules: Iterable[tuple[str, Mapping[str, Any]]],
     activation: str,
     dtype: str | None,
-    others: Mapping[str, Raw],
-) -> tuple[bytes, bytes, _Written]:
-    """Write the tensors one after another; return header, whole numbers, and what else the modules say."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+) -> _Written:
+    """Write the tensors one after another; return what else the modules say."""
     written = _Written()
     shared: dict[str, Array] = {}
-    indices: dict[str, Array] = {}
-    stored = dtype  # one type for all factors, so that every tensor is aligned
-
-    def copy(tensors: Iterable[tuple[str, Raw]]) -> None:
-        for key, raw in tensors:
-            start = data.tell()
-            data.write(raw.read())
-            entries[key] = {"dtype": raw.dtype, "shape": list(raw.shape), "data_offsets": [start, data.tell()]}
-
-    # The others are aligned too: the wider types before the factors, the narrower ones after.
-    width = {"float64": 8, "float32": 4}.get(dtype or "", 2)
-    by_width = sorted(others.items(), key=lambda item: -item[1].itemsize)
-    copy(item for item in by_width if item[1].itemsize >= width)
+    stored = dtype  # one type for all factors
     for module, factors in modules:
         arrays = {part: _as_array(value) for part, value in factors.items()}
         own = EMBEDDING if set(form.keys) == {"A", "B"} and set(arrays) == set(EMBEDDING.keys) else form
@@ -195,36 +177,21 @@ def _write_data(
                 first = shared.setdefault(key, array)
                 if first is not array and not np.array_equal(first, array):
                     raise AdapterError(f"{folder}: {module}: {part} is not that of the modules before; it is shared")
-                if key in entries:
+                if key in out:
                     continue
             if array.dtype.kind in "iu":
-                indices[key] = array.astype("<i8")
+                out.add(key, array, "int64")
                 continue
             stored = stored or array.dtype.name
-            if stored not in _DTYPES:
-                raise AdapterError(f"{folder}: dtype {stored} cannot be written; expected one of {', '.join(_DTYPES)}")
+            if stored not in DTYPES:
+                raise AdapterError(f"{folder}: dtype {stored} cannot be written; expected one of {', '.join(DTYPES)}")
             if not dtype and array.dtype.name != stored:
                 raise AdapterError(f"{folder}: {module}: {part} is {array.dtype}, others are {stored}; pass dtype=")
-            start = data.tell()
             try:
-                data.write(_encode(array, stored))
+                out.add(key, array, stored)
             except OverflowError as error:
                 raise AdapterError(f"{folder}: {module}: {part} {error}") from None
-            entries[key] = {
-                "dtype": _DTYPES[stored],
-                "shape": list(array.shape),
-                "data_offsets": [start, data.tell()],
-            }
-    copy(item for item in by_width if item[1].itemsize < width)
-    # Whole numbers, of eight bytes each, lie before the others, so that all are aligned.
-    front = b"".join(array.tobytes() for array in indices.values())
-    for entry in (entry for key, entry in entries.items() if key != "__metadata__"):
-        entry["data_offsets"] = [offset + len(front) for offset in entry["data_offsets"]]
-    end = 0
-    for key, array in indices.items():
-        entries[key] = {"dtype": "I64", "shape": list(array.shape), "data_offsets": [end, end := end + array.nbytes]}
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    return header + b" " * (-len(header) % 8), front, written  # the data begins at a multiple of 8
+    return written
 
 
 def _tensors(form: Form, module: str, arrays: Mapping[str, Array]) -> Iterator[tuple[str, str, Array]]:
@@ -241,11 +208,3 @@ def _as_array(value: Any) -> Array:
         value = value.detach().cpu()
         value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     return np.asarray(value)
-
-
-def _encode(array: Array, dtype: str) -> bytes:
-    with np.errstate(over="ignore"):
-        rounded = np.ascontiguousarray(array, dtype=np.dtype(dtype).newbyteorder("<"))
-    if not is_finite(rounded):
-        raise OverflowError(f"holds values beyond the range of {dtype}")
-    return rounded.tobytes()

@@ -46,3 +46,8 @@ def biases(keys: Sequence[str]) -> list[str]:
     """Trained biases of modules whose weights are not in the file whole."""
     whole = {key.removesuffix(".weight") for key in keys if key.endswith(".weight")}
     return [key for key in keys if key.endswith((".bias", ".diff_b")) and key.rpartition(".")[0] not in whole]
+
+
+def exactly(module: str) -> str:
+    """The pattern, for PEFT's rule, of one module."""
+    return f"^{re.escape(module)}"

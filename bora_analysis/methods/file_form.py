@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,11 +20,6 @@ def same(settings: Settings) -> dict[str, Any]:
     names = dict.fromkeys(name for own in settings.values() for name in own)
     values = {name: [own.get(name) for own in settings.values()] for name in names}
     return {name: all_of[0] if all(v == all_of[0] for v in all_of) else None for name, all_of in values.items()}
-
-
-def exactly(module: str) -> str:
-    """The pattern, for PEFT's rule, of one module."""
-    return f"^{re.escape(module)}"
 
 
 def patterned(name: str) -> Callable[[Settings], dict[str, Any]]:
