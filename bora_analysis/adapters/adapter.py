@@ -71,6 +71,7 @@ class Adapter(_Views, Mapping[str, Update]):
     passed_over : keys of the file that are no part of any low-rank update (heads, biases, embeddings …).
     warnings : one line each, where the numbers need a caveat.
     base_model : name of the base model, where the configuration has it.
+    layout : of its file, by the name under which :func:`bora_analysis.convert` writes it; None for others.
 
     Examples
     --------
@@ -92,6 +93,7 @@ class Adapter(_Views, Mapping[str, Update]):
     passed_over: tuple[str, ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
     base_model: str | None = None
+    layout: str | None = None
 
     @classmethod
     def from_updates(

@@ -91,8 +91,10 @@ def merge(
     beside = tuple(dict.fromkeys(key for adapter in adapters for key in adapter.passed_over))
     bases = {adapter.base_model for adapter in adapters if adapter.base_model}
     base = bases.pop() if len(bases) == 1 else None
+    layouts = {adapter.layout for adapter in adapters}
+    layout = layouts.pop() if len(layouts) == 1 else None
     return Adapter(
-        title.removeprefix("+"), method, None, None, loaders, beside, tuple(dict.fromkeys(warnings)), base
+        title.removeprefix("+"), method, None, None, loaders, beside, tuple(dict.fromkeys(warnings)), base, layout
     )  # fmt: skip
 
 
@@ -132,7 +134,9 @@ def _term(name: str, weight: float) -> str:
 
 def _load(parts: Sequence[tuple[Adapter, float]], module: str, method: str) -> Update:
     present = [(adapter, weight, adapter[module]) for adapter, weight in parts if module in adapter]
-    shapes = {(u.facts.out_features, u.facts.in_features, u.facts.kind, u.facts.kernel) for _, _, u in present}
+    shapes = {
+        (u.facts.out_features, u.facts.in_features, u.facts.kind, u.facts.kernel, u.facts.groups) for _, _, u in present
+    }
     if len(shapes) > 1:
         found = ", ".join(
             f"{adapter.name} {u.facts.out_features}×{u.facts.in_features} ({u.facts.kind})" for adapter, _, u in present

@@ -18,7 +18,7 @@ from ..files.base_model import BaseWeights, model_paths
 from ..files.configuration import read_configuration
 from ..files.errors import AdapterError, counted
 from ..files.keys import biases, natural
-from ..files.layouts import translate
+from ..files.layouts import layout_of, translate
 from ..files.tensors import Tensors, open_tensors
 from ..methods import readers
 from ..methods.bora import activation as activation_of
@@ -265,7 +265,8 @@ def adapter_of(
         warnings += [f"{counted(len(trained), 'trained bias', 'trained biases')}, no part of ΔW: {some(trained, 1)}"]
     warnings += [*told.notes, *notes]
     trained_on = (config or {}).get("base_model_name_or_path")
-    return Adapter(name, method, step, None, ordered, tuple(passed_over), tuple(warnings), trained_on)
+    layout = layout_of(opened, configuration)
+    return Adapter(name, method, step, None, ordered, tuple(passed_over), tuple(warnings), trained_on, layout)
 
 
 def _read_parts(source: Source, parts: Iterable[Tensors]) -> Found:

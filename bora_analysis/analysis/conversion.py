@@ -1,8 +1,4 @@
-"""Any adapter as a plain LoRA, exactly or cut to a rank, with the error of each module.
-
-The best approximation of rank k is the truncated SVD (Eckart & Young 1936; Mirsky 1960), and its error is known:
-‖ΔW − ΔW_k‖₂ = σ_{k+1} and ‖ΔW − ΔW_k‖_F = (Σ_{i>k} σ_i²)^½. Rounding to the file's dtype is added to it.
-"""
+"""Any adapter as a plain LoRA, exactly or cut to a rank, in the layout of a program that loads it."""
 
 from __future__ import annotations
 
@@ -16,25 +12,29 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from ..adapters import Adapter, AdapterError, write_adapter
+from .. import catalogue
+from ..adapters import Adapter, AdapterError
 from ..adapters.given import one_of
 from ..adapters.reading import Options
 from ..cards import based_on, card
-from ..catalogue.dtypes import EPSILON
-from ..catalogue.module_names import layer, projection
+from ..catalogue.module_names import layer as layer_of
+from ..catalogue.module_names import projection
+from ..files.base_model import BaseWeights, open_base
 from ..files.configuration import CONFIG_NAME
 from ..files.errors import counted
-from ..files.keys import biases, module_path
+from ..files.keys import biases as trained_biases
+from ..files.keys import module_path
+from ..files.layouts import OUT
+from ..files.layouts.out import Job, Layer, Out
+from ..files.layouts.peft import PREFIX
 from ..files.tensors import Raw, open_tensors
-from ..linalg import Array, NotFiniteError, norm
-from ..linalg.inertia import spectral_norm
+from ..linalg import NotFiniteError
 from ..linalg.threads import in_order
-from ..metrics import effective_rank, energy_rank, numerical_rank
-from ..updates.checks import is_finite
-from ..updates.contract import FactorError, Facts, Update
+from ..updates.contract import FactorError, Facts
 from ..updates.dense import Dense
+from .arranging import arranged, paths, with_experts
 from .progress import progress
-from .vectors import SingularVectors, singular_vectors
+from .truncation import Cut, rule, truncated, truncated_groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,42 +44,16 @@ _OF_BASE = (
     "base_model_name_or_path", "revision", "task_type", "auto_mapping", "layer_replication", "fan_in_fan_out",
     "alora_invocation_tokens",
 )  # fmt: skip
+_OF_BIASES = ("bias", "lora_bias")
 _OF_HEADS = ("modules_to_save", "trainable_token_indices", "ensure_weight_tying")
-_PEFT = "base_model.model."
-# What one layer's update may be and a LoRA of PEFT cannot, or not under a name of its own.
-_NO_LAYER = {
-    "grouped conv": "is a grouped convolution, whose lora_B is block-diagonal; a truncated one would not be",
-    "parameter": "is no layer of its own (an expert's parameter, a part of nn.MultiheadAttention)",
+# Layers of which not every layout has a LoRA.
+_KINDS = {
+    "embedding": "is an embedding",
+    "conv": "is a convolution",
+    "grouped conv": "is a grouped convolution",
+    "attention": "is a part of nn.MultiheadAttention",
+    "parameter": "is no layer of its own (an expert's parameter)",
 }
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Rank k with which an update is kept, and what is lost.
-
-    Attributes
-    ----------
-    rank_before : numerical rank of ΔW in float64.
-    rank : k.
-    energy_kept : Σ_{i≤k} σ² / Σσ²; 1 for ΔW = 0.
-    error_spectral, error_frobenius : ‖ΔW − B A‖₂ and ‖ΔW − B A‖_F with the factors as they are written, in their dtype.
-    error_relative : ‖ΔW − B A‖_F / ‖ΔW‖_F; 0 for ΔW = 0.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from bora_analysis import lora
-    >>> *_, cut = truncated(lora(np.eye(4)[:, :2] * [4.0, 3.0], np.eye(2, 5)), rank=1)
-    >>> cut.rank_before, cut.rank, round(cut.energy_kept, 9), round(cut.error_relative, 9)
-    (2, 1, 0.64, 0.6)
-    """
-
-    rank_before: int
-    rank: int
-    energy_kept: float
-    error_spectral: float
-    error_frobenius: float
-    error_relative: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,6 +67,7 @@ class Conversion:
     facts : module → what the update was.
     left_behind : what the adapter's file holds beside ΔW and the LoRA's does not, by its name there.
     base_model : name of the base model, where it is known.
+    layout : in which it was written.
 
     Examples
     --------
@@ -109,6 +84,7 @@ class Conversion:
     facts: dict[str, Facts]
     left_behind: tuple[str, ...] = ()
     base_model: str | None = None
+    layout: str = "peft"
 
     @property
     def table(self) -> pd.DataFrame:
@@ -121,7 +97,7 @@ class Conversion:
             facts = self.facts[module]
             size = facts.out_features + facts.in_features
             rows.append(
-                {"module": module, "layer": layer(module), "projection": projection(module)}
+                {"module": module, "layer": layer_of(module), "projection": projection(module)}
                 | {"out_features": facts.out_features, "in_features": facts.in_features, "method": facts.method}
                 | asdict(cut)
                 | {"parameters_before": facts.parameters, "parameters": size * max(1, cut.rank)}
@@ -144,9 +120,11 @@ def convert(
     source: Any,
     folder: str | Path,
     *,
+    layout: str = "peft",
     rank: int | None = None,
     energy: float | None = None,
     threshold: float | None = None,
+    cap_sigma: float | None = None,
     dtype: str = "float32",
     pad: bool = False,
     force: bool = False,
@@ -154,12 +132,12 @@ def convert(
     on_module: Callable[[], object] | None = None,
     **reading: Unpack[Options],
 ) -> Conversion:
-    """Write an adapter as a LoRA that PEFT and servers of LoRA load.
+    """Write an adapter as a LoRA that PEFT, servers of LoRA and other programs load.
 
     Without ``rank``, ``energy`` or ``threshold`` ΔW is kept whole, up to the rounding of ``dtype``: each module gets
     the rank of its ΔW, at most min(m, n, br) for BoRA. α = r everywhere, so the scaling is 1; the configuration's r is
-    the largest. Heads and embeddings go along from a file under PEFT's names. From other layouts they do not: PEFT
-    would not find them, and :attr:`Conversion.left_behind` lists them.
+    the largest. Heads and embeddings go along from PEFT's layout into PEFT's. From others they do not: PEFT would not
+    find them, and :attr:`Conversion.left_behind` lists them.
 
     A convolution is written as one where its kernel is known: from the tensors of LoRA, and of LoHa and LoKr if they
     are decomposed or whole, or else from the base model that the adapter was read with.
@@ -170,10 +148,16 @@ def convert(
     Parameters
     ----------
     source : one adapter, or what :func:`bora_analysis.read_adapter` takes.
-    folder : where ``adapter_config.json`` and ``adapter_model.safetensors`` are written; not the adapter's own.
+    folder : where the weights and the configuration are written; not the adapter's own. Of a layout that is one file
+        (kohya, comfyui, diffusers) it may be that file, ``….safetensors``.
+    layout : ``"peft"``; ``"per-expert"``, PEFT's with each expert of a mixture a module; ``"kohya"``, ``"comfyui"``,
+        ``"diffusers"``, ``"mlx"``; or ``"same"``, that of the adapter's file: each module keeps its scaling, so that α
+        is the scaling times the rank, and the file its metadata and what it holds beside ΔW. Modules get the names that
+        the layout has for them; kohya's underscores become dots by the names of ``base``, or by known ones.
     rank : at most this rank in every module.
     energy : the least rank that keeps this share of Σσ².
     threshold : as many as there are σ above it.
+    cap_sigma : σ above this are set to it.
     dtype : of the factors, see :func:`bora_analysis.write_adapter`.
     pad : fill up every module with zeros to the largest rank, for servers that know no ``alpha_pattern``.
     force : replace the adapter that the folder holds already.
@@ -188,10 +172,10 @@ def convert(
     Raises
     ------
     ValueError
-        Two of rank, energy and threshold, or one out of range.
+        Two of rank, energy and threshold, or one out of range; an unknown layout.
     AdapterError
-        An adapter that cannot be read; several checkpoints; trained biases; a grouped convolution, an expert's
-        parameter or nn.MultiheadAttention; an update without low rank (DoRA, full fine-tuning) and no wish for a rank;
+        An adapter that cannot be read; several checkpoints; trained biases, unless the layout stays; a kind of layer or
+        a name that the layout has not; an update without low rank (DoRA, full fine-tuning) and no wish for a rank;
         ``folder`` is the adapter's own, or holds another; numbers that do not fit into ``dtype``; an empty head.
 
     Examples
@@ -203,153 +187,84 @@ def convert(
     ...     done = convert(adapter, folder, energy=0.9)
     ...     read_adapter(folder).method, done.cuts["layers.0.q_proj"].rank_before
     ('lora', 8)
+    >>> with TemporaryDirectory() as folder:
+    ...     done = convert(adapter, folder, layout="mlx")
+    ...     done.layout, sorted(file.name for file in done.folder.iterdir()), list(read_adapter(folder))
+    ('mlx', ['adapter_config.json', 'adapters.safetensors'], ['layers.0.q_proj'])
     """
-    _rule(rank, energy, threshold)  # a wrong wish is an error before anything is read
-    adapter = one_of(source, **reading)
+    wish = {"rank": rank, "energy": energy, "threshold": threshold, "cap_sigma": cap_sigma}
+    rule(**wish)  # a wrong wish is an error before anything is read
+    if layout not in catalogue.LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; expected one of {', '.join(catalogue.LAYOUTS)}")
+    base = reading.get("base")
+    if base is not None and not isinstance(base, BaseWeights):
+        base = reading["base"] = open_base(base)
+    given = one_of(source, **reading)
+    name = given.path or given.name
+    same = layout == "same"
+    if same:
+        layout = given.layout or ""
+        if layout not in OUT:
+            told = ", ".join(OUT)
+            raise AdapterError(f"{name}: its layout is read, and not written; choose another (--layout): {told}")
+    out = OUT[layout]
     folder = Path(folder)
-    name = adapter.path or adapter.name
-    refuse_own_folder(folder, [adapter])
-    held = [
-        file for file in (CONFIG_NAME, "adapter_model.safetensors", "adapter_model.bin") if (folder / file).exists()
-    ]
-    if held and not force:
-        raise AdapterError(f"{folder}: holds {held[0]}; give another folder, or replace it (--force, force=True)")
-    _refuse_biases(adapter)
+    refuse_own_folder(folder, [given])
+    _refuse_held(folder, out, force)
+    if not same:
+        _refuse_biases(given)
+    kept = _others(given, same=same) if same or layout in ("peft", "per-expert") else {}
     if settings is None:
-        settings = shared_settings([adapter], heads=True)
+        settings = shared_settings([given], heads=True, biases=same)
+    adapter = with_experts(given, layout)
+    names = paths(adapter, layout, base)
     cuts: dict[str, Cut] = {}
     facts: dict[str, Facts] = {}
+    usual = adapter[next(iter(adapter))].facts.scaling if same and out.one_rank else 1.0
 
-    def cut(module: str) -> tuple[Facts, Array, Array, Cut]:
+    def cut(module: str) -> tuple[Layer, Facts, Cut]:
         update = adapter[module]
-        if update.facts.kind in _NO_LAYER:
-            raise AdapterError(f"{name}: {module} {_NO_LAYER[update.facts.kind]}; a LoRA cannot be written for it")
+        own = update.facts
+        if own.kind not in out.kinds and not (own.kind == "parameter" and out.experts == "fused"):
+            raise AdapterError(f"{name}: {module} {_KINDS[own.kind]}, for which {layout} has no LoRA")
         if isinstance(update, Dense) and rank is energy is threshold is None:
             raise AdapterError(
-                f"{name}: {module}: the update of {update.facts.method} has full rank; choose a rank, an energy or a "
+                f"{name}: {module}: the update of {own.method} has full rank; choose a rank, an energy or a "
                 "threshold (--rank, --energy, --threshold) to cut it to"
             )
+        told = usual if out.one_rank else own.scaling
+        scaling = told if same and 0 < told < np.inf else 1.0
         try:
-            return update.facts, *truncated(update, rank=rank, energy=energy, threshold=threshold, dtype=dtype)
+            short = truncated if own.groups == 1 else truncated_groups
+            B, A, lost = short(update, dtype=dtype, scaling=scaling, **wish)
         except (NotFiniteError, FactorError) as error:
             raise AdapterError(f"{name}: {module}: {error}") from None
+        return Layer(names[module], B, A, scaling, own.kind, own.kernel, own.groups), own, lost
 
-    def factors() -> Iterator[tuple[str, dict[str, Array]]]:
+    def layers() -> Iterator[Layer]:
         # A pass for the ranks alone, instead of all factors in memory.
-        width = max((lost.rank for _, (*_, lost) in in_order(cut, adapter)), default=0) if pad else 0
-        for module, (known, B, A, lost) in in_order(cut, adapter):
+        width = max((layer.r for _, (layer, *_) in in_order(cut, adapter)), default=0) if pad or out.one_rank else 0
+        for module, (layer, known, lost) in in_order(cut, adapter):
             facts[module], cuts[module] = known, lost
             step()
-            more = max(0, width - len(A))
-            yield module, _of_layer(known, np.pad(B, ((0, 0), (0, more))), np.pad(A, ((0, more), (0, 0))))
+            yield layer.padded(-(-max(width, layer.r) // layer.groups) * layer.groups)
 
-    kept = _others(adapter)
-    others = dict(kept.values())
+    metadata = open_tensors(given.path).metadata if same and given.path is not None else {}
     with progress(len(adapter), on_module) as step:
-        write_adapter(folder, "lora", factors(), alpha=None, dtype=dtype, extra_config=settings, others=others)
-    left = tuple(key for key in adapter.passed_over if key not in kept)
-    return Conversion(folder, cuts, facts, left, settings.get(_OF_BASE[0]))
+        written = arranged(layers(), layout, names, name)
+        out.write(Job(folder, written, dtype, settings, metadata, dict(kept.values())))
+    left = tuple(key for key in given.passed_over if key not in kept)
+    return Conversion(folder, cuts, facts, left, settings.get(_OF_BASE[0]), layout)
 
 
-def _rule(rank: int | None, energy: float | None, threshold: float | None) -> Callable[[Array], int]:
-    """Singular values → how many to keep, be they there or not."""
-    given = [
-        name for name, value in (("rank", rank), ("energy", energy), ("threshold", threshold)) if value is not None
-    ]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} are given; expected one of rank, energy and threshold")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank is {rank}; expected at least 1")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy is {energy}; expected a share of Σσ² above 0 and up to 1")
-    if threshold is not None and not threshold >= 0:
-        raise ValueError(f"threshold is {threshold}; expected a number ≥ 0")
-
-    def choose(values: Array) -> int:
-        if rank is not None:
-            return rank
-        if energy is not None:
-            return energy_rank(values, energy)
-        return len(values) if threshold is None else effective_rank(values, threshold)
-
-    return choose
-
-
-def truncated(
-    update: Update,
-    *,
-    rank: int | None = None,
-    energy: float | None = None,
-    threshold: float | None = None,
-    dtype: str = "float64",
-) -> tuple[Array, Array, Cut]:
-    """B (m, k) and A (k, n), with B A = ΔW_k and the scaling in them, rounded to ``dtype``, and what is lost.
-
-    Both carry the root of the singular values, so that neither is much larger than the other. For k = 0 they are zeros
-    of rank 1. Parameters as for :func:`convert`; without a wish k is ΔW's rank. FactorError where ``dtype`` has not the
-    range for a factor.
-    """
-    choose = _rule(rank, energy, threshold)
-    found = singular_vectors(update)
-    values = found.values
-    full = numerical_rank(values, found.rounding)
-    k = min(full, choose(values))
-    total, lost = norm(values), norm(values[k:])
-    share = lost / total if total else 0.0
-    root = np.sqrt(values[:k]) if k else np.zeros(1)
-    exact = found.left[:, : len(root)] * root, root[:, None] * found.right[: len(root)]
-    B, A = (_stored(name, factor, dtype) for name, factor in zip("BA", exact, strict=True))
-    spectral = float(values[k : k + 1].sum())
-    E, F = exact[0] - B, exact[1] - A
-    if E.any() or F.any():
-        core = _lost(found, root, E, F)
-        spectral, lost = spectral_norm(core), norm(core)
-    return B, A, Cut(full, k, 1.0 - share**2, spectral, lost, lost / total if total else 0.0)
-
-
-def _stored(name: str, factor: Array, dtype: str) -> Array:
-    """The factor rounded to the dtype, in float64."""
-    with np.errstate(over="ignore"):
-        rounded = factor.astype(dtype).astype(np.float64)
-    if not is_finite(rounded):
-        raise FactorError(name, f"holds values beyond the range of {dtype}; expected a wider dtype")
-    if norm(rounded - factor) > EPSILON[dtype] * norm(factor):  # rounding alone makes at most half of it
-        raise FactorError(
-            name, f"holds values below the range of {dtype} (the largest is {np.abs(factor).max():.2g}); "
-            "expected bfloat16 or a wider dtype"
-        )  # fmt: skip
-    return rounded
-
-
-def _lost(found: SingularVectors, root: Array, E: Array, F: Array) -> Array:
-    """A matrix with the singular values of ΔW − (B − E)(A − F), where B A = ΔW_k.
-
-    That is ΔW − ΔW_k + E A + (B − E) F. In an orthonormal basis of the singular vectors and of what E and F have beside
-    them, all of it is small.
-    """
-    k = len(root)
-    left, right = _coordinates(found.left, E), _coordinates(found.right.T, F.T)
-    core = np.zeros((len(left), len(right)))
-    beyond = np.arange(k, len(found.values))
-    core[beyond, beyond] = found.values[k:]
-    core[:, :k] += left * root
-    core += (np.eye(len(left), k) * root - left) @ right.T
-    return core
-
-
-def _coordinates(basis: Array, columns: Array) -> Array:
-    """In the basis, and in another one of what is orthogonal to it, whose Gram matrix is known without it."""
-    inside = basis.T @ columns
-    squares, axes = np.linalg.eigh(columns.T @ columns - inside.T @ inside)
-    return np.concatenate([inside, np.sqrt(np.maximum(squares, 0))[:, None] * axes.T])
-
-
-def _of_layer(facts: Facts, B: Array, A: Array) -> dict[str, Array]:
-    """The factors in the shape that PEFT gives them in a layer of this kind."""
-    if facts.kind == "embedding":
-        return {"embedding_A": A, "embedding_B": B}
-    ones = (1,) * len(facts.kernel)
-    return {"A": A.reshape(len(A), -1, *facts.kernel) if ones else A, "B": B.reshape(*B.shape, *ones)}
+def _refuse_held(folder: Path, out: Out, force: bool) -> None:
+    names = [CONFIG_NAME] if out.configured else []
+    names += [out.file, *([Path(out.file).with_suffix(".bin").name] if out.configured else [])]
+    held = [name for name in names if (folder / name).exists()]
+    if folder.is_file():
+        held, folder = [folder.name], folder.parent
+    if held and not force:
+        raise AdapterError(f"{folder}: holds {held[0]}; give another folder, or replace it (--force, force=True)")
 
 
 def refuse_own_folder(folder: Path, adapters: Sequence[Adapter]) -> None:
@@ -359,12 +274,15 @@ def refuse_own_folder(folder: Path, adapters: Sequence[Adapter]) -> None:
             raise AdapterError(f"{folder}: is the folder of {adapter.name} itself; give another one to write to")
 
 
-def shared_settings(adapters: Sequence[Adapter], *, heads: bool = False, force: bool = False) -> dict[str, Any]:
+def shared_settings(
+    adapters: Sequence[Adapter], *, heads: bool = False, biases: bool = False, force: bool = False
+) -> dict[str, Any]:
     """What a LoRA's configuration takes over from adapters: the base model, and what is said of its layers.
 
     Parameters
     ----------
     heads : take over what says which heads and tokens the file holds beside ΔW, too.
+    biases : take over which biases the file holds, too.
     force : leave out the name of the base model where the adapters have several.
 
     Raises
@@ -378,7 +296,7 @@ def shared_settings(adapters: Sequence[Adapter], *, heads: bool = False, force: 
         config: dict[str, Any] = {_OF_BASE[0]: adapter.base_model}
         if path is not None and path.exists():
             config = json.loads(path.read_text(encoding="utf-8"))
-        for key in (*_OF_BASE, *(_OF_HEADS if heads else ())):
+        for key in (*_OF_BASE, *(_OF_HEADS if heads else ()), *(_OF_BIASES if biases else ())):
             if config.get(key) and found.setdefault(key, config[key]) != config[key]:
                 if force and key == _OF_BASE[0]:
                     found[key] = None
@@ -392,7 +310,7 @@ def shared_settings(adapters: Sequence[Adapter], *, heads: bool = False, force: 
 
 def _refuse_biases(adapter: Adapter) -> None:
     """Biases that were trained beside ΔW have no place in a plain LoRA."""
-    found = biases(adapter.passed_over)
+    found = trained_biases(adapter.passed_over)
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise AdapterError(
@@ -401,21 +319,23 @@ def _refuse_biases(adapter: Adapter) -> None:
         )
 
 
-def _others(adapter: Adapter) -> dict[str, tuple[str, Raw]]:
+def _others(adapter: Adapter, *, same: bool) -> dict[str, tuple[str, Raw]]:
     """What the file holds beside ΔW and PEFT loads with it: heads, embeddings, new tokens. Key → PEFT's key, tensor."""
     # A whole checkpoint, which may lie in several files, has no names of PEFT's either.
     if adapter.path is None or not adapter.passed_over or adapter.method == "full":
         return {}
     tensors = open_tensors(adapter.path)
     known = set(tensors.keys())
-    if not any(_PEFT in key for key in known):  # another layout: its names mean nothing to PEFT
+    if same:
+        return {key: (key, tensors.raw(key)) for key in adapter.passed_over if key in known}
+    if not any(PREFIX in key for key in known):  # another layout: its names mean nothing to PEFT
         return {}
     found: dict[str, tuple[str, Raw]] = {}
     for key in adapter.passed_over:
         if key not in known or ".lora_" in key or ".original_module." in key:
             continue
         path = re.sub(r"\.modules_to_save(\.[^.]+(?=\.))?", "", module_path(key))
-        name, raw = f"{_PEFT}{path}" if _PEFT in key else key, tensors.raw(key)
+        name, raw = f"{PREFIX}{path}" if PREFIX in key else key, tensors.raw(key)
         if 0 in raw.shape:
             raise AdapterError(
                 f"{adapter.path}: {key} has shape {list(raw.shape)}; expected numbers: save the sharded model gathered"

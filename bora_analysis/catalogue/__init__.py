@@ -8,14 +8,16 @@ from collections.abc import Callable
 from .methods import METHODS, Blocks, Formula, Method, Training
 
 __all__ = [
-    "ACTIVATIONS", "EXPERTS", "METHODS", "Blocks", "Formula", "Method", "Training", "costed", "labels", "made",
-    "method", "names", "register", "trained",
+    "ACTIVATIONS", "EXPERTS", "LAYOUTS", "METHODS", "Blocks", "Formula", "Method", "Training", "costed", "labels",
+    "made", "method", "names", "register", "trained",
 ]  # fmt: skip
 
 #: How Σ follows from BoRA's stored σ, see :func:`bora_analysis.updates.blocks.activate`.
 ACTIVATIONS = ("exp-norm", "no-exp", "no-norm", "identity")
 #: The update that represents a layer with a router, see :func:`bora_analysis.updates.mixture.mixed`.
 EXPERTS = ("mean", "each", "stacked")
+#: In which a LoRA is written, see :func:`bora_analysis.convert`.
+LAYOUTS = ("same", "peft", "per-expert", "comfyui", "diffusers", "kohya", "mlx")
 
 
 def register(row: Method) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import catalogue
 from .common import FORMATS, command, first_of, note, progress, read_one, reading, together, usage
 
 if TYPE_CHECKING:
@@ -15,12 +16,32 @@ if TYPE_CHECKING:
 
 
 _cutting = together(
-    click.option("-o", "--output", required=True, metavar="DIR", help="The folder of the LoRA."),
+    click.option(
+        "-o",
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="The folder of the LoRA, or a .safetensors file.",
+    ),
     click.option("--rank", type=click.IntRange(min=1), help="Cut every module to at most this rank."),
     click.option(
         "--energy", type=click.FloatRange(0, 1, min_open=True), help="Cut to the least rank with this share of Σσ²."
     ),
     click.option("--threshold", type=click.FloatRange(min=0), help="Keep the singular values above this."),
+    click.option(
+        "--cap-sigma",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="X",
+        help="Set singular values above X to X.",
+    ),
+    click.option(
+        "--layout",
+        type=click.Choice(catalogue.LAYOUTS),
+        default="peft",
+        show_default=True,
+        help="The program that loads it; same: the layout of PATH, with its α/r and metadata; per-expert: PEFT's, with "
+        "each expert of a mixture a module.",
+    ),
     click.option(
         "--dtype",
         type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
@@ -36,17 +57,24 @@ _cutting = together(
 )
 
 
-@command("convert my-bora -o my-lora --energy 0.99")
+@command(
+    "convert my-bora -o my-lora --energy 0.99",
+    "convert style.safetensors -o small.safetensors --layout same --rank 16",
+    "convert my-lora -o for-mac --layout mlx",
+    "convert spiky -o calm --cap-sigma 2",
+)
 @_cutting
 @reading(count=1, metavar="PATH", solving=False, counting=False)
 def convert(paths: str, reading: dict[str, Any], **options: Any) -> None:
-    """Write an adapter as a plain LoRA, for PEFT and every server of LoRA.
+    """Write an adapter as a plain LoRA, for PEFT and servers of LoRA, or in the layout of another program.
 
     Without --rank, --energy or --threshold ΔW is kept whole. The output states the error of each module as it is
     written: the singular values that were cut off, no rank-k matrix loses less, and the rounding to --dtype.
+    Modules get the names that the layout has for them; kohya's need known names, or --base. What a layout cannot hold
+    is refused by name.
     """
     with usage():
-        _write(read_one(paths, reading), **options)
+        _write(read_one(paths, reading), base=reading["base"], **options)
 
 
 @command("merge first@0.5 second@0.5 -o mean", "merge trained initial@-1 -o difference")
@@ -74,7 +102,7 @@ def merge(paths: tuple[str, ...], reading: dict[str, Any], **options: Any) -> No
         )
         for line in total.warnings:
             note(line)
-        _write(total, settings=shared_settings(adapters, force=options["force"]), **options)
+        _write(total, settings=shared_settings(adapters, force=options["force"]), base=reading["base"], **options)
 
 
 def _weighted(path: str) -> tuple[str, float]:
@@ -95,17 +123,21 @@ def _write(
     rank: int | None,
     energy: float | None,
     threshold: float | None,
+    cap_sigma: float | None,
+    layout: str,
     dtype: str,
     pad: bool,
     force: bool,
     form: str,
+    base: Any = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
     from ..analysis import conversion
     from .plain_text import is_unicode
     from .text_tables import cut_table, text
 
-    cut: dict[str, Any] = {"rank": rank, "energy": energy, "threshold": threshold, "dtype": dtype, "pad": pad}
+    cut: dict[str, Any] = {"rank": rank, "energy": energy, "threshold": threshold, "cap_sigma": cap_sigma}
+    cut |= {"layout": layout, "dtype": dtype, "pad": pad, "base": base}
     with progress(len(adapter)) as step:
         done = conversion.convert(adapter, output, settings=settings, on_module=step, force=force, **cut)
     frame = done.table
@@ -113,6 +145,9 @@ def _write(
     click.echo(shown, nl=form == "table")
     if done.left_behind:
         note(f"{len(done.left_behind)} tensors beside ΔW are left out ({first_of(done.left_behind)})")
+    for module, own in done.cuts.items():
+        if own.capped:
+            note(f"{module}: {own.capped} σ above {cap_sigma:g} set to it, {own.energy_capped:.2%} of Σσ² removed")
     zero = [module for module, own in done.cuts.items() if own.rank == 0]
     if zero:
         note(f"{len(zero)} modules have rank 0: written as zeros of rank 1 ({zero[0]} …)")

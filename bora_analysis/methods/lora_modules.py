@@ -12,14 +12,11 @@ import numpy as np
 
 from ..files.adapter_file import Loader, Source
 from ..files.errors import AdapterError
-from ..files.keys import module_path
+from ..files.layouts.peft import REGISTERED
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .pairs import Pair, check_pair
-
-# The order in which transformers' expert modules register their parameters; PEFT nests its wrappers in that order.
-_REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
 
 
 def lora_loaders(source: Source, pairs: Mapping[str, Pair], method: str) -> tuple[dict[str, Loader], list[str]]:
@@ -36,7 +33,8 @@ def lora_loaders(source: Source, pairs: Mapping[str, Pair], method: str) -> tupl
         names = _parameters(source, module)
         if len(levels) == 1 and levels[0] == module and _is_plain(source, module, pairs[module], names):
             shown, configured = _plain_names(module)
-            loaders[shown] = _one(source, configured, pairs[module], method)
+            attention = shown != module or f"{module}.base_layer.out_proj" in pairs
+            loaders[shown] = _one(source, configured, pairs[module], method, attention=attention)
         else:
             levels.sort(key=len, reverse=True)  # innermost first
             made, warning = _experts(source, module, [pairs[level] for level in levels], names, method, read)
@@ -51,10 +49,10 @@ def _plain_names(module: str) -> tuple[str, str]:
     return (f"{outer}.{inner}", outer) if wrapped else (module, module)
 
 
-def _one(source: Source, module: str, pair: Pair, method: str) -> Loader:
+def _one(source: Source, module: str, pair: Pair, method: str, *, attention: bool = False) -> Loader:
     r, groups = check_pair(source, module, pair)
     scaling = source.scaling(module, r)
-    kind = "parameter" if ".base_layer." in module_path(pair.A) else "embedding" if pair.embedding else "linear"
+    kind = "attention" if attention else "embedding" if pair.embedding else "linear"
     build = partial(_build, scaling=scaling, method=method, kind=kind, groups=groups)
     return source.loader({"B": pair.B, "A": pair.A}, build)
 
@@ -82,7 +80,7 @@ def _build(
         facts = replace(facts, macs_per_token=m * r)
     if groups > 1:
         size = m * columns + r * n
-        facts = replace(facts, kind="grouped conv", parameters=size, macs_per_token=size)
+        facts = replace(facts, kind="grouped conv", groups=groups, parameters=size, macs_per_token=size)
     return replace(update, facts=facts)
 
 
@@ -121,8 +119,8 @@ def _experts(
             f"{source.path}: {levels[0].A} belongs to a parameter of a module, and the configuration's "
             f"target_parameters, which should say what they are called, names none for it; correct target_parameters"
         )
-    if len(levels) == len(names) and (len(names) == 1 or set(names) <= set(_REGISTERED)):
-        shown = sorted(names, key=lambda name: _REGISTERED.index(name) if name in _REGISTERED else 0)
+    if len(levels) == len(names) and (len(names) == 1 or set(names) <= set(REGISTERED)):
+        shown = sorted(names, key=lambda name: REGISTERED.index(name) if name in REGISTERED else 0)
         configured = [[name] for name in shown]
     else:
         shown = [f"parameter_{k}" for k in range(len(levels))]

@@ -52,9 +52,10 @@ class Facts:
     dtype : the coarsest dtype in which a factor was stored (the computation is in float64).
     support_rows, support_columns : how many rows and columns of ΔW the method can change (SBoRA's index factor, a
         sparse update); None for all of them.
-    kind : what ΔW belongs to: ``"linear"``, ``"embedding"`` (ΔW is d × V), ``"conv"``, ``"grouped conv"``, or a
-        ``"parameter"`` that is no layer of its own (an expert's slice, a part of nn.MultiheadAttention).
+    kind : what ΔW belongs to: ``"linear"``, ``"embedding"`` (ΔW is d × V), ``"conv"``, ``"grouped conv"``, a part of
+        ``"attention"`` (nn.MultiheadAttention), or a ``"parameter"`` that is no layer of its own (an expert's slice).
     kernel : a convolution's kernel, whose size counts in n; empty for others.
+    groups : of a grouped convolution.
 
     Examples
     --------
@@ -79,6 +80,7 @@ class Facts:
     support_columns: int | None = None
     kind: str = "linear"
     kernel: tuple[int, ...] = ()
+    groups: int = 1
 
 
 class Expanded(NamedTuple):

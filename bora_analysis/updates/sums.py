@@ -180,16 +180,16 @@ def combine(
     """
     weights = [1.0] * len(updates) if weights is None else [float(w) for w in weights]
     each = [update.facts for update in updates]
-    shapes = list(dict.fromkeys((f.out_features, f.in_features, f.kind, f.kernel) for f in each))
+    shapes = list(dict.fromkeys((f.out_features, f.in_features, f.kind, f.kernel, f.groups) for f in each))
     if len(shapes) != 1 or len(weights) != len(updates):
         listed = ", ".join(
             f"{m}×{n}" + ("" if kind == "linear" else f" ({kind} {'×'.join(map(str, kernel))})")
-            for m, n, kind, kernel in shapes
+            for m, n, kind, kernel, _ in shapes
         )
         raise ValueError(
             f"cannot add updates of shapes {listed or 'none'} with {len(weights)} weights; expected one shape and kind"
         )
-    ((m, n, kind, kernel),) = shapes
+    ((m, n, kind, kernel, groups),) = shapes
     pairs = [update.factors() for update in updates]
     scaled = np.concatenate([w * left for w, (left, _) in zip(weights, pairs, strict=True)], axis=1)
     (B, _), (A, _) = factor("B", scaled, 2, None), factor("A", np.concatenate([right for _, right in pairs]), 2, None)
@@ -208,6 +208,7 @@ def combine(
         support_columns=_support([facts.support_columns for facts in each], n),
         kind=kind,
         kernel=kernel,
+        groups=groups,
     )
     return BlockProduct(facts, B[None], np.ones((1, 1, len(A))), A[None])
 

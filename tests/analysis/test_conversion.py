@@ -235,12 +235,12 @@ def test_what_another_layout_holds_beside_is_left_behind_and_listed(tmp_path: Pa
     save_file(factors | beside | {"lora_unet_q.alpha": torch.tensor(1.0)}, tmp_path / "kohya.safetensors")
     done = convert(tmp_path / "kohya.safetensors", tmp_path / "lora")
     assert set(done.left_behind) == set(beside)
-    (module,) = done.cuts
+    assert list(done.cuts) == ["lora_unet_q"]
     assert set(load_file(tmp_path / "lora" / "adapter_model.safetensors")) == {
-        f"base_model.model.{module}.lora_{side}.weight" for side in "AB"
+        f"base_model.model.q.lora_{side}.weight" for side in "AB"
     }
     dense_update = factors["lora_unet_q.lora_up.weight"] @ factors["lora_unet_q.lora_down.weight"] / 2
-    np.testing.assert_allclose(one(tmp_path / "lora")[module].to_dense(), dense_update, atol=1e-6)
+    np.testing.assert_allclose(one(tmp_path / "lora")["q"].to_dense(), dense_update, atol=1e-6)
     result = CliRunner().invoke(main, ["convert", str(tmp_path / "kohya.safetensors"), "-o", str(tmp_path / "again")])
     assert result.exit_code == 0, result.stderr
     assert "3 tensors beside ΔW are left out (lora_unet_" in result.stderr
@@ -319,14 +319,18 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     assert convert(full, tmp_path / "cut", rank=2).cuts["q"].error_spectral == 1.0
     model = models.module(conv=torch.nn.Conv2d(4, 8, 3, groups=2))
     models.adapted(model, LoraConfig(r=4, target_modules=["conv"])).save_pretrained(tmp_path / "grouped")
-    refused(tmp_path / "grouped", "conv is a grouped convolution")
+    refused(tmp_path / "grouped", "conv is a grouped convolution.*kohya", layout="kohya")
+    refused(tmp_path / "grouped", "conv: ΔW is of a grouped convolution", cap_sigma=1.0)
+    refused(tmp_path / "grouped", "conv: ΔW is of a convolution in 2 groups", rank=1)
     model = models.tiny_mixtral()
     config = LoraConfig(r=2, target_modules=[], target_parameters=["mlp.experts.gate_up_proj"])
     models.adapted(model, config).save_pretrained(tmp_path / "experts")
-    refused(tmp_path / "experts", "no layer of its own")
+    refused(tmp_path / "experts", "an expert's parameter.*diffusers", layout="diffusers")
+    refused(tmp_path / "experts", r"has the experts \[1\]", modules=r"proj\.1$")
     model = models.module(attn=torch.nn.MultiheadAttention(8, 2))
     models.adapted(model, LoraConfig(r=2, target_modules=["attn"])).save_pretrained(tmp_path / "attention")
-    refused(tmp_path / "attention", "no layer of its own")
+    refused(tmp_path / "attention", "a part of nn.MultiheadAttention.*mlx", layout="mlx")
+    refused(tmp_path / "attention", "attn.out_proj is a part of attn", modules="out_proj")
     model = models.module(l=torch.nn.Linear(8, 8))
     models.save_and_merge(
         models.adapted(model, LoraConfig(r=2, target_modules=["l"], lora_bias=True)), tmp_path / "bias"

@@ -11,10 +11,22 @@ from typing import Any
 
 from ..configuration import LITGPT
 from ..tensors import Tensors
-from . import authors, kohya, merged, mlx, numbered
+from . import authors, kohya, merged, mlx, numbered, peft, prefixed
+from .out import Out
 from .view import Translation
 
 _LAYOUTS = (numbered.cloneofsimo, numbered.sam, mlx.translate, merged.translate, *authors.LAYOUTS, kohya.translate)
+
+#: The layouts that are written, by name. Of several that claim a file's keys the first has it.
+OUT: dict[str, Out] = {**peft.OUT, **prefixed.OUT, **kohya.OUT, **mlx.OUT}
+
+
+def layout_of(tensors: Tensors, config: Mapping[str, Any] | None) -> str | None:
+    """The layout of a file, by its name in :data:`OUT`; None for one that is not written."""
+    if "peft_type" in (config or {}):
+        return "peft"
+    keys = tensors.keys()
+    return next((name for name, out in OUT.items() if out.claims(keys)), None)
 
 
 def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation:
@@ -27,4 +39,4 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
     return Translation(tensors, own)
 
 
-__all__ = ["Translation", "translate"]
+__all__ = ["OUT", "Translation", "layout_of", "translate"]

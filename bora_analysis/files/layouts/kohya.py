@@ -30,6 +30,8 @@ import numpy as np
 from ..errors import AdapterError, counted
 from ..keys import module_path
 from ..tensors import Array, Tensors
+from .names import underscored
+from .out import Job, Layer, Out
 from .view import Derived, Translation, View, add
 
 _FACTOR = re.compile(
@@ -158,3 +160,44 @@ def _notes(tensors: Tensors) -> tuple[str, ...]:
     if not isinstance(arguments, dict) or str(arguments.get("rs_lora")).lower() != "true":
         return ()
     return ("the file was trained with rs_lora; the scaling is α/r with the stored α, as in the programs that load it",)
+
+
+def name(part: str, path: str, module: str) -> str:
+    """The module's name, with underscores for dots; one that has them already stays."""
+    if re.match(r"(lora|lycoris)_[^.]+$", module):
+        return module
+    number = part.removeprefix("text_encoder").removeprefix("_") if part.startswith("text_encoder") else None
+    return f"lora_{'unet' if number is None else f'te{number}'}_{underscored(path)}"
+
+
+def write(job: Job) -> None:
+    """One file, ``lora.safetensors``, with r and α in its metadata as sd-scripts' ``resize_lora.py`` has them."""
+
+    def tensors(layer: Layer) -> dict[str, Array]:
+        B, A = layer.shaped
+        alpha = np.array(layer.scaling * layer.r)
+        factors = {f"{layer.module}.lora_down.weight": A, f"{layer.module}.lora_up.weight": B}
+        return {**factors, f"{layer.module}.alpha": alpha}
+
+    def metadata() -> dict[str, str]:
+        ranks, alphas = {told.r for told in job.told.values()}, {told.r * told.scaling for told in job.told.values()}
+        own = {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
+            "ss_network_alpha": str(*alphas) if len(alphas) == 1 else "Dynamic",
+        }
+        stale = [key for key in job.metadata if key.startswith("sshash_")]  # of the tensors before
+        algorithm = "algo" in job.metadata.get("ss_network_args", "")
+        for key in [*stale, *(["ss_network_args"] if algorithm else [])]:
+            own[key] = ""
+        return own
+
+    job.save("lora.safetensors", tensors, metadata=metadata)
+
+
+def claims(keys: list[str]) -> bool:
+    """Whether the file is kohya's or LyCORIS's."""
+    return any(re.match(r"(lora|lycoris)_[^.]+\.", key) or ".lora_down." in key for key in keys)
+
+
+OUT = {"kohya": Out(write, name, claims, "lora.safetensors")}

@@ -27,7 +27,7 @@ from ..configuration import LITGPT
 from ..errors import AdapterError
 from ..keys import module_path
 from ..tensors import Array, Tensors
-from .view import Derived, Key, Translation, View
+from .view import Derived, Translation, View
 
 _LITGPT_LAYERS = (".attn.qkv", ".attn.attn")
 _FLAGS = ("lora_query", "lora_key", "lora_value")
@@ -62,9 +62,8 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
             places, m = _heads(tensors, litgpt, module, B, count) if litgpt else _enabled(tensors, enabled, B, count)
             entries[B] = Derived((B,), (m, r * count), partial(_spread, places=places, m=m))
         elif b[0] == count * a[1] and not module.endswith(_LITGPT_LAYERS):  # square parts, which are equal
-            del entries[A], entries[B], parameters[module]
-            entries[Key(A, A)] = Derived((A,), (*a, 1), _as_kernel)  # with a kernel of one, a grouped convolution
-            entries[Key(B, B)] = Derived((B,), (*b[:2], 1), _as_kernel)
+            places = np.split(np.arange(b[0]), count)
+            entries[B] = Derived((B,), (b[0], r * count), partial(_spread, places=places, m=b[0]))
             notes = ("merged layers (loralib's MergedLinear): rows of parts that were not adapted are left out of ΔW",)
         else:
             raise AdapterError(
@@ -158,7 +157,3 @@ def _spread(B: Array, *, places: Sequence[Array], m: int) -> Array:
         out[rows, part * r : (part + 1) * r] = B[start : start + len(rows)].reshape(len(rows), r)
         start += len(rows)
     return out
-
-
-def _as_kernel(factor: Array) -> Array:
-    return factor.reshape(*factor.shape[:2], 1)

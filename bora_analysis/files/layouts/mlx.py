@@ -9,6 +9,9 @@ An embedding has ``lora_a`` (V, r) and ``lora_b`` (r, d). Experts (``LoRASwitchL
 (E·r, n) or (E, r, n) and ``lora_b`` (E, m, r), not transposed; each becomes a module, numbered behind the module's
 path. DoRA (``tuner/dora.py``) has the magnitude ``m`` too.
 
+mlx-lm builds its layers by the configuration (``tuner/utils.py``: ``load_adapters``): one rank and one scale, and the
+names of the modules as ``keys``, within a layer or whole.
+
 Where the configuration holds α and rank and no scale, the factor is α/rank (mlx-examples #1186).
 
 mlx-vlm (``trainer/lora.py``): ``<module>.A`` (n, r) and ``.B`` (r, m), with ``{"rank": …, "alpha": …}`` in the
@@ -26,6 +29,7 @@ from typing import Any
 from ..errors import AdapterError
 from ..keys import module_path
 from ..tensors import Array, Tensors
+from .out import Job, Layer, Out
 from .view import Derived, Translation, View, add, transposed
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[ab])")
@@ -121,3 +125,41 @@ def _number(tensors: Tensors, parameters: Mapping[str, Any], name: str) -> float
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise AdapterError(f"{tensors.path}: the configuration says {name} = {value!r}; expected a number")
     return float(value)
+
+
+def name(_part: str, path: str, _module: str) -> str:
+    """The module's path in the model."""
+    return path
+
+
+def write(job: Job) -> None:
+    """``adapters.safetensors`` and ``adapter_config.json``."""
+
+    def tensors(layer: Layer) -> dict[str, Array]:
+        stacked = layer.A.ndim == 3
+        A, B = (layer.A, layer.B) if stacked else (layer.A.T, layer.B.T)
+        return {f"{layer.module}.lora_a": A, f"{layer.module}.lora_b": B}
+
+    def config() -> dict[str, Any]:
+        (told,) = set(job.told.values())
+        keys = dict.fromkeys(re.sub(r"^(.*\.)?layers\.\d+\.", "", module) for module in job.told)
+        return {
+            "model": job.settings.get("base_model_name_or_path"),
+            "fine_tune_type": "lora",
+            "num_layers": -1,
+            "lora_parameters": {"rank": told.r, "scale": told.scaling, "dropout": 0.0, "keys": list(keys)},
+        }
+
+    job.save("adapters.safetensors", tensors, config=config)
+
+
+def claims(keys: list[str]) -> bool:
+    """Whether the file is MLX's."""
+    return any(key.endswith(".lora_a") for key in keys)
+
+
+OUT = {
+    "mlx": Out(
+        write, name, claims, "adapters.safetensors", ("linear", "embedding"), "stacked", one_rank=True, configured=True
+    )
+}
