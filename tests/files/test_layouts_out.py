@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft_models as models
 import pytest
 from adapter_files import one
+from click.testing import CliRunner
+from peft import LoraConfig, PeftModel
 
-from bora_analysis import Adapter, convert, write_adapter
+from bora_analysis import Adapter, AdapterError, convert, lora, merge, write_adapter
 from bora_analysis.catalogue import LAYOUTS
+from bora_analysis.cli import main
 from bora_analysis.files.layouts import OUT
+from bora_analysis.files.layouts.names import names_of
 
 torch = pytest.importorskip("torch")
-from safetensors.torch import save_file  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 RNG = np.random.default_rng(0)
 # Modules of a U-Net, in diffusers' names, and of its text encoder.
@@ -73,3 +80,263 @@ def test_a_file_of_every_layout_has_the_same_updates(layout: str, tmp_path: Path
     written = one(tmp_path / "b")
     assert written.layout == ("peft" if layout == "per-expert" else layout)
     close(written, dict(zip(written, exact.values(), strict=True)))
+    assert [line for line in written.warnings if "α" in line and layout != "comfyui"] == []
+    again = convert(tmp_path / "b", tmp_path / "c", layout="same", rank=1)
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == sorted(
+        p.name for p in (tmp_path / "c").iterdir()
+    )
+    assert list(again.cuts) == list(written)
+    same = one(tmp_path / "c")
+    for module, update in same.items():
+        best = np.linalg.svd(written[module].to_dense())
+        np.testing.assert_allclose(update.to_dense(), best[1][0] * np.outer(best[0][:, 0], best[2][0]), atol=1e-6)
+        assert update.facts.scaling == pytest.approx(written[module].facts.scaling)
+
+
+def test_kohya_stays_kohya_with_its_scaling_its_metadata_and_its_biases(tmp_path: Path) -> None:
+    names = {f"lora_unet_{module.replace('.', '_')}": shape for module, shape in UNET.items()}
+    conv = {"B": RNG.standard_normal((6, 3, 1, 1)).astype("f4"), "A": RNG.standard_normal((3, 4, 3, 2)).astype("f4")}
+    deep = {
+        "B": RNG.standard_normal((6, 3, 1, 1, 1)).astype("f4"),
+        "A": RNG.standard_normal((3, 2, 3, 2, 2)).astype("f4"),
+    }
+    pairs = factors(names) | {"lora_unet_conv_in": conv, "lora_unet_conv_out": deep}
+    told = {"ss_network_dim": "3", "ss_network_alpha": "1.5", "ss_tag": "x", "sshash_model_hash": "y"}
+    path = kohya(tmp_path / "style.safetensors", pairs, 1.5, **told)
+    content = load_file(path) | {"lora_unet_norm.w_norm": torch.ones(4), "lora_unet_conv_in.diff_b": torch.ones(6)}
+    save_file(content, path, metadata=told)
+    done = convert(path, tmp_path / "small.safetensors", layout="same", rank=2)
+    assert done.left_behind == ()
+    written = load_file(tmp_path / "small.safetensors")
+    assert torch.equal(written["lora_unet_conv_in.diff_b"], torch.ones(6))
+    for module, pair in pairs.items():
+        up, down, alpha = (
+            written[f"{module}.{part}"].double() for part in ("lora_up.weight", "lora_down.weight", "alpha")
+        )
+        assert (alpha.item(), down.shape[0], up.ndim) == (1.0, 2, pair["A"].ndim)
+        U, s, V = np.linalg.svd(product(pair, 0.5), full_matrices=False)
+        found = alpha / 2 * up.reshape(len(up), -1) @ down.reshape(2, -1)
+        np.testing.assert_allclose(found, U[:, :2] * s[:2] @ V[:2], atol=1e-6 * s[0])
+    with safe_open(tmp_path / "small.safetensors", framework="pt") as file:
+        assert file.metadata() == {
+            "format": "pt", "ss_tag": "x", "ss_network_dim": "2", "ss_network_alpha": "1.0",
+            "ss_network_module": "networks.lora",
+        }  # fmt: skip
+    with pytest.raises(AdapterError, match=r"small\.safetensors; give another folder, or replace it"):
+        convert(path, tmp_path / "small.safetensors", layout="same")
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "comfyui", "peft"])
+def test_kohyas_underscores_become_the_right_dots(layout: str, tmp_path: Path) -> None:
+    """The names of a U-Net and of text encoders, from kohya's and back."""
+    pairs = factors({f"lora_unet_{module.replace('.', '_')}": shape for module, shape in UNET.items()})
+    text = factors({f"lora_te{n}_{module.replace('.', '_')}": shape for module, shape in TEXT.items() for n in "12"})
+    path = kohya(tmp_path / "style.safetensors", pairs | text, 2.0)
+    if layout == "peft":
+        with pytest.raises(
+            AdapterError, match=r"holds 3 models \(text_encoder, text_encoder_2, unet\), and peft holds"
+        ):
+            convert(path, tmp_path / "out")
+        convert(path, tmp_path / "out", modules="^lora_unet_")
+        assert set(one(tmp_path / "out")) == set(UNET)
+        return
+    convert(path, tmp_path / "out", layout=layout)
+    found = one(tmp_path / "out")
+    if layout == "diffusers":
+        parts = {f"text_encoder{n}.{module}" for module in TEXT for n in ("", "_2")}
+        assert set(found) == {f"unet.{module}" for module in UNET} | parts
+    convert(tmp_path / "out", tmp_path / "back", layout="kohya")
+    exact = {module: product(pair, 2 / 3) for module, pair in (pairs | text).items()}
+    close(one(tmp_path / "back"), exact)
+
+
+@pytest.mark.parametrize(
+    ("underscored", "dotted"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_qkv", "double_blocks.0.img_attn.qkv"),
+        ("lora_unet_single_blocks_12_modulation_lin", "single_blocks.12.modulation.lin"),
+        ("lora_unet_down_blocks_1_downsamplers_0_conv", "down_blocks.1.downsamplers.0.conv"),
+        ("lora_unet_input_blocks_4_1_proj_in", "input_blocks.4.1.proj_in"),
+        ("lora_unet_transformer_blocks_3_attn_to_add_out", "transformer_blocks.3.attn.to_add_out"),
+        ("lora_unet_blocks_0_cross_attn_k_img", "blocks.0.cross_attn.k_img"),
+        ("lora_te3_encoder_block_0_layer_1_DenseReluDense_wi_0", "encoder.block.0.layer.1.DenseReluDense.wi_0"),
+        ("lora_unet_blocks_0_my_own_name", None),
+    ],
+)  # fmt: skip
+def test_names(underscored: str, dotted: str | None) -> None:
+    assert names_of([underscored])[underscored].path == dotted
+    hunyuan = ["lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_double_blocks_0_img_mlp_fc1"]
+    assert [name.path for name in names_of(hunyuan).values()] == [None, "double_blocks.0.img_mlp.fc1"]
+
+
+def test_names_that_are_not_known_come_from_the_base_model(tmp_path: Path) -> None:
+    pairs = factors({"lora_unet_my_own_name": (4, 6)})
+    path = kohya(tmp_path / "style.safetensors", pairs, 3.0)
+    with pytest.raises(AdapterError, match=r"lora_unet_my_own_name: which of its underscores are dots.*--base"):
+        convert(path, tmp_path / "out")
+    save_file({"my.own_name.weight": torch.ones(4, 6)}, tmp_path / "base.safetensors")
+    command = ["convert", str(path), "-o", str(tmp_path / "out"), "--base", str(tmp_path / "base.safetensors")]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    close(one(tmp_path / "out"), {"my.own_name": product(pairs["lora_unet_my_own_name"])})
+
+
+def test_a_layout_refuses_names_and_files_that_it_has_not(tmp_path: Path) -> None:
+    path = kohya(tmp_path / "flux.safetensors", factors({"lora_unet_double_blocks_0_img_mlp_0": (4, 6)}), 1.0)
+    with pytest.raises(AdapterError, match="lora_unet_double_blocks_0_img_mlp_0 is a name of the original model"):
+        convert(path, tmp_path / "out", layout="diffusers")
+    with pytest.raises(ValueError, match="layout is 'gg'; expected one of same, peft"):
+        convert(path, tmp_path / "out", layout="gg")
+    with pytest.raises(AdapterError, match="its layout is read, and not written; choose another"):
+        convert(Adapter.from_updates("a", {"q": lora(np.eye(3), np.eye(3))}), tmp_path / "out", layout="same")
+    done = convert(merge([path, path]), tmp_path / "sum", layout="same")
+    assert (done.layout, list(one(tmp_path / "sum"))) == ("kohya", ["lora_unet_double_blocks_0_img_mlp_0"])
+
+
+def peft_delta(plain: Any, folder: Path) -> dict[str, np.ndarray]:
+    """What PEFT adds to each parameter of a model."""
+    before = {name: value.detach().double().numpy().copy() for name, value in plain.named_parameters()}
+    with models.warnings.catch_warnings():
+        models.warnings.simplefilter("ignore")
+        merged = PeftModel.from_pretrained(plain, folder).merge_and_unload()
+    return {name: value.detach().double().numpy() - before[name] for name, value in merged.named_parameters()}
+
+
+@pytest.mark.parametrize("wish", [{}, {"rank": 2}])
+def test_convolutions_and_attention_through_peft(wish: dict[str, Any], tmp_path: Path) -> None:
+    def layers() -> Any:
+        two, three = torch.nn.Conv2d(4, 6, (3, 2)), torch.nn.Conv3d(2, 5, (2, 1, 3))
+        return models.module(two=two, three=three, attn=torch.nn.MultiheadAttention(8, 2))
+
+    model, plain = layers(), layers()
+    plain.load_state_dict(model.state_dict())
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=["two", "three", "attn"], init_lora_weights=False)
+    exact = models.saved(model, config, tmp_path / "before")
+    source = one(tmp_path / "before")
+    convert(tmp_path / "before", tmp_path / "after", **wish)
+    added = peft_delta(plain, tmp_path / "after")
+    for module in source:
+        key = {"attn": "attn.in_proj_weight"}.get(module, f"{module}.weight")
+        dense = exact[key].reshape(len(exact[key]), -1)
+        U, s, V = np.linalg.svd(dense, full_matrices=False)
+        k = wish.get("rank", len(s))
+        found = added[key].reshape(dense.shape)
+        np.testing.assert_allclose(found, U[:, :k] * s[:k] @ V[:k], atol=2e-6)
+    assert one(tmp_path / "after")["attn.out_proj"].facts.kind == "attention"
+
+
+@pytest.mark.parametrize("wish", [{}, {"rank": 2}, {"energy": 0.8}, {"threshold": 0.5}])
+def test_grouped_convolutions_through_peft(wish: dict[str, Any], tmp_path: Path) -> None:
+    """Each group's rows are the best approximation of their own, and PEFT's forward pass has them."""
+    torch.manual_seed(0)
+    model, plain = (models.module(conv=torch.nn.Conv2d(4, 6, 3, groups=2, bias=False)) for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    adapted = models.adapted(model, LoraConfig(r=4, lora_alpha=5, target_modules=["conv"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "before")
+    before = one(tmp_path / "before")["conv"]
+    done = convert(tmp_path / "before", tmp_path / "after", **wish)
+    after, cut = one(tmp_path / "after")["conv"], done.cuts["conv"]
+    lost = before.to_dense() - after.to_dense()
+    assert cut.error_frobenius == pytest.approx(np.linalg.norm(lost), abs=1e-6)
+    assert cut.error_spectral == pytest.approx(np.linalg.norm(lost, 2), abs=1e-6)
+    k = cut.rank // 2
+    for rows, dense in zip(np.split(after.to_dense(), 2), np.split(before.to_dense(), 2), strict=True):
+        U, s, V = np.linalg.svd(dense, full_matrices=False)
+        np.testing.assert_allclose(rows, U[:, :k] * s[:k] @ V[:k], atol=1e-6)
+    if not wish:
+        x = torch.randn(2, 4, 5, 5)
+        with models.warnings.catch_warnings():
+            models.warnings.simplefilter("ignore")
+            loaded = PeftModel.from_pretrained(plain, tmp_path / "after")
+        with torch.no_grad():
+            torch.testing.assert_close(
+                loaded.base_model.model.conv(x), adapted.base_model.model.conv(x), atol=1e-5, rtol=1e-5
+            )
+
+
+def test_experts_fused_alone_and_stacked(tmp_path: Path) -> None:
+    """One parameter of all experts, in PEFT; each expert a module; MLX's stacks."""
+    model, plain = models.tiny_mixtral(), models.tiny_mixtral()
+    plain.load_state_dict(model.state_dict())
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = LoraConfig(
+        r=2, lora_alpha=3, target_modules=["q_proj"], target_parameters=targets, init_lora_weights=False
+    )
+    models.adapted(model, config).save_pretrained(tmp_path / "fused")
+    source = one(tmp_path / "fused")
+    exact = {module: update.to_dense() for module, update in source.items()}
+    convert(tmp_path / "fused", tmp_path / "again", layout="same")
+    close(one(tmp_path / "again"), exact)
+    twin = models.tiny_mixtral()
+    twin.load_state_dict(plain.state_dict())
+    first, second = peft_delta(plain, tmp_path / "fused"), peft_delta(twin, tmp_path / "again")
+    assert any("gate_up_proj" in name and np.abs(delta).max() > 0 for name, delta in first.items())
+    for name, delta in first.items():
+        np.testing.assert_allclose(second[name], delta, atol=2e-6)
+
+    apart = {}
+    for module, dense in exact.items():
+        stem, _, expert = module.rpartition(".")
+        if module.endswith("q_proj"):
+            apart[module] = dense
+        elif stem.endswith("down_proj"):
+            apart[f"{stem.removesuffix('.down_proj')}.{expert}.down_proj"] = dense
+        else:
+            for name, half in zip(("gate_proj", "up_proj"), np.split(dense, 2), strict=True):
+                apart[f"{stem.removesuffix('.gate_up_proj')}.{expert}.{name}"] = half
+    convert(tmp_path / "fused", tmp_path / "single", layout="per-expert")
+    close(one(tmp_path / "single"), apart)
+    config = json.loads((tmp_path / "single" / "adapter_config.json").read_text())
+    assert "target_parameters" not in config
+    for path in ("fused", "single"):
+        convert(tmp_path / path, tmp_path / f"{path}-mlx", layout="mlx")
+        stacks = load_file(tmp_path / f"{path}-mlx" / "adapters.safetensors")
+        name = next(key for key in stacks if key.endswith("switch_mlp.gate_proj.lora_b"))
+        assert stacks[name].ndim == 3
+        back = convert(tmp_path / f"{path}-mlx", tmp_path / f"{path}-back")
+        assert all(cut.rank <= 2 for cut in back.cuts.values())
+        close(one(tmp_path / f"{path}-back"), apart)
+
+
+def test_mlx_has_one_rank_one_scale_and_the_names_of_modules(tmp_path: Path) -> None:
+    pairs = factors({"model.layers.0.self_attn.q_proj": (8, 6), "lm_head": (9, 6)})
+    pairs["lm_head"]["B"][:, 1:] = 0
+    embedding = {"embedding_A": RNG.standard_normal((3, 12)), "embedding_B": RNG.standard_normal((6, 3))}
+    source = write_adapter(tmp_path / "a", "lora", pairs | {"model.embed_tokens": embedding}, alpha=6, dtype="float32")
+    convert(source, tmp_path / "mlx", layout="mlx")
+    config = json.loads((tmp_path / "mlx" / "adapter_config.json").read_text())
+    assert config["num_layers"] == -1
+    assert config["lora_parameters"] == {
+        "rank": 3, "scale": 1.0, "dropout": 0.0, "keys": ["lm_head", "model.embed_tokens", "self_attn.q_proj"],
+    }  # fmt: skip
+    written = load_file(tmp_path / "mlx" / "adapters.safetensors")
+    assert {tuple(value.shape) for key, value in written.items() if key.endswith("lora_a")} == {(6, 3), (12, 3)}
+    for module, dense in {
+        **{module: product(pair, 2.0) for module, pair in pairs.items()},
+        "model.embed_tokens": 2 * embedding["embedding_B"] @ embedding["embedding_A"],
+    }.items():
+        a, b = (written[f"{module}.lora_{side}"].double().numpy() for side in "ab")
+        np.testing.assert_allclose((a @ b).T, dense, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_capped_singular_values(dtype: str, tmp_path: Path) -> None:
+    values = np.array([9.0, 4.0, 1.5, 0.5])
+    Q, _ = np.linalg.qr(RNG.standard_normal((8, 4)))
+    P, _ = np.linalg.qr(RNG.standard_normal((6, 4)))
+    made = {"spiky": lora(Q * values, P.T), "calm": lora(Q * 0.5, P.T)}
+    done = convert(Adapter.from_updates("a", made), tmp_path / "out", cap_sigma=2.0, rank=3, dtype=dtype)
+    cut, written = done.cuts["spiky"], one(tmp_path / "out")
+    found = written["spiky"].to_dense()
+    np.testing.assert_allclose(np.linalg.svd(found)[1][:4], [2, 2, 1.5, 0], atol=2e-2 if dtype == "bfloat16" else 1e-6)
+    total = np.sum(values**2)
+    assert (cut.rank, cut.capped, done.cuts["calm"].capped) == (3, 2, 0)
+    assert cut.energy_capped == pytest.approx((81 - 4 + 16 - 4) / total)
+    assert cut.energy_kept == pytest.approx(10.25 / total)
+    lost = made["spiky"].to_dense() - found
+    assert cut.error_frobenius == pytest.approx(np.linalg.norm(lost), rel=1e-6)
+    assert cut.error_spectral == pytest.approx(np.linalg.norm(lost, 2), rel=1e-6)
+    source = write_adapter(tmp_path / "a", "lora", {"q": {"B": Q * values, "A": P.T}}, alpha=4)
+    result = CliRunner().invoke(main, ["convert", str(source), "-o", str(tmp_path / "cli"), "--cap-sigma", "2"])
+    assert "note: q: 2 σ above 2 set to it, 89.45% of Σσ² removed" in result.stderr
+    with pytest.raises(ValueError, match="cap_sigma is 0"):
+        convert(source, tmp_path / "x", cap_sigma=0)
