@@ -246,7 +246,7 @@ def test_grouped_convolutions_through_peft(wish: dict[str, Any], tmp_path: Path)
         x = torch.randn(2, 4, 5, 5)
         with models.warnings.catch_warnings():
             models.warnings.simplefilter("ignore")
-            loaded = PeftModel.from_pretrained(plain, tmp_path / "after")
+            loaded: Any = PeftModel.from_pretrained(plain, tmp_path / "after")
         with torch.no_grad():
             torch.testing.assert_close(
                 loaded.base_model.model.conv(x), adapted.base_model.model.conv(x), atol=1e-5, rtol=1e-5
