@@ -75,7 +75,7 @@ def test_from_a_folder_and_in_another_dtype(tmp_path: Path) -> None:
 
 def test_what_cannot_be_converted(tmp_path: Path) -> None:
     adapter = adapted("plain", METHODS["bora"](bias="all"))
-    with pytest.raises(ValueError, match="first.base_layer.bias .* is a trained bias"):
+    with pytest.raises(ValueError, match=r"first\.base_layer\.bias .* is a trained bias"):
         convert(adapter, tmp_path)
     factors = {"B": np.ones((4, 1)), "A": np.ones((1, 4)), "sigma": np.ones((2, 2, 1))}
     for step in (1, 2):
