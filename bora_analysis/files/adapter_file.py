@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..catalogue.dtypes import EPSILON
@@ -236,7 +236,7 @@ class Source:
 
 def of_layer(update: Any, kernel: tuple[int, ...]) -> Update:
     """The update of a convolution with that kernel; as it is where the kernel is empty."""
-    return replace(update, facts=replace(update.facts, kind="conv", kernel=kernel)) if kernel else update
+    return update.with_facts(kind="conv", kernel=kernel) if kernel else update
 
 
 def _lookup(source: Source, settings: Mapping[str, Any], name: str, module: str, default: Any) -> Any:

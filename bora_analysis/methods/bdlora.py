@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
-from ..files.parts import collect, need
+from ..files.parts import collect, fitted
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
@@ -38,30 +37,27 @@ def read(source: Source) -> Found | None:
 
 
 def _loader(source: Source, module: str, parts: dict[str, str], settings: Mapping[str, Any]) -> Loader:
-    A, B = need(source, parts, "lora_A", "lora_B")
-    for key in (A, B):
-        source.check_factor(key)
-        source.expect(len(source.tensors.shape(key)) == 2, key, "two dimensions")
+    keys, sizes = fitted(source, parts, A="lora_A (r, n)", B="lora_B (m, width)")
+    A, B, r, rows = keys["A"], keys["B"], sizes["r"], sizes["m"]
     cut = {
         side: any(name in module for name in settings.get(f"target_modules_bd_{side.lower()}") or ()) for side in "AB"
     }
     if cut["A"] and cut["B"]:
         raise AdapterError(f"{source.path}: use_bdlora names {module} for both factors; expected one")
     count = settings["nblocks"]
-    r = source.tensors.shape(A)[0]
     source.expect(not cut["A"] or r % count == 0, A, f"rows in {count} blocks")
-    width, rows = (r // count if cut["B"] else r), source.tensors.shape(B)[0]
-    source.expect(source.tensors.shape(B)[1] == width, B, f"(m, {width}) from lora_A {source.tensors.shape(A)}")
+    width = r // count if cut["B"] else r
+    source.expect(sizes["width"] == width, B, f"(m, {width}) from lora_A {source.tensors.shape(A)}")
     source.expect(not cut["B"] or (rows % count == 0 and r % count == 0), B, f"rows in {count} blocks")
     source.check_rank(module, A, r)
-    return source.loader({"B": B, "A": A}, partial(build, cut=cut, count=count, scaling=source.scaling(module, r)))
+    return source.loader(keys, partial(build, cut=cut, count=count, scaling=source.scaling(module, r)))
 
 
 def build(B: Array, A: Array, *, cut: Mapping[str, bool], count: int, scaling: float, dtype: str) -> Update:
     trained = B.size + A.size
     left, right = (_spread(X, count) if cut[side] else X for side, X in (("B", B), ("A", A)))
     update = lora(left, right, scaling=scaling, method="bdlora", dtype=dtype, any_rank=True)
-    return replace(update, facts=replace(update.facts, parameters=trained, macs_per_token=trained))
+    return update.with_facts(parameters=trained, macs_per_token=trained)
 
 
 def _spread(X: Array, count: int) -> Array:

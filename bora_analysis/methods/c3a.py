@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.parts import collect, others
+from ..files.parts import fitted, read_parts
 from ..updates.circulant import c3a
 from .file_form import Form, patterned
 from .random_factors import Parts, Recipe, Spec, orthonormal, slots
@@ -18,17 +18,11 @@ from .random_factors import Parts, Recipe, Spec, orthonormal, slots
 
 def read(source: Source) -> Found | None:
     """C³A as PEFT saves it."""
-    found, rest = collect(source, "c3a_kernel")
-    if not found:
-        return None
-    loaders = {module: _loader(source, parts["c3a_kernel"]) for module, parts in found.items()}
-    return Found("c3a", loaders, others(source, rest), [], scaled=False)
+    return read_parts(source, "c3a_kernel", "c3a", _loader)
 
 
-def _loader(source: Source, key: str) -> Loader:
-    source.check_factor(key)
-    source.expect(len(source.tensors.shape(key)) == 3, key, "(m/b, n/b, b)")
-    return source.loader({"kernel": key}, c3a)
+def _loader(source: Source, _: str, parts: dict[str, str]) -> Loader:
+    return source.loader(fitted(source, parts, kernel="c3a_kernel (m/b, n/b, b)")[0], c3a)
 
 
 def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:

@@ -7,12 +7,11 @@ column norms of the frozen weight, which are saved, so that the base model is no
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.parts import collect, need, others
+from ..files.parts import fitted, read_parts
 from ..linalg import Array
 from ..updates.blocks import diagonal
 from ..updates.contract import Update
@@ -22,25 +21,14 @@ from .random_factors import Parts, Recipe, Spec, orthonormal, pair, slots
 
 def read(source: Source) -> Found | None:
     """DeLoRA as PEFT saves it."""
-    found, rest = collect(source, "delora_(A|B|lambda|w_norm)")
-    if not found:
-        return None
-    loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
-    return Found("delora", loaders, others(source, rest), [], scaled=False)
+    return read_parts(source, "delora_(A|B|lambda|w_norm)", "delora", _loader)
 
 
 def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
-    B, A, bound, norm = need(source, parts, "delora_B", "delora_A", "delora_lambda", "delora_w_norm")
-    for key in (B, A, bound, norm):
-        source.check_factor(key)
-    shape = source.tensors.shape(A)
-    source.expect(len(shape) == 2, A, "(r, n)")
-    r, n = shape
-    source.expect(source.tensors.shape(B)[1:] == (r,), B, f"(m, {r}) from delora_A {shape}")
-    source.expect(source.tensors.shape(bound) == (1,), bound, "(1,)")
-    source.expect(source.tensors.shape(norm) == (n,), norm, f"({n},) from delora_A {shape}")
-    source.check_rank(module, A, r)
-    return source.loader({"B": B, "A": A, "bound": bound, "norm": norm}, build)
+    shapes = {"A": "delora_A (r, n)", "B": "delora_B (m, r)", "bound": "delora_lambda (1,)"}
+    keys, sizes = fitted(source, parts, **shapes, norm="delora_w_norm (n,)")
+    source.check_rank(module, keys["A"], sizes["r"])
+    return source.loader(keys, build)
 
 
 def build(B: Array, A: Array, bound: Array, norm: Array, *, dtype: str) -> Update:
@@ -49,8 +37,7 @@ def build(B: Array, A: Array, bound: Array, norm: Array, *, dtype: str) -> Updat
     sizes = np.maximum(np.linalg.norm(left, axis=0), 1e-4) * np.maximum(np.linalg.norm(right, axis=1), 1e-4)
     d = float(bound[0]) / (len(A) * sizes)
     update = diagonal(B, d, right * norm, method="delora", parameters=B.size + A.size + 1, dtype=dtype)
-    # The norms multiply every input.
-    return replace(update, facts=replace(update.facts, macs_per_token=update.facts.macs_per_token + norm.size))
+    return update.with_facts(macs_per_token=update.facts.macs_per_token + norm.size)  # the norms multiply every input
 
 
 def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:

@@ -14,7 +14,7 @@ import numpy as np
 from ..catalogue.formulas import FREQUENCIES
 from ..extras import require
 from ..files.adapter_file import Found, Loader, Source
-from ..files.parts import collect, others
+from ..files.parts import fitted, read_parts
 from ..linalg import Array
 from ..updates.contract import FactorError, Update
 from ..updates.sparse import fourierft
@@ -27,21 +27,16 @@ SCALING, SEED = 150.0, 777
 
 def read(source: Source) -> Found | None:
     """FourierFT as PEFT saves it."""
-    found, rest = collect(source, "fourierft_spectrum")
-    if not found:
-        return None
+    return read_parts(source, "fourierft_spectrum", "fourierft", _loader)
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    keys, sizes = fitted(source, parts, spectrum="fourierft_spectrum (k,)")
+    m, n = source.shape_of(module, keys["spectrum"])
+    source.expect(sizes["k"] <= m * n, keys["spectrum"], f"one dimension, up to {m * n}")
     seed = source.setting("random_loc_seed", int, SEED)
     scaling = float(source.setting("scaling", (int, float), SCALING))
-    loaders = {m: _loader(source, m, parts["fourierft_spectrum"], seed, scaling) for m, parts in found.items()}
-    return Found("fourierft", loaders, others(source, rest), [], scaled=False)
-
-
-def _loader(source: Source, module: str, key: str, seed: int, scaling: float) -> Loader:
-    source.check_factor(key)
-    shape, size = source.tensors.shape(key), source.shape_of(module, key)
-    source.expect(len(shape) == 1 and shape[0] <= size[0] * size[1], key, f"one dimension, up to {size[0] * size[1]}")
-
-    return source.loader({"spectrum": key}, partial(build, size=size, seed=seed, scaling=scaling))
+    return source.loader(keys, partial(build, size=(m, n), seed=seed, scaling=scaling))
 
 
 def build(spectrum: Array, *, size: tuple[int, int], seed: int, scaling: float, dtype: str) -> Update:

@@ -7,13 +7,12 @@ PEFT: ``<module>.gralora_A`` (k, n/k, r), ``.gralora_B`` (k, r, m/k); hybrid ``.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.parts import collect, need, others
+from ..files.parts import fitted, read_parts
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
@@ -23,31 +22,21 @@ from .random_factors import Parts, Recipe, Spec, pair
 
 def read(source: Source) -> Found | None:
     """GraLoRA as PEFT saves it, hybrid or not."""
-    found, rest = collect(source, "gralora_[AB](_general)?")
-    if not found:
-        return None
-    loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
-    return Found("gralora", loaders, others(source, rest), [])
+    return read_parts(source, "gralora_[AB](_general)?", "gralora", _loader, scaled=True)
 
 
 def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
-    A, B = need(source, parts, "gralora_A", "gralora_B")
-    keys = {"A": A, "B": B}
-    hybrid = 0
+    keys, sizes = fitted(source, parts, A="gralora_A (k, n/k, r)", B="gralora_B (k, r, m/k)")
+    k, r = sizes["k"], sizes["r"]
+    source.expect(r % k == 0, keys["A"], "(k, n/k, r) with r a multiple of k")
     if len(parts) > 2:
-        keys["A_general"], keys["B_general"] = need(source, parts, "gralora_A_general", "gralora_B_general")
-        hybrid = source.tensors.shape(keys["A_general"])[0]
-    for key in keys.values():
-        source.check_factor(key)
-    (k, width, r), shape = (*source.tensors.shape(A), 0, 0, 0)[:3], source.tensors.shape(B)
-    source.expect(len(source.tensors.shape(A)) == 3 and k and r % k == 0, A, "(k, n/k, r) with r a multiple of k")
-    source.expect(len(shape) == 3 and shape[:2] == (k, r), B, f"({k}, {r}, m/{k}) from gralora_A {(k, width, r)}")
-    if hybrid:
-        m, n = k * shape[2], k * width
-        source.expect(source.tensors.shape(keys["A_general"]) == (hybrid, n), keys["A_general"], f"(h, {n})")
-        source.expect(source.tensors.shape(keys["B_general"]) == (m, hybrid), keys["B_general"], f"({m}, {hybrid})")
-    source.check_rank(module, A, r)
-    return source.loader(keys, partial(build, scaling=source.scaling(module, r + hybrid, name="alpha")))
+        known = {"m": k * sizes["m/k"], "n": k * sizes["n/k"]}
+        shapes = {"A_general": "gralora_A_general (h, n)", "B_general": "gralora_B_general (m, h)"}
+        general, sizes = fitted(source, parts, known, f"{keys['A']} and {keys['B']}", **shapes)
+        keys |= general
+    source.check_rank(module, keys["A"], r)
+    scaling = source.scaling(module, r + sizes.get("h", 0), name="alpha")
+    return source.loader(keys, partial(build, scaling=scaling))
 
 
 def build(
@@ -68,12 +57,12 @@ def build(
         left[i, :, i] = B[i].T
         right[:, i, :, i] = A[i].reshape(width, k, part).transpose(1, 2, 0)
     L, R = left.reshape(k * height, k * r), right.reshape(k * r, k * width)
-    count, macs = A.size + B.size, A.size + B.size
+    count = A.size + B.size
     if A_general is not None and B_general is not None:
         L, R = np.concatenate([L, B_general], axis=1), np.concatenate([R, A_general])
-        count, macs = count + A_general.size + B_general.size, macs + A_general.size + B_general.size
+        count += A_general.size + B_general.size
     update = lora(L, R, scaling=scaling, method="gralora", dtype=dtype, any_rank=True)
-    return replace(update, facts=replace(update.facts, r=r, parameters=count, macs_per_token=macs))
+    return update.with_facts(r=r, parameters=count, macs_per_token=count)
 
 
 def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:

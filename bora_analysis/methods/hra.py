@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from ..files.adapter_file import Found, Source
+from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
 from ..files.errors import AdapterError
-from ..files.parts import collect, others
+from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
@@ -22,24 +21,19 @@ from .on_base_model import base_matrix
 
 def read(source: Source) -> Found | None:
     """HRA: products of Householder reflections. They are I − U T Uᵀ, so ΔW = −(W0 U T) Uᵀ, a product like LoRA's."""
-    found, rest = collect(source, "hra_u")
-    if not found:
-        return None
+    return read_parts(source, "hra_u", "hra", _loader)
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    key = parts["hra_u"]
+    base = base_matrix(source, "HRA", module, key)
+    keys, sizes = fitted(source, parts, {"n": base.shape[1]}, base.key, u="hra_u (n, r)")
+    source.check_rank(module, key, sizes["r"])
     gram_schmidt = source.setting("apply_GS", bool, False)
-    loaders = {}
-    for module, parts in found.items():
-        key = parts["hra_u"]
-        source.check_factor(key)
-        base = base_matrix(source, "HRA", module, key)
-        shape = source.tensors.shape(key)
-        source.expect(len(shape) == 2 and shape[0] == base.shape[1], key, f"({base.shape[1]}, r) from {base.key}")
-        source.check_rank(module, key, shape[1])
-        build = partial(_hra, source=source, key=key, base=base, gram_schmidt=gram_schmidt)
-        loaders[module] = source.loader({"u": key}, build)
-    return Found("hra", loaders, others(source, rest), [], scaled=False)
+    return source.loader(keys, partial(_build, source=source, key=key, base=base, gram_schmidt=gram_schmidt))
 
 
-def _hra(u: Array, *, source: Source, key: str, base: BaseMatrix, gram_schmidt: bool, dtype: str) -> Update:
+def _build(u: Array, *, source: Source, key: str, base: BaseMatrix, gram_schmidt: bool, dtype: str) -> Update:
     U = u.astype(np.float64)
     n, r = U.shape
     norms = np.linalg.norm(U, axis=0)
@@ -59,4 +53,4 @@ def _hra(u: Array, *, source: Source, key: str, base: BaseMatrix, gram_schmidt: 
     # In slices: a float64 copy of all of W0 is not needed.
     left = np.concatenate([part.astype(np.float64) @ U for part in np.array_split(W, max(1, W.size >> 22))])
     update = lora(-left @ T, U.T, method="hra", dtype=dtype, any_rank=True)
-    return replace(update, facts=replace(update.facts, parameters=n * r, macs_per_token=2 * n * r + r * r))
+    return update.with_facts(parameters=n * r, macs_per_token=2 * n * r + r * r)

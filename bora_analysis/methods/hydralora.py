@@ -7,45 +7,26 @@ Ours: ``<module>.hydralora_A`` (r, n), ``.hydralora_B`` (K, m, r), ``.hydralora_
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.errors import AdapterError
-from ..files.keys import module_path
-from ..files.parts import incomplete
+from ..files.parts import collect, fitted
 from ..updates.contract import Update
 from ..updates.mixture import mixed
 from .file_form import Arrays, Form, columns
 from .random_factors import Parts, Recipe, Spec, kaiming, pair
 from .routed import loaders_of, note
 
-_NAME = r"(\.(?P<name>[^.]+?))??"
-_OURS = re.compile(rf"(?P<module>.+)\.hydralora_(?P<part>A|B|route){_NAME}(\.weight)?")
-_HYDRA = re.compile(rf"(?P<module>.+)\.lora_(?P<part>A|B\d+|route){_NAME}(\.weight)?")
-
 
 def read(source: Source) -> Found | None:
     """HydraLoRA, in our layout and its authors'."""
-    keys = source.tensors.keys()
-    if any(_OURS.fullmatch(module_path(key)) for key in keys):
-        pattern = _OURS
-    elif any(re.search(r"\.lora_B\d+(\.|$)", key) for key in keys):
-        pattern = _HYDRA
-    else:
+    found, rest = collect(source, "hydralora_(A|B|route)")
+    if not found and any(re.search(r"\.lora_B\d+(\.|$)", key) for key in rest):
+        found, rest = collect(source, r"lora_(A|B\d+|route)")
+    if not found:
         return None
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    rest = []
-    for key in keys:
-        hit = pattern.fullmatch(module_path(key))
-        if not hit:
-            rest.append(key)
-        elif hit["part"] in found[hit["module"]]:
-            raise AdapterError(f"{source.path}: {key}: several adapters in one file; save one at a time")
-        else:
-            found[hit["module"]][hit["part"]] = key
     loaders: dict[str, Loader] = {}
     for module, parts in found.items():
         loaders |= _hydra(source, module, parts)
@@ -53,30 +34,18 @@ def read(source: Source) -> Found | None:
 
 
 def _hydra(source: Source, module: str, parts: Mapping[str, str]) -> dict[str, Loader]:
-    numbered = [f"B{k}" for k in range(sum(name[0] == "B" and name != "B" for name in parts))]
-    names = numbered or ["B"]
-    missing = [name for name in ("A", *names, "route") if name not in parts]
-    if missing:
-        key = next(iter(parts.values()))
-        raise incomplete(source, key, f"{'hydralora' if 'hydralora_' in key else 'lora'}_{missing[0]}")
-    A, route, B = parts["A"], parts["route"], [parts[name] for name in names]
-    for key in (A, route, *B):
-        source.check_factor(key)
-    shape = source.tensors.shape(A)
-    source.expect(len(shape) == 2, A, "(r, n)")
-    r, n = shape
-    shapes = [source.tensors.shape(key) for key in B]
-    if names == ["B"]:
-        source.expect(len(shapes[0]) == 3 and shapes[0][2] == r, B[0], f"(K, m, {r}) from A {shape}")
-        count = shapes[0][0]
+    count = sum(name.startswith("lora_B") for name in parts)
+    if count:
+        experts = {f"B{k}": f"lora_B{k} (m, r)" for k in range(count)}
+        keys, sizes = fitted(source, parts, A="lora_A (r, n)", **experts, route=f"lora_route ({count}, n)")
     else:
-        for key, own in zip(B, shapes, strict=True):
-            source.expect(own == (shapes[0][0], r), key, f"({shapes[0][0]}, {r}) from A {shape} and the first B")
-        count = len(B)
-    source.expect(source.tensors.shape(route) == (count, n), route, f"({count}, {n}): {count} experts")
-    source.check_rank(module, A, r)
-    keys = {"A": [A], "B": B, "route": route}
-    return loaders_of(source, module, keys, count, "hydralora", source.scaling(module, r))
+        shapes = {"A": "hydralora_A (r, n)", "B": "hydralora_B (K, m, r)", "route": "hydralora_route (K, n)"}
+        keys, sizes = fitted(source, parts, **shapes)
+        count = sizes["K"]
+    source.check_rank(module, keys["A"], sizes["r"])
+    A, route = keys.pop("A"), keys.pop("route")
+    factors = {"A": [A], "B": [*keys.values()], "route": route}
+    return loaders_of(source, module, factors, count, "hydralora", source.scaling(module, sizes["r"]))
 
 
 def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:

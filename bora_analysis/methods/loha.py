@@ -7,13 +7,12 @@ configuration's ``alpha``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source, of_layer
-from ..files.parts import collect, need, others
+from ..files.parts import fitted, read_parts
 from ..linalg import Array
 from ..updates.contract import Update
 from ..updates.hadamard import loha
@@ -23,30 +22,19 @@ from .random_factors import Parts, Recipe, Spec, pair
 
 def read(source: Source) -> Found | None:
     """LoHa, linear layers and convolutions."""
-    found, rest = collect(source, "hada_(w[12]_[ab]|t[12])")
-    if not found:
-        return None
-    loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
-    return Found("loha", loaders, others(source, rest), [])
+    return read_parts(source, "hada_(w[12]_[ab]|t[12])", "loha", _loader, scaled=True)
 
 
-def _loader(source: Source, module: str, parts: Mapping[str, str]) -> Loader:
-    keys = need(source, parts, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    decomposed = "hada_t1" in parts or "hada_t2" in parts
-    if decomposed:
-        keys += need(source, parts, "hada_t1", "hada_t2")
-    for key in keys:
-        source.check_factor(key)
-    shapes = [source.tensors.shape(key) for key in keys]
-    for key, shape in zip(keys[:4], shapes[:4], strict=True):
-        source.expect(len(shape) == 2, key, "two dimensions")
-    r = shapes[1][0]
-    for key, shape in zip(keys[4:], shapes[4:], strict=True):
-        source.expect(len(shape) > 2 and shape[:2] == (r, r), key, f"({r}, {r}, kernel…) from hada_w1_b {shapes[1]}")
-    source.check_rank(module, keys[1], r)
-    scaling = source.scaling(module, r, name="alpha")
-    names = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
-    return source.loader(dict(zip(names, keys, strict=False)), partial(build, scaling=scaling))
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    first, sizes = fitted(source, parts, w1_b="hada_w1_b (r, n)")
+    source.check_rank(module, first["w1_b"], sizes["r"])
+    if "hada_t1" in parts or "hada_t2" in parts:
+        shapes = {"w1_a": "hada_w1_a (r, m)", "w2_a": "hada_w2_a (s, m)", "w2_b": "hada_w2_b (s, n)"}
+        shapes |= {"t1": "hada_t1 (r, r, kernel…)", "t2": "hada_t2 (s, s, kernel…)"}
+    else:
+        shapes = {"w1_a": "hada_w1_a (m, r)", "w2_a": "hada_w2_a (m, s)", "w2_b": "hada_w2_b (s, n)"}
+    others, sizes = fitted(source, parts, sizes, first["w1_b"], **shapes)
+    return source.loader(first | others, partial(build, scaling=source.scaling(module, sizes["r"], name="alpha")))
 
 
 def build(

@@ -8,7 +8,6 @@ counts in its columns; or decomposed ``.lokr_t2`` (r, r, k, k), ``.lokr_w2_a`` (
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from ..catalogue.sizes import kronecker_factors
 from ..files.adapter_file import Found, Loader, Source, of_layer
 from ..files.errors import AdapterError
-from ..files.parts import collect, need, others
+from ..files.parts import need, read_parts
 from ..linalg import Array
 from ..updates.contract import Update
 from ..updates.dense import dense
@@ -28,17 +27,13 @@ from .random_factors import Parts, Recipe, Spec, orthonormal, pair
 
 def read(source: Source) -> Found | None:
     """LoKr, linear layers and convolutions; KronA is LoKr with both factors whole."""
-    found, rest = collect(source, "lokr_(w[12](_[ab])?|t2)")
-    if not found:
-        return None
-    loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
-    notes = []
-    if source.config is None and source.alpha is not None:
-        notes.append("where both factors are whole they do not show r; there the scaling is α itself")
-    return Found("lokr", loaders, others(source, rest), notes)
+    found = read_parts(source, "lokr_(w[12](_[ab])?|t2)", "lokr", _loader, scaled=True)
+    if found and source.config is None and source.alpha is not None:
+        found.notes.append("where both factors are whole they do not show r; there the scaling is α itself")
+    return found
 
 
-def _loader(source: Source, module: str, parts: Mapping[str, str]) -> Loader:
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
     keys: dict[str, str] = {}
     r = None
     for half in ("w1", "w2"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -73,15 +73,15 @@ def _build(
         full[index, :, index, :] = left.reshape(groups, m // groups, columns)
         left = full.reshape(m, r)
     update = lora(left, right, scaling=scaling, method=method, dtype=dtype, any_rank=True)
-    facts = replace(update.facts, kind=kind)
+    facts: dict[str, Any] = {"kind": kind}
     if A.ndim > 2:
-        facts = replace(facts, kind="conv", kernel=A.shape[2:])
+        facts |= {"kind": "conv", "kernel": A.shape[2:]}
     if kind == "embedding":
-        facts = replace(facts, macs_per_token=m * r)
+        facts["macs_per_token"] = m * r
     if groups > 1:
         size = m * columns + r * n
-        facts = replace(facts, kind="grouped conv", groups=groups, parameters=size, macs_per_token=size)
-    return replace(update, facts=facts)
+        facts |= {"kind": "grouped conv", "groups": groups, "parameters": size, "macs_per_token": size}
+    return update.with_facts(**facts)
 
 
 def _parameters(source: Source, module: str) -> list[str]:
@@ -158,4 +158,4 @@ def _expert(B: Array, A: Array, *, expert: int, count: int, scaling: float, meth
     left = B.reshape(B.shape[0], -1, count)[:, :, expert]
     right = A.reshape(count, -1, A.shape[1])[expert]
     update = lora(left.copy(), right.copy(), scaling=scaling, method=method, dtype=dtype, any_rank=True)
-    return replace(update, facts=replace(update.facts, kind="parameter"))
+    return update.with_facts(kind="parameter")

@@ -3,20 +3,18 @@
 PEFT: ``<module>.miss_block`` (r, m), or (r, mini_r) repeated down the rows with ``init_weights: mini``. The block's
 transpose is added to columns 0 … r−1, r … 2r−1 and so on, the last group cut off at n (``miss/layer.py``). The file
 does not store n, which the singular values depend on. The variant ``init_weights: bat`` multiplies the base model's
-weights and is read in :mod:`.on_base`.
+weights.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.base_model import BaseMatrix
-from ..files.parts import collect, others
+from ..files.parts import fitted, read_parts
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.contract import Facts, Update
@@ -27,27 +25,18 @@ from .random_factors import Parts, Recipe, Spec, pair, slots
 
 def read(source: Source) -> Found | None:
     """MiSS as PEFT saves it; the variant "bat" needs the base model."""
-    return _read_bat(source) if (source.config or {}).get("init_weights") == "bat" else _read_plain(source)
+    bat = (source.config or {}).get("init_weights") == "bat"
+    return read_parts(source, "miss_block", "miss", _bat_loader if bat else _loader)
 
 
-def _read_plain(source: Source) -> Found | None:
-    """MiSS as PEFT saves it, except its variant "bat"."""
-    found, rest = collect(source, "miss_block")
-    if not found:
-        return None
-    loaders = {module: _loader(source, module, parts["miss_block"]) for module, parts in found.items()}
-    return Found("miss", loaders, others(source, rest), [], scaled=False)
-
-
-def _loader(source: Source, module: str, key: str) -> Loader:
-    source.check_factor(key)
-    shape = source.tensors.shape(key)
-    source.expect(len(shape) == 2, key, "(r, m)")
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    keys, sizes = fitted(source, parts, block="miss_block (r, width)")
+    key, r, width = keys["block"], sizes["r"], sizes["width"]
     m, n = source.shape_of(module, key)
     mini = (source.config or {}).get("init_weights") == "mini"
-    source.expect(shape[0] <= n and (m % shape[1] == 0 if mini else m == shape[1]), key, f"(r, {m}), r up to {n}")
-    source.check_rank(module, key, shape[0])
-    return source.loader({"block": key}, partial(build, repeats=m // shape[1], n=n))
+    source.expect(r <= n and (m % width == 0 if mini else m == width), key, f"(r, {m}), r up to {n}")
+    source.check_rank(module, key, r)
+    return source.loader(keys, partial(build, repeats=m // width, n=n))
 
 
 def build(block: Array, *, repeats: int, n: int, dtype: str) -> Update:
@@ -56,44 +45,30 @@ def build(block: Array, *, repeats: int, n: int, dtype: str) -> Update:
     right[np.arange(n) % r, np.arange(n)] = 1
     update = lora(np.tile(block.T, (repeats, 1)), right, method="miss", dtype=dtype, any_rank=True)
     # The columns of a group are summed before the block: additions, no multiply-adds.
-    return replace(
-        update, facts=replace(update.facts, parameters=block.size, macs_per_token=r * block.shape[1] * repeats)
-    )
+    return update.with_facts(parameters=block.size, macs_per_token=r * block.shape[1] * repeats)
 
 
-def _read_bat(source: Source) -> Found | None:
-    """MiSS with ``init_weights="bat"``; its other forms need no base model."""
-    if (source.config or {}).get("init_weights") != "bat":
-        return None
-    found, rest = collect(source, "miss_block")
-    if not found:
-        return None
-    loaders = {}
-    for module, parts in found.items():
-        key = parts["miss_block"]
-        source.check_factor(key)
-        base = base_matrix(source, "MiSS (bat)", module, key)
-        m, n = base.shape
-        shape = source.tensors.shape(key)
-        fits = len(shape) == 3 and shape[1] == shape[2] and shape[0] * shape[1] == m and n % shape[1] == 0
-        source.expect(fits, key, f"(m/r, r, r) with m = {m}, and r dividing n = {n} ({base.key})")
-        loaders[module] = source.loader({"M": key}, partial(_miss_bat, source=source, key=key, base=base))
-    return Found("miss", loaders, others(source, rest), [], scaled=False)
-
-
-def _miss_bat(M: Array, *, source: Source, key: str, base: BaseMatrix, dtype: str) -> Update:
+def _bat_loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    keys, sizes = fitted(source, parts, M="miss_block (m/r, r, r)")
+    key, count, r = keys["M"], sizes["m/r"], sizes["r"]
+    base = base_matrix(source, "MiSS (bat)", module, key)
     m, n = base.shape
-    count, r, _ = M.shape
-    M = M.astype(np.float64)
-    facts = Facts("miss", m, n, r, 1, 1.0, M.size, M.size * (n // r), min(m, n), dtype)
+    fits = count * r == m and n % r == 0
+    source.expect(fits, key, f"(m/r, r, r) with m = {m}, and r dividing n = {n} ({base.key})")
 
-    def make() -> Array:
-        W = base.read().astype(np.float64).reshape(count, r * (n // r), r)
-        product = (W @ M).reshape(count, r, n // r, r)
-        product += M[:, :, None, :]
-        return product.reshape(m, n)
+    def build(M: Array, *, dtype: str) -> Update:
+        M = M.astype(np.float64)
+        facts = Facts("miss", m, n, r, 1, 1.0, M.size, M.size * (n // r), min(m, n), dtype)
 
-    return checked(source, key, facts, make)
+        def make() -> Array:
+            W = base.read().astype(np.float64).reshape(count, r * (n // r), r)
+            product = (W @ M).reshape(count, r, n // r, r)
+            product += M[:, :, None, :]
+            return product.reshape(m, n)
+
+        return checked(source, key, facts, make)
+
+    return source.loader(keys, build)
 
 
 def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.errors import AdapterError
 from ..files.keys import module_path
+from ..files.parts import fitted
 from ..updates.contract import Update
 from ..updates.mixture import mixed
 from .file_form import Arrays, Form
@@ -24,7 +24,7 @@ from .random_factors import Parts, Recipe, Spec, kaiming, pair
 from .routed import loaders_of, note
 
 _MOE = re.compile(
-    r"(?P<module>.+)\.lora_([AB])(\.(?P<name>[^.]+?))??\.lora(?P<part>[AB]\.\d+)(\.mlp)?\.weight"
+    r"(?P<module>.+)\.lora_([AB])(\.(?P<name>[^.]+?))??\.(?P<part>lora[AB]\.\d+)(\.mlp)?\.weight"
     r"|(?P<router>.*?)\.?lora_(?P<gate>task_embedding|gate)(\.[^.]+?)??(\.GateL)?\.weight"
 )
 
@@ -55,22 +55,13 @@ def read(source: Source) -> Found | None:
 
 
 def _moe(source: Source, module: str, parts: Mapping[str, str]) -> dict[str, Loader]:
-    count = sum(name.startswith("A.") for name in parts)
-    missing = [f"{side}.{k}" for side in "AB" for k in range(count) if f"{side}.{k}" not in parts]
-    extra = [name for name in parts if name.startswith("B.") and int(name[2:]) >= count]
-    if missing or extra or not count:
-        key = next(iter(parts.values()))
-        lacking = (missing or extra or ["A.0"])[0]
-        raise AdapterError(f"{source.path}: {key} has no lora{lacking} beside it; the file is incomplete")
-    A, B = ([parts[f"{side}.{k}"] for k in range(count)] for side in "AB")
-    for key in (*A, *B):
-        source.check_factor(key)
-    first, last = source.tensors.shape(A[0]), source.tensors.shape(B[0])
-    source.expect(len(first) == 2, A[0], "(r/K, n)")
-    for a, b in zip(A, B, strict=True):
-        source.expect(source.tensors.shape(a) == first, a, f"{first}, the shape of expert 0")
-        source.expect(source.tensors.shape(b) == (last[0], first[0]), b, f"({last[0]}, {first[0]}) from loraA {first}")
-    r = count * first[0]
+    count = sum(name.startswith("loraA") for name in parts)
+    more = sum(name.startswith("loraB") for name in parts)
+    shapes = {f"A{k}": f"loraA.{k} (r/K, n)" for k in range(max(count, more))}
+    shapes |= {f"B{k}": f"loraB.{k} (m, r/K)" for k in range(max(count, more))}
+    found, sizes = fitted(source, parts, **shapes)
+    A, B = ([key for name, key in found.items() if name[0] == side] for side in "AB")
+    r = count * sizes["r/K"]
     source.check_rank(module, A[0], r)
     keys: dict[str, Any] = {"A": A, "B": B}
     if "gate" in parts:

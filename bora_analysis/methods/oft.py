@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 
 import numpy as np
 
-from ..files.adapter_file import Found, Source
-from ..files.base_model import BaseMatrix
-from ..files.parts import collect, others
+from ..files.adapter_file import Found, Loader, Source
+from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.contract import Facts, Update
 from .on_base_model import base_matrix, checked
@@ -17,75 +15,65 @@ from .on_base_model import base_matrix, checked
 
 def read(source: Source) -> Found | None:
     """OFT of PEFT from 0.14 on, with Cayley's transform or its Neumann series."""
-    found, rest = collect(source, "oft_R|oft_embedding_R")
-    if not found:
+    found = read_parts(source, "oft_R|oft_embedding_R", "oft", _loader)
+    if found is None:
         return None
-    series = source.setting("use_cayley_neumann", bool)
-    terms = None if series is False else source.setting("num_cayley_neumann_terms", int, 5)
-    notes = []
-    if series is None:
-        notes.append(
+    if source.setting("use_cayley_neumann", bool) is None:
+        found.notes.append(
             "the file does not say whether OFT uses Cayley's transform or its Neumann series; read with the series, "
             "PEFT's default"
         )
-    if source.config is not None and terms is not None and _version(source.setting("peft_version", str, "0")) < (0, 18):
-        notes.append(
+    if source.config is not None and _terms(source) and _version(source.setting("peft_version", str, "0")) < (0, 18):
+        found.notes.append(
             "PEFT changed OFT's Neumann series in 0.18.0, and this file is older; it is read with the new series"
         )
-    loaders = {}
-    for module, parts in found.items():
-        ((part, key),) = parts.items()
-        source.check_factor(key)
-        base = base_matrix(source, "OFT", module, key)
-        shape = source.tensors.shape(key)
-        source.expect(len(shape) == 2, key, "(n/b, b(b−1)/2)")
-        b = (1 + int(np.sqrt(1 + 8 * shape[1]) + 0.5)) // 2
-        shared = source.setting("block_share", bool, False)
-        n = base.shape[1]
-        fits = b * (b - 1) // 2 == shape[1] and n % b == 0 and shape[0] == (1 if shared else n // b)
-        source.expect(fits, key, f"(n/b, b(b−1)/2) with n = {n} ({base.key})")
-        bound = source.setting("eps", float, 6e-5) if source.setting("coft", bool, False) else None
-        embedding = part == "oft_embedding_R"
-        build = partial(_oft, source=source, key=key, base=base, b=b, terms=terms, bound=bound, embedding=embedding)
-        loaders[module] = source.loader({"R": key}, build)
-    return Found("oft", loaders, others(source, rest), notes, scaled=False)
+    return found
 
 
-def _oft(
-    R: Array,
-    *,
-    source: Source,
-    key: str,
-    base: BaseMatrix,
-    b: int,
-    terms: int | None,
-    bound: float | None,
-    embedding: bool,
-    dtype: str,
-) -> Update:
-    S = np.zeros((len(R), b, b))
-    rows, columns = np.triu_indices(b, 1)
-    S[:, rows, columns] = R
-    S -= S.transpose(0, 2, 1)
-    if bound is not None:  # constrained OFT keeps each block near zero
-        norms = np.linalg.norm(S, axis=(1, 2), keepdims=True)
-        limit = bound / np.sqrt(len(R))
-        S = np.where(norms <= limit, S, limit * S / np.maximum(norms, np.finfo(float).tiny))
+def _terms(source: Source) -> int | None:
+    """Those of the Neumann series; None for Cayley's transform itself."""
+    series = source.setting("use_cayley_neumann", bool, True)
+    return source.setting("num_cayley_neumann_terms", int, 5) if series else None
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    ((part, key),) = parts.items()
+    base = base_matrix(source, "OFT", module, key)
     m, n = base.shape
-    rotation = np.broadcast_to(cayley(S) if terms is None else _neumann(S, terms), (n // b, b, b))
-    if embedding:  # there PEFT multiplies by R, and not by Rᵀ
-        rotation = rotation.transpose(0, 2, 1)
-    # R − I = S · (…), and a skew-symmetric S of odd size is singular.
-    rank = min(m, n // b * (b - b % 2))
-    shown = (n, m) if embedding else (m, n)  # an embedding's ΔW is (d, V) here
-    facts = Facts("oft", *shown, b, n // b, 1.0, R.size, n * b, rank, dtype)
+    keys, sizes = fitted(source, parts, R=f"{part} (n/b, b(b−1)/2)")
+    blocks, pairs = sizes.values()
+    b = (1 + int(np.sqrt(1 + 8 * pairs) + 0.5)) // 2
+    shared = source.setting("block_share", bool, False)
+    fits = b * (b - 1) // 2 == pairs and n % b == 0 and blocks == (1 if shared else n // b)
+    source.expect(fits, key, f"(n/b, b(b−1)/2) with n = {n} ({base.key})")
+    terms, embedding = _terms(source), part == "oft_embedding_R"
+    bound = source.setting("eps", float, 6e-5) if source.setting("coft", bool, False) else None
 
-    def make() -> Array:
-        W = base.read().astype(np.float64)
-        change = rotated(W, rotation - np.eye(b))
-        return change.T if embedding else change
+    def build(R: Array, *, dtype: str) -> Update:
+        S = np.zeros((len(R), b, b))
+        rows, columns = np.triu_indices(b, 1)
+        S[:, rows, columns] = R
+        S -= S.transpose(0, 2, 1)
+        if bound is not None:  # constrained OFT keeps each block near zero
+            norms = np.linalg.norm(S, axis=(1, 2), keepdims=True)
+            limit = bound / np.sqrt(len(R))
+            S = np.where(norms <= limit, S, limit * S / np.maximum(norms, np.finfo(float).tiny))
+        rotation = np.broadcast_to(cayley(S) if terms is None else _neumann(S, terms), (n // b, b, b))
+        if embedding:  # there PEFT multiplies by R, and not by Rᵀ
+            rotation = rotation.transpose(0, 2, 1)
+        # R − I = S · (…), and a skew-symmetric S of odd size is singular.
+        rank = min(m, n // b * (b - b % 2))
+        shown = (n, m) if embedding else (m, n)  # an embedding's ΔW is (d, V) here
+        facts = Facts("oft", *shown, b, n // b, 1.0, R.size, n * b, rank, dtype)
 
-    return checked(source, key, facts, make)
+        def make() -> Array:
+            W = base.read().astype(np.float64)
+            change = rotated(W, rotation - np.eye(b))
+            return change.T if embedding else change
+
+        return checked(source, key, facts, make)
+
+    return source.loader(keys, build)
 
 
 def rotated(W: Array, blocks: Array) -> Array:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -120,8 +119,7 @@ def build(factor: Array, *, side: str, index: Array, size: int, scaling: float, 
     update = lora(**pair, scaling=scaling, method=method, dtype=dtype, any_rank=True)
     price = cost(method, update.facts.out_features, update.facts.in_features, len(index))
     support = {"support_columns" if side == "B" else "support_rows": len(index)}
-    facts = replace(update.facts, parameters=price.parameters, macs_per_token=price.macs_per_token, **support)
-    return replace(update, facts=facts)
+    return update.with_facts(parameters=price.parameters, macs_per_token=price.macs_per_token, **support)
 
 
 def random(side: str) -> Maker:

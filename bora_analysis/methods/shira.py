@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.parts import collect, need, others
+from ..files.parts import need, read_parts
 from ..files.tensors import Array
 from ..updates.contract import Update
 from ..updates.sparse import shira
@@ -16,17 +16,13 @@ from ..updates.sparse import shira
 
 def read(source: Source) -> Found | None:
     """SHiRA as PEFT saves it."""
-    found, rest = collect(source, "shira_(weight|indices)")
-    if not found:
-        return None
-    loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
-    notes = []
-    if not source.sized:
-        notes.append(
+    found = read_parts(source, "shira_(weight|indices)", "shira", _loader)
+    if found and not source.sized:
+        found.notes.append(
             "the file does not store the sizes of the layers, so each ΔW ends after its last row and column; the "
             "spectrum is right, out_features and in_features may be too small"
         )
-    return Found("shira", loaders, others(source, rest), notes, scaled=False)
+    return found
 
 
 def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
@@ -35,7 +31,6 @@ def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
     (count,) = source.tensors.shape(weight)
     source.expect(source.tensors.shape(indices) == (2, count), indices, f"(2, {count}) from shira_weight")
     size = source.shape_of(module, weight) if source.sized else None
-
     return source.loader({"spectrum": weight, "indices": indices}, partial(build, size=size))
 
 

@@ -17,8 +17,7 @@ from zlib import crc32
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.errors import AdapterError
-from ..files.parts import collect, others
+from ..files.parts import collect, fitted, incomplete, need, others
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.checks import coarsest, is_finite
@@ -38,11 +37,9 @@ def read(source: Source) -> Found | None:
         return None
     banks = [key for key in rest if _BANK.search(key)]
     if not banks:
-        key = next(iter(next(iter(found.values())).values()))
-        raise AdapterError(f"{source.path}: {key} has no vblora_vector_bank beside it; the file is incomplete")
-    source.check_factor(banks[0])
-    shape = source.tensors.shape(banks[0])
-    source.expect(len(shape) == 2, banks[0], "(h, v)")
+        raise incomplete(source, next(iter(next(iter(found.values())).values())), "vblora_vector_bank")
+    _, sizes = fitted(source, {"bank": banks[0]}, bank="bank (h, v)")
+    shape = (sizes["h"], sizes["v"])
     bank = cache(lambda: source.read_shared(banks[0]).astype(np.float64))
     loaders = {module: _loader(source, module, parts, shape, bank) for module, parts in found.items()}
     note = f"the vector bank of {shape[0] * shape[1]:,} trained numbers is shared by all modules and counted for none"
@@ -55,11 +52,7 @@ def _loader(source: Source, module: str, parts: dict[str, str], bank_shape: tupl
     for side in "AB":
         whole = f"vblora_logits_{side}"
         names = [whole] if whole in parts else [f"{whole}_topk_indices", f"{whole}_topk_weights"]
-        missing = [name for name in names if name not in parts]
-        if missing:
-            key = next(iter(parts.values()))
-            raise AdapterError(f"{source.path}: {key} has no {missing[0]} beside it; the file is incomplete")
-        keys[side] = [parts[name] for name in names]
+        keys[side] = need(source, parts, *names)
         for name, key in zip(names, keys[side], strict=True):
             source.expect(len(source.tensors.shape(key)) == 3, key, "three dimensions")
             if not name.endswith("indices"):
@@ -86,7 +79,7 @@ def build(A: list[Array], B: list[Array], bank: Array, *, topk: int, dtype: str)
     trained = (right.size + left.size) // bank.shape[1] * bank.shape[0]
     # An error in a logit is a relative one of the weight; those of weights go into the last one, 1 − their sum.
     logits = [float(np.abs(stored[0]).max()) if len(stored) == 1 else float("nan") for stored in (A, B)]
-    return replace(update, facts=replace(update.facts, parameters=trained), steepness=2 * max(logits))
+    return replace(update.with_facts(parameters=trained), steepness=2 * max(logits))
 
 
 def _mixed(stored: list[Array], bank: Array, topk: int) -> Array:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from zlib import crc32
 
@@ -23,7 +23,7 @@ import numpy as np
 from ..extras import require
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
-from ..files.parts import collect, need, others
+from ..files.parts import collect, fitted, others
 from ..linalg import Array
 from ..updates.blocks import diagonal
 from ..updates.checks import coarsest
@@ -48,11 +48,8 @@ def read(source: Source) -> Found | None:
             shared.setdefault(hit["side"], key)  # PEFT may repeat them for every layer, the same numbers
         else:
             left.append(key)
-    pairs = {module: need(source, parts, f"{kind}_lambda_b", f"{kind}_lambda_d") for module, parts in found.items()}
-    for b, d in pairs.values():
-        for key in (b, d):
-            source.check_factor(key)
-            source.expect(len(source.tensors.shape(key)) == 1, key, "one dimension")
+    shapes = {"b": f"{kind}_lambda_b (m,)", "d": f"{kind}_lambda_d (r,)"}
+    pairs = {module: (*fitted(source, parts, **shapes)[0].values(),) for module, parts in found.items()}
     notes: list[str] = []
     if len(shared) == 2:
         project, widest = _saved(source, shared)
@@ -68,11 +65,9 @@ def read(source: Source) -> Found | None:
 
 
 def _saved(source: Source, shared: dict[str, str]) -> tuple[Callable[[], tuple[Array, Array]], int]:
-    for key in shared.values():
-        source.check_factor(key)
-        source.expect(len(source.tensors.shape(key)) == 2, key, "two dimensions")
-    (r, n), B = source.tensors.shape(shared["A"]), source.tensors.shape(shared["B"])
-    source.expect(B[1] in (r, r // 2), shared["B"], f"(m, {r}) from vera_A {(r, n)}")
+    _, sizes = fitted(source, shared, A="A (r, n)", B="B (m, s)")
+    r, n = sizes["r"], sizes["n"]
+    source.expect(sizes["s"] in (r, r // 2), shared["B"], f"(m, {r}) from vera_A {(r, n)}")
 
     @cache
     def project() -> tuple[Array, Array]:
@@ -81,7 +76,9 @@ def _saved(source: Source, shared: dict[str, str]) -> tuple[Callable[[], tuple[A
     return project, n
 
 
-def _drawn(source: Source, kind: str, pairs: dict[str, list[str]]) -> tuple[Callable[[], tuple[Array, Array]], int]:
+def _drawn(
+    source: Source, kind: str, pairs: Mapping[str, tuple[str, ...]]
+) -> tuple[Callable[[], tuple[Array, Array]], int]:
     """The projections as PEFT draws them: Kaiming-uniform, A and then B from one generator on the CPU."""
     key = source.setting("projection_prng_key", int)
     _, d = next(iter(pairs.values()))
