@@ -73,6 +73,7 @@ class UploadStore:
         folder.mkdir(mode=0o700)
         try:
             named = unpack(files[0], folder) if _suffix(files[0]) == ".zip" else _place(files, folder)
+            _check_archives(folder, named)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -118,7 +119,7 @@ def upload_box() -> list[Source]:
     if loose:
         configs = [file for file in loose if _suffix(file) == ".json"]
         if len(configs) == len(loose):
-            st.caption("Add the weights: `adapter_model.safetensors` or `.bin`.")
+            st.caption(f"Add the weights: one file of {', '.join(SUFFIXES)}.")
         elif configs or st.button("Read without a configuration", help="α is then unknown; the scaling is taken as 1."):
             groups.append(loose)
         else:
@@ -144,7 +145,7 @@ def upload_box() -> list[Source]:
 def unpack(file: BinaryIO, folder: Path) -> str:
     """Write the adapter in a zip to fixed names in ``folder``, and return the zip's name.
 
-    ``adapter_model.safetensors`` or ``.bin`` and ``adapter_config.json``, at the top or in ``checkpoint-N``.
+    ``adapter_model`` with the weights' suffix and ``adapter_config.json``, at the top or in ``checkpoint-N``.
     """
     name = label(file.name)
     try:
@@ -271,9 +272,17 @@ def _path(entry: zipfile.ZipInfo) -> PurePosixPath:
     return PurePosixPath(entry.filename.replace("\\", "/"))
 
 
+def _check_archives(folder: Path, name: str) -> None:
+    """Refuse a NumPy archive, itself a zip, whose arrays are too large; zipfile reads no more than it declares."""
+    for path in filter(zipfile.is_zipfile, folder.rglob("*.npz")):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > UNPACKED_BYTES:
+            raise AdapterError(f"{label(name)}: its arrays come to {size:,} bytes; at most {UNPACKED_BYTES:,} are read")
+
+
 def _weights_name(name: str) -> str:
-    # The reader knows safetensors by its suffix, and every other file by its content.
-    return _STEM + (".safetensors" if name.lower().endswith(".safetensors") else ".bin")
+    return _STEM + PurePosixPath(name).suffix.lower()
 
 
 def _suffix(file: BinaryIO) -> str:

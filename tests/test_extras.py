@@ -17,7 +17,9 @@ from bora_analysis import read_adapter, singular_values, write_adapter
 
 DATA = Path(__file__).parents[1] / "data"
 #: What the extras bring, by the names under which it is imported.
-PACKAGES = ("torch", "streamlit", "altair", "cachetools", "peft", "transformers", "tokenizers", "accelerate", "sklearn")
+PACKAGES = (
+    "torch", "streamlit", "altair", "cachetools", "peft", "transformers", "tokenizers", "accelerate", "sklearn", "h5py",
+)  # fmt: skip
 #: The commands of a process that can import none of them.
 PRELUDE = f"""
 import sys
@@ -56,6 +58,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
     (folder / "model.bin").write_bytes(b"PK\x03\x04")
     (folder / "old.pt").write_bytes(b"\x80\x02")
+    (folder / "model.lora.h5").write_bytes(b"\x89HDF\r\n")
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text('{"model_type": "bert"}')
     (folder / "reviews.csv").write_text("sentence,label\ngood,1\nbad,0\n")
@@ -96,6 +99,7 @@ TRAIN = ["train", "--model", "m", "--data", "{}/reviews.csv", "-o", "{}/run"]
 LACKING: dict[str, tuple[list[str], str, str, int]] = {
     "model.bin": (["analyze", "{}/model.bin"], "torch", "torch", 1),
     "old.pt": (["compare", "{}/old.pt"], "torch", "torch", 1),
+    "model.lora.h5": (["analyze", "{}/model.lora.h5"], "h5", "h5py", 1),
     "device 'cuda'": (["analyze", SHOWN[0], "--device", "cuda"], "torch", "torch", 2),
     "q_proj.fourierft_spectrum": (["analyze", "{}/fourierft"], "torch", "torch", 1),
     "q_proj.vera_lambda_b": (["analyze", "{}/vera"], "torch", "torch", 1),

@@ -11,31 +11,26 @@ from ..files.base_model import entries, is_model, model_paths
 from ..files.configuration import CONFIG_NAME, configuration_files
 from ..files.errors import AdapterError, counted
 from ..files.keys import natural
-from ..files.tensors import SHARD, shards
+from ..files.tensors import OPENERS, SHARD, shards
 
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".lora")
+SUFFIXES = tuple(OPENERS)
 # PEFT's, MLX's, diffusers' and AdapterHub's names. In this order: PEFT prefers safetensors where both lie in a folder.
 _WEIGHT_NAMES = (
     "adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt",
     "adapters.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
-    "adapter.safetensors", "pytorch_adapter.bin",
+    "adapter.safetensors", "pytorch_adapter.bin", "adapters.npz",
 )  # fmt: skip
 # Files of other kinds, and what to do with them.
 _OTHER_KINDS = {
     ".zip": "is a zip archive; unpack it, and name the folder",
     ".gz": "is an archive; unpack it, and name the folder",
     ".tar": "is an archive; unpack it, and name the folder",
-    ".gguf": "is llama.cpp's format, which is not read; name the adapter from which it was converted",
-    ".h5": "is Keras's format, which is not read; save the factors as safetensors, under <module>.lora_A.weight (r, n) "
-    "and <module>.lora_B.weight (m, r)",
-    ".npz": "is a NumPy archive, MLX's format before safetensors; save its arrays under the same names with "
-    "safetensors.numpy.save_file, and give the scale of the training as alpha (--alpha) = scale · r",
 }
 # What a trainer leaves beside the weights.
 NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # mlx-lm's checkpoints, files beside the last one.
-STEP_FILE = re.compile(r"(\d+)_adapters\.safetensors")
+STEP_FILE = re.compile(r"(\d+)_adapters\.(safetensors|npz)")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 

@@ -1,6 +1,7 @@
 """Weight files, read one tensor at a time.
 
-:func:`open_tensors` reads names, shapes and dtypes only. ``read`` is safe to call from several threads.
+A format is a row of ``OPENERS``, suffix → class. :func:`open_tensors` reads names, shapes and dtypes only. ``read`` is
+safe to call from several threads.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -40,6 +42,8 @@ _SAFETENSORS_DTYPES = {
     "U8": ("uint8", "u1"),
     "BOOL": ("bool", "?"),
 }
+#: llama.cpp's blocks of 32 numbers: a scale, and 32 whole multiples of it.
+Q8_0, BLOCK = "q8_0", 32
 # Types that are read as float32.
 _NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 #: One of several files that hold the weights together.
@@ -117,9 +121,7 @@ def open_file(path: Path) -> StoredTensors:
         raise AdapterError(f"{path}: is empty (0 bytes); fetch or save it again")
     if start.startswith(b"version https://git-lfs"):
         raise AdapterError(f"{path}: is a git-lfs pointer, not the weights; run `git lfs pull`")
-    if path.suffix == ".safetensors":
-        return SafetensorsFile(path)
-    return TorchFile(path)
+    return OPENERS.get(path.suffix, TorchFile)(path)
 
 
 class Shards:
@@ -154,39 +156,28 @@ class Shards:
         return self._files[key].raw(key)
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """Where a tensor lies in a file. ``stored`` is the NumPy type of its bytes, None for one that cannot be read."""
+
     dtype: str
-    stored: str
+    stored: str | np.dtype[Any] | None
     shape: tuple[int, ...]
     offset: int
 
 
-class SafetensorsFile:
-    """A ``.safetensors`` file.
+class MappedFile:
+    """A file whose tensors lie at known offsets, each in one piece.
 
-    The library checks the file; the tensors are read here, because its NumPy side knows neither bfloat16 nor float8,
-    and because the pages of its memory map stay in the resident set: a 10 GB file would count as 10 GB.
+    They are read here and not by the format's library, because NumPy knows neither bfloat16 nor float8 there, and
+    because the pages of a memory map stay in the resident set: a 10 GB file would count as 10 GB.
     """
 
     unread: tuple[str, ...] = ()
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            with safe_open(path, framework="np") as checked:
-                self.metadata: dict[str, str] = dict(checked.metadata() or {})
-            with path.open("rb") as handle:
-                length = int.from_bytes(handle.read(8), "little")
-                header = json.loads(handle.read(length))
-        except SafetensorError as error:
-            raise AdapterError(f"{path}: is no complete safetensors file ({error}); fetch or save it again") from None
-        except (OSError, ValueError) as error:
-            raise AdapterError(f"{path}: cannot be read: {error}") from None
-        header.pop("__metadata__", None)
-        self._entries: dict[str, _Entry] = {}
-        for key, entry in header.items():
-            dtype, stored = _SAFETENSORS_DTYPES.get(entry["dtype"], (entry["dtype"].lower(), ""))
-            self._entries[key] = _Entry(dtype, stored, tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        self.metadata: dict[str, str] = {}
+        self._entries: dict[str, Entry] = {}
 
     def keys(self) -> list[str]:
         return list(self._entries)
@@ -199,16 +190,16 @@ class SafetensorsFile:
 
     def read(self, key: str) -> Array:
         entry = self._entries[key]
-        return _widen(self._stored(key)).reshape(entry.shape)
+        return widen(self._stored(key)).reshape(entry.shape)
 
     def raw(self, key: str) -> Raw:
-        return _raw(self, key, lambda: self._stored(key).tobytes())
+        return as_stored(self, key, lambda: self._stored(key).tobytes())
 
     def _stored(self, key: str) -> Array:
         dtype, stored, shape, offset = self._entries[key]
-        if not stored:
+        if stored is None:
             raise AdapterError(f"{self.path}: {key} has dtype {dtype}, which cannot be read")
-        count = int(np.prod(shape, dtype=np.int64))
+        count = prod(shape) // (BLOCK if dtype == Q8_0 else 1)
         try:  # a handle of its own per read: threads do not share a file position
             values = np.fromfile(self.path, dtype=stored, count=count, offset=offset)
         except OSError as error:
@@ -216,6 +207,27 @@ class SafetensorsFile:
         if values.size != count:
             raise AdapterError(f"{self.path}: {key} ends early: the file has changed since it was opened")
         return values
+
+
+class SafetensorsFile(MappedFile):
+    """A ``.safetensors`` file, which the library checks."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        try:
+            with safe_open(path, framework="np") as checked:
+                self.metadata = dict(checked.metadata() or {})
+            with path.open("rb") as handle:
+                length = int.from_bytes(handle.read(8), "little")
+                header = json.loads(handle.read(length))
+        except SafetensorError as error:
+            raise AdapterError(f"{path}: is no complete safetensors file ({error}); fetch or save it again") from None
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"{path}: cannot be read: {error}") from None
+        header.pop("__metadata__", None)
+        for key, entry in header.items():
+            dtype, stored = _SAFETENSORS_DTYPES.get(entry["dtype"], (entry["dtype"].lower(), None))
+            self._entries[key] = Entry(dtype, stored, tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
 
 
 class TorchFile:
@@ -235,7 +247,7 @@ class TorchFile:
     def _load(self) -> tuple[dict[str, Any], tuple[str, ...]]:
         import pickle
 
-        require("torch", f"{self.path}: reading a file that is no .safetensors", "torch", error=AdapterError)
+        require("torch", f"{self.path}: reading a file of torch.save", "torch", error=AdapterError)
         import torch  # here: it costs seconds, and safetensors files do without
 
         try:  # mmap needs the zip format, torch.save's since PyTorch 1.6
@@ -305,7 +317,7 @@ class TorchFile:
 
             return self._tensors[key].detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
-        return _raw(self, key, read)
+        return as_stored(self, key, read)
 
 
 def _with_tensors(name: Any, value: Any) -> dict[Any, Any]:
@@ -325,7 +337,8 @@ def _flat(content: dict[Any, Any]) -> dict[str, Any]:
     return flat
 
 
-def _raw(tensors: Tensors, key: str, read: Callable[[], bytes]) -> Raw:
+def as_stored(tensors: Tensors, key: str, read: Callable[[], bytes]) -> Raw:
+    """The tensor as its bytes; AdapterError for a type that safetensors does not have."""
     names = {torch: (name, np.dtype(stored).itemsize) for name, (torch, stored) in _SAFETENSORS_DTYPES.items()}
     dtype = tensors.dtype(key)
     if dtype not in names:
@@ -333,10 +346,32 @@ def _raw(tensors: Tensors, key: str, read: Callable[[], bytes]) -> Raw:
     return Raw(*names[dtype], tensors.shape(key), read)
 
 
-def _widen(values: Array) -> Array:
+def widen(values: Array) -> Array:
+    """Narrow numbers as float32, exactly."""
+    if values.dtype.names:  # blocks of a scale and its multiples
+        return (values["scale"].astype(np.float32)[:, None] * values["multiples"]).ravel()
     if values.dtype.name not in _NARROW:
         return values
     if values.itemsize > 1:
         return values.astype(np.float32)
     # Looked up in a table of all 256 values, twice as fast as converting them one by one.
     return np.arange(256, dtype=np.uint8).view(values.dtype).astype(np.float32)[values.view(np.uint8)]
+
+
+def _other(name: str) -> Callable[[Path], StoredTensors]:
+    def opener(path: Path) -> StoredTensors:
+        from . import formats  # here: few files need it
+
+        return getattr(formats, name)(path)
+
+    return opener
+
+
+#: Suffix → what opens its files. In this order: of one file in two formats, the first is read.
+OPENERS: dict[str, Callable[[Path], StoredTensors]] = {
+    ".safetensors": SafetensorsFile,
+    **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".lora"), TorchFile),
+    ".npz": _other("NpzFile"),
+    ".gguf": _other("GgufFile"),
+    ".h5": _other("HdfFile"),
+}

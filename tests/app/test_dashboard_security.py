@@ -712,3 +712,17 @@ def test_a_huge_root_is_no_reason_to_wait(tmp_path, monkeypatch):
     with pytest.raises(AdapterError, match="holds no adapter"):
         sources.within_roots("/")
     assert time.perf_counter() - start < 5
+
+
+def test_an_archive_in_an_upload_is_bounded_and_keeps_its_suffix(store, monkeypatch, tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", **{"q.lora_a": np.ones((200, 2)), "q.lora_b": np.ones((2, 200))})
+    content = (tmp_path / "a.npz").read_bytes()
+    cases = [Named("a.npz", content), Named("a.zip", zipped({"x/adapters.npz": content}))]
+    for upload in cases:
+        assert read_adapter(store.add([upload]).path)["q"].facts.r == 2
+    monkeypatch.setattr(uploads, "UNPACKED_BYTES", 2000)
+    store.close()
+    fresh = uploads.UploadStore()
+    for upload in cases:
+        assert "its arrays come to" in refused(fresh, upload)
+    fresh.close()

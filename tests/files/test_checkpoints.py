@@ -227,7 +227,7 @@ def test_folders_and_files_of_steps_are_two_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("adapter.zip", "unpack"), ("lora.gguf", "llama.cpp"), ("model.lora.h5", "Keras"), ("adapters.npz", "--alpha")],
+    [("adapter.zip", "unpack"), ("lora.gguf", "no GGUF"), ("model.lora.h5", "HDF5"), ("adapters.npz", "NumPy")],
 )
 def test_files_of_other_kinds_are_named(tmp_path: Path, name: str, expected: str) -> None:
     (tmp_path / name).write_bytes(b"anything")

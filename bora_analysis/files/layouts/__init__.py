@@ -11,11 +11,15 @@ from typing import Any
 
 from ..configuration import LITGPT
 from ..tensors import Tensors
-from . import authors, kohya, merged, mlx, numbered, peft, prefixed
+from . import authors, kohya, merged, mlx, numbered, other_axes, peft, prefixed
+from .experts import unstacked
 from .out import Out
 from .view import Translation
 
-_LAYOUTS = (numbered.cloneofsimo, numbered.sam, mlx.translate, merged.translate, *authors.LAYOUTS, kohya.translate)
+_LAYOUTS = (
+    *other_axes.LAYOUTS, numbered.cloneofsimo, numbered.sam, mlx.translate, merged.translate, *authors.LAYOUTS,
+    kohya.translate,
+)  # fmt: skip
 
 #: The layouts that are written, by name. Of several that claim a file's keys the first has it.
 OUT: dict[str, Out] = {**peft.OUT, **prefixed.OUT, **kohya.OUT, **mlx.OUT}
@@ -35,8 +39,8 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
     for layout in _LAYOUTS:
         translation = layout(tensors, config if layout is merged.translate else own)
         if translation is not None:
-            return translation
-    return Translation(tensors, own)
+            return unstacked(translation)
+    return unstacked(Translation(tensors, own))
 
 
 __all__ = ["OUT", "Translation", "layout_of", "translate"]

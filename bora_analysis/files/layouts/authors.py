@@ -12,6 +12,10 @@ AdapterHub's adapters (``methods/lora.py``): ``<module>.loras.<name>.lora_A`` (r
 OpenDelta (``delta_models/lora.py``): ``<module>.lora.lora_A`` (r, n), ``.lora_B`` (m, r); α is ``lora_alpha`` of
 config.json.
 
+Megatron-Bridge and NeMo (``peft/lora_layers.py``): ``<module>.adapter.linear_in.weight`` (r, n),
+``.adapter.linear_out.weight`` (m, r), DoRA's ``.adapter.weight_magnitude``; α is in the settings of the training. The
+rows of a fused layer have an order of their own, on which no singular value depends.
+
 CLIP-LoRA (MaxZanella/CLIP-LoRA, ``loralib/utils.py``): ``layer_0.q_proj.w_lora_A`` (r, n), ``.w_lora_B`` (m, r), with
 α in ``metadata``; ΔW = α/√r · B A. The layers are numbered through both encoders.
 """
@@ -32,6 +36,9 @@ _PAIR = re.compile(r"(?P<module>.+)\.lora_A(\.[^.]+)??(\.weight)?")
 _TORCHTUNE = re.compile(r"(?P<module>.+)\.(lora_(?P<side>[ab])\.weight|magnitude)")
 _ADAPTERHUB = re.compile(r"(?P<module>.+)\.loras\.(?P<name>[^.]+)\.lora_(?P<side>[AB])")
 _OPENDELTA = re.compile(r"(?P<module>.+)\.lora\.lora_(?P<side>[AB])")
+_MEGATRON = re.compile(r"(?P<module>.+\.adapter(_layer)?(\.\w+)?)\.(linear_(?P<side>in|out)\.weight|weight_magnitude)")
+_ADAPTER = re.compile(r"\.adapter(?=\.|$)")
+_SIDES = {"in": "A", "out": "B"}
 _CLIP = re.compile(r"(?P<module>layer_\d+\.\w+)\.w_lora_(?P<side>[AB])")
 
 
@@ -88,6 +95,18 @@ def opendelta(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
     return _renamed(tensors, config, _OPENDELTA)
 
 
+def megatron(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation | None:
+    """The view under PEFT's names, or None where nothing is Megatron's."""
+    if not any(".adapter" in key and key.endswith(".linear_in.weight") for key in tensors.keys()):  # noqa: SIM118
+        return None
+    norm = next((key for key in tensors.keys() if ".adapter" in key and ".layer_norm." in key), None)  # noqa: SIM118
+    if norm is not None:
+        raise AdapterError(
+            f"{tensors.path}: {norm} is a norm inside the adapter, which is then no product; expected LoRA"
+        )
+    return _renamed(tensors, config, _MEGATRON)
+
+
 def clip_lora(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translation | None:
     """The view under PEFT's names, or None where nothing is CLIP-LoRA's."""
     if not _any(tensors, (".w_lora_A", ".w_lora_B")):
@@ -112,12 +131,13 @@ def _renamed(tensors: Tensors, config: Mapping[str, Any] | None, pattern: re.Pat
         if hit is None:
             entries[key] = key
         elif hit["side"]:
-            add(entries, tensors, f"{hit['module']}.lora_{hit['side'].upper()}.weight", key)
+            side = _SIDES.get(hit["side"], hit["side"].upper())
+            add(entries, tensors, f"{_ADAPTER.sub('', hit['module'])}.lora_{side}.weight", key)
         else:
-            add(entries, tensors, f"{hit['module']}.lora_magnitude_vector", key)
+            add(entries, tensors, f"{_ADAPTER.sub('', hit['module'])}.lora_magnitude_vector", key)
     return Translation(View(tensors, entries), config)
 
 
 LAYOUTS: tuple[Callable[[Tensors, Mapping[str, Any] | None], Translation | None], ...] = (
-    torchtune, adapterhub, opendelta, clip_lora, qsbora,
+    torchtune, adapterhub, opendelta, megatron, clip_lora, qsbora,
 )  # fmt: skip

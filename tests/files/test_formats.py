@@ -1,0 +1,386 @@
+"""Formats of other libraries, and the layouts that came with them: ΔW against the dense formula of each program."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import h5py
+import ml_dtypes
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import save_file
+
+from bora_analysis import singular_values
+from bora_analysis.adapters import Adapter, AdapterError, read_adapter
+from bora_analysis.cli import main
+from bora_analysis.files import tensors
+from bora_analysis.files.tensors import OPENERS
+
+RNG = np.random.default_rng(0)
+
+
+def made(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape, dtype=np.float32)
+
+
+def one(path: Path, **options: Any) -> Adapter:
+    adapter = read_adapter(path, **options)
+    assert isinstance(adapter, Adapter)
+    return adapter
+
+
+def equal(adapter: Adapter, module: str, dense: np.ndarray) -> None:
+    np.testing.assert_allclose(adapter[module].to_dense(), dense, rtol=1e-12, atol=1e-12 * np.abs(dense).max())
+
+
+def wide(*factors: np.ndarray) -> np.ndarray:
+    return np.linalg.multi_dot([factor.astype(np.float64) for factor in factors])
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(AdapterError) as caught:
+        one(path)
+    assert str(path.name) in str(caught.value)
+    return str(caught.value)
+
+
+# --- llama.cpp's GGUF ------------------------------------------------------------------------------------------------
+
+
+def gguf_file(path: Path, content: dict[str, Any], alpha: float | None = 8.0, kind: str = "adapter") -> Path:
+    """A file by llama.cpp's own writer; a value with a type of ggml is quantised to it."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(kind)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_array("general.tags", ["lora", "test"])
+    writer.add_array("adapter.numbers", [1, 2, 3])
+    if alpha is not None:
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    for key, value in content.items():
+        data, quantised = value if isinstance(value, tuple) else (value, None)
+        raw = data if quantised is None else gguf.quants.quantize(data, quantised)
+        writer.add_tensor(key, raw, raw_dtype=quantised)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+TYPES = gguf.GGMLQuantizationType
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(None, "float32"), (TYPES.F16, "float16"), (TYPES.BF16, "bfloat16"), (TYPES.Q8_0, "q8_0")],
+)
+def test_gguf(tmp_path: Path, kind: Any, name: str) -> None:
+    """Each type that convert_lora_to_gguf.py writes; the values are those that gguf dequantises."""
+    A, B = made(32, 64), made(96, 32)
+    given = {"blk.0.attn_q.weight.lora_a": (A, kind), "blk.0.attn_q.weight.lora_b": (B, kind)}
+    adapter = one(gguf_file(tmp_path / "lora.gguf", given))
+    if kind is not None:
+        A, B = (gguf.quants.dequantize(gguf.quants.quantize(factor, kind), kind) for factor in (A, B))
+    assert adapter["blk.0.attn_q"].facts.scaling == 8 / 32
+    assert adapter["blk.0.attn_q"].facts.dtype == name
+    equal(adapter, "blk.0.attn_q", 8 / 32 * wide(B, A))
+    assert not adapter.warnings
+
+
+def test_gguf_embedding_experts_and_norms(tmp_path: Path) -> None:
+    """An embedding's A is stored (V, r); experts are stacks; norms are listed."""
+    V, A, stack_a, stack_b = made(50, 2), made(2, 7), made(3, 2, 7), made(3, 9, 2)
+    given = {
+        "token_embd.weight.lora_a": V,
+        "token_embd.weight.lora_b": made(6, 2),
+        "blk.1.attn_k.weight.lora_a": A,
+        "blk.1.attn_k.weight.lora_b": made(5, 2),
+        "blk.1.ffn_gate_exps.weight.lora_a": stack_a,
+        "blk.1.ffn_gate_exps.weight.lora_b": stack_b,
+        "blk.1.attn_norm.weight": made(7),
+    }
+    adapter = one(gguf_file(tmp_path / "lora.gguf", given, alpha=4.0))
+    equal(adapter, "token_embd", 2 * wide(given["token_embd.weight.lora_b"], V.T))
+    equal(adapter, "blk.1.attn_k", 2 * wide(given["blk.1.attn_k.weight.lora_b"], A))
+    for e in range(3):
+        equal(adapter, f"blk.1.ffn_gate_exps.{e}", 2 * wide(stack_b[e], stack_a[e]))
+    assert len(adapter) == 5
+    assert adapter.passed_over == ("blk.1.attn_norm.weight",)
+    assert adapter["token_embd"].facts.kind == "embedding"
+
+
+PAIR = {"blk.0.attn_q.weight.lora_a": made(4, 32), "blk.0.attn_q.weight.lora_b": made(48, 4)}
+
+
+def test_gguf_without_alpha_is_not_scaled(tmp_path: Path) -> None:
+    """llama.cpp takes α = 0 for no scaling; without the entry too, of which a note says so."""
+    zero = one(gguf_file(tmp_path / "zero.gguf", PAIR, alpha=0.0))
+    none = one(gguf_file(tmp_path / "none.gguf", PAIR, alpha=None))
+    assert zero["blk.0.attn_q"].facts.scaling == none["blk.0.attn_q"].facts.scaling == 1
+    assert not zero.warnings
+    assert "α is stored nowhere" in none.warnings[0]
+    assert one(tmp_path / "none.gguf", alpha=2)["blk.0.attn_q"].facts.scaling == 0.5
+
+
+def test_gguf_refusals(tmp_path: Path) -> None:
+    assert "general.type = 'model'" in refused(gguf_file(tmp_path / "model.gguf", PAIR, kind="model"))
+    quantised = {key: (made(64, 256), TYPES.Q4_0) for key in PAIR}
+    assert "dtype GGML type 2" in refused(gguf_file(tmp_path / "q4.gguf", quantised))
+    writer = gguf.GGUFWriter(tmp_path / "big.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.write_header_to_file()
+    writer.close()
+    assert "big-endian" in refused(tmp_path / "big.gguf")
+
+
+def test_a_damaged_gguf_is_one_line(tmp_path: Path) -> None:
+    """Cut at each place of the header, or with a count that is too high, no file hangs or shows a traceback."""
+    content = gguf_file(tmp_path / "lora.gguf", PAIR).read_bytes()
+    bad = tmp_path / "bad.gguf"
+    for size in [*range(4, 400, 7), len(content) - 1]:
+        bad.write_bytes(content[:size])
+        refused(bad)
+    for offset in (8, 16, 24):
+        bad.write_bytes(content[:offset] + struct.pack("<Q", 2**63) + content[offset + 8 :])
+        refused(bad)
+
+
+# --- NumPy's archives ------------------------------------------------------------------------------------------------
+
+
+def archive(path: Path, content: dict[str, Any]) -> None:
+    np.savez(path, **content)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_mlx_npz(tmp_path: Path, save: Callable[..., None]) -> None:
+    """MLX's format before safetensors: no α, bfloat16 without a type; and arrays in other orders."""
+    A, B, narrow = made(16, 4), made(4, 24), made(16, 4).astype(ml_dtypes.bfloat16)
+    path = "model.layers.{}.self_attn.q_proj"
+    save(
+        tmp_path / "adapters.npz",
+        **{
+            f"{path.format(0)}.lora_a": np.asfortranarray(A),
+            f"{path.format(0)}.lora_b": B.astype(">f4"),
+            f"{path.format(1)}.lora_a": narrow,
+            f"{path.format(1)}.lora_b": B.astype("f2"),
+        },
+    )
+    adapter = one(tmp_path, alpha=8)
+    equal(adapter, path.format(0), 2 * wide(A, B).T)
+    equal(adapter, path.format(1), 2 * wide(narrow, B.astype("f2")).T)
+    assert adapter[path.format(1)].facts.dtype == "bfloat16"
+    assert "α is stored nowhere" in one(tmp_path / "adapters.npz").warnings[0]
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_parameters": {"scale": 20.0, "rank": 4}}))
+    assert one(tmp_path)[path.format(0)].facts.scaling == 20
+
+
+def test_npz_refusals(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    archive(path, {"q.lora_A": np.array([{}], dtype=object), "q.lora_B": made(3, 2)})
+    assert "holds Python objects, which are not unpickled" in refused(path)
+    archive(path, {"q.lora_A": made(2, 5), "q.lora_B": made(3, 2)})
+    content = path.read_bytes()
+    equal(one(path), "q", wide(*(np.load(path)[f"q.lora_{side}"] for side in "BA")))
+    for size in (10, 100, len(content) - 30):
+        path.write_bytes(content[:size])
+        assert "no complete NumPy archive" in refused(path)
+
+
+# --- Keras's HDF5, and the axes of JAX -------------------------------------------------------------------------------
+
+
+def keras_file(path: Path, layers: dict[int, tuple[np.ndarray, np.ndarray]], rank: int) -> Path:
+    """As keras_hub's ``save_lora_weights`` and Keras's H5IOStore write it."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset("lora/vars/rank", data=rank)
+        for number, factors in layers.items():
+            for side, factor in zip("ab", factors, strict=True):
+                stored = file.create_dataset(f"lora/{number}/vars/lora_kernel_{side}", data=factor)
+                if factor.dtype == ml_dtypes.bfloat16:
+                    stored.attrs["dtype"] = "bfloat16"
+    return path
+
+
+def test_keras(tmp_path: Path) -> None:
+    a, b, deep = made(16, 4), made(4, 24), made(8, 16, 4)
+    narrow = b.astype(ml_dtypes.bfloat16)
+    adapter = one(keras_file(tmp_path / "model.lora.h5", {3: (a, b), 11: (deep, narrow)}, 4))
+    equal(adapter, "layers.3", wide(a, b).T)
+    equal(adapter, "layers.11", wide(deep.reshape(-1, 4), narrow).T)
+    assert [adapter[module].facts.scaling for module in adapter] == [1, 1]
+    assert "names no modules" in adapter.warnings[0]
+    assert "three axes" in adapter.warnings[1]
+    assert len(one(keras_file(tmp_path / "flat.lora.h5", {3: (a, b)}, 4)).warnings) == 1
+
+
+def test_keras_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.lora.h5"
+    assert "rank is 8" in refused(keras_file(path, {0: (made(16, 4), made(4, 24))}, 8))
+    content = path.read_bytes()
+    path.write_bytes(content[:700])
+    assert "no complete HDF5 file" in refused(path)
+    (tmp_path / "secret").write_bytes(made(16, 4).tobytes())
+    with h5py.File(path, "w") as file:  # another file's bytes
+        file.create_dataset("lora/0/lora_kernel_a", (16, 4), "f4", external=[(str(tmp_path / "secret"), 0, 256)])
+    assert "in one piece" in refused(path)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("lora/0/lora_kernel_a", data=made(16, 4), compression="gzip")
+    assert "without compression" in refused(path)
+    with h5py.File(path, "w") as file:
+        file["lora"] = h5py.ExternalLink("other.h5", "/lora")
+    assert "holds no adapter" in refused(path)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert 'pip install "bora_analysis[h5]"' in refused(path)
+
+
+def test_qwix(tmp_path: Path) -> None:
+    """Tunix's merge: a (…, r) and b (r, …) as matrices; α in the program."""
+    q_a, q_b, o_a, o_b = made(16, 4), made(4, 2, 8), made(2, 8, 4), made(4, 16)
+    content = {
+        "layers.0.attn.q_proj.w_lora_a": q_a,
+        "layers.0.attn.q_proj.w_lora_b": q_b,
+        "layers.0.attn.o_proj.w_lora_a": o_a,
+        "layers.0.attn.o_proj.w_lora_b": o_b,
+        "layers.0.mlp.gate_proj.kernel_lora_a": q_a,
+        "layers.0.mlp.gate_proj.kernel_lora_b": o_b,
+    }
+    save_file(content, tmp_path / "lora.safetensors")
+    adapter = one(tmp_path / "lora.safetensors", alpha=8)
+    equal(adapter, "layers.0.attn.q_proj", 2 * wide(q_a, q_b.reshape(4, 16)).T)
+    equal(adapter, "layers.0.attn.o_proj", 2 * wide(o_a.reshape(16, 4), o_b).T)
+    equal(adapter, "layers.0.mlp.gate_proj", 2 * wide(q_a, o_b).T)
+    assert "three axes, such as that of layers.0.attn.o_proj.w_lora_a (2, 8, 4)" in adapter.warnings[0]
+    assert "α is stored nowhere" in one(tmp_path / "lora.safetensors").warnings[0]
+
+
+# --- Megatron, and stacks of experts ---------------------------------------------------------------------------------
+
+
+def saved(folder: Path, content: dict[str, np.ndarray], **config: Any) -> Path:
+    save_file({key: np.ascontiguousarray(value) for key, value in content.items()}, folder / "weights.safetensors")
+    if config:
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder / "weights.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "shown"),
+    [
+        ("module.decoder.layers.0.mlp.linear_fc1.adapter", "decoder.layers.0.mlp.linear_fc1"),
+        ("decoder.layers.0.attention.linear_qkv.adapter.adapter_q", "decoder.layers.0.attention.linear_qkv.adapter_q"),
+        (
+            "model.decoder.layers.0.self_attention.adapter_layer.lora_kqv_adapter",
+            "model.decoder.layers.0.self_attention.adapter_layer.lora_kqv_adapter",
+        ),
+    ],
+)  # fmt: skip
+def test_megatron(tmp_path: Path, prefix: str, shown: str) -> None:
+    A, B = made(4, 10), made(6, 4)
+    path = saved(tmp_path, {f"{prefix}.linear_in.weight": A, f"{prefix}.linear_out.weight": B})
+    equal(one(path, alpha=8), shown, 2 * wide(B, A))
+    assert "α is stored nowhere" in one(path).warnings[0]
+    content = {
+        f"{prefix}.linear_in.weight": A,
+        f"{prefix}.linear_out.weight": B,
+        f"{prefix}.layer_norm.weight": made(4),
+    }
+    assert "a norm inside the adapter" in refused(saved(tmp_path, content))
+
+
+E, M, N, R = 3, 6, 10, 4
+A3, B3, A1, B1 = made(E, R, N), made(E, M, R), made(1, R, N), made(1, M, R)
+
+
+@pytest.mark.parametrize(("A", "B"), [(A3, B3), (A1, B3), (A3, B1), (A1[0], B3), (A3, B1[0])])
+@pytest.mark.parametrize("ends", [("lora_A", "lora_B"), ("adapter.linear_in", "adapter.linear_out")])
+def test_stacks_of_experts(tmp_path: Path, ends: tuple[str, str], A: np.ndarray, B: np.ndarray) -> None:
+    """Tinker's and Megatron's: each expert a module, or one factor that all share."""
+    module = "model.layers.0.mlp.experts.w1"
+    a, b = (f"{module}.{end}.weight" for end in ends)
+    adapter = one(saved(tmp_path, {a: A, b: B}, r=R, lora_alpha=8))
+    assert len(adapter) == E
+    for e in range(E):
+        factors = [x if x.ndim == 2 else x[min(e, len(x) - 1)] for x in (B, A)]
+        equal(adapter, f"{module}.{e}", 2 * wide(*factors))
+
+
+@pytest.mark.parametrize("m", [M, E])
+def test_vllm_experts(tmp_path: Path, m: int) -> None:
+    """vLLM's names, and the experts in the last axis of B."""
+    head, A, B, down_a = "model.layers.0.mlp.experts", made(E, E, N), made(m, E, E), made(E, R, N)
+    content = {f"{head}.base_layer.lora_A.weight": A, f"{head}.base_layer.lora_B.weight": B}
+    content |= {f"{head}.lora_A.weight": down_a, f"{head}.lora_B.weight": made(m, R, E)}
+    adapter = one(saved(tmp_path, content), alpha=1)
+    for e in range(E):
+        equal(adapter, f"{head}.gate_up_proj.{e}", wide(B[..., e], A[e]) / E)
+        equal(adapter, f"{head}.down_proj.{e}", wide(content[f"{head}.lora_B.weight"][..., e], down_a[e]) / R)
+
+
+def test_a_shared_factor_beside_experts_of_their_own(tmp_path: Path) -> None:
+    head = "model.layers.0.mlp.experts"
+    content = {f"{head}.gate_proj.lora_A.weight": A1}
+    content |= {f"{head}.{e}.gate_proj.lora_B.weight": B3[e] for e in range(E)}
+    adapter = one(saved(tmp_path, content), alpha=8)
+    for e in range(E):
+        equal(adapter, f"{head}.{e}.gate_proj", 2 * wide(B3[e], A1[0]))
+    assert "no lora_B beside it" in refused(saved(tmp_path, {f"{head}.gate_proj.lora_A.weight": A1}))
+
+
+def test_stacks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    head = "model.layers.0.mlp.experts.w1"
+    content = {f"{head}.lora_A.weight": A3, f"{head}.lora_B.weight": made(E + 1, M, R)}
+    assert "expected stacks of the factors" in refused(saved(tmp_path, content))
+    empty = {f"{head}.lora_A.weight": made(E, R, 0), f"{head}.lora_B.weight": made(E, 0, R)}
+    content = {"q.lora_A.weight": made(2, 5), "q.lora_B.weight": made(4, 2)}
+    with pytest.raises(AdapterError, match="no empty dimension"):
+        one(saved(tmp_path, empty | content | {f"{head}.lora_B.weight": B3}))
+    nothing = np.zeros((0, 0, 0), "f4")
+    skipped = one(saved(tmp_path, {f"{head}.lora_A.weight": nothing, f"{head}.lora_B.weight": nothing} | content))
+    assert list(skipped) == ["q"]
+
+
+# --- one table of suffixes -------------------------------------------------------------------------------------------
+
+
+def files(folder: Path) -> dict[str, Path]:
+    archive(folder / "adapters.npz", {"q.lora_a": made(8, 2), "q.lora_b": made(2, 6)})
+    return {
+        ".npz": folder / "adapters.npz",
+        ".gguf": gguf_file(folder / "lora.gguf", PAIR),
+        ".h5": keras_file(folder / "model.lora.h5", {0: (made(8, 2), made(2, 6))}, 2),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".gguf", ".h5"])
+def test_commands_take_the_new_formats(tmp_path: Path, suffix: str) -> None:
+    """analyze, convert and merge, by file and by folder; the written LoRA has the same singular values."""
+    (tmp_path / "all").mkdir()
+    path = files(tmp_path / "all")[suffix]
+    assert path.suffix in OPENERS
+    home = tmp_path / "home"
+    home.mkdir()
+    path.rename(home / path.name)
+    for command in (["convert"], ["merge"]):
+        out = tmp_path / command[0]
+        result = CliRunner().invoke(main, [*command, str(home), "-o", str(out)])
+        assert result.exit_code == 0, result.output
+        (written, own) = one(out), one(home)
+        for module in own:
+            np.testing.assert_allclose(singular_values(written[module]), singular_values(own[module]), rtol=1e-5)
+    assert CliRunner().invoke(main, ["analyze", str(home / path.name)]).exit_code == 0
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".gguf", ".h5"])
+def test_a_tensor_can_be_copied(tmp_path: Path, suffix: str) -> None:
+    opened = tensors.open_tensors(files(tmp_path)[suffix])
+    for key in opened.keys():  # noqa: SIM118  no mapping
+        raw, values = opened.raw(key), opened.read(key)
+        assert raw.read() == values.tobytes()
+        assert raw.shape == opened.shape(key) == values.shape
