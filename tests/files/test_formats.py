@@ -21,6 +21,7 @@ from bora_analysis import singular_values
 from bora_analysis.adapters import Adapter, AdapterError, read_adapter
 from bora_analysis.cli import main
 from bora_analysis.files import tensors
+from bora_analysis.files.layouts import layout_of
 from bora_analysis.files.tensors import OPENERS
 
 RNG = np.random.default_rng(0)
@@ -367,6 +368,7 @@ def test_commands_take_the_new_formats(tmp_path: Path, suffix: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
     path.rename(home / path.name)
+    assert layout_of(tensors.open_tensors(home / path.name), None) == ("mlx" if suffix == ".npz" else None)
     for command in (["convert"], ["merge"]):
         out = tmp_path / command[0]
         result = CliRunner().invoke(main, [*command, str(home), "-o", str(out)])

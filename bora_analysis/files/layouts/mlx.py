@@ -155,7 +155,7 @@ def write(job: Job) -> None:
 
 def claims(keys: list[str]) -> bool:
     """Whether the file is MLX's."""
-    return any(key.endswith(".lora_a") for key in keys)
+    return any(key.endswith(".lora_a") and not key.endswith(".weight.lora_a") for key in keys)  # that is llama.cpp's
 
 
 OUT = {
