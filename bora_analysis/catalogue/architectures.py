@@ -147,15 +147,6 @@ def _first_line(error: Any) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def targets(shorthand: str, model: Architecture) -> tuple[str, ...]:
-    """Projections of a known model for the paper's shorthand; see :func:`chosen`.
-
-    >>> targets("QKVUD", architecture("llama-3-8b"))
-    ('q', 'k', 'v', 'up', 'down')
-    """
-    return chosen(shorthand, model.projections)
-
-
 def chosen(target: str, known: Iterable[str]) -> tuple[str, ...]:
     """Projections that a target names.
 

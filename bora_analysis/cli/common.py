@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 FORMATS = ("table", "csv", "json", "parquet")
+POSITIVE = click.IntRange(min=1)
 SIGMA_HELP = "How BoRA's Σ follows from the stored σ"
 
 _READ = ("modules", "steps", "initial", "base", "experts", "method", "alpha", "activation")

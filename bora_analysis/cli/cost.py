@@ -11,7 +11,7 @@ import click
 from .. import catalogue
 from ..catalogue import METHODS
 from ..catalogue.cost import BYTES, memory
-from .common import Output, command, note, output, usage
+from .common import POSITIVE, Output, command, note, output, usage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,13 +50,11 @@ class _Count(click.ParamType):
     type=click.Choice([*catalogue.costed(every=True), "all"], case_sensitive=False),
     help="Repeatable, to compare; or all.  [default: bora; all with --budget]",
 )
-@click.option("-r", "--rank", type=click.IntRange(min=1), help="r, for every method.  [default: 8]")
-@click.option(
-    "--blocks", type=click.IntRange(min=1), help="Into how many blocks or minis a method cuts the layer.  [default: 8]"
-)
+@click.option("-r", "--rank", type=POSITIVE, help="r, for every method.  [default: 8]")
+@click.option("--blocks", type=POSITIVE, help="Into how many blocks or minis a method cuts the layer.  [default: 8]")
 @click.option(
     "--experts",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     help=f"Experts of {catalogue.labels(lambda row: row.experts)}.  [default: the method's own]",
 )
 @click.option(

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -69,14 +70,12 @@ def _table(k: int) -> tuple[pd.DataFrame, str]:
     from .text_tables import grid
 
     frame = wide(k)
-    heads, columns = _settings(frame)
+    columns = _settings(frame)
     if (frame["params"] != "").any():
-        heads.append("#Params")
-        columns.append(list(frame["params"]))
+        columns["#Params"] = frame["params"]
     for task in frame.columns[6:]:
-        heads.append(task)
-        columns.append([f"{value:.1f}" if task == "time_min" else f"{value:.2f}" for value in frame[task]])
-    return table(k), f"Table {k}: {TITLES[k]}\n{grid(heads, columns)}"
+        columns[task] = [f"{value:.1f}" if task == "time_min" else f"{value:.2f}" for value in frame[task]]
+    return table(k), f"Table {k}: {TITLES[k]}\n{grid(columns, columns.values())}"
 
 
 def _check() -> tuple[pd.DataFrame, str]:
@@ -84,12 +83,8 @@ def _check() -> tuple[pd.DataFrame, str]:
     from .text_tables import grid
 
     frame, means, again = check(), averages(), repeats()
-    heads, columns = _settings(frame)
-    ok = ["yes" if ok else "NO" for ok in frame["ok"]]
-    shown = grid(
-        ["table", *heads, "paper", "computed", "ok"],
-        [list(frame["table"]), *columns, list(frame["paper"]), list(frame["computed"]), ok],
-    )
+    columns = {"table": frame["table"], **_settings(frame), "paper": frame["paper"], "computed": frame["computed"]}
+    columns["ok"] = ["yes" if ok else "NO" for ok in frame["ok"]]
     off = means[~means["ok"]]
     lines = [
         f"#Params: {frame['ok'].sum()} of {len(frame)} agree with the architecture, to the digits printed.",
@@ -103,7 +98,7 @@ def _check() -> tuple[pd.DataFrame, str]:
         ),
         f"Runs printed in several tables: {again['ok'].sum()} of {len(again)} values agree.",
     ]
-    return frame, "\n".join([shown, "", *lines])
+    return frame, "\n".join([grid(columns, columns.values()), "", *lines])
 
 
 def _claims() -> tuple[pd.DataFrame, str]:
@@ -130,8 +125,7 @@ def _wrapped(line: str, width: int, first: str, others: str) -> list[str]:
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
-def _settings(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """The columns that name a run."""
-    columns = [list(frame[column]) for column in ("model", "method", "r", "blocks", "target")]
-    columns[1] = [_label(method) for method in columns[1]]
-    return ["model", "method", "r", "b", "target"], columns
+def _settings(frame: pd.DataFrame) -> dict[str, Iterable[object]]:
+    """The columns that name a run, by their heads."""
+    named = frame.assign(method=frame["method"].map(_label)).rename(columns={"blocks": "b"})
+    return {head: named[head] for head in ("model", "method", "r", "b", "target")}

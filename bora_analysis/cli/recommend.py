@@ -14,10 +14,7 @@ from .common import Output, command, fail, output, reading, results
 
 @command("recommend my-adapter --energy 0.95", "recommend my-adapter --simple")
 @click.option(
-    "--energy",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.99,
-    help="Share of Σσ² to keep.",
+    "--energy", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.99, help="Share of Σσ² to keep."
 )
 @click.option("--simple", flag_value="projection", help="One rank for each projection, without rows for some layers.")
 @click.option("--simple-all", "simple", flag_value="all", help="One rank for all modules.")

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import Output, command, note, output, progress, read_one, reading, usage
+from .common import POSITIVE, Output, command, note, output, progress, read_one, reading, usage
 
 if TYPE_CHECKING:
     from ..analysis.subspaces import Similarity
 
 
 @command("similarity first-adapter second-adapter -i 4 -j 4")
-@click.option("-i", type=click.IntRange(min=1), default=8, help="Directions of the first adapter.")
-@click.option("-j", type=click.IntRange(min=1), default=8, help="Directions of the second.")
+@click.option("-i", type=POSITIVE, default=8, help="Directions of the first adapter.")
+@click.option("-j", type=POSITIVE, default=8, help="Directions of the second.")
 @click.option("--force", is_flag=True, help="Compare adapters of different base models, too.")
 @output("Write φ at every i, j and side there, in the format of --format (csv by default).")
 @reading(count=2, metavar="PATH PATH", solving=False, counting=False)

@@ -9,14 +9,14 @@ from typing import Any
 import click
 
 from ..catalogue import ACTIVATIONS, METHODS, made
-from .common import SIGMA_HELP, command, usage
+from .common import POSITIVE, SIGMA_HELP, command, usage
 
 
 @command("synth --method bora -r 8 --blocks 16 -o random-bora")
 @click.option("--model", default="all-minilm-l6-v2", help="Layer shapes of a known model.")
 @click.option("--target", default="qv", help="Projections, as letters of QKVOGUD, or all.")
 @click.option("--shape", metavar="OUTxIN", help="Instead of --model: one projection q of this shape per layer.")
-@click.option("--layers", type=click.IntRange(min=1), help="Number of layers.  [default: the model's; 1 with --shape]")
+@click.option("--layers", type=POSITIVE, help="Number of layers.  [default: the model's; 1 with --shape]")
 @click.option(
     "--method",
     type=click.Choice(made()),
@@ -25,15 +25,11 @@ from .common import SIGMA_HELP, command, usage
     help=f"{', '.join(made())}. For LoRA+ take lora: the two differ in learning rates only.",
 )
 @click.option(
-    "-r",
-    "--rank",
-    type=click.IntRange(min=1),
-    default=8,
-    help="r of one factor pair; krona, c3a and fourierft ignore it.",
+    "-r", "--rank", type=POSITIVE, default=8, help="r of one factor pair; krona, c3a and fourierft ignore it."
 )
 @click.option(
     "--blocks",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     help="b of BoRA, minis of MELoRA, experts of MoELoRA, gcd(m, n) over the block size of C³A (8 by default); "
     "experts of HydraLoRA (3); k of GraLoRA, blocks of BD-LoRA (2).",
 )
@@ -65,7 +61,7 @@ def synth(
 ) -> None:
     """Write a random adapter, in the format of a trained one."""
     from ..adapters.synthetic import Synthetic, write_synthetic
-    from ..catalogue.architectures import Architecture, architecture, targets
+    from ..catalogue.architectures import Architecture, architecture, chosen
 
     with usage():
         if shape is not None:
@@ -74,14 +70,14 @@ def synth(
                 raise click.BadParameter(f"{shape!r}; expected OUTxIN, e.g. 1024x4096", param_hint="--shape")
             size = int(match[1]), int(match[2])
             known = Architecture(layers or 1, "model.layers", {"q": ("self_attn.q_proj", *size)})
-            chosen = ("q",)
+            picked = ("q",)
         else:
             known = architecture(model)
             known = replace(known, layers=layers or known.layers)
-            chosen = targets(target, known)
+            picked = chosen(target, known.projections)
         if blocks is None:
             row = METHODS[method]
             blocks = row.blocks.default if row.blocks else 1
-        raw = Synthetic(method, known.modules(chosen), rank, blocks, **numbers)
+        raw = Synthetic(method, known.modules(picked), rank, blocks, **numbers)
         folder = write_synthetic(output, raw, activation=activation, dtype=dtype)
     click.echo(f"wrote {folder}: {len(raw)} modules", err=True)

@@ -13,7 +13,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import pandas as pd
 
 from ..bundled import data_folder
-from ..catalogue.architectures import architecture, targets
+from ..catalogue.architectures import architecture, chosen
 from ..catalogue.cost import cost
 
 #: Table number → content.
@@ -106,7 +106,7 @@ def check() -> pd.DataFrame:
 def parameters(model: str, method: str, r: int, blocks: int, target: str) -> int:
     """Trainable parameters of one of the paper's settings, over all layers; arguments as in the tables' columns."""
     known = architecture(model)
-    shapes = Counter(known.modules(targets(target, known)).values())
+    shapes = Counter(known.modules(chosen(target, known.projections)).values())
     return sum(k * cost(method, m, n, r, blocks=blocks).parameters for (m, n), k in shapes.items())
 
 

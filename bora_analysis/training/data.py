@@ -253,9 +253,8 @@ def _download(place: str) -> Path:
     hub_id, _, config = place.partition(":")
     inside = f"{config}/" if config else ""
     try:
-        root = snapshot_download(
-            hub_id, repo_type="dataset", allow_patterns=[f"{inside}*{suffix}" for suffix in _SUFFIXES]
-        )
+        wanted = [f"{inside}*{suffix}" for suffix in _SUFFIXES]
+        root = snapshot_download(hub_id, repo_type="dataset", allow_patterns=wanted)
     except Exception as error:  # offline, unknown, private …: the errors have no common base class
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise TrainingError(

@@ -344,15 +344,12 @@ def _loaded(settings: Settings, kind: Any, **options: Any) -> Any:
 
 def _clean(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of the Trainer's history without its times, which differ between runs."""
-    kept = {key.removeprefix("eval_"): value for key, value in entry.items() if not _is_timing(key)}
+    times = [key for key in entry if key.endswith(("runtime", "per_second")) or key in ("total_flos", "epoch")]
+    kept = {key.removeprefix("eval_"): value for key, value in entry.items() if key not in times}
     held_out = {"held_out_loss": kept.pop("loss")} if "eval_loss" in entry else {}
     if "token_loss" in kept:
         held_out = {"held_out_loss": kept.pop("token_loss")}
     return {"step": kept.pop("step"), **held_out, **kept}
-
-
-def _is_timing(key: str) -> bool:
-    return key.endswith(("runtime", "per_second")) or key in ("total_flos", "epoch")
 
 
 def _line(step: int, steps: int, entry: dict[str, Any], metric: str) -> str:

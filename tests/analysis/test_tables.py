@@ -26,7 +26,7 @@ from bora_analysis import (
 from bora_analysis.analysis.summary import equal_budgets
 from bora_analysis.analysis.tables import LAYER_COLUMNS, SPECTRA_COLUMNS, join, recounted
 from bora_analysis.bundled import bundled_adapters
-from bora_analysis.catalogue.architectures import architecture, targets
+from bora_analysis.catalogue.architectures import architecture, chosen
 from bora_analysis.catalogue.module_names import layer, projection
 from bora_analysis.methods.adalora import _pruned
 
@@ -304,7 +304,7 @@ def test_paper_shapes_give_the_paper_parameters():
     }
     for (name, target), (lora, bora) in printed.items():
         model = architecture(name)
-        shapes = model.modules(targets(target, model)).values()
+        shapes = model.modules(chosen(target, model.projections)).values()
         assert f"{sum((m + n) * 8 for m, n in shapes) / 1e6:.2f}" == lora
         assert f"{sum((m + n + 16**2) * 8 for m, n in shapes) / 1e6:.2f}" == bora
 
@@ -313,7 +313,7 @@ def test_unknown_models_and_targets_are_listed():
     with pytest.raises(ValueError, match=r"gpt-9.*llama-3-8b"):
         architecture("gpt-9")
     with pytest.raises(ValueError, match=r"'qg': gate.*Q \(q\)"):
-        targets("qg", architecture("roberta-base"))
+        chosen("qg", architecture("roberta-base").projections)
 
 
 def test_in_memory_and_lone_modules():

@@ -24,7 +24,7 @@ import bora_analysis.catalogue.cost
 from bora_analysis.analysis.budget import within_budget
 from bora_analysis.analysis.cost_tables import COST_COLUMNS
 from bora_analysis.analysis.optimal_blocks import blocks_curve, optimal_blocks, shared_blocks
-from bora_analysis.catalogue.architectures import ARCHITECTURES, Matrices, architecture, chosen, matrices, targets
+from bora_analysis.catalogue.architectures import ARCHITECTURES, Matrices, architecture, chosen, matrices
 from bora_analysis.catalogue.cost import cost, memory
 from bora_analysis.catalogue.formulas import Cost
 from bora_analysis.catalogue.sizes import common_divisors, kronecker_factors
@@ -300,7 +300,7 @@ PAPER = [
 @pytest.mark.parametrize(("model", "target", "method", "r", "b", "printed"), PAPER)
 def test_parameters_of_the_papers_tables(model, target, method, r, b, printed):
     known = architecture(model)
-    shapes = known.modules(targets(target, known)).values()
+    shapes = known.modules(chosen(target, known.projections)).values()
     total = sum(cost(method, m, n, r, blocks=b).parameters for m, n in shapes)
     assert f"{total / 1e6:.{len(printed.split('.')[1])}f}" == printed
 
@@ -486,12 +486,12 @@ class TestModels:
 
     def test_targets(self):
         known = architecture("llama-3-8b")
-        assert targets("QKVOGUD", known) == ("q", "k", "v", "o", "gate", "up", "down")
-        assert targets("all", known) == tuple(known.projections)
-        assert targets("gate,q", known) == ("gate", "q")
+        assert chosen("QKVOGUD", known.projections) == ("q", "k", "v", "o", "gate", "up", "down")
+        assert chosen("all", known.projections) == tuple(known.projections)
+        assert chosen("gate,q", known.projections) == ("gate", "q")
         for wrong in ("x", "", "q,x"):
             with pytest.raises(ValueError, match=r"it has Q \(q\), K \(k\).* or all"):
-                targets(wrong, known)
+                chosen(wrong, known.projections)
 
 
 def run(*arguments):

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ...catalogue.architectures import architecture, targets
+from ...catalogue.architectures import architecture, chosen
 from ...catalogue.cost import cost
 from ...catalogue.sizes import common_divisors
 from ...style import MODELS
@@ -149,7 +149,7 @@ def paper_shapes() -> list[tuple[int, int]]:
     for name in MODELS:
         target = {"roberta-base": "QV", "roberta-large": "QV", "llama-3-8b": "QKVOGUD"}.get(name, "QKV")
         known = architecture(name)
-        shapes += [known.projections[projection][1:] for projection in targets(target, known)]
+        shapes += [known.projections[projection][1:] for projection in chosen(target, known.projections)]
     return list(dict.fromkeys(shapes))
 
 
