@@ -14,11 +14,11 @@ from bora_analysis.catalogue.formulas import Cost
 from bora_analysis.cli import main
 from bora_analysis.paper import claims as paper_claims
 from bora_analysis.paper import tables
-from bora_analysis.paper.claims import CLAIMS, accuracy, claims, costs, rank
+from bora_analysis.paper.claims import CLAIMS, accuracy, claims, costs, rank, sigma
 from bora_analysis.paper.claims.accuracy import BORA, LORA32, mean_gain
 from bora_analysis.paper.claims.common import CONDITION, ERRATUM, HOLDS
 from bora_analysis.updates import blocks
-from bora_analysis.updates.blocks import BlockProduct, activate
+from bora_analysis.updates.blocks import BlockProduct, activate, bora
 
 JUDGES = {claim.id: claim.judge for claim in CLAIMS}
 
@@ -81,8 +81,10 @@ def test_without_normalisation_sigma_stays_near_one(monkeypatch):
 
 
 def test_without_exp_sigma_comes_near_zero(monkeypatch):
-    usual = activate
-    monkeypatch.setattr(blocks, "activate", lambda sigma, name: usual(sigma, name.replace("exp-norm", "no-exp")))
+    def made(B, A, raw, activation):
+        return bora(B, A, raw, activation=activation.replace("exp-norm", "no-exp"))
+
+    monkeypatch.setattr(sigma, "bora", made)
     assert verdict("C16") == ERRATUM
 
 
