@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401  NumPy then knows bfloat16 and float8
 import numpy as np
 
+from ..files.base_model import BaseWeights
 from ..files.errors import AdapterError
 from ..linalg import Array
 
@@ -22,24 +25,37 @@ class InMemory:
     def __init__(self, title: str, named: Mapping[str, Any]):
         self.path = Path(title)
         self.metadata = {}
-        self._tensors = {key: value for key, value in named.items() if is_array(value)}
-        self.unread = tuple(key for key in named if key not in self._tensors)
+        self.tensors = {key: value for key, value in named.items() if is_array(value)}
+        self.unread = tuple(key for key in named if key not in self.tensors)
 
     def keys(self) -> list[str]:
-        return list(self._tensors)
+        return list(self.tensors)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._tensors[key].shape)
+        return tuple(self.tensors[key].shape)
 
     def dtype(self, key: str) -> str:
-        return str(self._tensors[key].dtype).removeprefix("torch.")
+        return str(self.tensors[key].dtype).removeprefix("torch.")
 
     def read(self, key: str) -> Array:
-        value, narrow = self._tensors[key], self.dtype(key).startswith(("bfloat16", "float8"))
+        value, narrow = self.tensors[key], self.dtype(key).startswith(("bfloat16", "float8"))
         if hasattr(value, "detach"):
             value = value.detach().cpu()
             value = (value.float() if narrow else value).numpy()
         return np.array(value, dtype=np.float32 if narrow else None)
+
+
+class BaseInMemory(BaseWeights):
+    """The base model's weights inside an adapted model, by their own names; nothing is copied until it is read."""
+
+    def __init__(self, model: Any):
+        named = {re.sub(r"^base_model\.model\.|base_layer\.", "", key): x for key, x in model.state_dict().items()}
+        self._named = InMemory("the base model in memory", named)
+        self.path, self.metadata, self._files = self._named.path, {}, dict.fromkeys(named, self._named.path)
+        self.config = settings_of(getattr(model, "config", {}))
+
+    def _tensors(self, key: str) -> Any:
+        return self._named
 
 
 def is_array(value: object) -> bool:
@@ -67,8 +83,11 @@ def open_model(model: Any, adapter: str | None) -> tuple[InMemory, dict[str, Any
 
     if adapter is None:
         # PEFT has a name or a list, transformers a method.
-        active: Any = getattr(model, "active_adapters", None) or model.active_adapter
-        active = active() if callable(active) else active
+        active: Any = getattr(model, "active_adapters", None) or getattr(model, "active_adapter", None)
+        with suppress(ValueError):  # transformers' method, where PEFT alone has set the adapter in
+            active = active() if callable(active) else active
+        if active is None or callable(active):
+            active = model.peft_config
         names = [active] if isinstance(active, str) else list(active)
         if len(names) != 1:
             raise AdapterError(f"the model has {len(names)} active adapters ({', '.join(names)}); name one (adapter=)")

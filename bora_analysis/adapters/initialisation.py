@@ -49,11 +49,17 @@ def relative(source: Source, found: Found, initial: Adapter) -> Found:
     return found._replace(method=method, loaders={module: loader(module) for module in found.loaders})
 
 
+def changes_base(config: Mapping[str, Any]) -> bool:
+    """Whether training begins with a B·A that was taken out of the base model."""
+    init = _initialised(config)
+    return bool(_method(init)) or init.startswith("loftq")
+
+
 def init_warnings(config: Mapping[str, Any]) -> list[str]:
     """Warnings where B·A is not the update of the original model."""
     warnings = []
-    init = _initialised(config)
-    if _method(init) or init.startswith("loftq"):
+    if changes_base(config):
+        init = _initialised(config)
         warnings.append(
             f"init_lora_weights is {init!r}: the base model was changed at initialisation, so B·A is not the update of "
             "the original model; give the adapter as it was before training (--initial), or convert with PEFT's "

@@ -25,7 +25,7 @@ from ..methods.bora import activation as activation_of
 from ..methods.unreadable import refuse_unreadable
 from ..updates.contract import Update
 from .adapter import Adapter, Trajectory
-from .in_memory import InMemory, is_state_dict, model_of, open_model, settings_of
+from .in_memory import BaseInMemory, InMemory, is_state_dict, model_of, open_model, settings_of
 from .initialisation import init_warnings, relative
 from .locate import HUB_ID, Located, checkpoints_in, download, homes, located, named, some, step_of, twins
 from .model_difference import difference
@@ -113,6 +113,7 @@ def read_adapter(source: Any, **reading: Unpack[Options]) -> Adapter | Trajector
         found = adapter_of(InMemory(title, source), settings_of(wish.config), title, None, wish.resolved(read_adapter))
     elif (model := model_of(source)) is not None:
         tensors, config, title = open_model(model, wish.adapter)
+        wish = replace(wish, base=BaseInMemory(model) if wish.base is None else wish.base)
         found = adapter_of(tensors, config, wish.name or title, None, wish.resolved(read_adapter))
     else:
         what = "None" if source is None else f"a {type(source).__name__}"

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from ..adapters import Adapter, AdapterError
+from ..adapters.given import one_of
+from ..adapters.in_memory import model_of, open_model
+from ..adapters.initialisation import changes_base
 from ..analysis.factors import factor_table
 from ..analysis.tables import layer_metrics
 from ..atomic import replacing
 from ..metrics import THRESHOLD
-from .in_memory import read_model
+from .in_memory import keep, read_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,12 +28,37 @@ if TYPE_CHECKING:
 LOGGED = ("effective_rank", "entropy_rank", "energy")
 
 
+def _aside(hook: Callable[..., None]) -> Callable[..., None]:
+    """The hook of a monitor that ends no run: after an error it warns once and stands aside."""
+
+    @wraps(hook)
+    def guarded(self: RankCallback, *given: Any, **named: Any) -> None:
+        if self.failed:
+            return
+        try:
+            hook(self, *given, **named)
+        except Exception as error:  # whatever it is, the training matters more
+            self.failed = True
+            told = str(error) or type(error).__name__
+            warnings.warn(
+                f"RankCallback stands aside, the training goes on: {told}. {self.path} gets no further rows; mend this "
+                "and resume the run, or read its checkpoints with bora-analysis",
+                stacklevel=2,
+            )
+
+    return guarded
+
+
 class RankCallback(TrainerCallback):
     """Record effective rank, entropy rank and energy of every module in a Parquet file and the run's logs.
 
     The file has the columns of :func:`bora_analysis.layer_metrics`, one row per module and step: before the first step,
     at each multiple of ``every``, and after the last step. Each update replaces the file as a whole. A run that resumes
     from a checkpoint drops the rows of later steps, which it trains again; a new run drops all rows.
+
+    PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ change the base model at the start. Their adapter before the first step is
+    kept beside the file, in ``<name>-initial``, and subtracted. An error (NaN in a factor, a method without ΔW such as
+    prompt tuning, a model without adapter, a full disk) gives one warning and ends the recording, never the training.
 
     Parameters
     ----------
@@ -70,8 +101,11 @@ class RankCallback(TrainerCallback):
         self.factors = None if factors is None else Path(factors)
         self.name, self.adapter, self.budget = name or self.path.stem, adapter, budget
         self.last: int | None = None
+        self.initial: Adapter | None = None
+        self.failed = False
         self.started = self.seconds = self.latest = 0.0
 
+    @_aside
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero:
             return
@@ -82,11 +116,13 @@ class RankCallback(TrainerCallback):
                 _write(frame[frame["step"] <= step] if step else frame.iloc[:0], path)
         known = _read(self.path) if step else None
         self.last = step if known is not None and (known["step"] == step).any() else None
+        self._subtract(model, step)
         if self.last is None:
             self.record(model, state, control)
         # Timed from here: the first record includes the imports.
         self.started, self.seconds, self.latest = time.perf_counter(), 0.0, 0.0
 
+    @_aside
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step % self.every or not state.is_world_process_zero:
             return
@@ -94,14 +130,26 @@ class RankCallback(TrainerCallback):
         if self.budget is None or self.seconds + self.latest <= self.budget * elapsed:
             self.record(model, state, control)
 
+    @_aside
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.is_world_process_zero and state.global_step != self.last:
             self.record(model, state, control)
 
+    def _subtract(self, model: Any, step: int) -> None:
+        """Where training begins with a B·A that was taken out of the base model: that of the first step."""
+        holder = model_of(model)
+        config = None if holder is None else open_model(holder, self.adapter)[1]
+        if not isinstance(config, dict) or not changes_base(config):
+            return
+        folder = self.path.with_name(f"{self.path.stem}-initial")
+        if step and not folder.exists():
+            raise AdapterError(f"{folder}: is missing, the adapter before the first step, which must be subtracted")
+        self.initial = one_of(folder if step else keep(model, folder, self.adapter))
+
     def record(self, model: Any, state: Any, control: Any) -> None:
         """Add the rows of the current step."""
         start = time.perf_counter()
-        adapter = read_model(model, adapter=self.adapter, name=self.name, step=state.global_step)
+        adapter = read_model(model, adapter=self.adapter, name=self.name, step=state.global_step, initial=self.initial)
         # On the CPU: training uses the GPU, and the cores are small.
         rows = layer_metrics(adapter, threshold=self.threshold, device="cpu", on_module=_no_bar)
         _append(rows, self.path)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig
+from peft import (
+    BOFTConfig,
+    FourierFTConfig,
+    HRAConfig,
+    IA3Config,
+    LoraConfig,
+    MissConfig,
+    OFTConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    inject_adapter_in_model,
+)
 from peft_cases import METHODS, adapted, base, get_peft_model, randomise
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
@@ -50,18 +64,30 @@ class Killed(TrainerCallback):
 
 def trainer(folder: Path, method: str = "bora", steps: int = 6, **options: Any) -> Trainer:
     torch.manual_seed(3)
+    adapter = get_peft_model(small(), EVERY_METHOD[method](target_modules=["query", "value"]))
+    return training(adapter, folder, steps, **options)
+
+
+def small() -> Any:
     sizes: dict[str, Any] = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    model = BertForSequenceClassification(BertConfig(**sizes, num_attention_heads=2, max_position_embeddings=16))
-    adapter = get_peft_model(model, EVERY_METHOD[method](target_modules=["query", "value"]))
+    return BertForSequenceClassification(BertConfig(**sizes, num_attention_heads=2, max_position_embeddings=16))
+
+
+def training(adapter: Any, folder: Path, steps: int = 6, **options: Any) -> Trainer:
     generator = torch.Generator().manual_seed(1)
     data = [
         {"input_ids": torch.randint(0, 40, (8,), generator=generator), "labels": torch.tensor(k % 2)} for k in range(48)
     ]
-    settings: dict[str, Any] = {"logging_steps": 2, "save_steps": 2, "per_device_train_batch_size": 8} | options
+    settings: dict[str, Any] = {
+        "logging_steps": 2,
+        "save_steps": 2,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.05,
+    }
+    settings |= options
     arguments = TrainingArguments(
         str(folder),
         max_steps=steps,
-        learning_rate=0.05,
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
@@ -160,8 +186,6 @@ def test_resumed_after_a_kill_no_row_is_lost_or_doubled(tmp_path: Path) -> None:
 
 def test_it_takes_no_more_than_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by hand: a step takes 1 second and a record 10, so that 5 % allow one in 200 steps."""
-    from types import SimpleNamespace
-
     from bora_analysis.peft_methods import callback as module
 
     now = [0.0]
@@ -217,13 +241,142 @@ def test_a_live_model_shows_the_training_up_to_now() -> None:
 
 
 def test_wrong_use_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"^a Plain is not a PEFT model; expected the result of get_peft_model$"):
+    with pytest.raises(TypeError, match=r"^a Plain is not a PEFT model; expected the result of get_peft_model,"):
         read_model(base("plain"))
     for options, told in (({"every": 0}, "every is 0; expected"), ({"budget": 0}, "budget is 0; expected")):
         with pytest.raises(ValueError, match=told):
             RankCallback(tmp_path / "ranks.parquet", **options)  # pyright: ignore[reportArgumentType]
-    (tmp_path / "ranks.parquet").write_text("no table")
-    run = trainer(tmp_path / "run")
-    with_ranks(run, tmp_path)
-    with pytest.raises(ValueError, match=r"ranks\.parquet: not a Parquet file of an earlier run \(.*\); move it"):
+
+
+def adapted_by(model: Any, config: Any, how: str) -> Any:
+    if how == "get_peft_model":
+        return get_peft_model(model, config)
+    if how == "add_adapter":
+        model.add_adapter(config)
+        return model
+    return inject_adapter_in_model(config, model)
+
+
+def watched(
+    folder: Path, config: Any, how: str = "get_peft_model", **options: Any
+) -> tuple[Trainer, RankCallback, Any]:
+    """A run over an adapted model, its callback, and the model before."""
+    torch.manual_seed(3)
+    model = small()
+    before = copy.deepcopy(model)
+    run = training(adapted_by(model, config, how), folder / "run", steps=2, save_strategy="no", **options)
+    return run, with_ranks(run, folder, every=1, factors=None), before
+
+
+TARGETS: dict[str, Any] = {"target_modules": ["query", "value"]}
+ON_BASE = {
+    "dora": lambda: LoraConfig(r=2, use_dora=True, **TARGETS),
+    "ia3": lambda: IA3Config(feedforward_modules=[], **TARGETS),
+    "oft": lambda: OFTConfig(r=0, oft_block_size=4, **TARGETS),
+    "boft": lambda: BOFTConfig(boft_block_size=4, **TARGETS),
+    "hra": lambda: HRAConfig(r=2, **TARGETS),
+    "miss": lambda: MissConfig(r=2, **TARGETS),
+    "miss, bat": lambda: MissConfig(r=2, init_weights="bat", **TARGETS),
+    "fourierft": lambda: FourierFTConfig(n_frequency=20, **TARGETS),
+    "vera": lambda: VeraConfig(r=2, **TARGETS),
+    "pissa": lambda: LoraConfig(r=2, init_lora_weights="pissa", **TARGETS),
+    "olora": lambda: LoraConfig(r=2, init_lora_weights="olora", **TARGETS),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension", "ignore:Setting boft_n_butterfly")
+@pytest.mark.parametrize("name", ON_BASE)
+def test_methods_that_need_or_change_the_base_model_are_recorded(name: str, tmp_path: Path) -> None:
+    """Against PEFT's own merge, and the weights before."""
+    run, _, before = watched(tmp_path, ON_BASE[name](), learning_rate=0.01)
+    run.train()
+    rows = pd.read_parquet(tmp_path / "ranks.parquet")
+    assert rows["step"].unique().tolist() == [0, 1, 2]
+    merged: Any = run.model.merge_and_unload()  # pyright: ignore
+    for row in rows[rows["step"] == 2].itertuples():
+        change = merged.get_submodule(row.module).weight - before.get_submodule(row.module).weight
+        values = torch.linalg.svdvals(change.detach().double())
+        assert row.spectral_norm == pytest.approx(float(values[0]), rel=2e-3, abs=1e-6)
+        assert row.frobenius_norm == pytest.approx(float(values.norm()), rel=2e-3, abs=1e-6)
+    assert rows[rows["step"] == 0]["spectral_norm"].max() < (1e-6 if name != "fourierft" else 99)
+
+
+def test_a_run_that_resumes_subtracts_the_first_step(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = get_peft_model(small(), ON_BASE["pissa"]())
+    callback = RankCallback(tmp_path / "ranks.parquet", every=1, budget=None)
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0)
+    callback.on_train_begin(None, state, None, model=model)
+    for value in model.parameters():
+        value.data *= 1.01 if value.requires_grad else 1
+    state.global_step = 3
+    again = RankCallback(tmp_path / "ranks.parquet", every=1, budget=None)
+    again.on_train_begin(None, state, None, model=model)
+    rows = pd.read_parquet(tmp_path / "ranks.parquet")
+    assert rows.groupby("step")["spectral_norm"].max()[0] < 1e-6 < rows.groupby("step")["spectral_norm"].max()[3]
+    initial = read_adapter(tmp_path / "ranks-initial")
+    same(rows[rows["step"] == 3], layer_metrics(read_model(model, name="ranks", step=3, initial=initial)))
+    shutil.rmtree(tmp_path / "ranks-initial")
+    with pytest.warns(UserWarning, match="ranks-initial: is missing, the adapter before the first step"):
+        RankCallback(tmp_path / "ranks.parquet").on_train_begin(None, state, None, model=model)
+
+
+@pytest.mark.parametrize("how", ["add_adapter", "inject"])
+@pytest.mark.parametrize("name", ["lora", "bora", "dora", "pissa"])
+def test_models_whose_adapter_peft_or_transformers_set_in(how: str, name: str, tmp_path: Path) -> None:
+    make = EVERY_METHOD.get(name, lambda **_: ON_BASE[name]())
+    found = []
+    for each in ("get_peft_model", how):
+        run, _, _ = watched(tmp_path / each, make(**TARGETS), each)
         run.train()
+        found.append(pd.read_parquet(tmp_path / each / "ranks.parquet"))
+    same(found[1], found[0])
+
+
+def nan(model: Any) -> Any:
+    adapter = get_peft_model(model, LoraConfig(r=2, **TARGETS))
+    next(value for value in adapter.parameters() if value.requires_grad).data[0, 0] = float("nan")
+    return adapter
+
+
+@pytest.mark.parametrize(
+    ("wrap", "told"),
+    [
+        (lambda model: model, "is not a PEFT model; expected the result of get_peft_model, or of add_adapter"),
+        (nan, r"lora_A.weight: A holds NaN or Inf \(first at index \(0, 0\)\)"),
+        (
+            lambda model: get_peft_model(model, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)),
+            r"PROMPT_TUNING \(prompt tuning\) is not readable",
+        ),
+    ],
+)
+def test_what_has_no_ranks_is_trained_all_the_same_after_one_warning(wrap: Any, told: str, tmp_path: Path) -> None:
+    run = training(wrap(small()), tmp_path / "run", steps=3, save_strategy="no")
+    with_ranks(run, tmp_path, every=1)
+    with pytest.warns(UserWarning, match=told) as warned:
+        run.train()
+    assert run.state.global_step == 3
+    (only,) = [str(each.message) for each in warned if "RankCallback" in str(each.message)]
+    assert "stands aside, the training goes on" in only
+    assert "ranks.parquet gets no further rows; mend this and resume the run, or read its checkpoints" in only
+
+
+@pytest.mark.parametrize("fault", ["file", "log", "disk"])
+def test_no_error_ends_a_run(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = trainer(tmp_path / "run", steps=3)
+    callback = with_ranks(run, tmp_path, every=1)
+    told = "No space left on device"
+    if fault == "file":
+        (tmp_path / "ranks.parquet").write_text("no table")
+        told = r"ranks\.parquet: not a Parquet file of an earlier run \(.*\); move it"
+    elif fault == "log":
+        callback.log = fail
+    else:
+        monkeypatch.setattr("bora_analysis.peft_methods.callback._write", fail)
+    with pytest.warns(UserWarning, match=told) as warned:
+        run.train()
+    assert run.state.global_step == 3
+    assert len([each for each in warned if "RankCallback" in str(each.message)]) == 1
