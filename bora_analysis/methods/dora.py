@@ -1,6 +1,7 @@
 """DoRA (arXiv 2402.09353): ΔW = diag(g / ‖V‖_row) V − W0 with V = W0 + s B A.
 
 A LoRA pair and ``lora_magnitude_vector`` (m,); its authors': ``weight_m_wdecomp.weight`` (m, 1), also without a pair.
+LyCORIS has it over LoKr and LoHa too, whose ΔW then stands for s B A (``lokr.py``, ``loha.py``).
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
 from ..files.errors import AdapterError
 from ..files.keys import natural
+from ..files.layouts.view import View
 from ..files.parts import collect, incomplete
 from ..files.tensors import Array
 from ..updates.checks import coarsest
 from ..updates.contract import Facts, Update
+from . import loha, lokr
 from .lora_modules import lora_loaders
 from .on_base_model import base_matrix, checked
 from .pairs import Pair, sort_keys
@@ -34,17 +37,22 @@ def read(source: Source) -> Found | None:
         if (source.config or {}).get("use_dora"):
             raise AdapterError(f"{source.path}: the configuration sets use_dora, but the file holds no magnitudes")
         return None
-    parts = sort_keys(source, rest)
+    below = replace(source, tensors=View(source.tensors, {key: key for key in rest}))
+    other = lokr.read(below) or loha.read(below)
+    parts = sort_keys(source, other.passed_over if other else rest)
     names = sorted({name for pairs in parts.pairs.values() for name in pairs}, key=natural)
     if len(names) > 1:
         raise AdapterError(f"{source.path}: holds {len(names)} adapters: {', '.join(names)}; save one at a time")
     pairs = {module: next(iter(named.values())) for module, named in parts.pairs.items()}
     low, notes = lora_loaders(source, pairs, "dora")
+    if other:
+        low, notes = low | other.loaders, [*notes, *other.notes]
     bare = sorted(set(low) - set(found))
     if bare:
-        raise incomplete(source, pairs[bare[0]].A, "lora_magnitude_vector")
+        key = pairs[bare[0]].A if bare[0] in pairs else next(key for key in rest if bare[0] in key)
+        raise incomplete(source, key, "lora_magnitude_vector")
     loaders = {module: _dora_loader(source, module, keys, pairs, low) for module, keys in found.items()}
-    return Found("dora", loaders, parts.passed_over, notes, scaled=bool(pairs))
+    return Found("dora", loaders, parts.passed_over, notes, scaled=bool(low))
 
 
 def _dora_loader(
@@ -68,8 +76,14 @@ def _dora_loader(
     def build(magnitude: Array, *, dtype: str) -> Update:
         product = low[module]() if module in low else None
         told = product.facts if product else Facts("dora", m, n, 0, 1, 1.0, 0, 0, 0, dtype)
+        if (told.out_features, told.in_features) != (m, n):
+            raise AdapterError(
+                f"{source.path}: {key}: the update beside it is {told.out_features}×{told.in_features}; expected "
+                f"{m}×{n}, as {base.key} of the base model"
+            )
         facts = replace(
             told,
+            method="dora",
             parameters=told.parameters + length,
             macs_per_token=told.macs_per_token + length,
             rank_bound=min(m, n),

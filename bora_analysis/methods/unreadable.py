@@ -20,7 +20,8 @@ _EVIDENCE = [
     (r"\.lora_diag(\.|$)", "KaSA"),
     (r"\.lora_lambda\..*rms_norm", "TopLoRA"),
     (r"unilora_theta_d", "Uni-LoRA"),
-    (r"\.scaled_oft(\.|$)", "scaled OFT (OneTrainer)"),
+    # Its versions share the key: √(b(b−1)/2) in pull request 1315 and ComfyUI-OFTv2, 2√(b−1) in later ones.
+    (r"\.scaled_oft(\.|$)", "scaled OFT (OneTrainer), whose divisor, 2√(b−1) or √(b(b−1)/2), the file does not say,"),
     (r"\.oft_diag(\.|$)", "OFT of the old LyCORIS (oft_diag)"),
     (r"\.oft_(r|blocks)(\.|$)", "OFT of PEFT before 0.14, or of LyCORIS,"),
     (r"\.bone_", "Bone"),

@@ -472,6 +472,33 @@ def test_lycoris_dora(tmp_path: Path) -> None:
     equal(adapter, conv, dora(W["mid_block.conv1"], kernel, made(1, 3, 1, 1), (0, 2, 3)))
 
 
+def test_lycoris_dora_over_lokr_and_loha(tmp_path: Path) -> None:
+    """``dora_scale`` beside LoKr, whole (unscaled), factored and of a convolution, and beside LoHa, in one file."""
+    shapes = {"a": (6, 8), "b": (6, 8), "c": (4, 6, 3, 3), "d": (6, 8), "e": (5, 7)}
+    W = {module: made(*shape, seed=k) for k, (module, shape) in enumerate(shapes.items())}
+    save_file({f"{module}.weight": value for module, value in W.items()}, tmp_path / "model.safetensors")
+    w1, w2, w2_a, w2_b, kernel = made(2, 2), made(3, 4), made(3, 1), made(1, 4), made(2, 3, 3, 3)
+    halves = {f"hada_w{k}_{side}": made(*s, seed=k) for k in (1, 2) for side, s in (("a", (6, 2)), ("b", (2, 8)))}
+    content = {
+        "a.lokr_w1": w1, "a.lokr_w2": w2, "a.alpha": number(7), "a.dora_scale": made(1, 8),
+        "b.lokr_w1": w1, "b.lokr_w2_a": w2_a, "b.lokr_w2_b": w2_b, "b.alpha": number(3), "b.dora_scale": made(6, 1),
+        "c.lokr_w1": w1, "c.lokr_w2": kernel, "c.dora_scale": made(1, 6, 1, 1),
+        **{f"d.{key}": value for key, value in halves.items()}, "d.alpha": number(4), "d.dora_scale": made(1, 8),
+        "e.lora_down.weight": made(2, 7), "e.lora_up.weight": made(5, 2), "e.dora_scale": made(1, 7),
+    }  # fmt: skip
+    adapter = one(saved(tmp_path / "adapter", content), base=tmp_path)
+    assert (adapter.method, list(adapter)) == ("dora", list("abcde"))
+    equal(adapter, "a", dora(W["a"], np.kron(w1, w2.astype(float)), made(1, 8), (0,)))
+    equal(adapter, "b", dora(W["b"], 3 * np.kron(w1, product(w2_a, w2_b)), made(6, 1), (1,)))
+    deep = np.einsum("ij,abkl->iajbkl", w1.astype(float), kernel.astype(float)).reshape(4, -1)
+    equal(adapter, "c", dora(W["c"], deep, made(1, 6, 1, 1), (0, 2, 3)))
+    low = [product(halves[f"hada_w{k}_a"], halves[f"hada_w{k}_b"]) for k in (1, 2)]
+    equal(adapter, "d", dora(W["d"], 2 * low[0] * low[1], made(1, 8), (0,)))
+    equal(adapter, "e", dora(W["e"], product(made(5, 2), made(2, 7)), made(1, 7), (0,)))
+    with pytest.raises(AdapterError, match=r"a\.dora_scale: the update beside it is 4×4; expected 6×8"):
+        one(saved(tmp_path / "adapter", content | {"a.lokr_w2": made(2, 2)}), base=tmp_path)["a"]
+
+
 @pytest.mark.parametrize("layout", ["mlx", "qsbora", "authors"])
 def test_dora_of_other_programs(tmp_path: Path, layout: str) -> None:
     W, A, B, m = made(6, 10), made(2, 10), made(6, 2), made(6)
@@ -571,7 +598,10 @@ BAD: dict[str, tuple[dict[str, np.ndarray], Any, list[str]]] = {
     "DoRA of LyCORIS": (PAIR | {"te_q.dora_scale": made(6, 1)}, None, ["DoRA", "te_q.dora_scale"]),
     "DoRA over LoKr": (
         {"te_q.lokr_w1": made(2, 2), "te_q.lokr_w2": made(3, 4), "te_q.dora_scale": made(1, 8)},
-        None, ["te_q.dora_scale", "another update"],
+        None, ["te_q.dora_scale", "DoRA needs the base model"],
+    ),
+    "DoRA over OFT": (
+        {"te_q.oft_R.weight": made(4, 3), "te_q.dora_scale": made(1, 8)}, None, ["te_q.dora_scale", "another update"],
     ),
     "OFT of LyCORIS": ({"lora_te_q.oft_blocks": made(2, 4, 4), "lora_te_q.alpha": number(1)}, None, ["OFT"]),
     "GLoRA of LyCORIS": ({"lora_te_q.a1.weight": made(2, 4)}, None, ["GLoRA"]),

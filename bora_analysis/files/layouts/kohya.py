@@ -52,6 +52,7 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
     whole: dict[str, set[str]] = defaultdict(set)
     passed_over = []
     magnitudes: dict[str, str] = {}
+    kinds: dict[str, str] = {}  # module → its algorithm, where that is not LoRA
     keys = tensors.keys()
     for key in keys:
         path = module_path(key)
@@ -76,12 +77,16 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
             module, _, name = path.rpartition(".")
             if name in _WHOLE:
                 whole[module].add(name)
+            if other := _ALGORITHM.search(path):
+                kinds[module] = other[1]
             entries[key] = key
     if not (parts or alpha_keys or passed_over or magnitudes or any(key.endswith(".diff") for key in keys)):
         return None
     for module, key in magnitudes.items():
-        if module not in parts and f"{module}.lora_A.weight" not in entries:
-            raise AdapterError(f"{tensors.path}: {key}: DoRA over another update than LoRA's is not readable")
+        if module not in parts and f"{module}.lora_A.weight" not in entries and kinds.get(module, "diff") == "diff":
+            raise AdapterError(
+                f"{tensors.path}: {key}: DoRA over another update than that of LoRA, LoKr or LoHa is not readable"
+            )
         columns = tensors.shape(key)[:1] == (1,) and len(tensors.shape(key)) > 1
         add(entries, tensors, f"{module}.lora_magnitude_{'columns' if columns else 'vector'}", key)
     parameters: dict[str, int] = {}
@@ -96,8 +101,7 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
     alphas = {module: _number(tensors, key) for module, key in alpha_keys.items()}
     algorithms: dict[str, dict[str, str | Derived]] = defaultdict(dict)
     for key, entry in entries.items():
-        hit = _ALGORITHM.search(key)
-        algorithms[hit[1] if hit else "lora"][key] = entry
+        algorithms[kinds.get(key.removesuffix(".weight").rpartition(".")[0], "lora")][key] = entry
     return Translation(
         View(tensors, entries),
         config,
