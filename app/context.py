@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import streamlit as st
 
 from app import sources
+from app.explain import progress
 from app.safe_markdown import markdown
 from app.sources import Source
 from bora_analysis.adapters import AdapterError
@@ -35,15 +37,10 @@ def load(chosen: Sequence[Source], threshold: float) -> Context:
     store, tables, read = sources.table_store(), [], []
     for source in chosen:
         slot, name = st.empty(), markdown(source.label)
-
-        def told(done: int, total: int, slot=slot, name=name) -> None:
-            if done % 8 == 0 or done == total:
-                slot.progress(done / total, f"{name}: {done} of {total} modules")
-
         try:
             if not store.has(source):
                 slot.progress(0.0, f"{name}: reading")
-            tables.append(store.get(source, told))
+            tables.append(store.get(source, partial(progress, slot, f"{name}: ")))
         except AdapterError as error:
             slot.error(markdown(str(error)), icon=":material/error:")
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,6 @@ Array = NDArray[Any]
 
 #: Cells along each edge of an image, at most.
 CELLS = 256
-#: Columns of ΔW at a time.
-TILE = 2048
 #: Beyond this many blocks lines would cover the picture.
 LINES = 64
 
@@ -51,30 +49,36 @@ def magnitude(update: Update, cells: int = CELLS) -> Picture:
     Cells end where blocks end, if there are no more blocks than cells. Cost: O(m n r) multiply-adds, and memory for
     m/cells rows.
     """
-    m, n = update.facts.out_features, update.facts.in_features
-    b = update.facts.blocks
+    m, n, b = update.facts.out_features, update.facts.in_features, update.facts.blocks
     rows, columns = (_edges(edge, b, cells) for edge in (m, n))
     sums = np.zeros((len(rows) - 1, n))
-    for top, left, strip in _strips(update, rows):
-        sums[np.searchsorted(rows, top, "right") - 1, left : left + strip.size] += strip
+    for top, first, left, right in _bands(update):
+        cuts = np.unique(np.clip(rows - top, 0, len(left)))
+        # One buffer that stays in the cache: fresh memory for every strip was most of the time.
+        buffer = np.empty((int(np.diff(cuts).max()), right.shape[1]), np.float32)
+        for start, stop in itertools.pairwise(cuts):
+            strip = np.matmul(left[start:stop], right, out=buffer[: stop - start])
+            cell = np.searchsorted(rows, top + start, "right") - 1
+            sums[cell, first : first + right.shape[1]] += np.abs(strip, out=strip).sum(axis=0)
     totals = np.add.reduceat(sums, columns[:-1], axis=1)
     counts = np.diff(rows)[:, None] * np.diff(columns)[None, :]
-    return Picture((totals / counts).astype(np.float32), (m, n), *_lines(update))
+    heights, widths = [m], [n]
+    if isinstance(update, DirectSum):
+        each = [part.facts for part in update.parts]
+        heights, widths = [one.out_features for one in each], [one.in_features for one in each]
+    elif isinstance(update, BlockProduct):
+        heights, widths = [m // b] * b, [n // b] * b
+    return Picture((totals / counts).astype(np.float32), (m, n), _between(heights), _between(widths))
 
 
 def middle(update: Blocked) -> Picture:
     """|Σ'| of eq. 6, averaged over cells where it is large."""
     sigma = np.abs(update.expanded().sigma)
-    edges = _edges(len(sigma), 1, 2 * CELLS)
+    size, b = len(sigma), update.facts.blocks
+    edges = _edges(size, 1, 2 * CELLS)
     sums = np.add.reduceat(np.add.reduceat(sigma, edges[:-1], 0), edges[:-1], 1)
-    b = update.facts.blocks
-    size = len(sigma)
-    if isinstance(update, DirectSum):
-        inner = np.cumsum([part.facts.r for part in update.parts])[:-1]
-        lines = tuple(int(k) for k in inner) if b <= LINES else ()
-    else:
-        lines = tuple(range(size // b, size, size // b)) if 1 < b <= LINES else ()
     means = sums / (np.diff(edges)[:, None] * np.diff(edges)[None, :])
+    lines = _between([part.facts.r for part in update.parts] if isinstance(update, DirectSum) else [size // b] * b)
     return Picture(means.astype(np.float32), (size, size), lines, lines)
 
 
@@ -97,47 +101,23 @@ def _edges(length: int, blocks: int, cells: int) -> Array:
     return np.round(np.linspace(0, length, count + 1)).astype(int)
 
 
-def _strips(update: Update, rows: Array) -> Iterator[tuple[int, int, Array]]:
-    """Sums of |ΔW| down the rows of a strip within one cell: first row, first column, sums by column."""
+def _bands(update: Update) -> Iterator[tuple[int, int, Array, Array]]:
+    """ΔW as products left · right in float32, of r columns where it has blocks: first row, first column, factors."""
     if isinstance(update, DirectSum):
-        top = left = 0
+        top = first = 0
         for part in update.parts:
-            bottom = top + part.facts.out_features
-            inner = rows[(rows > top) & (rows < bottom)] - top
-            for start, column, sums in _strips(part, np.array([0, *inner, bottom - top])):
-                yield top + start, left + column, sums
-            top, left = bottom, left + part.facts.in_features
+            yield from ((top + row, first + column, left, right) for row, column, left, right in _bands(part))
+            top, first = top + part.facts.out_features, first + part.facts.in_features
     elif isinstance(update, BlockProduct):
-        tall = update.facts.out_features // len(update.B)
-        A = np.ascontiguousarray(update.A, dtype=np.float32)
-        for i, block in enumerate(update.B):
-            cuts = np.unique([i * tall, *rows[(rows > i * tall) & (rows < (i + 1) * tall)], (i + 1) * tall])
-            block = block.astype(np.float32)
-            sigma = update.sigma[i].astype(np.float32)  # (b, r)
-            # One buffer that stays in the cache: fresh memory for every strip was most of the time.
-            strips = np.empty((len(A), int(np.diff(cuts).max()), min(A.shape[2], TILE)), np.float32)
-            for start, stop in itertools.pairwise(cuts):
-                piece = block[None, start - i * tall : stop - i * tall] * sigma[:, None, :]
-                sums = np.empty((len(A), A.shape[2]), np.float32)
-                for left in range(0, A.shape[2], TILE):
-                    part = A[:, :, left : left + TILE]
-                    strip = np.matmul(piece, part, out=strips[:, : stop - start, : part.shape[2]])  # (b, rows, tile)
-                    np.abs(strip, out=strip).sum(axis=1, out=sums[:, left : left + TILE])
-                yield int(start), 0, sums.ravel()
+        B, sigma, A = (factor.astype(np.float32) for factor in (update.B, update.sigma, update.A))
+        for i, left in enumerate(B):
+            right = (sigma[i, :, :, None] * A).transpose(1, 0, 2).reshape(A.shape[1], -1)
+            yield i * len(left), 0, left, right
     else:
         left, right = (factor.astype(np.float32) for factor in update.factors())
-        for start, stop in itertools.pairwise(rows):
-            yield int(start), 0, np.abs(left[start:stop] @ right).sum(axis=0)
+        yield 0, 0, left, right
 
 
-def _lines(update: Update) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if isinstance(update, DirectSum):
-        heights = np.cumsum([part.facts.out_features for part in update.parts])[:-1]
-        widths = np.cumsum([part.facts.in_features for part in update.parts])[:-1]
-        if len(update.parts) > LINES:
-            return (), ()
-        return tuple(map(int, heights)), tuple(map(int, widths))
-    m, n, b = update.facts.out_features, update.facts.in_features, update.facts.blocks
-    if not 1 < b <= LINES or not isinstance(update, BlockProduct):
-        return (), ()
-    return tuple(range(m // b, m, m // b)), tuple(range(n // b, n, n // b))
+def _between(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Where blocks of these sizes meet; nothing for more of them than are drawn."""
+    return tuple(np.cumsum(sizes)[:-1].tolist()) if len(sizes) <= LINES else ()

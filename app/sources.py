@@ -181,28 +181,22 @@ def within_roots(text: str) -> Source:
     AdapterError
         Outside of the roots, whether there is something or not; or nothing there.
     """
-    roots = arguments().root
-    shown = one_line(text, 200)
-    inside = False
-    for root in roots:
-        try:
-            place = (root / text.strip()).resolve()
-            if not _within(place, roots):
-                continue
-            inside = True
-            there = place.exists()
-        except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a null byte
-            raise AdapterError(f"{shown}: is not a path ({type(error).__name__})") from None
-        if there:
-            # As short as it can be and still lead here, whichever root it was found by.
-            word = str(place.relative_to(roots[0])) if place.is_relative_to(roots[0]) else str(place)
-            source = Source(f"path:{word}", title(place), place, "path")
-            check(source)
-            return source
+    roots, shown = arguments().root, one_line(text, 200)
     opened = ", ".join(map(str, roots))
-    if inside:
+    try:
+        inside = [place for root in roots if _within(place := (root / text.strip()).resolve(), roots)]
+        place = next((place for place in inside if place.exists()), None)
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a null byte
+        raise AdapterError(f"{shown}: is not a path ({type(error).__name__})") from None
+    if not inside:
+        raise AdapterError(f"{shown}: lies outside {opened}; this server opens nothing else (--root)")
+    if place is None:
         raise AdapterError(f"{shown}: no such file or folder in {opened}")
-    raise AdapterError(f"{shown}: lies outside {opened}; this server opens nothing else (--root)")
+    # As short as it can be and still lead here, whichever root it was found by.
+    word = str(place.relative_to(roots[0])) if place.is_relative_to(roots[0]) else str(place)
+    source = Source(f"path:{word}", title(place), place, "path")
+    check(source)
+    return source
 
 
 def check(source: Source) -> None:
@@ -239,14 +233,11 @@ def named_apart(fixed: Iterable[Source], added: Iterable[Source]) -> dict[str, S
     places: dict[Path, Source] = {}
     for source in fixed:  # an adapter that is given and bundled is one adapter
         places.setdefault(source.path, source)
-    fixed = list(places.values())
-    counts = Counter(source.label for source in fixed)
+    counts = Counter(source.label for source in places.values())
     # What comes with the toolkit keeps its name, which the documentation uses.
-    taken = {source.label for source in fixed if counts[source.label] == 1 or source.origin == "bundled"}
-    out: dict[str, Source] = {}
-    for source in fixed:
-        apart = counts[source.label] > 1 and source.origin != "bundled"
-        out[source.key] = _apart(source, taken) if apart else source
+    kept = {key for key in places if counts[places[key].label] == 1 or places[key].origin == "bundled"}
+    taken = {places[key].label for key in kept}
+    out = {source.key: source if key in kept else _apart(source, taken) for key, source in places.items()}
     for source in added:
         if source.key not in out and source.path not in places:
             out[source.key] = _apart(source, taken) if source.label in taken else source

@@ -207,8 +207,7 @@ def dressed(frame: pd.DataFrame, looks: Mapping[str, Look]) -> pd.DataFrame:
 def by_adapter(shown: pd.DataFrame, looks: Mapping[str, Look]) -> tuple[Spec, Spec, Spec]:
     """Colour, shape and dash by the label, with one legend."""
     here = {adapter: looks[adapter] for adapter in dict.fromkeys(shown["adapter"])}
-    labels = [look.label for look in here.values()]
-    key = legend(labels, symbolSize=90)
+    key = legend([look.label for look in here.values()], symbolSize=90)
     return (
         scaled("label", {look.label: on_screen(look.colour) for look in here.values()}, key),
         scaled("label", {look.label: SHAPES[look.marker] for look in here.values()}, key),
@@ -219,13 +218,12 @@ def by_adapter(shown: pd.DataFrame, looks: Mapping[str, Look]) -> tuple[Spec, Sp
 
 def markers(data: str, shown: pd.DataFrame, size: int, **encodings: Any) -> list[Spec]:
     """Filled and open markers, as the figures have them."""
-    open_ = point(size, filled=False, fill=ground(), strokeWidth=1.8)
-    layers = []
-    if shown["filled"].any():
-        layers.append(layer(data, point(size), "datum.filled", **encodings))
-    if not shown["filled"].all():
-        layers.append(layer(data, open_, "!datum.filled", **encodings))
-    return layers
+    rings = point(size, filled=False, fill=ground(), strokeWidth=1.8)
+    layers = {
+        True: layer(data, point(size), "datum.filled", **encodings),
+        False: layer(data, rings, "!datum.filled", **encodings),
+    }
+    return [layers[filled] for filled in sorted(shown["filled"].unique(), reverse=True)]
 
 
 # Axes ----------------------------------------------------------------------------------------------------------------
@@ -282,7 +280,7 @@ def half_decades(low: float, high: float) -> tuple[float, float]:
 
 
 def decades(low: float, high: float) -> Spec:
-    """Powers of ten only; of many some. Where the axis has fewer than two, Vega's own choice."""
+    """Powers of ten only, written 10⁻³; of many some. Where the axis has fewer than two, Vega's own choice."""
     powers = [float(10.0**k) for k in range(int(np.ceil(np.log10(low))), int(np.floor(np.log10(high))) + 1)]
     if len(powers) < 2:
         return {"format": "~g", "tickCount": 4}

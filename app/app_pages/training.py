@@ -13,7 +13,7 @@ from app import charts, sources
 from app.context import current, load
 from app.controls import ALL, choose, linked, of_projection, projections
 from app.downloads import offer
-from app.explain import explanation, question, table
+from app.explain import explanation, progress, question, table
 from app.safe_markdown import markdown
 from app.vega import draw
 from bora_analysis import factor_table
@@ -125,13 +125,7 @@ def read_factors() -> pd.DataFrame:
     ]
     total, done = sum(map(len, wanted)), count(1)
     bar = st.progress(0.0, "Reading the factors")
-
-    def step() -> None:
-        k = next(done)
-        if k % 8 == 0 or k == total:
-            bar.progress(k / total, f"{k} of {total} modules")
-
-    found = factor_table(wanted, on_module=step)
+    found = factor_table(wanted, on_module=lambda: progress(bar, "", next(done), total))
     bar.empty()
     if found.empty:
         raise ValueError(f"{adapter} has no B', Σ', A' (eq. 6): its update is not a product of block factors")
