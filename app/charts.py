@@ -144,35 +144,28 @@ def heatmap(cells: pd.DataFrame, metric: str, chosen: tuple[str, str]) -> vega.C
 
 
 def families(
-    table: pd.DataFrame,
-    *,
-    x: str,
-    y: str,
-    by: str,
-    titles: tuple[str, str, str],
-    bold: str | None = None,
-    threshold: float | None = None,
+    table: pd.DataFrame, titles: Mapping[str, str], *, bold: str | None = None, threshold: float | None = None
 ) -> vega.Chart:
     """A family of lines, coloured by a number (depth, slot, step), with one of them, or a mean, in bold.
 
     Parameters
     ----------
-    table : columns ``x``, ``y`` and ``by``; with ``bold``, the name of the bold line in its tooltip, also a column
-        ``bold``, true in its rows.
-    titles : of the x axis, the y axis and the colours.
+    titles : column → title, of the x axis, the y axis and the colours.
+    bold : the name of the bold line in its tooltip; the column ``bold`` is then true in its rows.
     threshold : to be marked, where y is a singular value.
     """
+    x, y, by = titles
     values, axis = vega.vertical(table[y], y == "singular_value" or spreads(table[y]), threshold)
     shown = table.assign(y=values)
-    across, up = vega.step_axis(x, titles[0], table[x]), vega.number("y", titles[1], **axis)
+    across, up = vega.step_axis(x, titles[x], table[x]), vega.number("y", titles[y], **axis)
     named = sorted(table[by].unique().tolist())
     named = named[:: -(-len(named) // 6)]
-    key = {"title": titles[2], "orient": "top", "format": "d", "values": named, "symbolOpacity": 1}
+    key = {"title": titles[by], "orient": "top", "format": "d", "values": named, "symbolOpacity": 1}
     # The brightest yellow is lost on white, the darkest violet on black.
     shades = {"name": "viridis", "extent": [0.2, 1.0] if vega.dark() else [0.0, 0.92]}
     ends = [float(table[by].min()), float(table[by].max())]
     colour = vega.number(by, scale={"scheme": shades, "domain": ends}, legend=key)
-    tips = vega.tooltip(shown, **{by: titles[2], x: titles[0], y: titles[1]})
+    tips = vega.tooltip(shown, **{name: titles[name] for name in (by, x, y)})
     thin = {"x": across, "y": up, "color": colour, "detail": vega.category(by)}
     layers = [
         vega.layer("lines", vega.line(1.5, opacity=0.9), **thin),
@@ -181,7 +174,7 @@ def families(
     data = {"lines": shown}
     if bold is not None:
         data = {"lines": shown[~shown["bold"]], "bold": shown[shown["bold"]].assign(bold_name=bold)}
-        heavy, tips = {"x": across, "y": up}, [vega.category("bold_name", titles[2]), *tips[1:]]
+        heavy, tips = {"x": across, "y": up}, [vega.category("bold_name", titles[by]), *tips[1:]]
         layers += [
             vega.layer("bold", vega.line(3, color=vega.ink()), **heavy),
             vega.layer("bold", vega.point(45, color=vega.ink()), **heavy, tooltip=tips),

@@ -54,13 +54,7 @@ def _bytes(found: Inspection) -> int:
 
 @bounded(INSPECTION_BYTES, _bytes, _key)
 def inspect(source: Source, module: str, step: int | None) -> Inspection:
-    """The inspection of a module, from the store or from the file; ``step`` is None for a lone adapter.
-
-    Raises
-    ------
-    AdapterError
-        The file cannot be read, or no longer holds the module.
-    """
+    """The inspection of a module, ``step`` None for a lone adapter; AdapterError if the file no longer holds it."""
     update = _update(source, module, step)
     delta = pictures.magnitude(update)
     if not isinstance(update, Blocked):

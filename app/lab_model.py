@@ -110,13 +110,7 @@ def ranks_of(setting: Setting) -> dict[str, int]:
 
 
 def compare(setting: Setting) -> tuple[Outcome, ...]:
-    """LoRA, MELoRA and BoRA of one setting, then the others that fit it.
-
-    Raises
-    ------
-    ValueError
-        Sizes that do not fit; the counterexample where r < m/b + n/b.
-    """
+    """LoRA, MELoRA and BoRA of one setting, then the others that fit it; ValueError for sizes that do not fit."""
     alone = replace(setting, others=())
     found = [_outcome(alone, m, r, 1 if m == "lora" else setting.blocks) for m, r in ranks_of(setting).items()]
     if setting.kind != "counterexample":  # that is one of block factors

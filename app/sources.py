@@ -64,12 +64,9 @@ class TableStore:
         self.turns = threading.Semaphore(ANALYSES)
 
     def get(self, source: Source, on_module: Callable[[int, int], None] | None = None) -> Tables:
-        """The tables of a source; ``on_module(done, total)`` is called with the progress of an analysis.
+        """The tables of a source, or the AdapterError of the reader with the label in place of the path.
 
-        Raises
-        ------
-        AdapterError
-            The one line of the reader, with the label in place of the path.
+        ``on_module(done, total)`` is called with the progress of an analysis.
         """
         check(source)
         found = self.kept(source, on_module)
@@ -174,13 +171,7 @@ def given() -> list[Source]:
 
 
 def within_roots(text: str) -> Source:
-    """A path typed by a visitor, if it and what is read there lie within a root, links followed.
-
-    Raises
-    ------
-    AdapterError
-        Outside of the roots, whether there is something or not; or nothing there.
-    """
+    """A path typed by a visitor, if it and what is read there lie within a root, links followed; or AdapterError."""
     roots, shown = arguments().root, one_line(text, 200)
     opened = ", ".join(map(str, roots))
     try:

@@ -63,10 +63,7 @@ class UploadStore:
     def add(self, files: Sequence[BinaryIO]) -> Source:
         """One zip, or one weight file with or without its configuration, as an adapter; the oldest upload may go.
 
-        Raises
-        ------
-        AdapterError
-            One line that names the file and says what was found and expected. Nothing of the upload is left then.
+        After an AdapterError nothing of the upload is left.
         """
         token = secrets.token_urlsafe(9)
         folder = Path(self.home.name) / token

@@ -153,9 +153,9 @@ def slot_chart(found: Inspection, slots: pd.DataFrame, method: str) -> None:
             f"{markdown(method)} has one number in each slot, {what}. Rank Σ′ is the number of slots that are not zero."
         )
         return
-    titles = "index of the singular value", "singular value of Sₖ", "slot k"
+    titles = {"index": "index of the singular value", "singular_value": "singular value of Sₖ", "slot": "slot k"}
     draw(
-        charts.families(slots, x="index", y="singular_value", by="slot", titles=titles),
+        charts.families(slots, titles),
         key="slot_spectra",
         alt=f"Singular values of the {slots['slot'].nunique()} matrices Sₖ, logarithmic, coloured by k.",
     )

@@ -65,10 +65,7 @@ mean = views.means(rows, metric, "step").assign(bold=True, layer=0)
 draw(
     charts.families(
         pd.concat([lines, mean], ignore_index=True).astype({"layer": int}),
-        x="step",
-        y=metric,
-        by="layer",
-        titles=("training step", charts.metric_title(metric), "layer"),
+        {"step": "training step", metric: charts.metric_title(metric), "layer": "layer"},
         bold="mean",
     ),
     key="trajectory",
@@ -99,10 +96,7 @@ medians = drawn.groupby(["step", "index"])["singular_value"].median().reset_inde
 draw(
     charts.families(
         medians.assign(bold=medians["step"] == step),
-        x="index",
-        y="singular_value",
-        by="step",
-        titles=("index of the singular value", "singular value σ, median", "step"),
+        {"index": "index of the singular value", "singular_value": "singular value σ, median", "step": "step"},
         bold=f"{step} (chosen)",
         threshold=threshold,
     ),
