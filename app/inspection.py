@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from app import pictures
@@ -66,13 +65,8 @@ def inspect(source: Source, module: str, step: int | None) -> Inspection:
 def slot_spectra(update: Blocked) -> pd.DataFrame:
     """Singular values of each S_k: slot, index, singular_value."""
     values = [svd_values(slot[None])[0][0] for slot in update.slots()]
-    return pd.DataFrame(
-        {
-            "slot": np.repeat(np.arange(1, len(values) + 1), [len(v) for v in values]),
-            "index": np.concatenate([np.arange(1, len(v) + 1) for v in values]),
-            "singular_value": np.concatenate(values),
-        }
-    )
+    rows = [(slot, index, value) for slot, each in enumerate(values, 1) for index, value in enumerate(each, 1)]
+    return pd.DataFrame(rows, columns=["slot", "index", "singular_value"])
 
 
 def _update(source: Source, module: str, step: int | None) -> Update:

@@ -6,7 +6,8 @@ Pure functions of small hashable settings, cached per process, so that all visit
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import gcd
 
@@ -55,7 +56,6 @@ class Setting:
     seed: int = 0
     activation: str = "exp-norm"
     same: str = "r"
-    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +109,12 @@ def ranks_of(setting: Setting) -> dict[str, int]:
     return {"lora": min(bought, m, n), "melora": max(r, min(bought, min(m, n) // b)), "bora": r}
 
 
-def compare(setting: Setting) -> tuple[Outcome, ...]:
+def compare(setting: Setting, others: Sequence[str] = ()) -> tuple[Outcome, ...]:
     """LoRA, MELoRA and BoRA of one setting, then the others that fit it; ValueError for sizes that do not fit."""
-    alone = replace(setting, others=())
-    found = [_outcome(alone, m, r, 1 if m == "lora" else setting.blocks) for m, r in ranks_of(setting).items()]
+    found = [_outcome(setting, m, r, 1 if m == "lora" else setting.blocks) for m, r in ranks_of(setting).items()]
     if setting.kind != "counterexample":  # that is one of block factors
-        fitting = {method: sizes for method in setting.others if (sizes := sizes_of(alone, method)) is not None}
-        found += [_outcome(alone, method, *sizes) for method, sizes in fitting.items()]
+        fitting = {method: sizes for method in others if (sizes := sizes_of(setting, method)) is not None}
+        found += [_outcome(setting, method, *sizes) for method, sizes in fitting.items()]
     return tuple(found)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -258,13 +259,11 @@ def _apart(source: Source, taken: set[str]) -> Source:
 
 def _analyse(source: Source, on_module: Callable[[int, int], None] | None) -> Tables:
     adapters = [replace(adapter, name=source.label) for adapter in checkpoints(read(source.path))]
-    total, done = sum(map(len, adapters)), 0
+    total, done = sum(map(len, adapters)), count(1)
 
     def told() -> None:
-        nonlocal done
-        done += 1
         if on_module is not None:
-            on_module(done, total)
+            on_module(next(done), total)
 
     return join([analyse(adapter, on_module=told) for adapter in adapters])
 

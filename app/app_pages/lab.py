@@ -43,7 +43,7 @@ def size(place: Any, label: str, key: str, value: int, largest: int) -> int:
     return int(linked(place.number_input, f"{label} (≤ {largest})", 1, largest, value, key=f"lab_{key}"))
 
 
-def controls() -> lab.Setting:
+def controls() -> tuple[lab.Setting, list[str]]:
     """The widgets; only sizes that fit together are offered."""
     with st.container(horizontal=True):
         for name in PRESETS:
@@ -91,13 +91,13 @@ def controls() -> lab.Setting:
         p = {"key": "lab_decay", "disabled": kind != "decay"}
         decay = linked(second.number_input, "p of the decay", 0.0, 4.0, 1.0, 0.25, **p)
         setting = lab.Setting(m, n, r, int(b), str(kind), float(decay), int(seed), str(activation), str(same))
-        return replace(setting, others=beside(setting))
+        return setting, beside(setting)
 
 
-def beside(setting: lab.Setting) -> tuple[str, ...]:
+def beside(setting: lab.Setting) -> list[str]:
     """The other methods to show; only those are offered that the sizes allow."""
     offered = [method for method in lab.OTHERS if lab.sizes_of(setting, method) is not None]
-    chosen = linked(
+    return linked(
         st.multiselect,
         "More methods",
         offered,
@@ -108,7 +108,6 @@ def beside(setting: lab.Setting) -> tuple[str, ...]:
         help="KronA, C³A and FourierFT have no r, so their number of parameters is fixed. Methods whose update needs "
         "the base model's weights (DoRA, HiRA, OFT …) cannot be made from random factors.",
     )
-    return tuple(chosen)
 
 
 def verdict(one: lab.Outcome) -> None:
@@ -141,9 +140,9 @@ def verdict(one: lab.Outcome) -> None:
         )
 
 
-setting = controls()
+setting, others = controls()
 try:
-    outcomes = lab.compare(setting)
+    outcomes = lab.compare(setting, others)
 except ValueError as error:
     st.error(str(error), icon=":material/error:")
     st.stop()

@@ -131,8 +131,7 @@ def ranks_of(found: Inspection, method: str) -> None:
 
 
 def module_spectrum() -> None:
-    mine = context.spectra[(context.spectra["adapter"] == adapter) & (context.spectra["module"] == module)]
-    mine = at_step(mine)
+    mine = at_step(context.spectra[(context.spectra["adapter"] == adapter) & (context.spectra["module"] == module)])
     st.markdown("**Singular values of ΔW**")
     draw(
         charts.spectrum(views.curves(mine), looks, threshold),
