@@ -67,6 +67,11 @@ def paths(adapter: Adapter, layout: str, base: BaseWeights | None) -> dict[str, 
     where, out = adapter.path or adapter.name, OUT[layout]
     if layout == adapter.layout and layout != "diffusers":  # whose old names are renewed
         return {module: module for module in adapter}
+    if adapter.layout == "gguf":
+        raise AdapterError(
+            f"{where}: llama.cpp has rows of query and key in an order of its own, so {layout} cannot be written; "
+            "convert the adapter from which the file was made"
+        )
     names = {module: Name("", module) for module in adapter}
     if adapter.layout in _NAMED:
         names = names_of(adapter, base)

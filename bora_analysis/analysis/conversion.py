@@ -149,9 +149,9 @@ def convert(
     ----------
     source : one adapter, or what :func:`bora_analysis.read_adapter` takes.
     folder : where the weights and the configuration are written; not the adapter's own. Of a layout that is one file
-        (kohya, comfyui, diffusers) it may be that file, ``….safetensors``.
+        (kohya, comfyui, diffusers, gguf) it may be that file, ``….safetensors`` or ``….gguf``.
     layout : ``"peft"``; ``"per-expert"``, PEFT's with each expert of a mixture a module; ``"kohya"``, ``"comfyui"``,
-        ``"diffusers"``, ``"mlx"``; or ``"same"``, that of the adapter's file: each module keeps its scaling, so that α
+        ``"diffusers"``, ``"mlx"``, ``"gguf"`` (with the base model); or ``"same"``, that of the adapter's file: each module keeps its scaling, so that α
         is the scaling times the rank, and the file its metadata and what it holds beside ΔW. Modules get the names that
         the layout has for them; kohya's underscores become dots by the names of ``base``, or by known ones.
     rank : at most this rank in every module.
@@ -252,7 +252,8 @@ def convert(
     metadata = open_tensors(given.path).metadata if same and given.path is not None else {}
     with progress(len(adapter), on_module) as step:
         written = arranged(layers(), layout, names, name)
-        out.write(Job(folder, written, dtype, settings, metadata, dict(kept.values())))
+        config = {} if base is None else base.config
+        out.write(Job(folder, written, dtype, settings, metadata, config, dict(kept.values())))
     left = tuple(key for key in given.passed_over if key not in kept)
     return Conversion(folder, cuts, facts, left, settings.get(_OF_BASE[0]), layout)
 

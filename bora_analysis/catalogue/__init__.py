@@ -17,7 +17,7 @@ ACTIVATIONS = ("exp-norm", "no-exp", "no-norm", "identity")
 #: The update that represents a layer with a router, see :func:`bora_analysis.updates.mixture.mixed`.
 EXPERTS = ("mean", "each", "stacked")
 #: In which a LoRA is written, see :func:`bora_analysis.convert`.
-LAYOUTS = ("same", "peft", "per-expert", "comfyui", "diffusers", "kohya", "mlx")
+LAYOUTS = ("same", "peft", "per-expert", "comfyui", "diffusers", "kohya", "mlx", "gguf")
 
 
 def register(row: Method) -> None:

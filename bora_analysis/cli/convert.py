@@ -21,7 +21,7 @@ _cutting = together(
         "--output",
         required=True,
         metavar="DIR",
-        help="The folder of the LoRA, or a .safetensors file.",
+        help="The folder of the LoRA, or a file.",
     ),
     click.option("--rank", type=click.IntRange(min=1), help="Cut every module to at most this rank."),
     click.option(
@@ -61,6 +61,7 @@ _cutting = together(
     "convert my-bora -o my-lora --energy 0.99",
     "convert style.safetensors -o small.safetensors --layout same --rank 16",
     "convert my-lora -o for-mac --layout mlx",
+    "convert my-lora -o my-lora.gguf --layout gguf --base Llama-3-8B",
     "convert spiky -o calm --cap-sigma 2",
 )
 @_cutting

@@ -17,6 +17,7 @@ from bora_analysis import Adapter, AdapterError, convert, lora, merge, write_ada
 from bora_analysis.catalogue import LAYOUTS
 from bora_analysis.cli import main
 from bora_analysis.files.layouts import OUT
+from bora_analysis.files.layouts.gguf import row_order
 from bora_analysis.files.layouts.names import names_of
 
 torch = pytest.importorskip("torch")
@@ -66,7 +67,7 @@ def test_every_layout_is_in_the_menu() -> None:
     assert ("same", *sorted(OUT, key=LAYOUTS.index)) == LAYOUTS
 
 
-@pytest.mark.parametrize("layout", OUT)
+@pytest.mark.parametrize("layout", sorted(OUT.keys() - {"gguf"}))
 def test_a_file_of_every_layout_has_the_same_updates(layout: str, tmp_path: Path) -> None:
     pairs = factors({"model.layers.0.self_attn.q_proj": (8, 6), "model.layers.10.mlp.down_proj": (6, 12)})
     pairs["model.layers.10.mlp.down_proj"]["B"][:, 1:] = 0  # another rank
@@ -340,3 +341,84 @@ def test_capped_singular_values(dtype: str, tmp_path: Path) -> None:
     assert "note: q: 2 σ above 2 set to it, 89.45% of Σσ² removed" in result.stderr
     with pytest.raises(ValueError, match="cap_sigma is 0"):
         convert(source, tmp_path / "x", cap_sigma=0)
+
+
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def gguf_file(pairs: dict[str, dict[str, Any]], model_type: str, home: Path, **wish: Any) -> Any:
+    """What llama.cpp's own reader finds in a file made of an adapter."""
+    (home / "base").mkdir(parents=True, exist_ok=True)
+    (home / "base" / "config.json").write_text(json.dumps({"model_type": model_type, **HEADS}))
+    save_file({"model.norm.weight": torch.ones(2)}, home / "base" / "model.safetensors")
+    source = write_adapter(home / "a", "lora", pairs, alpha=6, dtype="float32")
+    convert(source, home / "lora.gguf", layout="gguf", base=home / "base", **wish)
+    return pytest.importorskip("gguf").GGUFReader(home / "lora.gguf")
+
+
+@pytest.mark.parametrize(("model_type", "arch"), [("llama", "LLAMA"), ("qwen2", "QWEN2"), ("gemma3_text", "GEMMA3")])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_gguf_through_its_own_reader(model_type: str, arch: str, dtype: str, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch), 12)
+    shapes = {f"layers.11.self_attn.{part}_proj": (16, 8) for part in "qvo"} | {"layers.0.self_attn.k_proj": (8, 8)}
+    shapes |= {f"layers.0.mlp.{part}_proj": (12, 8) for part in ("gate", "up", "down")}
+    pairs = factors({f"model.{module}": shape for module, shape in shapes.items()})
+    pairs["model.layers.0.mlp.up_proj"]["B"][:, 1:] = 0
+    embedding = {"embedding_A": RNG.standard_normal((3, 10)), "embedding_B": RNG.standard_normal((8, 3))}
+    read = gguf_file(pairs | {"model.embed_tokens": embedding}, model_type, tmp_path, dtype=dtype)
+    fields = {key: field.contents() for key, field in read.fields.items() if not key.startswith("GGUF.")}
+    assert fields == {
+        "general.architecture": arch.lower(), "general.type": "adapter", "adapter.type": "lora",
+        "adapter.lora.alpha": 3.0,
+    }  # fmt: skip
+    found = {}
+    for tensor in read.tensors:
+        kind = "bfloat16" if tensor.tensor_type.name == "BF16" else tensor.data.dtype
+        found[tensor.name] = tensor.data.view(kind).astype("f8").reshape(tuple(tensor.shape)[::-1])
+    precision = {"float16": 3e-3, "bfloat16": 3e-2}.get(dtype, 1e-6)
+    for module, pair in pairs.items():
+        key = f"{names.get_name(module)}.weight"
+        dense, exact = found[f"{key}.lora_b"] @ found[f"{key}.lora_a"], product(pair, 2.0)
+        assert found[f"{key}.lora_a"].shape[0] == 3  # α is divided by it
+        if module.endswith(("q_proj", "k_proj")) and model_type == "llama":
+            dense = dense.reshape(4 if "q_proj" in module else 2, -1, 2, 8).swapaxes(1, 2).reshape(exact.shape)
+        np.testing.assert_allclose(dense, exact, atol=precision * np.abs(exact).max())
+    a, b = (found[f"token_embd.weight.lora_{side}"] for side in "ab")
+    exact = 2 * embedding["embedding_B"] @ embedding["embedding_A"]
+    assert a.shape == (10, 3)
+    np.testing.assert_allclose(b @ a.T, exact, atol=precision * np.abs(exact).max())
+
+
+def test_the_order_of_rows_is_that_of_llama_cpps_rotation() -> None:
+    """Scores of rotated queries and keys are the same: pairs half a head apart, and neighbours."""
+    rows, angles = row_order(HEADS, "blk.0.attn_q", 32), RNG.standard_normal((2, 4))
+    q, k = RNG.standard_normal((2, 4, 8))
+
+    def apart(x: Any, angle: Any) -> Any:
+        one, two = x[:, :4], x[:, 4:]
+        return np.concatenate([one * np.cos(angle) - two * np.sin(angle), two * np.cos(angle) + one * np.sin(angle)], 1)
+
+    def neighbours(x: Any, angle: Any) -> Any:
+        one, two = x[:, ::2], x[:, 1::2]
+        both = one * np.cos(angle) - two * np.sin(angle), two * np.cos(angle) + one * np.sin(angle)
+        return np.stack(both, axis=2).reshape(4, 8)
+
+    expected = np.sum(apart(q, angles[0]) * apart(k, angles[1]), axis=1)
+    moved = (x.ravel()[rows].reshape(4, 8) for x in (q, k))
+    found = np.sum(np.multiply(*(neighbours(x, angle) for x, angle in zip(moved, angles, strict=True))), axis=1)
+    np.testing.assert_allclose(found, expected)
+
+
+def test_what_llama_cpp_has_no_name_for_is_refused(tmp_path: Path) -> None:
+    pairs = factors({"model.layers.0.self_attn.q_proj": (16, 8)})
+    source = write_adapter(tmp_path / "a", "lora", pairs, alpha=6)
+    with pytest.raises(AdapterError, match=r"needs to know the base model's architecture: give --base"):
+        convert(source, tmp_path / "out", layout="gguf")
+    with pytest.raises(AdapterError, match=r"model_type = 'mamba'; known are llama, mistral"):
+        gguf_file(pairs, "mamba", tmp_path / "b")
+    with pytest.raises(AdapterError, match=r"model.layers.0.self_attn.x is no module whose name in llama.cpp is known"):
+        gguf_file(factors({"model.layers.0.self_attn.x": (16, 8)}), "llama", tmp_path / "c")
+    with pytest.raises(AdapterError, match=r"blk.0.attn_q has 12 rows, and the base model's config.json says 4 heads"):
+        gguf_file(factors({"model.layers.0.self_attn.q_proj": (12, 8)}), "llama", tmp_path / "d")
+    assert not list(tmp_path.glob("*/*.gguf"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..configuration import LITGPT
 from ..tensors import Tensors
-from . import authors, kohya, merged, mlx, numbered, other_axes, peft, prefixed
+from . import authors, gguf, kohya, merged, mlx, numbered, other_axes, peft, prefixed
 from .experts import unstacked
 from .out import Out
 from .view import Translation
@@ -22,7 +22,7 @@ _LAYOUTS = (
 )  # fmt: skip
 
 #: The layouts that are written, by name. Of several that claim a file's keys the first has it.
-OUT: dict[str, Out] = {**peft.OUT, **prefixed.OUT, **kohya.OUT, **mlx.OUT}
+OUT: dict[str, Out] = {**peft.OUT, **prefixed.OUT, **kohya.OUT, **gguf.OUT, **mlx.OUT}
 
 
 def layout_of(tensors: Tensors, config: Mapping[str, Any] | None) -> str | None:

@@ -77,6 +77,7 @@ class Job:
     dtype : of the factors.
     settings : of the base model and its layers, for a configuration.
     metadata : of the file whose layout is kept; empty for others.
+    base : the base model's config.json; empty where it was not given.
     others : key → tensor that goes into the file as it is.
     told : module → r and scaling, once it is written.
     """
@@ -86,6 +87,7 @@ class Job:
     dtype: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Raw] = field(default_factory=dict)
     told: dict[str, Told] = field(default_factory=dict)
 
