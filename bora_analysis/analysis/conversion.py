@@ -151,9 +151,10 @@ def convert(
     folder : where the weights and the configuration are written; not the adapter's own. Of a layout that is one file
         (kohya, comfyui, diffusers, gguf) it may be that file, ``….safetensors`` or ``….gguf``.
     layout : ``"peft"``; ``"per-expert"``, PEFT's with each expert of a mixture a module; ``"kohya"``, ``"comfyui"``,
-        ``"diffusers"``, ``"mlx"``, ``"gguf"`` (with the base model); or ``"same"``, that of the adapter's file: each module keeps its scaling, so that α
-        is the scaling times the rank, and the file its metadata and what it holds beside ΔW. Modules get the names that
-        the layout has for them; kohya's underscores become dots by the names of ``base``, or by known ones.
+        ``"diffusers"``, ``"mlx"``, ``"gguf"`` (with the base model); or ``"same"``, that of the adapter's file: each
+        module keeps its scaling, so that α is the scaling times the rank, and the file its metadata and what it holds
+        beside ΔW. Modules get the names that the layout has for them; kohya's underscores become dots by the names of
+        ``base``, or by known ones.
     rank : at most this rank in every module.
     energy : the least rank that keeps this share of Σσ².
     threshold : as many as there are σ above it.
