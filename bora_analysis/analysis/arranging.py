@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,11 @@ from ..adapters import Adapter, AdapterError
 from ..files.base_model import BaseWeights
 from ..files.keys import natural
 from ..files.layouts import OUT
+from ..files.layouts.gguf import of_transformers
 from ..files.layouts.names import Name, names_of
 from ..files.layouts.out import Layer, together
 from ..files.layouts.peft import REGISTERED
+from ..files.tensors import open_tensors
 from ..updates.blocks import lora
 from ..updates.contract import Update
 
@@ -24,6 +26,7 @@ _EXPERT = re.compile(
     r"(?P<stem>.+)\.(experts\.(?P<fused>[A-Za-z_]\w*)\.(?P<e>\d+)|experts\.(?P<f>\d+)\.(?P<single>\w+)"
     r"|switch_mlp\.(?P<stacked>\w+)\.(?P<g>\d+))"
 )
+_STACK = re.compile(r".+\.(switch_mlp\.\w+|\w+_exps)\.\d+")  # the names of MLX's and llama.cpp's stacks
 _HALVES = ("gate_proj", "up_proj")  # the rows of gate_up_proj, one after the other
 _NAMED = ("kohya", "comfyui", "diffusers")  # layouts whose names have the part of the pipeline before the path
 
@@ -32,9 +35,14 @@ def with_experts(adapter: Adapter, layout: str) -> Adapter:
     """The adapter with its experts as the layout has them: each a module, or as they are."""
     wanted = OUT[layout].experts
     loaders = {}
+    fused: dict[str, bool] = {}  # stack → whether PEFT has it as a parameter
     for module, load in adapter.loaders.items():
         hit = _EXPERT.fullmatch(module)
-        if hit is None or wanted is None or (wanted == "fused" and not hit["stacked"]):
+        if hit and hit["fused"] and wanted == "fused":
+            stack = f"{hit['stem']}.{hit['fused']}"
+            fused[stack] = load().facts.kind == "parameter" if stack not in fused else fused[stack]
+            hit = None if fused[stack] else hit
+        if hit is None or wanted is None or (wanted == "fused" and hit["single"]):
             loaders[module] = load
             continue
         name, expert = hit["fused"] or hit["single"] or hit["stacked"], hit["e"] or hit["f"] or hit["g"]
@@ -47,6 +55,26 @@ def with_experts(adapter: Adapter, layout: str) -> Adapter:
             path = f"switch_mlp.{own}.{expert}" if wanted == "stacked" else f"experts.{expert}.{own}"
             loaders[f"{hit['stem']}.{path}"] = lambda load=load, half=half: _half(load(), half)
     return replace(adapter, loaders={module: loaders[module] for module in sorted(loaders, key=natural)})
+
+
+def of_llama_cpp(adapter: Adapter, config: Mapping[str, Any]) -> Adapter:
+    """An adapter from a GGUF file with transformers' names and order of rows."""
+    architecture = None if adapter.path is None else open_tensors(adapter.path).metadata.get("general.architecture")
+    loaders = {}
+    for module, load in adapter.loaders.items():
+        try:
+            path, order = of_transformers(module, architecture, config)
+        except AdapterError as error:
+            raise AdapterError(f"{adapter.path or adapter.name}: {error}; or keep the layout (--layout same)") from None
+        loaders[path] = lambda load=load, order=order: _moved(load(), order)
+    return replace(adapter, loaders=loaders, layout=None)
+
+
+def _moved(update: Update, order: Callable[[int], Any]) -> Update:
+    left, right = update.factors()
+    rows = np.empty_like(left)
+    rows[order(len(left))] = left
+    return replace(lora(rows, right, any_rank=True), facts=update.facts)
 
 
 def _half(update: Update, half: int | None) -> Update:
@@ -67,11 +95,6 @@ def paths(adapter: Adapter, layout: str, base: BaseWeights | None) -> dict[str, 
     where, out = adapter.path or adapter.name, OUT[layout]
     if layout == adapter.layout and layout != "diffusers":  # whose old names are renewed
         return {module: module for module in adapter}
-    if adapter.layout == "gguf":
-        raise AdapterError(
-            f"{where}: llama.cpp has rows of query and key in an order of its own, so {layout} cannot be written; "
-            "convert the adapter from which the file was made"
-        )
     names = {module: Name("", module) for module in adapter}
     if adapter.layout in _NAMED:
         names = names_of(adapter, base)
@@ -106,7 +129,7 @@ def arranged(layers: Iterable[Layer], layout: str, modules: Mapping[str, Any], w
             nested[stem].append(parameter)
 
     def group(layer: Layer) -> str | None:
-        if layer.kind == "parameter" or (OUT[layout].experts == "stacked" and _EXPERT.fullmatch(layer.module)):
+        if layer.kind == "parameter" or (OUT[layout].experts == "stacked" and _STACK.fullmatch(layer.module)):
             return ".".join(_parameter(layer.module))
         return layer.module.removesuffix(".out_proj") if layer.kind == "attention" else None
 

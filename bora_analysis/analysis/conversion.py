@@ -32,7 +32,7 @@ from ..linalg import NotFiniteError
 from ..linalg.threads import in_order
 from ..updates.contract import FactorError, Facts
 from ..updates.dense import Dense
-from .arranging import arranged, paths, with_experts
+from .arranging import arranged, of_llama_cpp, paths, with_experts
 from .progress import progress
 from .truncation import Cut, rule, truncated, truncated_groups
 
@@ -217,7 +217,11 @@ def convert(
     kept = _others(given, same=same) if same or layout in ("peft", "per-expert") else {}
     if settings is None:
         settings = shared_settings([given], heads=True, biases=same)
-    adapter = with_experts(given, layout)
+    config = {} if base is None else base.config
+    if given.layout == "gguf" and given.path is None:
+        raise AdapterError(f"{name}: a sum of GGUF files is not written; merge the adapters that they were made of")
+    adapter = of_llama_cpp(given, config) if given.layout == "gguf" != layout else given
+    adapter = with_experts(adapter, layout)
     names = paths(adapter, layout, base)
     cuts: dict[str, Cut] = {}
     facts: dict[str, Facts] = {}
@@ -253,7 +257,6 @@ def convert(
     metadata = open_tensors(given.path).metadata if same and given.path is not None else {}
     with progress(len(adapter), on_module) as step:
         written = arranged(layers(), layout, names, name)
-        config = {} if base is None else base.config
         out.write(Job(folder, written, dtype, settings, metadata, config, dict(kept.values())))
     left = tuple(key for key in given.passed_over if key not in kept)
     return Conversion(folder, cuts, facts, left, settings.get(_OF_BASE[0]), layout)

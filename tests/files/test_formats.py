@@ -368,10 +368,14 @@ def test_commands_take_the_new_formats(tmp_path: Path, suffix: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
     path.rename(home / path.name)
-    assert layout_of(tensors.open_tensors(home / path.name), None) == ("mlx" if suffix == ".npz" else None)
-    for command in (["convert"], ["merge"]):
-        out = tmp_path / command[0]
-        result = CliRunner().invoke(main, [*command, str(home), "-o", str(out)])
+    assert layout_of(tensors.open_tensors(home / path.name), None) == {".npz": "mlx", ".gguf": "gguf"}.get(suffix)
+    layout = ["same"] if suffix == ".gguf" else ["peft"]
+    for command in ("convert", "merge"):
+        out = tmp_path / command
+        result = CliRunner().invoke(main, [command, str(home), "-o", str(out), "--layout", *layout])
+        if (command, suffix) == ("merge", ".gguf"):
+            assert "a sum of GGUF files is not written" in result.stderr
+            continue
         assert result.exit_code == 0, result.output
         (written, own) = one(out), one(home)
         for module in own:

@@ -13,7 +13,7 @@ from adapter_files import one
 from click.testing import CliRunner
 from peft import LoraConfig, PeftModel
 
-from bora_analysis import Adapter, AdapterError, convert, lora, merge, write_adapter
+from bora_analysis import Adapter, AdapterError, convert, lora, merge, read_adapter, write_adapter
 from bora_analysis.catalogue import LAYOUTS
 from bora_analysis.cli import main
 from bora_analysis.files.layouts import OUT
@@ -422,3 +422,47 @@ def test_what_llama_cpp_has_no_name_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"blk.0.attn_q has 12 rows, and the base model's config.json says 4 heads"):
         gguf_file(factors({"model.layers.0.self_attn.q_proj": (12, 8)}), "llama", tmp_path / "d")
     assert not list(tmp_path.glob("*/*.gguf"))
+
+
+def test_gguf_and_stacks_of_experts_are_read_back(tmp_path: Path) -> None:
+    """By ours, and written again in the same layout, with all experts in one tensor."""
+    pairs = factors({"model.layers.0.self_attn.q_proj": (16, 8), "model.layers.0.mlp.up_proj": (12, 8)})
+    gguf_file(pairs, "qwen2", tmp_path)
+    exact = {
+        "blk.0.attn_q": product(pairs["model.layers.0.self_attn.q_proj"], 2.0),
+        "blk.0.ffn_up": product(pairs["model.layers.0.mlp.up_proj"], 2.0),
+    }
+    close(one(tmp_path / "lora.gguf"), exact)
+    convert(tmp_path / "lora.gguf", tmp_path / "again.gguf", layout="same")
+    close(one(tmp_path / "again.gguf"), exact)
+    stack = {"B": RNG.standard_normal((3, 6, 2)), "A": RNG.standard_normal((3, 2, 8))}
+    state = {f"base_model.model.x.experts.gate_up_proj.lora_{side}.weight": stack[side] for side in "AB"}
+    adapter: Any = read_adapter(state, config={"peft_type": "LORA", "r": 2, "lora_alpha": 2})
+    convert(adapter, tmp_path / "single")
+    assert list(one(tmp_path / "single"))[:2] == ["x.experts.0.gate_proj", "x.experts.0.up_proj"]
+    writer = pytest.importorskip("gguf").GGUFWriter(tmp_path / "moe.gguf", "qwen3moe")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", 3.0)
+    for side in "AB":
+        writer.add_tensor(f"blk.0.ffn_up_exps.weight.lora_{side.lower()}", stack[side].astype("f4"))
+    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+        getattr(writer, step)()
+    convert(tmp_path / "moe.gguf", tmp_path / "moe-again.gguf", layout="same")
+    close(
+        one(tmp_path / "moe-again.gguf"),
+        {f"blk.0.ffn_up_exps.{e}": 1.5 * stack["B"][e] @ stack["A"][e] for e in range(3)},
+    )
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "phi3"])
+def test_from_gguf_back_to_peft(model_type: str, tmp_path: Path) -> None:
+    shapes = {"self_attn.q_proj": (16, 8), "self_attn.k_proj": (8, 8), "mlp.down_proj": (8, 12)}
+    shapes |= {"mlp.gate_up_proj": (24, 8)} if model_type == "phi3" else {"mlp.up_proj": (12, 8)}
+    pairs = factors({f"model.layers.3.{name}": shape for name, shape in shapes.items()} | {"lm_head": (9, 8)})
+    gguf_file(pairs, model_type, tmp_path)
+    if model_type == "llama":
+        with pytest.raises(AdapterError, match=r"blk.3.attn_k of llama: .* depends on the heads; give --base"):
+            convert(tmp_path / "lora.gguf", tmp_path / "back")
+    convert(tmp_path / "lora.gguf", tmp_path / "back", base=tmp_path / "base")
+    close(one(tmp_path / "back"), {module: product(pair, 2.0) for module, pair in pairs.items()})

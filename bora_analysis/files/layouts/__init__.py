@@ -17,8 +17,8 @@ from .out import Out
 from .view import Translation
 
 _LAYOUTS = (
-    *other_axes.LAYOUTS, numbered.cloneofsimo, numbered.sam, mlx.translate, merged.translate, *authors.LAYOUTS,
-    kohya.translate,
+    gguf.translate, *other_axes.LAYOUTS, numbered.cloneofsimo, numbered.sam, mlx.translate, merged.translate,
+    *authors.LAYOUTS, kohya.translate,
 )  # fmt: skip
 
 #: The layouts that are written, by name. Of several that claim a file's keys the first has it.

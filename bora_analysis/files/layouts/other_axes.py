@@ -1,7 +1,4 @@
-"""Layouts whose factors are transposed, or have more axes than two: llama.cpp's, KerasHub's, Qwix's.
-
-llama.cpp (``convert_lora_to_gguf.py``): ``blk.0.attn_q.weight.lora_a`` (r, n) and ``.lora_b`` (m, r), an embedding's
-``lora_a`` (V, r); α is ``adapter.lora.alpha`` of the header, and 0 stands for a scaling of 1 (``llama-adapter.h``).
+"""Layouts whose factors are transposed, or have more axes than two: KerasHub's, Qwix's.
 
 KerasHub (``models/backbone.py``): ``lora/3/lora_kernel_a`` (…, r) and ``lora_kernel_b`` (r, m), ΔW = (a b)ᵀ, numbered
 by the layers of the model that have weights; ``lora/rank``. It is not scaled.
@@ -21,9 +18,8 @@ from typing import Any
 from ..errors import AdapterError
 from ..keys import module_path
 from ..tensors import Array, Tensors
-from .view import Derived, Translation, View, add, transposed
+from .view import Derived, Translation, View, add
 
-_GGUF = re.compile(r"(?P<module>.+)\.weight\.lora_(?P<side>[ab])")
 _KERAS = re.compile(r"lora/(?P<module>\d+)/(vars/)?lora_kernel_(?P<side>[ab])")
 _KERAS_RANK = re.compile(r"lora/(vars/)?rank")
 _QWIX = re.compile(r"(?P<module>.+?)([./](w|kernel|weight))?_lora_(?P<side>[ab])([./]value)?")
@@ -33,38 +29,6 @@ _THREE_AXES = (
     "kernels of three axes, such as that of {}. As a map from inputs to outputs it has the same norm and, where one of "
     "the axes counts heads or experts, other singular values; the file does not say which"
 )
-
-
-def gguf(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translation | None:
-    """The view under PEFT's names, or None where the file is no GGUF."""
-    told = tensors.metadata
-    if "general.architecture" not in told and not any(map(_GGUF.fullmatch, tensors.keys())):
-        return None
-    if told.get("general.type") != "adapter" or told.get("adapter.type") != "lora":
-        raise AdapterError(
-            f"{tensors.path}: its header says general.type = {told.get('general.type')!r} and adapter.type = "
-            f"{told.get('adapter.type')!r}; expected 'adapter' and 'lora': a LoRA of llama.cpp, no model"
-        )
-    entries: dict[str, str | Derived] = {}
-    modules: dict[str, None] = {}
-    for key in tensors.keys():  # noqa: SIM118  no mapping
-        hit = _GGUF.fullmatch(key)
-        if hit is None:
-            entries[key] = key
-            continue
-        embedding = hit["module"] == "token_embd"
-        name = f"{hit['module']}.lora_{'embedding_' if embedding else ''}{hit['side'].upper()}"
-        add(entries, tensors, name, key, transposed(tensors, key) if embedding and hit["side"] == "a" else None)
-        modules[hit["module"]] = None
-    alpha = told.get("adapter.lora.alpha")
-    alphas, scalings = {}, {}
-    if alpha is not None and float(alpha) == 0:
-        scalings = dict.fromkeys(modules, 1.0)
-    elif alpha is not None:
-        alphas = dict.fromkeys(modules, float(alpha))
-    alora = "adapter.alora.invocation_tokens" in told
-    notes = ("aLoRA: the update acts only after the invocation tokens",) if alora else ()
-    return Translation(View(tensors, entries), None, alphas=alphas, scalings=scalings, notes=notes)
 
 
 def keras(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translation | None:
@@ -127,4 +91,4 @@ def _matrix(factor: Array, *, shape: tuple[int, int]) -> Array:
     return factor.reshape(shape).T
 
 
-LAYOUTS = (gguf, keras, qwix)
+LAYOUTS = (keras, qwix)
