@@ -39,21 +39,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BASE_COLUMNS = (
-    *IDENTITY,
-    "out_features",
-    "in_features",
-    "frobenius_norm",
-    "base_frobenius_norm",
-    "relative_norm",
-    "spectral_norm",
-    "base_spectral_norm",
-    "relative_spectral_norm",
-    "directions",
-    "amplification",
-    "intruder_dimensions",
-    "intruder_k",
-    "intruder_epsilon",
-)
+    *IDENTITY, "out_features", "in_features", "frobenius_norm", "base_frobenius_norm", "relative_norm",
+    "spectral_norm", "base_spectral_norm", "relative_spectral_norm", "directions", "amplification",
+    "intruder_dimensions", "intruder_k", "intruder_epsilon",
+)  # fmt: skip
 #: Up to this smaller side all singular vectors are found at once: an iterative solver would be slower.
 DENSE_UP_TO = 512
 

@@ -35,18 +35,8 @@ if TYPE_CHECKING:
 Side = Literal["left", "right"]
 SIDES: tuple[Side, ...] = ("left", "right")
 GRID_COLUMNS = (
-    "adapter_a",
-    "adapter_b",
-    "module",
-    "layer",
-    "projection",
-    "side",
-    "dimension",
-    "i",
-    "j",
-    "phi",
-    "random",
-)
+    "adapter_a", "adapter_b", "module", "layer", "projection", "side", "dimension", "i", "j", "phi", "random",
+)  # fmt: skip
 
 
 def subspace_similarity(a: Update, b: Update, side: Side = "left") -> Array:

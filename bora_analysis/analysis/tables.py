@@ -31,20 +31,9 @@ if TYPE_CHECKING:
 IDENTITY = ("adapter", "method", "step", "module", "layer", "projection")
 SPECTRA_COLUMNS = (*IDENTITY, "index", "singular_value")
 LAYER_COLUMNS = (
-    *IDENTITY,
-    "out_features",
-    "in_features",
-    "r",
-    "blocks",
-    "scaling",
-    "parameters",
-    "macs_per_token",
-    "threshold",
-    *METRICS,
-    "support_rows",
-    "support_columns",
-    "noise_floor",
-)
+    *IDENTITY, "out_features", "in_features", "r", "blocks", "scaling", "parameters", "macs_per_token",
+    "threshold", *METRICS, "support_rows", "support_columns", "noise_floor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)

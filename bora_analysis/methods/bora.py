@@ -7,9 +7,7 @@ layout, a PEFT LoRA pair with one tensor (b, b, r) beside it, is read in :mod:`b
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -20,7 +18,7 @@ import numpy as np
 from ..catalogue import ACTIVATIONS
 from ..files.adapter_file import Found, Loader, Source, match_pattern, of_layer
 from ..files.errors import AdapterError
-from ..files.keys import module_path
+from ..files.parts import collect, need
 from ..linalg import Array
 from ..updates.blocks import bora
 from ..updates.checks import check_blocks
@@ -29,40 +27,25 @@ from .file_form import Form, columns
 from .pairs import Pair, check_pair
 from .random_factors import Parts, Recipe, Spec, kaiming, pair
 
-_FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>bora|melora)_(embedding_(?=A))?(?P<part>A|B|sigma)(\.(?P<name>[^.]+))?")
-_PARTS = {"bora": ("A", "B", "sigma"), "melora": ("A", "B")}
-
 
 def read(source: Source) -> Found | None:
     """BoRA in our own layout."""
-    return read_blocks(source, "bora", bora_loader)
+    return read_blocks(source, "bora", ("B", "sigma"), bora_loader)
 
 
-def read_blocks(source: Source, kind: str, make: Callable[[Source, str, Mapping[str, str]], Loader]) -> Found | None:
-    found, rest = sort_block_keys(source, source.tensors.keys(), kind)
+def read_blocks(
+    source: Source, kind: str, parts: tuple[str, ...], make: Callable[[Source, str, Mapping[str, str]], Loader]
+) -> Found | None:
+    """A method's own layout: ``<module>.<kind>_A``, or ``_embedding_A``, and the other parts."""
+    found, rest = collect(source, rf"{kind}_((embedding_)?A|{'|'.join(parts)})")
     if not found:
         return None
-    return Found(kind, {module: make(source, module, parts) for module, parts in found.items()}, rest, [])
-
-
-def sort_block_keys(source: Source, keys: Iterable[str], kind: str) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Module → factor name → key for our own layout, and the other keys."""
-    found: dict[str, dict[str, str]] = defaultdict(dict)
-    rest = []
-    for key in keys:
-        hit = _FACTOR.fullmatch(module_path(key))
-        if not hit or hit["kind"] != kind:
-            rest.append(key)
-        elif hit["part"] in found[hit["module"]]:
-            raise AdapterError(f"{source.path}: {key}: several adapters in one file; save one at a time")
-        else:
-            found[hit["module"]][hit["part"]] = key
-    for parts in found.values():
-        missing = [part for part in _PARTS[kind] if part not in parts]
-        if missing:
-            key = next(iter(parts.values()))
-            raise AdapterError(f"{source.path}: {key} has no {kind}_{missing[0]} beside it; the file is incomplete")
-    return found, rest
+    loaders = {}
+    for module, own in found.items():
+        A = next((name for name in own if "embedding_A" in name), f"{kind}_A")
+        keys = need(source, own, A, *(f"{kind}_{part}" for part in parts))
+        loaders[module] = make(source, module, dict(zip(("A", *parts), keys, strict=True)))
+    return Found(kind, loaders, rest, [])
 
 
 def bora_loader(source: Source, module: str, keys: Mapping[str, str]) -> Loader:

@@ -23,7 +23,7 @@ from .random_factors import Parts, Recipe, Spec, pair
 
 def read(source: Source) -> Found | None:
     """MELoRA in our own layout."""
-    return read_blocks(source, "melora", melora_loader)
+    return read_blocks(source, "melora", ("B",), melora_loader)
 
 
 def melora_loader(source: Source, module: str, keys: Mapping[str, str]) -> Loader:

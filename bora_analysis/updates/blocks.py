@@ -269,11 +269,6 @@ def diagonal(
     parameters : trained numbers; default those of all three.
     method, scaling, dtype : as for :func:`bora_analysis.updates.blocks.lora`.
 
-    Raises
-    ------
-    FactorError
-        Wrong shape, or NaN or Inf in a factor.
-
     Examples
     --------
     >>> update = diagonal(np.eye(3, 2), [3.0, 2.0], np.eye(2, 4), method="adalora")

@@ -52,11 +52,6 @@ def c3a(kernel: Any, *, dtype: str | None = None) -> BlockCirculant:
     kernel : (m/b, n/b, b).
     dtype : as for :func:`bora_analysis.updates.blocks.lora`.
 
-    Raises
-    ------
-    FactorError
-        Wrong shape, or NaN or Inf.
-
     Examples
     --------
     >>> c3a([[[2.0, 0.0, 4.0]]]).to_dense().round(3).tolist()

@@ -112,11 +112,6 @@ def loha(
     parameters : trained numbers, where they are not those of the four (a decomposed convolution).
     scaling, method, dtype : as for :func:`bora_analysis.updates.blocks.lora`.
 
-    Raises
-    ------
-    FactorError
-        Wrong shape, or NaN or Inf in a factor.
-
     Examples
     --------
     >>> loha(np.ones((4, 2)), np.ones((2, 5)), np.ones((4, 2)), np.ones((2, 5))).to_dense()[0, 0]

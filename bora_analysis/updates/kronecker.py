@@ -62,11 +62,6 @@ def lokr(
     r : rank of the pairs; default that of the first pair, else of w2.
     scaling, parameters, dtype : as for :func:`loha`.
 
-    Raises
-    ------
-    FactorError
-        Wrong shape, or NaN or Inf in a factor.
-
     Examples
     --------
     >>> lokr(np.eye(2), np.ones((3, 2))).facts.rank_bound

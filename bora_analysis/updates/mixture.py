@@ -27,11 +27,6 @@ def routing(route: Any, inputs: Any) -> Array:
     -------
     (K,) float64, positive, with sum 1.
 
-    Raises
-    ------
-    FactorError
-        Wrong shape, or NaN or Inf.
-
     Examples
     --------
     >>> routing(np.array([[0.0], [np.log(3.0)]]), [[1.0]]).round(9).tolist()
@@ -67,11 +62,6 @@ def mixed(
         a mixture is [w_1 I … w_K I] times the stack, and ‖w‖₂ ≤ 1 for a router's weights.
     router : trained numbers of the router.
     method, scaling, dtype : as for :func:`bora_analysis.updates.blocks.lora`.
-
-    Raises
-    ------
-    FactorError
-        Wrong shape, NaN or Inf, another number of weights.
 
     Examples
     --------

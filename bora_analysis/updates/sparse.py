@@ -67,11 +67,6 @@ def fourierft(
     spectrum : (k,) real numbers. rows, columns : (k,) where they stand, no place twice. shape : (m, n) of ΔW.
     scaling, dtype : as for :func:`bora_analysis.updates.blocks.lora`.
 
-    Raises
-    ------
-    FactorError
-        Wrong shape, NaN or Inf, or a place outside of the matrix.
-
     Examples
     --------
     >>> fourierft([6.0], [0], [0], (2, 3)).to_dense().round(9).tolist()
