@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from ..adapters.given import adapters_of
 from ..adapters.reading import Options
-from ..catalogue.module_names import layer, projection
 from ..updates.contract import Blocked
-from .progress import progress
+from .progress import each_module
 from .spectrum import factor_ranks
-from .tables import IDENTITY, typed
+from .tables import IDENTITY, identity, typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,15 +51,10 @@ def factor_table(
     import pandas as pd
 
     rows = []
-    chosen = adapters_of(adapters, **reading)
-    with progress(sum(map(len, chosen)), on_module) as step:
-        for adapter, module in ((each, module) for each in chosen for module in each):
-            update = adapter[module]
-            if isinstance(update, Blocked):
-                ranks = factor_ranks(update)
-                rows.append((
-                    adapter.name, update.facts.method, adapter.step, module, layer(module), projection(module),
-                    ranks.B, ranks.sigma, ranks.A, ranks.bound, ranks.upper, ranks.lower, ", ".join(ranks.limiting),
-                ))  # fmt: skip
-            step()
+    for adapter, module in each_module(adapters_of(adapters, **reading), on_module):
+        update = adapter[module]
+        if isinstance(update, Blocked):
+            ranks = factor_ranks(update)
+            numbers = ranks.B, ranks.sigma, ranks.A, ranks.bound, ranks.upper, ranks.lower
+            rows.append((*identity(adapter, module, update.facts), *numbers, ", ".join(ranks.limiting)))
     return typed(pd.DataFrame(rows, columns=list(FACTOR_COLUMNS))).astype({"limiting": "str"})

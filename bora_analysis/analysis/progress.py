@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+from ..adapters import Adapter
 
 
 @contextmanager
@@ -17,3 +19,12 @@ def progress(modules: int, on_module: Callable[[], object] | None) -> Iterator[C
             yield bar.update
     else:
         yield on_module or (lambda: None)
+
+
+def each_module(adapters: Sequence[Adapter], on_module: Callable[[], object] | None) -> Iterator[tuple[Adapter, str]]:
+    """Every module of every adapter, with :func:`progress` after each."""
+    with progress(sum(map(len, adapters)), on_module) as step:
+        for adapter in adapters:
+            for module in adapter:
+                yield adapter, module
+                step()

@@ -22,7 +22,6 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 
 from ..adapters import AdapterError
 from ..adapters.given import adapters_of
-from ..catalogue.module_names import layer, projection
 from ..files.base_model import BaseMatrix, BaseWeights, open_base
 from ..linalg import Array, NotFiniteError, check_finite, norm
 from ..linalg.inertia import spectral_norm
@@ -31,8 +30,8 @@ from ..linalg.threads import one_blas_thread
 from ..metrics import numerical_rank, rounding_tolerance
 from ..updates.contract import Update
 from ..updates.dense import Dense
-from .progress import progress
-from .tables import IDENTITY, typed
+from .progress import each_module
+from .tables import IDENTITY, identity, typed
 from .vectors import SingularVectors, singular_vectors
 
 if TYPE_CHECKING:
@@ -99,21 +98,17 @@ def base_metrics(
         raise ValueError(f"got k = {k}, ε = {epsilon:g}; expected k ≥ 1 and 0 ≤ ε ≤ 1")
     weights = base if isinstance(base, BaseWeights) else open_base(base)
     rows = []
-    chosen = adapters_of(adapters, base=weights, **reading)
-    with progress(sum(map(len, chosen)), on_module) as step:
-        for adapter, module in ((each, module) for each in chosen for module in each):
-            update = adapter[module]
-            facts = update.facts
-            where = adapter.path or adapter.name
-            matrix = _counterpart(weights, module, (facts.out_features, facts.in_features), str(where))
-            try:
-                with one_blas_thread():
-                    found = _compare(update, matrix.read(), k, epsilon)
-            except NotFiniteError as error:
-                raise AdapterError(f"{where}: {module}: {error}") from None
-            identity = (adapter.name, facts.method, adapter.step, module, layer(module), projection(module))
-            rows.append((*identity, facts.out_features, facts.in_features, *found))
-            step()
+    for adapter, module in each_module(adapters_of(adapters, base=weights, **reading), on_module):
+        update = adapter[module]
+        facts = update.facts
+        where = adapter.path or adapter.name
+        matrix = _counterpart(weights, module, (facts.out_features, facts.in_features), str(where))
+        try:
+            with one_blas_thread():
+                found = _compare(update, matrix.read(), k, epsilon)
+        except NotFiniteError as error:
+            raise AdapterError(f"{where}: {module}: {error}") from None
+        rows.append((*identity(adapter, module, facts), facts.out_features, facts.in_features, *found))
     return typed(pd.DataFrame(rows, columns=list(BASE_COLUMNS)))
 
 

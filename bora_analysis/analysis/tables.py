@@ -128,11 +128,10 @@ def analyse(
         provenance += _provenance(adapter, [spectrum for _, spectrum in results.values()], threshold)
         for module in adapter:
             facts, spectrum = results[module]
-            identity = (adapter.name, facts.method, adapter.step, module, layer(module), projection(module))
-            values = spectrum.values
-            spectra.append((identity, values))
+            who = identity(adapter, module, facts)
+            spectra.append((who, spectrum.values))
             metrics.append((
-                *identity, facts.out_features, facts.in_features, facts.r, facts.blocks, facts.scaling,
+                *who, facts.out_features, facts.in_features, facts.r, facts.blocks, facts.scaling,
                 facts.parameters, facts.macs_per_token, threshold,
                 *_metrics(spectrum, facts, threshold),
                 facts.out_features if facts.support_rows is None else facts.support_rows,
@@ -140,7 +139,7 @@ def analyse(
                 spectrum.noise_floor,
             ))  # fmt: skip
     lengths = [len(values) for _, values in spectra]
-    columns = zip(*(identity for identity, _ in spectra), strict=True) if spectra else [()] * len(IDENTITY)
+    columns = zip(*(who for who, _ in spectra), strict=True) if spectra else [()] * len(IDENTITY)
     frame = pd.DataFrame(
         {name: np.repeat(np.array(list(column), dtype=object), lengths) for name, column in zip(IDENTITY, columns)}  # noqa: B905
     )
@@ -283,6 +282,11 @@ def _provenance(adapter: Adapter, found: list[Spectrum], threshold: float) -> li
             "rounding; rank_above_rounding does not"
         )
     return lines
+
+
+def identity(adapter: Adapter, module: str, facts: Facts) -> tuple[Any, ...]:
+    """The values of the columns ``IDENTITY``."""
+    return adapter.name, facts.method, adapter.step, module, layer(module), projection(module)
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,6 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
 from ..files.errors import AdapterError
-from ..files.keys import natural
 from ..files.layouts.view import View
 from ..files.parts import collect, incomplete
 from ..files.tensors import Array
@@ -24,7 +23,7 @@ from ..updates.contract import Facts, Update
 from . import loha, lokr
 from .lora_modules import lora_loaders
 from .on_base_model import base_matrix, checked
-from .pairs import Pair, sort_keys
+from .pairs import Pair, single, sort_keys
 
 _MAGNITUDES = "lora_magnitude_vector|lora_magnitude_columns|weight_m_wdecomp"
 
@@ -40,10 +39,7 @@ def read(source: Source) -> Found | None:
     below = replace(source, tensors=View(source.tensors, {key: key for key in rest}))
     other = lokr.read(below) or loha.read(below)
     parts = sort_keys(source, other.passed_over if other else rest)
-    names = sorted({name for pairs in parts.pairs.values() for name in pairs}, key=natural)
-    if len(names) > 1:
-        raise AdapterError(f"{source.path}: holds {len(names)} adapters: {', '.join(names)}; save one at a time")
-    pairs = {module: next(iter(named.values())) for module, named in parts.pairs.items()}
+    pairs = single(source, parts)
     low, notes = lora_loaders(source, pairs, "dora")
     if other:
         low, notes = low | other.loaders, [*notes, *other.notes]

@@ -11,37 +11,32 @@ from dataclasses import replace
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.errors import AdapterError
-from ..files.parts import collect, need, others
+from ..files.parts import collect, need, read_parts
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .on_base_model import base_matrix, checked
-from .pairs import Pair, check_pair, sort_keys
+from .pairs import Pair, check_pair, single, sort_keys
 
 
 def read(source: Source) -> Found | None:
     """HiRA as PEFT saves it, and its authors."""
-    found, rest = collect(source, "hira_A|hira_B|hira_embedding_A|hira_embedding_B")
-    if found:
-        loaders = {}
-        for module, parts in found.items():
-            embedding = any("embedding" in part for part in parts)
-            middle = "embedding_" if embedding else ""
-            A, B = need(source, parts, f"hira_{middle}A", f"hira_{middle}B")
-            loaders[module] = _hira_loader(source, module, Pair(A, B, embedding))
-        return Found("hira", loaders, others(source, rest), [], scaled=False)
-    if "r_ab" not in (source.config or {}):
-        return None
+    found = read_parts(source, "hira_(embedding_)?[AB]", "hira", _peft_loader)
+    if found or "r_ab" not in (source.config or {}):
+        return found
     random, rest = collect(source, "lora_R")
     parts = sort_keys(source, rest)
-    loaders = {}
-    for module, named in parts.pairs.items():
-        if len(named) > 1:
-            raise AdapterError(f"{source.path}: holds {len(named)} adapters: {', '.join(named)}; save one at a time")
-        ((_, pair),) = named.items()
-        loaders[module] = _hira_loader(source, module, pair, random.get(module, {}).get("lora_R"))
+    loaders = {
+        module: _hira_loader(source, module, pair, random.get(module, {}).get("lora_R"))
+        for module, pair in single(source, parts).items()
+    }
     return Found("hira", loaders, parts.passed_over, [], scaled=False)
+
+
+def _peft_loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    embedding = any("embedding" in part for part in parts)
+    middle = "embedding_" if embedding else ""
+    return _hira_loader(source, module, Pair(*need(source, parts, f"hira_{middle}A", f"hira_{middle}B"), embedding))
 
 
 def _hira_loader(source: Source, module: str, pair: Pair, random: str | None = None) -> Loader:

@@ -6,15 +6,13 @@ from __future__ import annotations
 import numpy as np
 
 from ..files.adapter_file import Found, Source, peft_type
-from ..files.errors import AdapterError
-from ..files.keys import natural
 from ..updates.blocks import lora
 from ..updates.contract import FactorError, Update
 from .bora import bora_loader
 from .file_form import Arrays, Form
 from .lora_modules import lora_loaders
 from .melora import minis_loader
-from .pairs import sort_keys
+from .pairs import single, sort_keys
 from .random_factors import Parts, Recipe, Spec, pair
 
 
@@ -26,15 +24,12 @@ def method_name(source: Source) -> str:
 def read(source: Source) -> Found:
     """LoRA and rsLoRA; MELoRA and BoRA as their authors save them, a LoRA pair with something beside it."""
     parts = sort_keys(source, source.tensors.keys())
-    names = sorted({name for pairs in parts.pairs.values() for name in pairs}, key=natural)
+    names = {name for pairs in parts.pairs.values() for name in pairs}
     minis = names and all(name.isdecimal() for name in names)
     if minis and (len(names) > 1 or "melora" in (source.method, peft_type(source.config).lower())):
         loaders = {module: minis_loader(source, module, minis) for module, minis in parts.pairs.items()}
         return Found("melora", loaders, parts.passed_over, [])
-    if len(names) > 1:
-        shown = ", ".join(name or "(unnamed)" for name in names)
-        raise AdapterError(f"{source.path}: holds {len(names)} adapters: {shown}; save one at a time")
-    pairs = {module: next(iter(pairs.values())) for module, pairs in parts.pairs.items()}
+    pairs = single(source, parts)
     method = method_name(source)
     blocks = {
         module: bora_loader(source, module, {"A": pairs[module].A, "B": pairs[module].B, "sigma": sigma})

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..files.adapter_file import Source
 from ..files.errors import AdapterError
-from ..files.keys import ancestors, module_path
+from ..files.keys import ancestors, module_path, natural
 from ..files.parts import incomplete
 
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?P<name>[^.]+?))??(\.weight)?")
@@ -81,6 +81,15 @@ def sort_keys(source: Source, keys: Iterable[str]) -> Parts:
         else:
             parts.passed_over.append(key)
     return parts
+
+
+def single(source: Source, parts: Parts) -> dict[str, Pair]:
+    """Module → its pair, in a file that must hold one adapter."""
+    names = sorted({name for pairs in parts.pairs.values() for name in pairs}, key=natural)
+    if len(names) > 1:
+        shown = ", ".join(name or "(unnamed)" for name in names)
+        raise AdapterError(f"{source.path}: holds {len(names)} adapters: {shown}; save one at a time")
+    return {module: next(iter(pairs.values())) for module, pairs in parts.pairs.items()}
 
 
 def _may_be_sigma(source: Source, parts: Parts, module: str, key: str) -> bool:
