@@ -36,7 +36,8 @@ def read(source: Source) -> Found | None:
 def _peft_loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
     embedding = any("embedding" in part for part in parts)
     middle = "embedding_" if embedding else ""
-    return _hira_loader(source, module, Pair(*need(source, parts, f"hira_{middle}A", f"hira_{middle}B"), embedding))
+    A, B = need(source, parts, f"hira_{middle}A", f"hira_{middle}B")
+    return _hira_loader(source, module, Pair(A, B, embedding))
 
 
 def _hira_loader(source: Source, module: str, pair: Pair, random: str | None = None) -> Loader:
