@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from .methods import METHODS, Blocks, Formula, Method, Training
+from .methods import METHODS
+from .row import Blocks, Formula, Method, Training
 
 __all__ = [
     "ACTIVATIONS", "EXPERTS", "LAYOUTS", "METHODS", "Blocks", "Formula", "Method", "Training", "costed", "labels",

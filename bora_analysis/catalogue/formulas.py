@@ -65,6 +65,9 @@ miss = sbora_fa
 c3a = _direct(lambda s: s.m * s.n // (gcd(s.m, s.n) // s.blocks), lambda s: s.m)
 bdlora_a = _direct(lambda s: s.m * s.r + s.n * s.r // s.blocks, lambda s: s.r)
 bdlora_b = _direct(lambda s: s.m * s.r // s.blocks + s.n * s.r, lambda s: s.r)
+qalora = _direct(lambda s: (s.m + -(-s.n // GROUP)) * s.r, lambda s: min(-(-s.n // GROUP), s.r))
+supertuning = _direct(lambda s: _few(s), lambda s: _few(s))
+supra = _direct(lambda s: _few(s) + (s.m + s.n) * s.r, lambda s: _few(s) + s.r)
 
 
 def dora(s: Sizes) -> Cost:
@@ -121,6 +124,72 @@ def vblora(s: Sizes) -> Cost:
     return Cost(size, size, min(s.m, s.n, s.r), macs_per_pass=2 * size)
 
 
+def tinylora(s: Sizes) -> Cost:
+    size = (s.m + s.n) * s.r + s.r**2
+    return Cost(VECTOR, size, min(s.m, s.n, s.r), macs_per_pass=VECTOR * s.r**2)
+
+
+def randlora(s: Sizes) -> Cost:
+    least = min(s.m, s.n)
+    bases = -(-least // s.r)
+    trained, inner = bases * (s.r + least), bases * s.r
+    return Cost(trained, (s.m + s.n) * inner, least, macs_per_pass=2 * least * inner)
+
+
+def poly(s: Sizes) -> Cost:
+    size = (s.m + s.n) * s.r
+    return Cost(SKILLS * size + SKILLS, size, min(s.m, s.n, s.r), macs_per_pass=SKILLS * size)
+
+
+def lily(s: Sizes) -> Cost:
+    size = s.n * s.r + s.experts * (s.m * s.r + s.r)
+    used = (s.m + s.n) * s.r + s.experts * s.r
+    return Cost(size, used, min(s.m, s.n, s.r), macs_per_pass=s.experts * s.m * s.r)
+
+
+def waveft(s: Sizes) -> Cost:
+    dense = s.m * s.n
+    trained = min(COEFFICIENTS, dense)
+    return Cost(trained, dense, min(s.m, s.n, trained))
+
+
+def deft(s: Sizes) -> Cost:
+    size = (s.m + s.n) * s.r
+    return Cost(size, size + s.m * s.r, min(s.m, s.n, s.r))
+
+
+def psoft(s: Sizes) -> Cost:
+    return Cost(s.r * (s.r - 1) // 2 + 2 * s.r, (s.m + s.n) * s.r + s.r**2, min(s.m, s.n, s.r))
+
+
+def frod(s: Sizes) -> Cost:
+    trained = s.n + min(max(1, int(s.n**2 * 0.01)), s.n * (s.n - 1))
+    return Cost(trained, s.n**2 + trained, min(s.m, s.n))
+
+
+def osf(s: Sizes) -> Cost:
+    least = min(s.m, s.n)
+    kept = least - least // 2
+    return Cost((s.m + s.n + 1) * kept, 2 * (s.m + s.n) * kept, least)
+
+
+def glora(s: Sizes) -> Cost:
+    dense = s.m * s.n
+    return Cost(2 * (s.m + s.n) * s.r, dense, min(s.m, s.n), macs_per_pass=dense * (2 * s.r + 1))
+
+
+def peanut(s: Sizes) -> Cost:
+    return Cost(2 * s.m * s.r, (s.m + s.n) * s.r, min(s.m, s.n, s.r), macs_per_pass=s.m * s.n * s.r)
+
+
+def road(s: Sizes) -> Cost:
+    return Cost(s.m, 2 * s.m, min(s.m, s.n))
+
+
+def _few(s: Sizes) -> int:
+    return max(1, int(s.m * s.n * (1 - SPARSITY)))
+
+
 def _kronecker(m: int, n: int, *, second: int, rank: int) -> Cost:
     """w1 (p, q) ⊗ w2 (u, v), with ``second`` trained numbers in w2; x as a q×v matrix gives w1 x w2ᵀ."""
     (p, u), (q, _) = kronecker_factors(m), kronecker_factors(n)
@@ -131,3 +200,6 @@ def _kronecker(m: int, n: int, *, second: int, rank: int) -> Cost:
 FREQUENCIES = 1000
 #: Numbers in VB-LoRA's bank (PEFT's defaults: 256 vectors of length 256), which all matrices share.
 BANK = 256 * 256
+#: PEFT's defaults: TinyLoRA's vector, QALoRA's inputs in a group, Poly's skills, the share of entries that Super-Tuning
+#: leaves, WaveFT's coefficients.
+VECTOR, GROUP, SKILLS, SPARSITY, COEFFICIENTS = 64, 16, 4, 0.99, 2592

@@ -7,128 +7,9 @@ the row of a method from another package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 from . import formulas as f
 from .palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """The blocks of a method.
-
-    Attributes
-    ----------
-    word : name of one block: ``"block"``, ``"mini"``, ``"expert"`` …
-    default : number of blocks of a random adapter.
-    divides : whether the number must divide m and n. splits : whether it must also divide r.
-    trained : default number for ``train`` (as in BoRA, arXiv 2508.06953, §4.1); None: ``default``.
-    """
-
-    word: str
-    default: int
-    divides: bool = True
-    splits: bool = False
-    trained: int | None = None
-
-
-@dataclass(frozen=True)
-class Training:
-    """How ``train`` configures a method.
-
-    Attributes
-    ----------
-    config : module and class of the configuration.
-    fixed : settings of the configuration that select this method.
-    passed : further settings of the configuration → the :class:`bora_analysis.training.Settings` they come from.
-    """
-
-    config: str
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    passed: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Formula:
-    """The cost of one adapted matrix, as a function and in words.
-
-    Attributes
-    ----------
-    count : sizes → cost.
-    parameters, macs, bound : the same in words, for one W ∈ R^{m×n}.
-    note : assumptions of the formula. beside : remark to print wherever the parameters are shown.
-    any_rank : whether r may exceed the full rank of the matrix.
-    """
-
-    count: Callable[[f.Sizes], f.Cost]
-    parameters: str
-    bound: str
-    macs: str = "the same"
-    note: str = ""
-    beside: str = ""
-    any_rank: bool = False
-
-
-@dataclass(frozen=True)
-class Method:
-    """One method.
-
-    Attributes
-    ----------
-    name : in tables, in ``--method``, in Python.
-    label, colour, marker : in figures and text; every method has its own pair of colour and marker. ``marker`` is in
-        matplotlib's letters.
-    module : the file with its code, relative to :mod:`bora_analysis.methods`; empty for a method whose files are those
-        of another method (LoRA+ has LoRA's).
-    peft_types : possible values of ``peft_type`` in its files; the first one is written.
-    update, core : ΔW, and the smallest matrix with its singular values, in words.
-    paper : its source.
-    blocks : None for a method without blocks.
-    ranked, scaled : whether it has an r, and an α.
-    cost : None for a method of unknown cost.
-    listed : False for a special case of another method; ``all`` leaves it out.
-    made : whether its adapters can be written and made at random.
-    training : None for a method that ``train`` does not accept.
-    needs_base : whether ΔW depends on the base model's weights.
-    initialises : beginning of PEFT's ``init_lora_weights``, for a method that changes the base model at the start.
-    """
-
-    name: str
-    label: str
-    colour: str
-    marker: str
-    module: str = ""
-    peft_types: tuple[str, ...] = ()
-    update: str = ""
-    core: str = ""
-    paper: str = ""
-    blocks: Blocks | None = None
-    ranked: bool = True
-    scaled: bool = True
-    cost: Formula | None = None
-    listed: bool = True
-    made: bool = False
-    training: Training | None = None
-    needs_base: bool = False
-    initialises: str = ""
-
-    @property
-    def experts(self) -> bool:
-        """Whether its blocks are experts, which a router mixes."""
-        return self.blocks is not None and self.blocks.word == "expert"
-
-    @property
-    def cut(self) -> bool:
-        """Whether it cuts the layer into blocks."""
-        return self.blocks is not None and not self.experts
-
-    @property
-    def splits(self) -> bool:
-        """Whether its blocks split r."""
-        return self.blocks is not None and self.blocks.splits
-
+from .row import Blocks, Formula, Method, Training
 
 LORA = Formula(f.lora, "(m+n)r", "min(m, n, r)")
 CORE = "r×r"
@@ -305,6 +186,123 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     Method(
         "shira", "SHiRA", GREY, "P", ".shira", ("SHIRA",), "few entries ¹", "one per connected component",
         "arXiv 2406.13175", ranked=False, scaled=False,
+    ),
+    Method(
+        "kasa", "KaSA", BLUE, "^", ".kasa", ("LORA",), "s B diag(d) A", CORE, "arXiv 2412.06071", made=True,
+        cost=Formula(
+            f.adalora, "(m+n+1)r", "min(m, n, r)",
+            note="The bound is for the change of what KaSA leaves of the base model, not of the base model.",
+        ),
+    ),
+    Method(
+        "qalora", "QALoRA", BLUE, "v", ".qalora", ("LORA",), "s n/g² B (A ⊗ 1ᵀ), groups of g inputs", CORE,
+        "arXiv 2309.14717",
+        cost=Formula(f.qalora, "(m + n/16)r", "min(m, n/16, r)", note="PEFT's default of g = 16 inputs in a group."),
+    ),
+    Method(
+        "tinylora", "TinyLoRA", BLACK, "p", ".tinylora", ("TINYLORA",), "B (Σ_i v_i P_i) A, only v trained", CORE,
+        "arXiv 2602.04118", scaled=False,
+        cost=Formula(
+            f.tinylora, "64", "min(m, n, r)", "(m+n)r + r²", "PEFT's default of 64 numbers, for each layer.",
+        ),
+    ),
+    Method(
+        "unilora", "Uni-LoRA", BLACK, "h", ".unilora", ("UNILORA",), "B A, every number one of a vector, scaled", CORE,
+        "arXiv 2506.00799", scaled=False,
+    ),
+    Method(
+        "randlora", "RandLoRA", BLACK, "d", ".randlora", ("RANDLORA",), "s Σ_j B_j diag(λ_j) A diag(γ_j)", THROUGH,
+        "arXiv 2502.00987", scaled=False,
+        cost=Formula(
+            f.randlora, "N(r + min(m, n))", "min(m, n)", "(m+n)Nr",
+            "N = ⌈min(m, n)/r⌉ frozen random products of rank r, which all layers share.",
+        ),
+    ),
+    Method(
+        "poly", "Poly", PURPLE, "s", ".poly", ("POLY",), "B A / r, mixed for every task", CORE, "arXiv 2202.13914",
+        scaled=False,
+        cost=Formula(
+            f.poly, "4(m+n)r + 4", "min(m, n, r)", "(m+n)r",
+            "PEFT's defaults: 4 skills of rank r, one task, no splits. The skills are mixed once per pass.",
+        ),
+    ),
+    Method(
+        "lily", "Lily", PURPLE, "^", ".lily", ("LILY",), "Σ_k w_k s B_k A ²", CORE, "arXiv 2407.09946",
+        Blocks("expert", 2, divides=False), scaled=False,
+        cost=Formula(
+            f.lily, "nr + K(m+1)r", "min(m, n, r)", "(m+n+K)r",
+            "A router r → K is counted. Layers that share A or B count it once each. The B_k are mixed once per pass.",
+        ),
+    ),
+    Method(
+        "supertuning", "Super-Tuning", GREY, "s", ".supertuning", ("SUPERTUNING",), "few entries, at W0's largest ¹",
+        "one per connected component", "arXiv 2607.09287", ranked=False, scaled=False,
+        cost=Formula(f.supertuning, "mn/100", "min(m, n, mn/100)", note="PEFT's default: a hundredth of the entries."),
+    ),
+    Method(
+        "supra", "Supra", GREY, "D", ".supertuning", ("SUPERTUNING",), "Super-Tuning's + s B A", THROUGH,
+        "arXiv 2607.09287",
+        cost=Formula(
+            f.supra, "mn/100 + (m+n)r", "min(m, n, mn/100 + r)", note="PEFT's default: a hundredth of the entries."
+        ),
+    ),
+    Method(
+        "waveft", "WaveFT", GREY, "^", ".waveft", ("WAVEFT",), "few entries of a wavelet transform ¹",
+        "one per connected component, or ΔW", "arXiv 2505.12532", ranked=False, scaled=False,
+        cost=Formula(
+            f.waveft, "min(2592, mn)", "min(m, n, 2592)", "mn",
+            "PEFT's default of 2592 coefficients. A wavelet transform, not counted, forms ΔW once per pass.",
+        ),
+    ),
+    Method(
+        "deft", "DEFT", GREEN, "s", ".deft", ("DEFT",), "Q (s R − Pᵀ W0)", CORE, "NeurIPS 2025", scaled=False,
+        needs_base=True, cost=Formula(f.deft, "(m+n)r", "min(m, n, r)", "(2m+n)r", "Pᵀ sees W0 x."),
+    ),
+    Method(
+        "psoft", "PSOFT", GREEN, "v", ".psoft", ("PSOFT",), "U S (R − I) Vᵀ, U S Vᵀ of W0, R r×r", CORE, "ICLR 2026",
+        scaled=False, needs_base=True,
+        cost=Formula(f.psoft, "r(r−1)/2 + 2r", "min(m, n, r)", "(m+n)r + r²", "With PEFT's two vectors of scales."),
+    ),
+    Method(
+        "frod", "FRoD", GREEN, "D", ".frod", ("FROD",), "U (S + diag(λ)) Vᵀ − W0", THROUGH, "AAAI 2026", ranked=False,
+        scaled=False, needs_base=True,
+        cost=Formula(
+            f.frod, "n + n²/100", "min(m, n)", "n² + n + n²/100",
+            "PEFT's default of a hundredth of the entries of S. V x replaces x, and W0 x is not needed.",
+        ),
+    ),
+    Method(
+        "osf", "OSF", GREEN, "h", ".osf", ("OSF",), "U S V − U₀ S₀ V₀, the smaller part of W0", THROUGH,
+        "arXiv 2504.07097", ranked=False, scaled=False, needs_base=True,
+        cost=Formula(
+            f.osf, "(m+n+1)q", "min(m, n)", "2(m+n)q",
+            "PEFT's default: q = ⌈min(m, n)/2⌉, the smaller half of the singular values.",
+        ),
+    ),
+    Method(
+        "glora", "GLoRA", GREEN, "<", ".glora", ("GLORA",), "W0 ⊙ A + B", THROUGH, "arXiv 2306.07967", scaled=False,
+        needs_base=True,
+        cost=Formula(
+            f.glora, "2(m+n)r", "min(m, n)", "mn",
+            "PEFT's default of two products; what it trains of a bias is not counted. ΔW is formed once per pass.",
+        ),
+    ),
+    Method(
+        "peanut", "PEANuT", GREEN, "d", ".peanut", ("PEANUT",), "s B h(A W0), h an activation", CORE,
+        "arXiv 2410.01870", scaled=False, needs_base=True,
+        cost=Formula(
+            f.peanut, "2mr", "min(m, n, r)", "(m+n)r",
+            "PEFT's default without further layers. h(A W0) is formed once per pass.",
+        ),
+    ),
+    Method(
+        "adamss", "AdaMSS", GREEN, "8", ".adamss", ("ADAMSS",), "B_k A_k V in cluster k of the rows", CORE,
+        scaled=False, needs_base=True,
+    ),
+    Method(
+        "road", "RoAd", GREEN, ">", ".road", ("ROAD",), "(R − I) W0, R rotates and scales pairs of outputs", THROUGH,
+        "arXiv 2409.00119", ranked=False, scaled=False, needs_base=True,
+        cost=Formula(f.road, "m", "min(m, n)", "2m", "RoAd₁, PEFT's default: an angle and a scale for two outputs."),
     ),
     Method(
         "pissa", "PiSSA", SKY, "v", update="s (B A − B₀ A₀) with `--initial`", core="2r×2r", paper="arXiv 2404.02948",

@@ -40,11 +40,11 @@ def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
 
 
 def build(spectrum: Array, *, size: tuple[int, int], seed: int, scaling: float, dtype: str) -> Update:
-    return fourierft(spectrum, *_places(*size, seed, len(spectrum)), size, scaling=scaling, dtype=dtype)
+    return fourierft(spectrum, *places(*size, seed, len(spectrum)), size, scaling=scaling, dtype=dtype)
 
 
 @lru_cache(maxsize=16)
-def _places(m: int, n: int, seed: int, count: int) -> tuple[Array, Array]:
+def places(m: int, n: int, seed: int, count: int) -> tuple[Array, Array]:
     """The places as PEFT draws them: the first of a random permutation of all m·n."""
     told = "has places that PyTorch's generator must draw"
     require("torch", told, "torch", error=partial(FactorError, "spectrum"))

@@ -16,7 +16,7 @@ from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
-from .on_base_model import base_matrix
+from .on_base_model import base_matrix, product
 
 
 def read(source: Source) -> Found | None:
@@ -49,8 +49,5 @@ def _build(u: Array, *, source: Source, key: str, base: BaseMatrix, gram_schmidt
         for k in range(r):
             T[:k, k] = -2.0 * (T[:k, :k] @ inner[:k, k])
             T[k, k] = 2.0
-    W = base.read()
-    # In slices: a float64 copy of all of W0 is not needed.
-    left = np.concatenate([part.astype(np.float64) @ U for part in np.array_split(W, max(1, W.size >> 22))])
-    update = lora(-left @ T, U.T, method="hra", dtype=dtype, any_rank=True)
+    update = lora(-product(base, U) @ T, U.T, method="hra", dtype=dtype, any_rank=True)
     return update.with_facts(parameters=n * r, macs_per_token=2 * n * r + r * r)

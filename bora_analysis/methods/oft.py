@@ -58,7 +58,7 @@ def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
             norms = np.linalg.norm(S, axis=(1, 2), keepdims=True)
             limit = bound / np.sqrt(len(R))
             S = np.where(norms <= limit, S, limit * S / np.maximum(norms, np.finfo(float).tiny))
-        rotation = np.broadcast_to(cayley(S) if terms is None else _neumann(S, terms), (n // b, b, b))
+        rotation = np.broadcast_to(cayley(S) if terms is None else neumann(S, terms), (n // b, b, b))
         if embedding:  # there PEFT multiplies by R, and not by Rᵀ
             rotation = rotation.transpose(0, 2, 1)
         # R − I = S · (…), and a skew-symmetric S of odd size is singular.
@@ -89,7 +89,7 @@ def cayley(S: Array) -> Array:
     return np.linalg.solve((identity + S).swapaxes(-1, -2), (identity - S).swapaxes(-1, -2)).swapaxes(-1, -2)
 
 
-def _neumann(S: Array, terms: int) -> Array:
+def neumann(S: Array, terms: int) -> Array:
     """PEFT's series for it, with the sign of S turned: I + 2S + 2S² + … , and the last power once."""
     R = np.tile(np.eye(S.shape[-1]), (len(S), 1, 1))
     if terms > 1:

@@ -1,7 +1,7 @@
 """What methods share whose update depends on the base model's weights W0 ∈ R^{m×n}.
 
-All of them as PEFT merges them (``peft/tuners``), in float64. HRA's ΔW is a product of two factors of r columns; the
-others have no core smaller than ΔW, which is computed when it is needed.
+All of them as PEFT merges them (``peft/tuners``), in float64. HRA's, DEFT's and PSOFT's ΔW is a product of two factors
+of r columns; most others have no core smaller than ΔW, which is computed when it is needed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ def base_matrix(source: Source, method: str, module: str, key: str, *, embedding
         raise AdapterError(f"{source.path}: {method} needs the base model: --base DIR_OR_HUB_ID (base=) (key {key})")
     flag = bool((source.config or {}).get("fan_in_fan_out"))
     return source.base.matrix(module, fan_in_fan_out=flag, embedding=embedding)
+
+
+def product(base: BaseMatrix, X: Array, *, transposed: bool = False) -> Array:
+    """W0 X or W0ᵀ X, in slices: a float64 copy of all of W0 is not needed."""
+    W = base.read().T if transposed else base.read()
+    return np.concatenate([part.astype(np.float64) @ X for part in np.array_split(W, max(1, W.size >> 22))])
 
 
 def checked(source: Source, key: str, facts: Facts, make: Callable[[], Array]) -> Dense:

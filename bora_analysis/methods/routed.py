@@ -6,7 +6,7 @@ There is no single ΔW: it depends on the router. ``experts`` says what is read 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,8 +33,16 @@ def note(source: Source, label: str) -> str:
 
 
 def loaders_of(
-    source: Source, module: str, keys: Mapping[str, Any], count: int, method: str, scaling: float, router: int = 0
+    source: Source,
+    module: str,
+    keys: Mapping[str, Any],
+    count: int,
+    method: str,
+    scaling: float,
+    router: int = 0,
+    build: Callable[..., Update] | None = None,
 ) -> dict[str, Loader]:
+    """One loader, or one an expert. ``build`` takes what :func:`mix` takes, where the factors lie otherwise."""
     if isinstance(source.experts, str):
         choices: dict[str, Any] = {module: source.experts}
         if source.experts == "each":
@@ -44,12 +52,12 @@ def loaders_of(
     else:
         choices = {module: np.asarray(source.experts[module])}
     return {
-        name: source.loader(keys, partial(_build, choice=choice, method=method, scaling=scaling, router=router))
+        name: source.loader(keys, partial(build or mix, choice=choice, method=method, scaling=scaling, router=router))
         for name, choice in choices.items()
     }
 
 
-def _build(
+def mix(
     A: list[Array],
     B: list[Array],
     route: Array | None = None,

@@ -1,7 +1,8 @@
-"""FourierFT and SHiRA: few entries, with one core per connected component of them."""
+"""FourierFT, WaveFT, SHiRA, Super-Tuning: few entries, with one core per connected component of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from .sums import Arithmetic
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SparseUpdate(Arithmetic):
-    """A matrix of few entries S; in the Fourier basis ΔW = F_m S F_nᵀ with unitary F, so that σ(ΔW) = σ(S).
+    """A matrix of few entries S, or ΔW = F_m S F_nᵀ with unitary F, so that σ(ΔW) = σ(S).
 
     In the Fourier basis S is symmetric, S[−k, −l] = S[k, l], which makes ΔW real.
     """
@@ -25,7 +26,7 @@ class SparseUpdate(Arithmetic):
     columns: Array  # (k,)
     entries: Array  # (k,) float64
     components: tuple[Array, ...]  # indices of the entries of each connected component
-    fourier: bool
+    transform: Callable[[Array], Array] | None = None  # S → F_m S F_nᵀ
 
     def cores(self) -> list[Array]:
         """One dense matrix per connected component of the graph of rows and columns with an entry between them.
@@ -46,7 +47,11 @@ class SparseUpdate(Arithmetic):
         m, n = self.facts.out_features, self.facts.in_features
         S = np.zeros((m, n))
         S[self.rows, self.columns] = self.entries
-        return np.fft.ifft2(S, norm="ortho").real if self.fourier else S
+        return self.transform(S) if self.transform else S
+
+
+def _fourier(S: Array) -> Array:
+    return np.fft.ifft2(S, norm="ortho").real
 
 
 def fourierft(
@@ -82,10 +87,12 @@ def fourierft(
     components = _components(i, j)
     bound = _sparse_bound(i, j, components)
     facts = Facts("fourierft", m, n, values.size, 1, float(scaling), values.size, m * n, bound, stored)
-    return SparseUpdate(facts, i, j, entries, components, True)
+    return SparseUpdate(facts, i, j, entries, components, _fourier)
 
 
-def shira(weight: Any, rows: Any, columns: Any, shape: tuple[int, int], *, dtype: str | None = None) -> SparseUpdate:
+def shira(
+    weight: Any, rows: Any, columns: Any, shape: tuple[int, int], *, method: str = "shira", dtype: str | None = None
+) -> SparseUpdate:
     """ΔW of few entries in fixed places, SHiRA (arXiv 2406.13175). Parameters as for :func:`fourierft`.
 
     Examples
@@ -98,7 +105,7 @@ def shira(weight: Any, rows: Any, columns: Any, shape: tuple[int, int], *, dtype
     m, n = shape
     components = _components(i, j)
     facts = Facts(
-        method="shira",
+        method=method,
         out_features=m,
         in_features=n,
         r=max(1, values.size // (m + n)),
@@ -111,7 +118,7 @@ def shira(weight: Any, rows: Any, columns: Any, shape: tuple[int, int], *, dtype
         support_rows=np.unique(i).size,
         support_columns=np.unique(j).size,
     )
-    return SparseUpdate(facts, i, j, values.astype(np.float64), components, False)
+    return SparseUpdate(facts, i, j, values.astype(np.float64), components)
 
 
 def _places(

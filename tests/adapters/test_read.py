@@ -475,11 +475,11 @@ BAD: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "nothing": (lambda p: p.mkdir(exist_ok=True), ["holds no adapter"]),
     "deeper": (lambda p: write(p / "inside", pair()), ["name one of its folders", "inside"]),
     "an unknown type": (lambda p: write(p, pair(), peft_type="LOTUS"), ["peft_type LOTUS", "LORA, MELORA"]),
-    "QALoRA": (lambda p: write(p, pair(), use_qalora=True), ["use_qalora"]),
+    "QALoRA": (lambda p: write(p, pair(), use_qalora="yes"), ["use_qalora = 'yes'", "bool"]),
     "BD-LoRA": (lambda p: write(p, pair(), use_bdlora=True), ["use_bdlora", "nblocks"]),
     "AdaLoRA": (lambda p: write(p, {**pair(), "q.lora_E": np.ones((3, 1), "f4")}), ["q.lora_E", "(3, 1)", "(2, 1)"]),
     "experts": (lambda p: write(p, {**pair(), "k.hydralora_A": pair()[A]}), ["k.hydralora_A", "no hydralora_B"]),
-    "KaSA": (lambda p: write(p, pair(), kasa_config={"beta": 1}), ["kasa_config"]),
+    "KaSA": (lambda p: write(p, pair(), kasa_config={"beta": 1}), ["q.lora_A", "no lora_diag"]),
     "Arrow": (lambda p: write(p, pair(), arrow_config={"top_k": 1}), ["arrow_config"]),
     "HydraLoRA": (
         lambda p: write(p, {A: pair()[A], "q.lora_B1.weight": pair()[B], "q.lora_route.weight": np.ones((1, 8), "f4")}),

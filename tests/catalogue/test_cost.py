@@ -118,6 +118,64 @@ def factors(method, m, n, r, b, k) -> tuple[list[Any], Any]:
             trained = new(min(1000, m * n))
             S[rng.permutation(m * n)[: trained.size]] = trained
             return [trained], np.fft.ifft2(S.reshape(m, n)).real
+        case "kasa":
+            B, d, A = new(m, r), new(r), new(r, n)
+            return [B, d, A], B @ np.diag(d) @ A
+        case "qalora":
+            groups = -(-n // 16)
+            B, A = new(m, r), new(r, groups)
+            return [B, A], B @ np.repeat(A, 16, axis=1)[:, :n]
+        case "tinylora":
+            v = new(64)
+            return [v], new(m, r) @ np.tensordot(v, new(64, r, r), 1) @ new(r, n)
+        case "randlora":
+            count = -(-min(m, n) // r)
+            scales, gamma, A = new(count, r), new(count, min(m, n)), new(r, min(m, n))
+            update = np.zeros((max(m, n), min(m, n)))
+            for scale, own in zip(scales, gamma, strict=True):
+                update += new(max(m, n), r) @ np.diag(scale) @ A @ np.diag(own)
+            return [scales, gamma], update if m >= n else update.T
+        case "poly":
+            A, B, logits = new(4, n, r), new(4, r, m), new(1, 4)
+            return [A, B, logits], np.einsum("ok,kxr->rx", logits, A).T.dot(np.einsum("ok,krx->rx", logits, B)).T
+        case "lily":
+            A, B, router, gate = new(r, n), new(k, m, r), new(k, r), rng.uniform(size=k)
+            return [A, B, router], np.einsum("k,kmr,rn->mn", gate, B, A)
+        case "supertuning" | "supra":
+            S, trained = np.zeros((m, n)), new(m * n // 100)
+            np.fill_diagonal(S, np.pad(trained, (0, m + n))[: min(m, n)])
+            pair = [new(m, r), new(r, n)] if method == "supra" else []
+            return [trained, *pair], S + (pair[0] @ pair[1] if pair else 0)
+        case "waveft":
+            return [new(min(2592, m * n))], new(m, n)
+        case "deft":
+            P, R = new(m, r), new(r, n)
+            return [P, R], P @ (R - np.maximum(P, 0).T @ W)
+        case "psoft":
+            angles, before, after = new(r * (r - 1) // 2), new(r), new(r)
+            S = np.zeros((r, r))
+            S[np.triu_indices(r, 1)] = angles
+            R = before[:, None] * np.linalg.solve(np.eye(r) - S + S.T, np.eye(r) + S - S.T) * after
+            U, s, V = np.linalg.svd(W)
+            return [angles, before, after], U[:, :r] * s[:r] @ (R - np.eye(r)) @ V[:r]
+        case "frod":
+            scales, S, few = new(n), np.zeros(n * n), new(max(1, n * n // 100))
+            S[1 : len(few) + 1] = few
+            return [scales, few], new(m, n) @ (S.reshape(n, n) + np.diag(scales)) @ new(n, n) - W
+        case "osf":
+            q = min(m, n) - min(m, n) // 2
+            (U, s, V), left, sigma, right = np.linalg.svd(W, full_matrices=False), new(m, q), new(q), new(q, n)
+            return [left, sigma, right], left * sigma @ right - U[:, -q:] * s[-q:] @ V[-q:]
+        case "glora":
+            arrays = [new(m, r), new(r, n), new(m, r), new(r, n)]
+            return arrays, W * (arrays[0] @ arrays[1]) + arrays[2] @ arrays[3]
+        case "peanut":
+            A, B = new(r, m), new(m, r)
+            return [A, B], B @ np.maximum(A @ W, 0)
+        case "road":
+            angle, scale = new(m // 2), new(m // 2)
+            cos, sin = np.diag(scale * np.cos(angle)), np.diag(scale * np.sin(angle))
+            return [angle, scale], np.block([[cos, -sin], [sin, cos]]) @ W - W
     raise AssertionError(method)
 
 
@@ -577,7 +635,7 @@ def test_optimal_blocks_through_the_command_line():
         (["--method", "nothing"], "'lora', 'rslora', 'melora'"),
         (["-r", 1025], "r may be 1 to 1024"),
         (["--blocks", 7], "b may be 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024"),
-        (["--budget", 10], "the nearest: fourierft with 96,000"),
+        (["--budget", 10], "the nearest: psoft r = 1 with 192"),
         (["--budget", "5X"], "expected e.g. 4718592, 500k or 4.72M"),
         (["--budget", "0"], "expected e.g. 4718592, 500k or 4.72M"),
         (["--budget", "5M", "-r", 8], "leave out -r"),

@@ -17,9 +17,9 @@ from bora_analysis.cli import main
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BLOCKS = 4
 #: On larger layers below: PEFT's defaults for them need those.
-DEFAULTS = {"vblora", "c3a", "fourierft"}
-#: Methods that PEFT 0.21 does not have.
-ELSEWHERE = {"melora", "bora", "hydralora", "moelora", "sbora-fa", "sbora-fb"}
+DEFAULTS = {"vblora", "c3a", "fourierft", "waveft", "lily"}
+#: Methods that PEFT 0.21 does not have, and one that it has for GPTQ's layers alone.
+ELSEWHERE = {"melora", "bora", "hydralora", "moelora", "sbora-fa", "sbora-fb", "qalora"}
 
 
 def peft_config(method, r, targets):
@@ -44,6 +44,19 @@ def peft_config(method, r, targets):
         "bdlora-a": lambda: peft.LoraConfig(r=r, use_bdlora=BdLoraConfig(targets, None, BLOCKS), **common),
         "bdlora-b": lambda: peft.LoraConfig(r=r, use_bdlora=BdLoraConfig(None, targets, BLOCKS), **common),
         "miss": lambda: peft.MissConfig(r=r, **common),
+        "kasa": lambda: peft.LoraConfig(r=r, kasa_config=peft.tuners.lora.KasaConfig(), **common),
+        "tinylora": lambda: peft.TinyLoraConfig(r=r, **common),
+        "randlora": lambda: peft.RandLoraConfig(r=r, **common),
+        "poly": lambda: peft.PolyConfig(r=r, **common),
+        "supertuning": lambda: peft.SupertuningConfig(**common),
+        "supra": lambda: peft.SupertuningConfig(r=r, **common),
+        "deft": lambda: peft.DeftConfig(r=r, **common),
+        "psoft": lambda: peft.PsoftConfig(r=r, **common),
+        "frod": lambda: peft.FrodConfig(progressbar=False, **common),
+        "osf": lambda: peft.OSFConfig(**common),
+        "glora": lambda: peft.GloraConfig(r=r, **common),
+        "peanut": lambda: peft.PeanutConfig(r=r, **common),
+        "road": lambda: peft.RoadConfig(group_size=4, **common),
     }[method]()
 
 
@@ -74,7 +87,7 @@ def test_parameters_equal_those_of_peft(method, r):
     assert trainable(model, peft_config(method, r, TARGETS)) == expected
 
 
-@pytest.mark.parametrize("method", ["vblora", "c3a", "fourierft"])
+@pytest.mark.parametrize("method", sorted(DEFAULTS))
 def test_parameters_at_the_defaults_of_peft(method):
     import peft
     import torch
@@ -85,6 +98,8 @@ def test_parameters_at_the_defaults_of_peft(method):
         "vblora": lambda: peft.VBLoRAConfig(r=3, target_modules=list(shapes)),
         "c3a": lambda: peft.C3AConfig(block_size=128, target_modules=list(shapes)),
         "fourierft": lambda: peft.FourierFTConfig(target_modules=list(shapes)),
+        "waveft": lambda: peft.WaveFTConfig(target_modules=list(shapes)),
+        "lily": lambda: peft.LilyConfig(r=3, target_modules=list(shapes)),
     }[method]()
     blocks = 2 if method == "c3a" else 1  # 256 is what both sizes of both layers share
     each = [cost(method, m, n, 3, blocks=blocks).parameters for m, n in shapes.values()]

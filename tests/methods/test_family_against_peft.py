@@ -47,6 +47,10 @@ def wide() -> Any:
     return models.module(up=torch.nn.Linear(48, 36), down=torch.nn.Linear(36, 48))
 
 
+def odd() -> Any:
+    return models.module(up=torch.nn.Linear(11, 14), down=torch.nn.Linear(14, 7))
+
+
 def square() -> Any:
     return models.module(up=torch.nn.Linear(16, 16), down=torch.nn.Linear(16, 16))
 
@@ -124,6 +128,58 @@ CASES = {
     "fourierft-conv1d": Case("FourierFTConfig", GPT2 | {"n_frequency": 20}, models.tiny_gpt2, "fourierft", sizes=True),
     "shira": Case("ShiraConfig", BOTH | {"r": 1}, linear, "shira", sizes=True),
     "bdlora": Case("LoraConfig", BOTH | {"r": 4, "lora_alpha": 5, "use_bdlora": BD}, linear, "bdlora"),
+    "kasa": Case("LoraConfig", BOTH | {"r": 3, "lora_alpha": 5, "kasa_config": {"beta": 0.1}}, linear, "kasa"),
+    "kasa-patterns": Case("LoraConfig", PATTERNS | {"use_rslora": True, "kasa_config": {}}, layers, "kasa"),
+    "tinylora": Case("TinyLoraConfig", BOTH | {"r": 3, "u": 5}, linear, "tinylora"),
+    "tinylora-tied": Case(
+        "TinyLoraConfig",
+        {"target_modules": ["q_proj", "down_proj", "o_proj"], "r": 3, "u": 5, "weight_tying": 0.5},
+        layers,
+        "tinylora",
+        counted=15,
+    ),
+    "tinylora-seed": Case(
+        "TinyLoraConfig", BOTH | {"r": 99, "u": 2, "projection_seed": 7, "bias": "all"}, linear, "tinylora"
+    ),
+    "tinylora-conv1d": Case(
+        "TinyLoraConfig", GPT2 | {"r": 3, "weight_tying": 1.0}, models.tiny_gpt2, "tinylora", counted=64
+    ),
+    "unilora": Case(
+        "UniLoraConfig", BOTH | {"r": 3, "theta_d_length": 30, "save_indices": True}, linear, "unilora", counted=30
+    ),
+    "unilora-conv1d": Case(
+        "UniLoraConfig", GPT2 | {"theta_d_length": 99, "save_indices": True}, models.tiny_gpt2, "unilora", counted=99
+    ),
+    "randlora": Case("RandLoraConfig", BOTH | {"r": 5}, linear, "randlora", sizes=True),
+    "randlora-sparse": Case(
+        "RandLoraConfig", BOTH | {"r": 4, "sparse": True, "randlora_alpha": 3}, wide, "randlora", sizes=True
+    ),
+    "randlora-conv1d": Case("RandLoraConfig", GPT2 | {"r": 3}, models.tiny_gpt2, "randlora", sizes=True),
+    "supertuning": Case("SupertuningConfig", BOTH | {"sparsity": 0.9}, linear, "supertuning", sizes=True),
+    "supertuning-few": Case(
+        "SupertuningConfig", BOTH | {"sparsity": 0.98, "select_top": False}, linear, "supertuning", sizes=True
+    ),
+    "supra": Case("SupertuningConfig", BOTH | {"sparsity": 0.95, "r": 2, "lora_alpha": 3}, linear, "supra"),
+    "waveft": Case("WaveFTConfig", BOTH | {"n_frequency": 9}, linear, "waveft", sizes=True),
+    "waveft-odd": Case("WaveFTConfig", BOTH | {"n_frequency": 30, "random_loc_seed": 3}, odd, "waveft", sizes=True),
+    "waveft-db3": Case(
+        "WaveFTConfig",
+        BOTH | {"n_frequency": 40, "wavelet_family": "db3", "scaling": 3.0},
+        linear,
+        "waveft",
+        sizes=True,
+    ),
+    "waveft-sym4": Case(
+        "WaveFTConfig", BOTH | {"n_frequency": 300, "wavelet_family": "sym4"}, wide, "waveft", sizes=True
+    ),
+    "waveft-sparse": Case(
+        "WaveFTConfig",
+        BOTH | {"n_frequency": 9, "use_idwt": False, "n_frequency_pattern": {"up": 50}},
+        linear,
+        "waveft",
+        sizes=True,
+    ),
+    "waveft-conv1d": Case("WaveFTConfig", GPT2 | {"n_frequency": 20}, models.tiny_gpt2, "waveft", sizes=True),
 }
 
 
@@ -150,7 +206,7 @@ def test_the_update_is_what_merging_adds(tmp_path: Path, name: str) -> None:
     for key, value in deltas.items():
         if value.ndim > 1 and value.any():
             expected[key.removesuffix(".weight")] = value.T if turned else value.reshape(value.shape[0], -1)
-    if case.method in ("miss", "fourierft"):
+    if case.method in ("miss", "fourierft", "randlora", "supertuning", "waveft"):
         with pytest.raises(AdapterError, match="does not store the size"):
             read_adapter(tmp_path)
     sizes = {module: value.shape for module, value in expected.items()} if case.sizes else None
@@ -172,7 +228,7 @@ def test_the_update_is_what_merging_adds(tmp_path: Path, name: str) -> None:
     layer_metrics(adapter)  # every column is defined
 
 
-@pytest.mark.parametrize("name", ["vera-drawn", "miss", "fourierft-seed", "shira"])
+@pytest.mark.parametrize("name", ["vera-drawn", "miss", "fourierft-seed", "shira", "randlora", "waveft"])
 def test_the_base_model_tells_the_sizes(tmp_path: Path, name: str) -> None:
     from safetensors.torch import save_file
 

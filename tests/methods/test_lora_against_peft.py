@@ -397,24 +397,3 @@ def test_alora_is_warned_of(tmp_path: Path) -> None:
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], alora_invocation_tokens=[1, 2], task_type="CAUSAL_LM")
     models.adapted(models.tiny_llama(), config).save_pretrained(tmp_path)
     assert "invocation tokens" in one(tmp_path).warnings[0]
-
-
-@pytest.mark.parametrize("name", ["RandLoraConfig", "WaveFTConfig", "RoadConfig", "TinyLoraConfig"])
-def test_other_methods_are_refused_by_name_with_and_without_configuration(tmp_path: Path, name: str) -> None:
-    options: dict[str, Any] = {"target_modules": ["lin"]}
-    options |= {
-        "WaveFTConfig": {"n_frequency": 4},
-        "RoadConfig": {"group_size": 4},
-        "TinyLoraConfig": {"r": 2, "u": 2},
-    }.get(name, {})
-    model = models.module(lin=torch.nn.Linear(16, 16))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        peft.get_peft_model(model, getattr(peft, name)(**options)).save_pretrained(tmp_path)
-    kind = json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
-    with pytest.raises(AdapterError) as caught:
-        read_adapter(tmp_path)
-    assert f"peft_type {kind} (" in str(caught.value)  # the name in brackets is what the keys say
-    (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(AdapterError, match="not readable"):
-        read_adapter(tmp_path)

@@ -53,6 +53,52 @@ CASES = {
     "boft": (models.tiny_llama, "BOFT", {"boft_block_size": 4, "target_modules": LINEAR}),
     "ia3": (models.tiny_llama, "IA3", {"target_modules": LINEAR, "feedforward_modules": ["down_proj"]}),
     "ia3-conv1d": (models.tiny_gpt2, "IA3", {"target_modules": GPT2, "feedforward_modules": ["mlp.c_proj"]}),
+    "deft": (models.tiny_llama, "Deft", {"r": 3, "target_modules": LINEAR}),
+    "deft-qr-alpha": (
+        models.tiny_llama,
+        "Deft",
+        {"r": 40, "alpha": 6, "decomposition_method": "qr", "init_weights": False, "target_modules": LINEAR},
+    ),
+    "deft-para": (models.tiny_llama, "Deft", {"r": 3, "para": True, "target_modules": LINEAR}),
+    "deft-conv1d": (models.tiny_gpt2, "Deft", {"r": 3, "target_modules": GPT2}),
+    "psoft": (models.tiny_llama, "Psoft", {"r": 5, "target_modules": LINEAR}),
+    "psoft-rotation": (
+        models.tiny_llama, "Psoft", {"r": 5, "psoft_mag_a": False, "psoft_mag_b": False, "target_modules": LINEAR},
+    ),
+    "psoft-free": (
+        models.tiny_llama,
+        "Psoft",
+        {"r": 4, "psoft_orth": False, "psoft_alpha": 9, "ab_svd_init": "pissa_init", "target_modules": ["q_proj"]},
+    ),
+    "psoft-series": (
+        models.tiny_llama,
+        "Psoft",
+        {"r": 6, "use_cayley_neumann": True, "cayley_neumann_eps": 0.9, "psoft_mag_b": False, "target_modules": LINEAR},
+    ),
+    "psoft-lowrank": (
+        models.tiny_llama,
+        "Psoft",
+        {"r": 3, "psoft_svd": "lowrank", "psoft_svd_lowrank_niter": 2, "random_seed": 4, "target_modules": LINEAR},
+    ),
+    "frod": (models.tiny_llama, "Frod", {"progressbar": False, "sparse_rate": 0.1, "target_modules": LINEAR}),
+    "frod-conv1d": (models.tiny_gpt2, "Frod", {"progressbar": False, "target_modules": GPT2}),
+    "osf": (models.tiny_llama, "OSF", {"target_modules": LINEAR}),
+    "osf-ranks": (
+        models.tiny_llama, "OSF", {"effective_rank": 13, "rank_pattern": {"down_proj": 0.25}, "target_modules": LINEAR},
+    ),
+    "glora": (models.tiny_llama, "Glora", {"r": 3, "target_modules": LINEAR}),
+    "glora-vector": (models.tiny_llama, "Glora", {"config_A_B": "vector", "target_modules": LINEAR}),
+    "glora-constant": (models.tiny_llama, "Glora", {"config_A_B": "constant", "target_modules": LINEAR}),
+    "road": (models.tiny_llama, "Road", {"group_size": 8, "target_modules": LINEAR}),
+    "road-2": (models.tiny_llama, "Road", {"group_size": 4, "variant": "road_2", "target_modules": LINEAR}),
+    "road-4": (models.tiny_llama, "Road", {"group_size": 16, "variant": "road_4", "target_modules": LINEAR}),
+    "peanut": (models.tiny_llama, "Peanut", {"r": 3, "scaling": 0.5, "target_modules": LINEAR}),
+    "peanut-deep": (
+        models.tiny_llama, "Peanut", {"r": 4, "depth": 2, "act_fn": "gelu_new", "target_modules": LINEAR},
+    ),
+    "adamss": (
+        models.tiny_llama, "Adamss", {"r": 6, "num_subspaces": 3, "subspace_rank": 2, "target_modules": LINEAR},
+    ),
     "miss-bat": (models.tiny_llama, "Miss", {"r": 4, "init_weights": "bat", "target_modules": LINEAR}),
 }  # fmt: skip
 CONVOLUTIONS = {

@@ -1,0 +1,56 @@
+"""DEFT (NeurIPS 2025): ΔW = Q (s R − Pᵀ W0), which takes a subspace out of W0 and puts another one in; PaRa: without R.
+
+PEFT: ``<module>.deft_P`` (m, r) and ``.deft_R`` (r, n). ``decomposition_method`` says what is made of the first: Q and
+P are itself and its positive part (``relu``), or both its orthogonal factor (``qr``). s = α/r, or 1
+(``deft/layer.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.base_model import BaseMatrix
+from ..files.parts import need, read_parts
+from ..files.tensors import Array
+from ..updates.blocks import lora
+from ..updates.contract import Update
+from .on_base_model import base_matrix, product
+
+
+def read(source: Source) -> Found | None:
+    """DEFT and PaRa as PEFT saves them."""
+    return read_parts(source, "deft_[PR]", "deft", _loader)
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    keys = {"P": need(source, parts, "deft_P")[0]}
+    base = base_matrix(source, "DEFT", module, keys["P"])
+    m, n = base.shape
+    shape = source.tensors.shape(keys["P"])
+    source.expect(len(shape) == 2 and shape[0] == m, keys["P"], f"({m}, r) from {base.key}")
+    if not source.setting("para", bool, False):
+        keys["R"] = need(source, parts, "deft_R")[0]
+        source.expect(source.tensors.shape(keys["R"]) == (shape[1], n), keys["R"], f"({shape[1]}, {n}) from {base.key}")
+    for key in keys.values():
+        source.check_factor(key)
+    alpha = source.setting("alpha", (int, float)) if source.alpha is None else source.alpha
+    scaling = alpha / shape[1] if alpha else 1.0
+    qr = source.setting("decomposition_method", str, "relu") == "qr"
+    return source.loader(keys, partial(_build, base=base, scaling=scaling, qr=qr))
+
+
+def _build(P: Array, R: Array | None = None, *, base: BaseMatrix, scaling: float, qr: bool, dtype: str) -> Update:
+    left = P.astype(np.float64)
+    left = np.linalg.qr(left).Q if qr else left
+    right = -product(base, left if qr else np.maximum(left, 0), transposed=True).T
+    trained = P.size
+    if R is not None:
+        right += scaling * R
+        trained += R.size
+    update = lora(left, right, method="deft", dtype=dtype, any_rank=True)
+    macs = trained + P.size
+    return replace(update, facts=replace(update.facts, scaling=scaling, parameters=trained, macs_per_token=macs))

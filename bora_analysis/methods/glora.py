@@ -1,0 +1,67 @@
+"""GLoRA (arXiv 2306.07967): ΔW = W0 ⊙ A + B, each a product, a number for every output, one number, or nothing.
+
+PEFT: ``<module>.glora_A.Xd`` (m, r) and ``.Xu`` (r, n), or ``.X`` (m, 1) or (1,), or ``.zeros``; the same of
+``glora_B`` (``glora/layer.py``). ``glora_C``, ``glora_D`` and ``glora_E`` change the bias and are passed over.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.base_model import BaseMatrix
+from ..files.parts import need, read_parts
+from ..files.tensors import Array
+from ..updates.contract import Facts, Update
+from .on_base_model import base_matrix, checked
+
+
+def read(source: Source) -> Found | None:
+    """GLoRA as PEFT saves it."""
+    return read_parts(source, r"glora_[AB]\.(X|Xd|Xu|zeros)", "glora", _loader)
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    first = next(iter(parts.values()))
+    base = base_matrix(source, "GLoRA", module, first)
+    m, n = base.shape
+    keys: dict[str, Any] = {}
+    r = 1
+    for side in "AB":
+        if f"glora_{side}.zeros" in parts:
+            continue
+        single = parts.get(f"glora_{side}.X")
+        keys[side] = need(source, parts, f"glora_{side}.Xd", f"glora_{side}.Xu") if single is None else [single]
+        shapes = [source.tensors.shape(key) for key in keys[side]]
+        r = shapes[-1][0] if single is None else r
+        fits = shapes == [(m, r), (r, n)] if single is None else shapes[0] in ((m, 1), (1,))
+        source.expect(fits, keys[side][0], f"a part of a matrix of {base.shape} from {base.key}")
+        for key in keys[side]:
+            source.check_factor(key)
+    return source.loader(keys or {"zeros": first}, partial(_build, source=source, key=first, base=base, r=r))
+
+
+def _build(
+    A: list[Array] | None = None, B: list[Array] | None = None, zeros: Array | None = None, *, source: Source, key: str,
+    base: BaseMatrix, r: int, dtype: str,
+) -> Update:  # fmt: skip
+    m, n = base.shape
+    trained = sum(X.size for X in (A or []) + (B or []))
+    facts = Facts("glora", m, n, r, 1, 1.0, trained, m * n, min(m, n), dtype)
+
+    def make() -> Array:
+        whole = np.zeros((m, n))
+        if A:
+            whole += base.read() * _path(A)
+        if B:
+            whole += _path(B)
+        return whole
+
+    return checked(source, key, facts, make)
+
+
+def _path(parts: list[Array]) -> Array:
+    return np.linalg.multi_dot([X.astype(np.float64) for X in parts]) if len(parts) > 1 else parts[0].astype(np.float64)

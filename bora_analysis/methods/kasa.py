@@ -1,0 +1,63 @@
+"""KaSA (arXiv 2412.06071): ΔW = s B diag(d) A on a base model without its smallest singular values.
+
+PEFT, ``kasa_config`` in the configuration: LoRA's factors and ``<module>.lora_diag`` (r,) (``lora/variants.py``). At
+the start PEFT takes the r smallest singular values out of W0; ΔW is what is added to the rest.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.parts import collect, need, others
+from ..updates.blocks import diagonal
+from ..updates.contract import Update
+from .file_form import Arrays, Form, stored
+from .pairs import Pair, check_pair
+from .random_factors import Parts, Recipe, Spec, pair
+
+_NOTE = (
+    "KaSA took the r smallest singular values out of each weight of the base model before training; ΔW is the change "
+    "of what was left"
+)
+
+
+def read(source: Source) -> Found | None:
+    """KaSA as PEFT saves it."""
+    if not (source.config or {}).get("kasa_config") and not collect(source, "lora_diag")[0]:
+        return None
+    found, rest = collect(source, "lora_[AB]|lora_diag")
+    loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
+    return Found("kasa", loaders, others(source, rest), [_NOTE])
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    B, d, A = need(source, parts, "lora_B", "lora_diag", "lora_A")
+    r, _ = check_pair(source, module, Pair(A, B, False))
+    source.check_factor(d)
+    scaling = source.scaling(module, r)
+    return source.loader({"B": B, "d": d, "A": A}, partial(diagonal, method="kasa", scaling=scaling))
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    """PEFT starts with B = 0 and a normal diagonal."""
+    B, A = pair(spec, rng, m, n)
+    d = rng.standard_normal(spec.r, dtype=np.float32) if spec.kind == "init" else np.ones(spec.r, np.float32)
+    return {"B": B, "A": A, "d": d}
+
+
+def from_parts(a: Arrays, scaling: float, _: str) -> Update:
+    return diagonal(a["B"], a["d"], a["A"], method="kasa", scaling=scaling, dtype=stored(a))
+
+
+FORMS = {
+    "kasa": Form(
+        {"A": "lora_A.weight", "B": "lora_B.weight", "d": "lora_diag"},
+        from_parts,
+        lambda a: len(a["A"]),
+        lambda _: {"kasa_config": {}},
+    )
+}
+RECIPES = {"kasa": Recipe(random)}

@@ -1,0 +1,46 @@
+"""OSF (arXiv 2504.07097): ΔW = U diag(s) V − U0 diag(s0) V0, the start being W0's smaller singular values.
+
+PEFT: ``<module>.osf_svd_params.U_low`` (m, q), ``.S_low`` (q,), ``.V_low`` (q, n); the start has the last q of W0's
+min(m, n) (``osf/layer.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.base_model import BaseMatrix
+from ..files.parts import need, read_parts
+from ..files.tensors import Array
+from ..updates.blocks import lora
+from ..updates.contract import Update
+from ..updates.sums import combine
+from .on_base_model import base_matrix
+
+
+def read(source: Source) -> Found | None:
+    """OSF as PEFT saves it."""
+    return read_parts(source, r"osf_svd_params\.[USV]_low", "osf", _loader)
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    keys = dict(zip("UsV", need(source, parts, *(f"osf_svd_params.{name}_low" for name in "USV")), strict=True))
+    base = base_matrix(source, "OSF", module, keys["U"])
+    (m, n), size = base.shape, source.tensors.shape(keys["s"])
+    for name, shape in (("U", (m, *size)), ("s", size), ("V", (*size, n))):
+        source.check_factor(keys[name])
+        fits = len(size) == 1 and size[0] <= min(m, n) and source.tensors.shape(keys[name]) == shape
+        source.expect(fits, keys[name], f"{shape} from {base.key}")
+    return source.loader(keys, partial(_build, base=base))
+
+
+def _build(U: Array, s: Array, V: Array, *, base: BaseMatrix, dtype: str) -> Update:
+    q = len(s)
+    left, sigma, right = np.linalg.svd(base.read().astype(np.float64), full_matrices=False)
+    pairs = (U * s.astype(np.float64), V), (left[:, -q:] * sigma[-q:], right[-q:])
+    now, start = (lora(*each, dtype=dtype, any_rank=True) for each in pairs)
+    update = combine([now, start], [1.0, -1.0], method="osf")
+    return replace(update, facts=replace(update.facts, r=q, parameters=U.size + q + V.size))

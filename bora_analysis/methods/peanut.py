@@ -1,0 +1,87 @@
+"""PEANuT (arXiv 2410.01870): ΔW = s B h(A W0), h an activation, and more layers of r × r with residuals between.
+
+PEFT: ``<module>.peanut_A.weight`` (r, m), ``.peanut_B.weight`` (m, r), ``.peanut_encoders.K.weight`` and
+``.peanut_decoders.K.weight`` (r, r) (``peanut/layer.py``). It is not linear in W0, but in the layer's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from ..extras import require
+from ..files.adapter_file import Found, Loader, Source
+from ..files.base_model import BaseMatrix
+from ..files.parts import need, read_parts
+from ..files.tensors import Array
+from ..updates.blocks import lora
+from ..updates.contract import FactorError, Update
+from .on_base_model import base_matrix, product
+
+
+def read(source: Source) -> Found | None:
+    """PEANuT as PEFT saves it."""
+    return read_parts(source, r"peanut_(A|B|(encoders|decoders)\.\d+)", "peanut", _loader)
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    A, B = need(source, parts, "peanut_A", "peanut_B")
+    base = base_matrix(source, "PEANuT", module, A)
+    m, r = base.shape[0], source.tensors.shape(A)[0]
+    names = [f"peanut_{kind}.{k}" for kind in ("encoders", "decoders") for k in range((len(parts) - 2) // 2)]
+    inner = need(source, parts, *names)
+    for key in (A, B, *inner):
+        source.check_factor(key)
+        shape = {A: (r, m), B: (m, r)}.get(key, (r, r))
+        source.expect(source.tensors.shape(key) == shape, key, f"{shape} from {base.key}")
+    source.check_rank(module, A, r)
+    scaling = float(source.setting("scaling", (int, float), 1.0))
+    activation = source.setting("act_fn", str, "relu")
+    keys = {"A": A, "B": B} | ({"inner": inner} if inner else {})
+    return source.loader(keys, partial(_build, base=base, scaling=scaling, activation=activation))
+
+
+def _build(
+    A: Array,
+    B: Array,
+    inner: list[Array] | None = None,
+    *,
+    base: BaseMatrix,
+    scaling: float,
+    activation: str,
+    dtype: str,
+) -> Update:
+    h = _activation(activation)
+    state = h(product(base, A.T.astype(np.float64), transposed=True))
+    layers = [X.T.astype(np.float64) for X in inner or []]
+    before = []
+    for layer in layers[: len(layers) // 2]:
+        before.append(state)
+        state = h(state @ layer)
+    for layer in layers[len(layers) // 2 :]:
+        state = h(state @ layer) + before.pop()
+    update = lora(B, state.T, scaling=scaling, method="peanut", dtype=dtype, any_rank=True)
+    trained = A.size + B.size + sum(X.size for X in layers)
+    return replace(update, facts=replace(update.facts, parameters=trained))
+
+
+def _activation(name: str) -> Callable[[Array], Array]:
+    if name == "relu":
+        return lambda X: np.maximum(X, 0)
+    require(
+        "train", f"has the activation {name}, which transformers has", "transformers", error=partial(FactorError, "A")
+    )
+    import torch  # here: only rare activations need them
+    from transformers.activations import ACT2FN
+
+    if name not in ACT2FN:
+        raise FactorError("A", f"has the activation {name!r}, which transformers does not have")
+
+    def apply(X: Array) -> Array:
+        with torch.no_grad():
+            return ACT2FN[name](torch.from_numpy(X)).numpy()
+
+    return apply

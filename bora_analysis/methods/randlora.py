@@ -1,0 +1,78 @@
+"""RandLoRA (arXiv 2502.00987): ΔW = s Σ_j B_j diag(λ_j) A diag(γ_j) of full rank, A and B_j random and frozen.
+
+PEFT: ``<module>.randlora_lambda`` (r, N), ``.randlora_gamma`` (N, min(m, n)), and once ``base_model.randlora_A``
+(r, 1, …), ``base_model.randlora_B`` (…, …, r), of which a layer uses the first. They make a product of
+max(m, n) × min(m, n), which is transposed where m < n. PEFT flattens A in the order (r, N) and B in the order (N, r),
+and so do we (``randlora/layer.py``). The files do not store a layer's larger size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache, partial
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.errors import AdapterError
+from ..files.parts import collect, need, others
+from ..linalg import Array
+from ..updates.contract import FactorError, Facts, Update
+from .on_base_model import checked
+
+_SHARED = re.compile(r"(^|\.)randlora_(?P<side>[AB])(\.[^.]+)?$")
+
+
+def read(source: Source) -> Found | None:
+    """RandLoRA as PEFT saves it, with its projections."""
+    found, rest = collect(source, "randlora_(lambda|gamma)")
+    if not found:
+        return None
+    shared: dict[str, str] = {}
+    for key in rest:
+        if hit := _SHARED.search(key):
+            shared.setdefault(hit["side"], key)  # PEFT repeats them for every layer, the same numbers
+    if len(shared) < 2:
+        raise AdapterError(
+            f"{source.path}: {next(iter(next(iter(found.values())).values()))}: the projections A and B are not in the "
+            "file, and PEFT draws them in other numbers on other machines; save with save_projection=True"
+        )
+    bases = cache(lambda: (source.read_shared(shared["A"]), source.read_shared(shared["B"])))
+    loaders = {module: _loader(source, module, parts, bases) for module, parts in found.items()}
+    rest = [key for key in rest if not _SHARED.search(key)]
+    return Found("randlora", loaders, others(source, rest), [], scaled=False)
+
+
+def _loader(source: Source, module: str, parts: dict[str, str], bases: Callable[[], tuple[Array, Array]]) -> Loader:
+    scales, gamma = need(source, parts, "randlora_lambda", "randlora_gamma")
+    for key in (scales, gamma):
+        source.check_factor(key)
+        source.expect(len(source.tensors.shape(key)) == 2, key, "two dimensions")
+    (r, count), size = source.tensors.shape(scales), source.shape_of(module, gamma)
+    source.expect(source.tensors.shape(gamma) == (count, min(size)), gamma, f"{(count, min(size))} for {size}")
+    source.check_rank(module, scales, r)
+    scaling = source.scaling(module, r, name="randlora_alpha")
+    build = partial(_build, source=source, key=gamma, size=size, scaling=scaling, bases=bases)
+    return source.loader({"lambda_": scales, "gamma": gamma}, build)
+
+
+def _build(
+    lambda_: Array, gamma: Array, *, source: Source, key: str, size: tuple[int, int], scaling: float,
+    bases: Callable[[], tuple[Array, Array]], dtype: str,
+) -> Update:  # fmt: skip
+    (m, n), (r, count), (A, B) = size, lambda_.shape, bases()
+    least, most = min(size), max(size)
+    if A.shape[::2] < (r, least) or len(A) != r or B.shape[0] < most or B.shape[1] < count or B.shape[2] != r:
+        raise FactorError(
+            "gamma", f"has shape {gamma.shape}; the projections {A.shape} and {B.shape} do not fit {size}"
+        )
+    trained = lambda_.size + gamma.size
+    facts = Facts("randlora", m, n, r, count, scaling, trained, (m + n) * r * count, min(least, r * count), dtype)
+
+    def make() -> Array:
+        right = (scaling * lambda_.astype(np.float64)[:, :, None]) * A[:, :1, :least] * gamma.astype(np.float64)
+        whole = B[:most, :count].reshape(most, -1).astype(np.float64) @ right.reshape(-1, least)
+        return whole if n == least else whole.T
+
+    return checked(source, key, facts, make)

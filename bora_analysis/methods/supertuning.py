@@ -1,0 +1,73 @@
+"""Super-Tuning (arXiv 2607.09287): few trained entries of ΔW, at the largest or smallest of W0; Supra: and a LoRA.
+
+PEFT: ``<module>.supertuning_values`` (k,), ``.supertuning_indices`` (k,) row by row in the flat matrix; for Supra
+``.supertuning_lora_A.weight`` (r, n), ``.supertuning_lora_B.weight`` (m, r). Without Supra the file does not store the
+sizes of the layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.errors import AdapterError
+from ..files.parts import collect, need, others
+from ..linalg import Array
+from ..updates.blocks import lora
+from ..updates.contract import Update
+from ..updates.sparse import shira
+from .on_base_model import checked
+from .pairs import Pair, check_pair
+
+
+def read(source: Source) -> Found | None:
+    """Super-Tuning and Supra as PEFT saves them, with their indices."""
+    found, rest = collect(source, "supertuning_(values|indices|lora_[AB])")
+    if not found:
+        return None
+    supra = any("supertuning_lora_A" in parts for parts in found.values())
+    loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
+    return Found("supra" if supra else "supertuning", loaders, others(source, rest), [], scaled=False)
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    (values,) = need(source, parts, "supertuning_values")
+    if "supertuning_indices" not in parts:
+        raise AdapterError(
+            f"{source.path}: {values} has no supertuning_indices beside it, and equal weights of the base model leave "
+            "open where the numbers stand; save with save_precomputed_indices=True"
+        )
+    keys = {"values": values, "indices": parts["supertuning_indices"]}
+    source.check_factor(values)
+    shape = source.tensors.shape(values)
+    source.expect(len(shape) == 1, values, "one dimension")
+    source.expect(source.tensors.shape(keys["indices"]) == shape, keys["indices"], f"{shape} from supertuning_values")
+    if set(parts) <= {"supertuning_values", "supertuning_indices"}:
+        return source.loader(keys, partial(_sparse, size=source.shape_of(module, values)))
+    A, B = need(source, parts, "supertuning_lora_A", "supertuning_lora_B")
+    r, _ = check_pair(source, module, Pair(A, B, False))
+    build = partial(_supra, source=source, key=values, scaling=source.scaling(module, r))
+    return source.loader(keys | {"A": A, "B": B}, build)
+
+
+def _sparse(values: Array, indices: Array, *, size: tuple[int, int], dtype: str) -> Update:
+    rows, columns = np.divmod(indices.astype(np.int64), size[1])
+    return shira(values, rows, columns, size, method="supertuning", dtype=dtype)
+
+
+def _supra(
+    values: Array, indices: Array, A: Array, B: Array, *, source: Source, key: str, scaling: float, dtype: str
+) -> Update:
+    low = lora(B, A, scaling=scaling, method="supra", dtype=dtype, any_rank=True)
+    entries = _sparse(values, indices, size=low.shape, dtype=dtype)
+    few, facts = entries.facts, low.facts
+    facts = replace(
+        facts,
+        parameters=facts.parameters + few.parameters,
+        macs_per_token=facts.macs_per_token + few.macs_per_token,
+        rank_bound=min(*low.shape, facts.rank_bound + few.rank_bound),
+    )
+    return checked(source, key, facts, lambda: entries.to_dense() + low.to_dense())

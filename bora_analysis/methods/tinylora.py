@@ -1,0 +1,87 @@
+"""TinyLoRA (arXiv 2602.04118): ΔW = B (Σ_i v_i P_i) A, all but v frozen.
+
+PEFT: ``<module>.tinylora_A`` (r, n), ``.tinylora_B`` (m, r), ``.tinylora_P`` (u, r, r), and for each group of
+consecutive layers ``base_model.tinylora_v.K`` (u,). The file does not say which layer is which; PEFT draws the P of
+layer k from ``projection_seed`` + k (``tinylora/layer.py``), and that tells.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import numpy as np
+
+from ..extras import require
+from ..files.adapter_file import Found, Loader, Source
+from ..files.errors import AdapterError
+from ..files.parts import collect, need, others
+from ..linalg import Array
+from ..updates.blocks import lora
+from ..updates.contract import FactorError, Update
+
+_VECTOR = re.compile(r"(^|\.)tinylora_v\.([^.]+\.)?(?P<group>\d+)$")
+
+
+def read(source: Source) -> Found | None:
+    """TinyLoRA as PEFT saves it, with its projections."""
+    found, rest = collect(source, "tinylora_[ABP]")
+    vectors = {int(hit["group"]): key for key in rest if (hit := _VECTOR.search(key))}
+    if not found:
+        return None
+    notes = []
+    if len(vectors) < len(found):
+        notes = ["layers share their trained vectors, which are counted for none"]
+    loaders = {module: _loader(source, parts, vectors, len(found)) for module, parts in found.items()}
+    rest = [key for key in rest if key not in vectors.values()]
+    return Found("tinylora", loaders, others(source, rest), notes, scaled=False)
+
+
+def _loader(source: Source, parts: dict[str, str], vectors: Mapping[int, str], layers: int) -> Loader:
+    A, B = need(source, parts, "tinylora_A", "tinylora_B")
+    P = parts.get("tinylora_P")
+    if P is None or sorted(vectors) != list(range(len(vectors))) or not vectors:
+        what = "tinylora_P" if P is None else "tinylora_v of its group"
+        raise AdapterError(
+            f"{source.path}: {A} has no {what} beside it, and without it the update is unknown; save with "
+            "save_projection=True"
+        )
+    for key in (A, B, P, *vectors.values()):
+        source.check_factor(key)
+    u, r = source.tensors.shape(P)[0], source.tensors.shape(A)[0]
+    source.expect(source.tensors.shape(P) == (u, r, r), P, f"(u, {r}, {r}) from tinylora_A {source.tensors.shape(A)}")
+    for key in vectors.values():
+        source.expect(source.tensors.shape(key) == (u,), key, f"({u},) from tinylora_P")
+    seed = source.setting("projection_seed", int, 42)
+
+    def load(A: Array, B: Array, P: Array, *, dtype: str) -> Update:
+        group = 0
+        if len(vectors) > 1:  # PEFT's rule (``tinylora/model.py``)
+            group = min(_layer(P, seed, layers) // max(1, layers // len(vectors)), len(vectors) - 1)
+        v = source.read_shared(vectors[group]).astype(np.float64)
+        update = lora(B @ np.tensordot(v, P, 1), A, method="tinylora", dtype=dtype, any_rank=True)
+        trained = u if len(vectors) == layers else 0
+        macs = update.facts.macs_per_token + r * r
+        return replace(update, facts=replace(update.facts, parameters=trained, macs_per_token=macs))
+
+    return source.loader({"A": A, "B": B, "P": P}, load)
+
+
+def _layer(P: Array, seed: int, layers: int) -> int:
+    """Which layer has these projections."""
+    u, r, _ = P.shape
+    apart = [np.linalg.norm(_drawn(u, r, seed + k) - P) for k in range(layers)]
+    if min(apart) > 2.0**-7 * np.linalg.norm(P):  # half precision rounds them
+        raise FactorError("P", f"is drawn from no seed from projection_seed = {seed} on, so its vector is unknown")
+    return int(np.argmin(apart))
+
+
+@lru_cache(maxsize=1024)
+def _drawn(u: int, r: int, seed: int) -> Array:
+    told = "tells its layer only to PyTorch's generator"
+    require("torch", told, "torch", error=partial(FactorError, "P"))
+    import torch  # here: its generator is what drew them
+
+    return torch.normal(0.0, 1.0 / r**0.5, (u, r, r), generator=torch.Generator().manual_seed(seed)).numpy()
