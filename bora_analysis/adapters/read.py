@@ -56,17 +56,18 @@ def read_adapter(source: Any, **reading: Unpack[Options]) -> Adapter | Trajector
         ``"identity"`` for a file that stores Σ itself. By default the configuration's, else ``"exp-norm"``.
     method : where keys and configuration leave it open: ``"rslora"`` for factors with no configuration that says so,
         ``"melora"`` for numbered ones where there is one. For other files it is a check: another method is an error.
-    experts : for HydraLoRA and MoELoRA, whose update depends on a router: ``"mean"``, the uniform mean of the experts;
-        ``"each"``, every expert as a module of its own, ``<module>.0`` …; ``"stacked"``, the experts on top of each
-        other, a bound on every mixture; or module path → inputs of its router (T, n), for the mean over them. See
+    experts : for HydraLoRA, MoELoRA and Lily, whose update depends on a router: ``"mean"``, the uniform mean of the
+        experts; ``"each"``, every expert as a module of its own, ``<module>.0`` …; ``"stacked"``, the experts on top of
+        each other, a bound on every mixture; or module path → inputs of its router (T, n), for the mean over them. See
         :func:`bora_analysis.updates.mixture.mixed`.
     initial : an adapter as it was before training, where training began with factors that are not zero and were taken
         out of the base model (PiSSA, LoRA-GA): the update is then the difference.
     shapes : module path → (out_features, in_features) of the base model's layers, which the files of some methods do
-        not store (VeRA, MiSS, FourierFT).
+        not store (VeRA, MiSS, FourierFT and others).
     name : the adapter's name, by default taken from the path.
-    base : the base model: a folder, a weight file, or an ``org/name`` of the Hub. DoRA, HiRA, HRA, OFT, BOFT and IA³
-        need it, and so does a folder with a whole fine-tuned model, whose update is then the difference of the two.
+    base : the base model: a folder, a weight file, or an ``org/name`` of the Hub. Methods whose update
+        depends on its weights need it (DoRA, HiRA, OFT, IA³ and others), and so does a folder with a whole fine-tuned
+        model, whose update is then the difference of the two.
     steps : where checkpoints lie beside a final adapter, read them in place of it.
     config : the content of ``adapter_config.json``, or a configuration of PEFT, for a state dict; for a path in place
         of the file's.

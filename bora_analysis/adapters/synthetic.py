@@ -11,7 +11,7 @@ Three kinds:
   values of the S_k (if r ≤ m/b and r ≤ n/b), for the others they only fall.
 
 LoRA+ is LoRA with two learning rates: its update is ``"lora"``. Methods whose update needs the base model's weights
-(DoRA, HiRA, HRA, OFT, BOFT, IA³) have no synthetic adapter.
+(DoRA, HiRA, OFT, IA³ and others) have no synthetic adapter.
 """
 
 from __future__ import annotations

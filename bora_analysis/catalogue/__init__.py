@@ -69,7 +69,7 @@ def labels(fits: Callable[[Method], object], joined: str = " and ") -> str:
     """The labels of the rows for which ``fits`` is true, for a sentence: "A, B and C".
 
     >>> labels(lambda row: row.experts)
-    'HydraLoRA and MoELoRA'
+    'HydraLoRA, MoELoRA and Lily'
     """
     found = [row.label for row in METHODS.values() if fits(row)]
     return joined.join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else "".join(found)

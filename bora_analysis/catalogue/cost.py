@@ -6,7 +6,7 @@ One adapted matrix is W ∈ R^{m×n}, m = out_features, n = in_features.
 (BoRA, arXiv 2508.06953, §3.4) does under the name "FLOPs"; :attr:`Cost.flops_per_token` counts two for each. The
 scaling α/r, sums, gates' weights, softmax and dropout are not counted. ``macs_per_pass`` counts the work of a forward
 pass that is done once for all tokens (DoRA's row norms, ΔW of HiRA). All counts are for an unmerged adapter. A merged
-adapter costs nothing; HydraLoRA and MoELoRA cannot be merged, because their ΔW depends on the token.
+adapter costs nothing; HydraLoRA, MoELoRA and Lily cannot be merged, because their ΔW depends on the tokens.
 
 **Errata of the paper.** §3.3 gives LoRA (m+n)(b²r) parameters at rank br: it is (m+n)·br. §3.4 calls mn + (m+n)r the
 number of trainable parameters: mn is frozen.

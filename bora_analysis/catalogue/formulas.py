@@ -52,6 +52,11 @@ def _direct(numbers: Callable[[Sizes], int], rank: Callable[[Sizes], int]) -> Ca
     return lambda s: Cost(numbers(s), numbers(s), min(s.m, s.n, rank(s)))
 
 
+def _few(s: Sizes) -> int:
+    """The trained entries of Super-Tuning, by PEFT's own rounding."""
+    return max(1, int(s.m * s.n * (1 - SPARSITY)))
+
+
 lora = _direct(lambda s: (s.m + s.n) * s.r, lambda s: s.r)
 melora = _direct(lambda s: (s.m + s.n) * s.r, lambda s: s.blocks * s.r)
 bora = _direct(lambda s: (s.m + s.n + s.blocks**2) * s.r, lambda s: s.blocks * s.r)
@@ -66,7 +71,7 @@ c3a = _direct(lambda s: s.m * s.n // (gcd(s.m, s.n) // s.blocks), lambda s: s.m)
 bdlora_a = _direct(lambda s: s.m * s.r + s.n * s.r // s.blocks, lambda s: s.r)
 bdlora_b = _direct(lambda s: s.m * s.r // s.blocks + s.n * s.r, lambda s: s.r)
 qalora = _direct(lambda s: (s.m + -(-s.n // GROUP)) * s.r, lambda s: min(-(-s.n // GROUP), s.r))
-supertuning = _direct(lambda s: _few(s), lambda s: _few(s))
+supertuning = _direct(_few, _few)
 supra = _direct(lambda s: _few(s) + (s.m + s.n) * s.r, lambda s: _few(s) + s.r)
 
 
@@ -184,10 +189,6 @@ def peanut(s: Sizes) -> Cost:
 
 def road(s: Sizes) -> Cost:
     return Cost(s.m, 2 * s.m, min(s.m, s.n))
-
-
-def _few(s: Sizes) -> int:
-    return max(1, int(s.m * s.n * (1 - SPARSITY)))
 
 
 def _kronecker(m: int, n: int, *, second: int, rank: int) -> Cost:

@@ -211,7 +211,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         "arXiv 2506.00799", scaled=False,
     ),
     Method(
-        "randlora", "RandLoRA", BLACK, "d", ".randlora", ("RANDLORA",), "s Σ_j B_j diag(λ_j) A diag(γ_j)", THROUGH,
+        "randlora", "RandLoRA", BLACK, "d", ".randlora", ("RANDLORA",), "s Σ_j B_j diag(λ_j) A diag(γ_j) ¹", THROUGH,
         "arXiv 2502.00987", scaled=False,
         cost=Formula(
             f.randlora, "N(r + min(m, n))", "min(m, n)", "(m+n)Nr",

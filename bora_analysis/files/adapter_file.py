@@ -54,7 +54,7 @@ class Source:
     packed : configurations that the weight file carries in its header, by key prefix (diffusers writes them).
     alphas, scalings, ranks : what a layout stores for each module, see :class:`layouts.Translation`. They take
         precedence over the configuration.
-    experts : for HydraLoRA and MoELoRA, see :func:`read_adapter`.
+    experts : for HydraLoRA, MoELoRA and Lily, see :func:`read_adapter`.
     shapes : module path → (m, n) of the base model's layers, for methods whose tensors do not show them. Our writer
         puts them into the configuration, as ``bora_analysis_shapes``.
     base : the base model's weights, where they were given.

@@ -1,4 +1,4 @@
-"""Several updates of one layer, mixed by a router: what HydraLoRA and MoELoRA share.
+"""Several updates of one layer, mixed by a router: what HydraLoRA, MoELoRA and Lily share.
 
 There is no single ΔW: it depends on the router. ``experts`` says what is read instead, see
 :func:`bora_analysis.updates.mixture.mixed`.
