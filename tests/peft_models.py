@@ -96,7 +96,7 @@ def _tiny(build: Callable[[Any], Any], config: Any, **changes: Any) -> Any:
 
     torch.manual_seed(2)
     sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    return build(config(**sizes, num_attention_heads=2, **changes))
+    return build(config(**{**sizes, "num_attention_heads": 2, **changes}))
 
 
 def distance(found: Array, expected: Array) -> float:

@@ -9,6 +9,7 @@ import pandas as pd
 from ..catalogue import METHODS, costed
 from ..catalogue.architectures import Matrices
 from ..catalogue.cost import cost
+from ..catalogue.methods import THROUGH
 from ..catalogue.sizes import check_blocks
 from .budget import Choice, within_budget
 from .optimal_blocks import Blocks, optimal_blocks, shared_blocks
@@ -117,5 +118,5 @@ def notes(methods: Sequence[str]) -> list[str]:
     """What must be said wherever the parameters or bounds of these methods stand."""
     rows = [METHODS[method] for method in methods]
     lines = [row.cost.beside for row in rows if row.cost and row.cost.beside]
-    frozen = " and ".join(row.label for row in rows if row.needs_base)
+    frozen = " and ".join(row.label for row in rows if row.needs_base and row.core == THROUGH)
     return lines + ([f"{frozen} reach the bound only through the frozen W, not by what they train."] if frozen else [])

@@ -126,7 +126,7 @@ def advice_table(found: Sequence[Recommendation], energy: float) -> str:
             pairs = ("r", "blocks"), ("best_r", "best_blocks")
             columns += [[f"{r}, {b}" for r, b in zip(frame[x], frame[y], strict=True)] for x, y in pairs]
             columns.append(map(short, frame["best_parameters"]))
-        change = each.advised_parameters / each.parameters - 1
+        change = each.advised_parameters / max(1, each.parameters) - 1
         label = method_look(str(first["method"])).label
         lines = [
             f"{first['adapter']}{_step(first['step'])}: {label}, the rank that keeps {energy:.4g} of Σσ²",

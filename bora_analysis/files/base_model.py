@@ -106,6 +106,9 @@ class BaseWeights:
         if module in self._by_module:
             return self._by_module[module]
         found = [*self._by_tail.get(module, []), *filter(None, [self._by_module.get(module.partition(".")[2])])]
+        layer, _, number = module.rpartition(".")
+        if not found and number.isdigit() and layer in self._by_module:  # an expert, or a task of Poly's
+            return self._by_module[layer]
         if not found and (kohya := _UNDERSCORED.fullmatch(module)):
             found = self._by_underscores.get(kohya["path"], [])
         if len(found) == 1:

@@ -1,16 +1,20 @@
 """Lily (arXiv 2407.09946): y += s (Σ_k p_k B_k) A x, p the mean of softmax(R A x) over the tokens.
 
-PEFT: ``<module>.lily_A.weight`` (r, n), ``.lily_B.weight`` (K r, m), ``.lily_router.weight`` (K, r). Layers may share A
-(``stride_A``) and B; the file repeats them.
+PEFT: ``<module>.lily_A.weight`` (r, n), ``.lily_B.weight`` (K r, m), ``.lily_router.weight`` (K, r). Layers of one name
+and size share B, and ``stride_A`` of them in turn share A (``lily/model.py``); the file repeats them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
+from ..files.keys import natural
 from ..files.parts import collect, need, others
 from ..linalg import Array
 from ..updates.contract import Update
@@ -23,8 +27,10 @@ def read(source: Source) -> Found | None:
     if not found:
         return None
     scaling = float(source.setting("scaling", (int, float), 1.0))
+    stride = source.setting("stride_A", int, 1)
     loaders: dict[str, Loader] = {}
-    for module, parts in found.items():
+    before: Counter[Any] = Counter()
+    for module, parts in sorted(found.items(), key=lambda each: natural(each[0])):
         A, B, route = keys = need(source, parts, "lily_A", "lily_B", "lily_router")
         for key in keys:
             source.check_factor(key)
@@ -34,12 +40,19 @@ def read(source: Source) -> Found | None:
         source.expect(source.tensors.shape(B)[0] == count * r, B, f"({count * r}, m): {count} experts of r = {r}")
         source.check_rank(module, A, r)
         named = {"A": [A], "B": [B], "route": route}
-        loaders |= loaders_of(source, module, named, count, "lily", scaling, count * r, _build)
-    notes = [note(source, "Lily"), "factors that layers share are counted in each of them"]
-    return Found("lily", loaders, others(source, rest), notes, scaled=False)
+        kind = module.rpartition(".")[2], source.tensors.shape(A), source.tensors.shape(B)
+        build = partial(_build, own_A=before[kind] % stride == 0, own_B=before[kind] == 0)
+        before[kind] += 1
+        loaders |= loaders_of(source, module, named, count, "lily", scaling, count * r, build)
+    return Found("lily", loaders, others(source, rest), [note(source, "Lily")], scaled=False)
 
 
-def _build(A: list[Array], B: list[Array], route: Array, **options: Any) -> Update:
-    """The router sees A x, so R A sees x."""
+def _build(
+    A: list[Array], B: list[Array], route: Array, *, choice: Any, own_A: bool, own_B: bool, **options: Any
+) -> Update:
+    """The router sees A x, so R A sees x. What layers share is counted in the first of them."""
     experts = B[0].reshape(len(route), -1, B[0].shape[1]).transpose(0, 2, 1)
-    return mix(A, list(experts), route.astype(np.float64) @ A[0], **options)
+    update: Any = mix(A, list(experts), route.astype(np.float64) @ A[0], choice=choice, **options)
+    shared = 0 if own_B else experts[0].size if isinstance(choice, int) else experts.size
+    shared += 0 if own_A or (isinstance(choice, int) and choice) else A[0].size
+    return replace(update, facts=replace(update.facts, parameters=update.facts.parameters - shared))

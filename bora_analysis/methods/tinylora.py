@@ -33,13 +33,14 @@ def read(source: Source) -> Found | None:
         return None
     notes = []
     if len(vectors) < len(found):
-        notes = ["layers share their trained vectors, which are counted for none"]
-    loaders = {module: _loader(source, parts, vectors, len(found)) for module, parts in found.items()}
+        notes = ["layers share their trained vectors, each of which is counted for its first layer"]
+    first = next(iter(found))
+    loaders = {m: _loader(source, parts, vectors, len(found), m == first) for m, parts in found.items()}
     rest = [key for key in rest if key not in vectors.values()]
     return Found("tinylora", loaders, others(source, rest), notes, scaled=False)
 
 
-def _loader(source: Source, parts: dict[str, str], vectors: Mapping[int, str], layers: int) -> Loader:
+def _loader(source: Source, parts: dict[str, str], vectors: Mapping[int, str], layers: int, first: bool) -> Loader:
     A, B = need(source, parts, "tinylora_A", "tinylora_B")
     P = parts.get("tinylora_P")
     if P is None or sorted(vectors) != list(range(len(vectors))) or not vectors:
@@ -57,14 +58,15 @@ def _loader(source: Source, parts: dict[str, str], vectors: Mapping[int, str], l
     seed = source.setting("projection_seed", int, 42)
 
     def load(A: Array, B: Array, P: Array, *, dtype: str) -> Update:
-        group = 0
+        group, counted = 0, first
         if len(vectors) > 1:  # PEFT's rule (``tinylora/model.py``)
-            group = min(_layer(P, seed, layers) // max(1, layers // len(vectors)), len(vectors) - 1)
+            layer, size = _layer(P, seed, layers), max(1, layers // len(vectors))
+            group = min(layer // size, len(vectors) - 1)
+            counted = layer == group * size
         v = source.read_shared(vectors[group]).astype(np.float64)
         update = lora(B @ np.tensordot(v, P, 1), A, method="tinylora", dtype=dtype, any_rank=True)
-        trained = u if len(vectors) == layers else 0
         macs = update.facts.macs_per_token + r * r
-        return replace(update, facts=replace(update.facts, parameters=trained, macs_per_token=macs))
+        return replace(update, facts=replace(update.facts, parameters=u * counted, macs_per_token=macs))
 
     return source.loader({"A": A, "B": B, "P": P}, load)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -39,23 +39,25 @@ def read(source: Source) -> Found | None:
     (size,) = source.tensors.shape(vectors[0])
     vector = cache(lambda: source.read_shared(vectors[0]).astype(np.float64))
 
-    def loader(parts: dict[str, str]) -> Loader:
+    def loader(module: str, parts: dict[str, str]) -> Loader:
         names = [f"{kind}_{side}" for kind in ("indices", "scales") for side in "AB"]
         keys = dict(zip(names, need(source, parts, *(f"unilora_{name}" for name in names)), strict=True))
         for side in "AB":
             source.check_factor(keys[f"scales_{side}"])
             shape = source.tensors.shape(keys[f"scales_{side}"])
             source.expect(source.tensors.shape(keys[f"indices_{side}"]) == shape, keys[f"indices_{side}"], f"{shape}")
-        return source.loader(keys, build)
+        return source.loader(keys, partial(build, trained=size if module == next(iter(found)) else 0))
 
-    def build(indices_A: Array, indices_B: Array, scales_A: Array, scales_B: Array, *, dtype: str) -> Update:
+    def build(
+        indices_A: Array, indices_B: Array, scales_A: Array, scales_B: Array, *, trained: int, dtype: str
+    ) -> Update:
         for side, indices in (("A", indices_A), ("B", indices_B)):
             if indices.min() < 0 or indices.max() >= size:
                 raise FactorError(f"indices_{side}", f"reach from {indices.min()} to {indices.max()}; θ has {size}")
         B, A = vector()[indices_B] * scales_B, vector()[indices_A] * scales_A
         update = lora(B, A, method="unilora", dtype=dtype, any_rank=True)
-        return replace(update, facts=replace(update.facts, parameters=0))
+        return replace(update, facts=replace(update.facts, parameters=trained))
 
-    loaders = {module: loader(parts) for module, parts in found.items()}
-    note = f"the vector of {size:,} trained numbers is shared by all modules and counted for none"
+    loaders = {module: loader(module, parts) for module, parts in found.items()}
+    note = f"the vector of {size:,} trained numbers is shared by all modules and counted for the first"
     return Found("unilora", loaders, others(source, [key for key in rest if key not in vectors]), [note], scaled=False)

@@ -136,19 +136,14 @@ CASES = {
         {"target_modules": ["q_proj", "down_proj", "o_proj"], "r": 3, "u": 5, "weight_tying": 0.5},
         layers,
         "tinylora",
-        counted=15,
     ),
     "tinylora-seed": Case(
         "TinyLoraConfig", BOTH | {"r": 99, "u": 2, "projection_seed": 7, "bias": "all"}, linear, "tinylora"
     ),
-    "tinylora-conv1d": Case(
-        "TinyLoraConfig", GPT2 | {"r": 3, "weight_tying": 1.0}, models.tiny_gpt2, "tinylora", counted=64
-    ),
-    "unilora": Case(
-        "UniLoraConfig", BOTH | {"r": 3, "theta_d_length": 30, "save_indices": True}, linear, "unilora", counted=30
-    ),
+    "tinylora-conv1d": Case("TinyLoraConfig", GPT2 | {"r": 3, "weight_tying": 1.0}, models.tiny_gpt2, "tinylora"),
+    "unilora": Case("UniLoraConfig", BOTH | {"r": 3, "theta_d_length": 30, "save_indices": True}, linear, "unilora"),
     "unilora-conv1d": Case(
-        "UniLoraConfig", GPT2 | {"theta_d_length": 99, "save_indices": True}, models.tiny_gpt2, "unilora", counted=99
+        "UniLoraConfig", GPT2 | {"theta_d_length": 99, "save_indices": True}, models.tiny_gpt2, "unilora"
     ),
     "randlora": Case("RandLoraConfig", BOTH | {"r": 5}, linear, "randlora", sizes=True),
     "randlora-sparse": Case(

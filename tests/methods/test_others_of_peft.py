@@ -13,7 +13,7 @@ import pytest
 from adapter_files import CLOSE, one, write
 from scipy.linalg import svdvals
 
-from bora_analysis import layer_metrics, singular_values
+from bora_analysis import base_metrics, layer_metrics, singular_values
 from bora_analysis.adapters import AdapterError, read_adapter
 from bora_analysis.catalogue import METHODS
 from bora_analysis.methods.unreadable import REFUSED
@@ -133,6 +133,8 @@ def test_half_precision(tmp_path: Path, name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("splits", [1, 2])
 def test_poly(tmp_path: Path, splits: int) -> None:
+    from safetensors.torch import save_file
+
     model = adapted("Poly", r=2, n_tasks=3, n_skills=4, n_splits=splits)
     adapter = one(saved(model, tmp_path))
     assert list(adapter) == [f"{module}.{task}" for module in ("down", "up") for task in range(3)]
@@ -146,6 +148,9 @@ def test_poly(tmp_path: Path, splits: int) -> None:
             check(adapter[f"{module}.{task}"], expected)
     assert sum(update.facts.parameters for update in adapter.values()) == model.get_nb_trainable_parameters()[0]
     layer_metrics(adapter)
+    base = tmp_path / "base.safetensors"
+    save_file({"up.weight": torch.eye(18, 12), "down.weight": torch.eye(12, 18)}, base)
+    assert base_metrics(adapter, base)["module"].nunique() == 6
     single = one(saved(adapted("Poly", r=2), tmp_path / "single"))
     assert (list(single), single.warnings) == (["down", "up"], ())
 
@@ -172,6 +177,16 @@ def test_lily(tmp_path: Path) -> None:
         found = one(folder, experts=wish)
         assert sum(update.facts.parameters for update in found.values()) == model.get_nb_trainable_parameters()[0]
     assert "Lily's update depends on its router" in one(folder).warnings[0]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_what_layers_of_lily_share_is_counted_once(tmp_path: Path, stride: int) -> None:
+    config = peft.LilyConfig(r=2, num_B=2, stride_A=stride, target_modules=["q_proj", "down_proj"])
+    model = models.adapted(models.tiny_llama(num_hidden_layers=12), config)
+    saved(model, tmp_path)
+    for wish in ("mean", "each"):
+        found = one(tmp_path, experts=wish)
+        assert sum(update.facts.parameters for update in found.values()) == model.get_nb_trainable_parameters()[0]
 
 
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True, "alpha_pattern": {"up": 7}, "rank_pattern": {"down": 2}}])
