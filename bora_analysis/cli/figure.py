@@ -15,12 +15,19 @@ if TYPE_CHECKING:
     from ..updates.contract import Update
 
 
-@command("figure figure4 first-adapter second-adapter -o figure4.pdf", "figure trajectory run-folder -o rank.pdf")
+@command(
+    "figure figure4 first-adapter second-adapter -o figure4.pdf",
+    "figure trajectory run-folder -o rank.pdf",
+    "figure pareto first second --y accuracy --from results.csv -o front.pdf",
+)
 @click.option("--list", "listing", is_flag=True, help="List the figures and exit.")
 @click.option("-o", "--output", metavar="FILE", multiple=True, help="A .pdf, .svg or .png file; repeatable.")
 @click.option("--metric", help="A column of the metrics table (heatmap, trajectory).")
 @click.option("--projection", help="q, k, v … (figure4, spectra, threshold_sweep, trajectory, similarity).")
 @click.option("--model", help="Layer shapes of a known model (optimal_blocks).  [default: queries of the paper's five]")
+@click.option("--y", metavar="COLUMN", help="An outcome such as accuracy, with --from: then with its front (pareto).")
+@click.option("--from", "outcome", metavar="FILE", help="CSV or JSON with the columns adapter and COLUMN (pareto).")
+@click.option("--lower", is_flag=True, default=None, help="Lower values of COLUMN are better (pareto).")
 @click.option("--width", help="Text width of a venue: neurips, iclr, icml, icml2.")
 @click.argument("name", required=False)
 @reading(required=False)

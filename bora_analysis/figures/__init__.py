@@ -90,7 +90,7 @@ FIGURES: dict[str, Spec] = {
     "threshold_sweep": Spec(threshold_sweep, "effective rank against the threshold", "spectra"),
     "trajectory": Spec(trajectory, "a metric against the training step, from checkpoints", "layer_metrics"),
     "similarity": Spec(similarity, "subspace similarity of two adapters, as LoRA's figure 3", "similarity"),
-    "pareto": Spec(pareto, "rank bound and effective rank against trained parameters", "layer_metrics"),
+    "pareto": Spec(pareto, "ranks, or an outcome with its front, against trained parameters", "layer_metrics"),
     "optimal_blocks": Spec(optimal_blocks, "parameters per unit of rank against the number of blocks", None),
 }
 

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
-from matplotlib.transforms import ScaledTranslation
 
 from .. import style
 from ..analysis import optimal_blocks as blocks_of
@@ -23,7 +22,7 @@ from . import drawing as layout
 
 @dataclass(frozen=True)
 class Point:
-    """One adapter: all its parameters, and means over its modules."""
+    """One adapter: all its parameters, and means over its modules; or its outcome, as both."""
 
     adapter: str
     parameters: int
@@ -35,6 +34,9 @@ class Point:
 def pareto(
     table: data.Source,
     *,
+    y: str | None = None,
+    outcome: Any = None,
+    lower: bool | None = None,
     width: str = "neurips",
     title: str | None = None,
     labels: data.Labels | None = None,
@@ -42,68 +44,106 @@ def pareto(
 ) -> Figure:
     """What a rank costs: mean rank bound (open) and mean effective rank (filled) against trained parameters.
 
-    Adapters that train about as many parameters stand side by side. Their names stand beside the points where there is
-    room for all of them; otherwise numbers do, and the names stand in the legend.
+    With ``y`` and ``outcome``: what the parameters bring, such as accuracy, and its Pareto front, the adapters that no
+    other one with at most as many parameters reaches. A rank is no outcome and has no front.
+
+    Every point stands at its numbers. Adapters at one place have one name for all. The names stand beside the points
+    where there is room for all of them; otherwise numbers do, and the names stand in the legend.
 
     Parameters
     ----------
     table : the layer metrics, or what they can be made from. ``effective_rank`` is for the threshold in it.
+    y : a column of ``outcome``.
+    outcome : a frame, or a CSV or JSON file, with the columns ``adapter`` and ``y``. Several rows of an adapter (seeds)
+        give their mean, and a line from the lowest to the highest.
+    lower : whether lower values are better, as for a perplexity.
     width, title, labels, ax : see :mod:`bora_analysis.figures`.
     """
     table, looks = data.opened(table, "layer_metrics", labels)
     points = [Point(*row) for row in views.costs(views.last_steps(table)).itertuples(index=False, name=None)]
+    values = data.outcomes(outcome, y, [point.adapter for point in points])
     axes = layout.one_axes(width, 2.7, ax)
     _parameter_axis(axes, [point.parameters for point in points])
-    _rank_axis(axes, [value for point in points for value in (point.bound, point.rank)])
-    name, formula = style.metric_label("effective_rank", data.threshold_of(table), "|").split("|")
-    kinds = [style.Look("rank bound", style.GREY, "o", (), False)]
-    kinds.append(style.Look(f"{name} {formula}", style.GREY, "o", (), True))
+    if values is None:
+        _rank_axis(axes, [value for point in points for value in (point.bound, point.rank)])
+        name, formula = style.metric_label("effective_rank", data.threshold_of(table), "|").split("|")
+        kinds = [style.Look("rank bound", style.GREY, "o", (), False)]
+        kinds.append(style.Look(f"{name} {formula}", style.GREY, "o", (), True))
+    else:
+        means = values.mean()
+        points = [replace(each, bound=means[each.adapter], rank=means[each.adapter]) for each in points]
+        spread = style.Look(f"mean {y}; line: lowest to highest", style.GREY, "o", (), True)
+        kinds = [spread] if (values.size() > 1).any() else []
+        _outcome_axis(axes, points, values, str(y), bool(lower))
     figure = layout.finished(axes, ax, title, kinds, linestyle="")
     names = {point.adapter: looks[point.adapter].label for point in points}
-    if not _drawn(axes, points, looks, names, optional=True):
+    outcome = values is not None
+    if not _drawn(axes, points, looks, names, outcome, optional=True):
         names = {point.adapter: str(k) for k, point in enumerate(points, 1)}
         adapters = [replace(looks[each], filled=True, label=f"{k}  {looks[each].label}") for each, k in names.items()]
         for legend in (*figure.legends, axes.get_legend()) if ax is None else [axes.get_legend()]:
             if legend is not None:
                 legend.remove()
         layout.finished(axes, ax, title, [*kinds, *adapters], linestyle="")
-        _drawn(axes, points, looks, names, optional=False)
+        _drawn(axes, points, looks, names, outcome, optional=False)
     return figure
 
 
 def _drawn(
-    axes: Axes, points: list[Point], looks: Mapping[str, style.Look], names: Mapping[str, str], *, optional: bool
+    axes: Axes,
+    points: list[Point],
+    looks: Mapping[str, style.Look],
+    names: Mapping[str, str],
+    outcome: bool,
+    *,
+    optional: bool,
 ) -> bool:
     """Draw the points and their names; where these are optional and have no room, nothing. Whether it was drawn."""
-    figure = layout.figure_of(axes)
     # From here on nothing moves: places in points on the page are known.
-    figure.draw_without_rendering()
-    shifts = _shifts(axes, points)
-    boxes = []
-    for point in points:
-        ends = [_place(axes, point.parameters, y, shifts[point.adapter]) for y in (point.rank, point.bound)]
-        boxes.append((*(np.min(ends, axis=0) - 3.5), *(np.max(ends, axis=0) + 3.5)))
-    places = _names(axes, points, names, shifts, boxes)
+    layout.figure_of(axes).draw_without_rendering()
+    groups = _groups(axes, points)
+    texts = [", ".join(names[point.adapter] for point in group) for group in groups]
+    places = _names(axes, points, groups, texts)
     if None in places and optional:
         return False
-    for point, place in zip(points, places, strict=True):
-        look, shift = looks[point.adapter], shifts[point.adapter]
-        moved = axes.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
-        x = [point.parameters] * 2
-        axes.plot(x, [point.rank, point.bound], color=look.colour, lw=0.8, transform=moved, zorder=1)
-        for kind, y, filled, size in (("bound", point.bound, False, 5.5), ("rank", point.rank, True, 3.6)):
+    for point in points:
+        look = looks[point.adapter]
+        axes.plot([point.parameters] * 2, [point.rank, point.bound], color=look.colour, lw=0.8, zorder=1)
+        ranks = [("bound", point.bound, False, 5.5), ("rank", point.rank, True, 3.6)]
+        for kind, y, filled, size in [("outcome", point.rank, True, 5.0)] if outcome else ranks:
             options = {**layout.line(replace(look, filled=filled)), "markersize": size, "linestyle": ""}
-            gid = f"{kind}:{point.adapter}"
-            axes.plot(x[:1], [y], gid=gid, transform=moved, zorder=3, clip_on=False, **options)
+            axes.plot([point.parameters], [y], gid=f"{kind}:{point.adapter}", zorder=3, clip_on=False, **options)
+    for (point, *_), text, place in zip(groups, texts, places, strict=True):
         if place is None:
             continue
         # From the point and not from the page: axes that a caller gave may move later.
         away = np.array(place) - _place(axes, point.parameters, point.rank)
-        options = {"textcoords": "offset points", "size": 6.5, "va": "center", "color": look.colour}
+        options = {"textcoords": "offset points", "size": 6.5, "va": "center", "color": looks[point.adapter].colour}
+        options["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
+        if abs(away[1]) > 12 and point.rank == point.bound:
+            side = float(np.clip(-away[0] / (72 * layout.text_width(text, 6.5)), 0, 1)), float(away[1] < 0)
+            line = {"arrowstyle": "-", "lw": 0.4, "color": style.GREY, "shrinkA": 0, "shrinkB": 3}
+            options["arrowprops"] = line | {"relpos": side}
         at = point.parameters, point.rank
-        note = axes.annotate(layout.escaped(names[point.adapter]), at, away, annotation_clip=False, **options)
+        note = axes.annotate(layout.escaped(text), at, away, annotation_clip=False, **options)
         note.set_in_layout(False)
     return True
+
+
+def _outcome_axis(axes: Axes, points: list[Point], values: Any, y: str, lower: bool) -> None:
+    """The axis of an outcome, how far its values spread, and the front."""
+    for point in points:
+        own = values.get_group(point.adapter)
+        axes.plot([point.parameters] * 2, [own.min(), own.max()], color=style.GREY, lw=0.7, zorder=1)
+    front: list[Point] = []
+    for point in sorted(points, key=lambda each: (each.parameters, each.rank if lower else -each.rank)):
+        if not front or (point.rank < front[-1].rank if lower else point.rank > front[-1].rank):
+            front.append(point)
+    x, level = [point.parameters for point in front], [point.rank for point in front]
+    x = [*x, axes.get_xlim()[1]]
+    axes.step(x, [*level, level[-1]], where="post", color="0.6", lw=0.8, ls=(0, (4, 2)), zorder=0, gid="front")
+    axes.margins(y=0.15)
+    axes.set_ylabel(layout.escaped(f"{y}\n(dashed: Pareto front)"))
 
 
 def _rank_axis(axes: Axes, ranks: list[float]) -> None:
@@ -129,46 +169,46 @@ def _parameter_axis(axes: Axes, parameters: list[int]) -> None:
     axes.set_xlabel("trained parameters")
 
 
-def _place(axes: Axes, x: float, y: float, shift: float = 0.0) -> Any:
-    """Where a point of the axes, moved sideways by ``shift``, lies on the page; in points, as ``shift``."""
-    return axes.transData.transform((x, y)) * 72 / layout.figure_of(axes).dpi + np.array((shift, 0.0))
+def _place(axes: Axes, x: float, y: float) -> Any:
+    """Where a point of the axes lies on the page, in points."""
+    return axes.transData.transform((x, y)) * 72 / layout.figure_of(axes).dpi
 
 
-def _shifts(axes: Axes, points: list[Point]) -> dict[str, float]:
-    """Adapter → points sideways, so that those of nearly the same parameters and ranks do not cover one another."""
-    spans = {}
+def _groups(axes: Axes, points: list[Point]) -> list[list[Point]]:
+    """Adapters whose points lie on one another: both are less than half a marker apart."""
+
+    def ends(point: Point) -> Any:
+        return np.concatenate([_place(axes, point.parameters, y) for y in (point.rank, point.bound)])
+
+    groups: list[list[Point]] = []
     for point in points:
-        (x, low), (_, high) = (_place(axes, point.parameters, y) for y in sorted((point.rank, point.bound)))
-        spans[point.adapter] = x - 3.5, low - 3.5, x + 3.5, high + 3.5
-    groups: list[list[str]] = []
-    for adapter in sorted(spans, key=lambda each: spans[each][0]):
-        touching = [group for group in groups if any(_overlap(spans[adapter], spans[other]) for other in group)]
-        groups = [group for group in groups if group not in touching]
-        groups.append([*(other for group in touching for other in group), adapter])
-    return {adapter: 7.0 * (k - (len(group) - 1) / 2) for group in groups for k, adapter in enumerate(group)}
+        for group in groups:
+            if np.abs(ends(point) - ends(group[0])).max() < 2.5:
+                group.append(point)
+                break
+        else:
+            groups.append([point])
+    return groups
 
 
 def _names(
-    axes: Axes,
-    points: list[Point],
-    names: Mapping[str, str],
-    shifts: Mapping[str, float],
-    boxes: list[tuple[float, ...]],
+    axes: Axes, points: list[Point], groups: list[list[Point]], texts: list[str]
 ) -> list[tuple[float, float] | None]:
-    """Left middle of each name, beside, above or below its points; None where there is no free place."""
+    """Left middle of the name of each group, beside, above or below its points; None where there is no free place."""
     left, bottom, right, top = np.array(axes.get_window_extent().extents) * 72 / layout.figure_of(axes).dpi
-    taken, places = list(boxes), []
+    taken, places = [], []
     for point in points:
-        size, half = 72 * layout.text_width(names[point.adapter], 6.5), 4.0
-        rank, bound = (_place(axes, point.parameters, y, shifts[point.adapter]) for y in (point.rank, point.bound))
-        candidates = (
-            (rank[0] + 5, rank[1]),
-            (rank[0] - 5 - size, rank[1]),
-            (bound[0] + 5, bound[1]),
-            (bound[0] - 5 - size, bound[1]),
-            (rank[0] - size / 2, rank[1] - 9),
-            (bound[0] - size / 2, bound[1] + 9),
-        )
+        ends = [_place(axes, point.parameters, y) for y in (point.rank, point.bound)]
+        taken.append((*(np.min(ends, axis=0) - 3.5), *(np.max(ends, axis=0) + 3.5)))
+    for (point, *_), text in zip(groups, texts, strict=True):
+        size, half = 72 * layout.text_width(text, 6.5), 4.0
+        rank, bound = (_place(axes, point.parameters, y) for y in (point.rank, point.bound))
+        candidates = [(x, end[1]) for end in (rank, bound) for x in (end[0] + 5, end[0] - 5 - size)]
+        for away in (9, 17, 25):  # further ones have a line to their point
+            candidates += [(rank[0] - size * k, rank[1] - away) for k in (0.5, 0, 1)]
+            candidates += [(bound[0] - size * k, bound[1] + away) for k in (0.5, 0, 1)]
+            if point.rank != point.bound:
+                break
         for x, y in candidates:
             box = x, y - half, x + size, y + half
             inside = left + 2 <= box[0] and box[2] <= right and bottom - 1 <= box[1] and box[3] <= top + 4

@@ -66,6 +66,37 @@ def relabelled(names: Iterable[str], labels: Labels | None) -> dict[str, str]:
     return dict(labels)
 
 
+def outcomes(given: Any, column: str | None, adapters: Sequence[str]) -> Any:
+    """The values of a column by adapter, grouped; None where neither frame nor column is given.
+
+    Parameters
+    ----------
+    given : a frame, or a CSV or JSON file; it has the column ``adapter``, and a number for each of ``adapters``.
+    """
+    if given is None and column is None:
+        return None
+    if given is None or column is None:
+        raise ValueError("y (--y) and outcome (--from) go together: a column, and the frame or file that has it")
+    what = "outcome"
+    if not isinstance(given, pd.DataFrame):
+        what = str(given)
+        try:
+            given = pd.read_json(given) if what.lower().endswith(".json") else pd.read_csv(given)
+        except ValueError as error:  # pandas' own for text that is no table
+            raise ValueError(f"{what}: cannot be read as CSV or JSON: {error}") from None
+    for name in ("adapter", column):
+        if name not in given:
+            raise ValueError(f"{what}: has no column {name!r}; it has {', '.join(map(str, given.columns))}")
+    rows = given[given["adapter"].isin(adapters)]
+    numbers: Any = pd.to_numeric(rows[column], errors="coerce")
+    known = numbers.abs().lt(np.inf).groupby(rows["adapter"]).all()
+    missing = [name for name in adapters if not known.get(name, False)]
+    if missing:
+        there = ", ".join(map(str, list(dict.fromkeys(given["adapter"]))[:8]))
+        raise ValueError(f"{what}: has no number under {column!r} for {', '.join(missing)}; it has adapters {there}")
+    return numbers.groupby(rows["adapter"])
+
+
 def threshold_of(table: Any) -> float:
     """The threshold for which a table of metrics was computed."""
     return float(table["threshold"].iloc[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,23 +48,77 @@ def test_pareto_names_adapters_beside_their_points():
 def test_pareto_numbers_adapters_where_names_have_no_room():
     many = tuple((f"a-run-with-a-long-name-{k}", "lora", 2 + k % 2, 1) for k in range(20))
     figure = figures.draw("pareto", **tables(adapters=many, layers=(0,)), width="icml")
-    assert set(notes(figure)) <= {str(k) for k in range(1, 21)}
-    assert len(notes(figure)) >= 10
+    shown = [name for note in notes(figure) for name in note.split(", ")]
+    assert sorted(shown, key=int) == [str(k) for k in range(1, 21)]
     assert legend_texts(figure)[2:] == [f"{k} a-run-with-a-long-name-{k - 1} (LoRA)" for k in range(1, 21)]
     assert cut_texts(figure) == []
 
 
-def test_pareto_sets_equal_adapters_apart_on_the_page_only():
-    """Two adapters of the same parameters and ranks: one x in the data, two places on paper; far ones do not move."""
+def place(figure, gid):
+    point = artist(figure, gid)
+    return point.get_transform().transform(np.column_stack(point.get_data()))[0]
+
+
+def test_pareto_moves_no_point():
+    """Two adapters of the same parameters and ranks lie on one another, with one name for both."""
     twins = (("one", "lora", 4, 1), ("two", "lora", 4, 1), ("far", "melora", 4, 12))
     figure = figures.draw("pareto", **tables(adapters=twins, zero=["one", "two"]))
-    places = {}
+    axes = figure.axes[0]
     for name, *_ in twins:
-        point = artist(figure, f"rank:{name}")
-        places[name] = point.get_transform().transform(np.column_stack(point.get_data()))[0, 0]
-    assert artist(figure, "rank:one").get_xdata() == artist(figure, "rank:two").get_xdata()
-    assert places["two"] - places["one"] == pytest.approx(7 * figure.dpi / 72)
-    assert places["far"] == pytest.approx((places["one"] + places["two"]) / 2)
+        for kind in ("rank", "bound"):
+            data = np.column_stack(artist(figure, f"{kind}:{name}").get_data())
+            np.testing.assert_allclose(place(figure, f"{kind}:{name}"), axes.transData.transform(data)[0])
+    np.testing.assert_array_equal(place(figure, "rank:one"), place(figure, "rank:two"))
+    assert sorted(notes(figure)) == ["far (MELoRA)", "one (LoRA), two (LoRA)"]
+
+
+OUTCOME = pd.DataFrame({
+    "adapter": ["lora-r4", "lora-r4", "melora-r2", "bora-b4", "mine", "another"],
+    "score": [0.5, 0.7, 0.65, 0.4, 0.9, 0.1],
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [None, ".csv", ".json"])
+@pytest.mark.parametrize("lower", [False, True])
+def test_pareto_of_an_outcome_has_the_front(suffix, lower, tmp_path):
+    outcome: Any = OUTCOME if suffix is None else tmp_path / f"results{suffix}"
+    if suffix == ".csv":
+        OUTCOME.to_csv(outcome, index=False)
+    elif suffix == ".json":
+        OUTCOME.to_json(outcome, orient="records")
+    table = tables()["layer_metrics"]
+    figure = figures.draw("pareto", layer_metrics=table, y="score", outcome=outcome, lower=lower)
+    means = OUTCOME.groupby("adapter")["score"].mean()
+    points = []
+    for name, *_ in ADAPTERS:
+        x, y = (values[0] for values in artist(figure, f"outcome:{name}").get_data())
+        assert (x, y) == (table[table["adapter"] == name]["parameters"].sum(), pytest.approx(means[name]))
+        points.append((x, -y if lower else y))
+    best = [(x, y) for x, y in points if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)]
+    x, y = artist(figure, "front").get_data()
+    assert sorted(zip(x[:-1], y[:-1], strict=True)) == [(a, pytest.approx(abs(b))) for a, b in sorted(best)]
+    assert cut_texts(figure) == []
+    assert "Pareto front" in figure.axes[0].get_ylabel()
+
+
+def test_pareto_of_ranks_has_no_front():
+    figure = figures.draw("pareto", **tables())
+    assert not gids(figure, "front")
+    assert "front" not in figure.axes[0].get_ylabel()
+
+
+def test_an_outcome_that_does_not_fit_is_refused(tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    for options, told in (
+        ({"y": "score"}, "go together"),
+        ({"outcome": OUTCOME}, "go together"),
+        ({"y": "f1", "outcome": OUTCOME}, "outcome: has no column 'f1'; it has adapter, score"),
+        ({"y": "score", "outcome": OUTCOME.iloc[:4]}, "has no number under 'score' for mine; it has adapters lora-r4"),
+        ({"y": "score", "outcome": OUTCOME.replace(0.9, np.nan)}, "has no number under 'score' for mine"),
+        ({"y": "score", "outcome": tmp_path / "empty.csv"}, r"empty.csv: cannot be read as CSV or JSON"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            figures.draw("pareto", **tables(), **options)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 20])
@@ -148,7 +204,9 @@ def test_wrong_wishes_are_answered_with_the_choices():
         figures.draw("optimal_blocks", model="gpt-9")
     with pytest.raises(ValueError, match="unknown width 'a4'; there are neurips"):
         figures.draw("pareto", **tables(), width="a4")
-    with pytest.raises(ValueError, match="figure pareto has no option 'metric'; it has width, title"):
+    with pytest.raises(
+        ValueError, match="figure pareto has no option 'metric'; it has y, outcome, lower, width, title"
+    ):
         figures.draw("pareto", **tables(), metric="energy")
     with pytest.raises(ValueError, match="no rows"):
         figures.draw("pareto", layer_metrics=pd.DataFrame(tables()["layer_metrics"].iloc[:0]))
