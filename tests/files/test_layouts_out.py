@@ -298,6 +298,20 @@ def test_experts_fused_alone_and_stacked(tmp_path: Path) -> None:
         close(one(tmp_path / f"{path}-back"), apart)
 
 
+def test_original_names_alone_are_comfyuis(tmp_path: Path) -> None:
+    """Flux control's own, with trained biases, which stay in the same layout."""
+    pairs = factors({"double_blocks.0.img_attn.qkv": (6, 4)})
+    content = {f"{m}.lora_{side}.weight": torch.tensor(pair[side]) for m, pair in pairs.items() for side in "AB"}
+    bias = {"double_blocks.0.img_attn.qkv.lora_B.bias": torch.ones(6)}
+    save_file(content | bias, tmp_path / "a.safetensors")
+    with pytest.raises(AdapterError, match=r"qkv.lora_B.bias is a trained bias"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", layout="kohya")
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", layout="same")
+    written = load_file(tmp_path / "b.safetensors")
+    assert set(written) == set(content | bias)
+    close(one(tmp_path / "b.safetensors"), {module: product(pair) for module, pair in pairs.items()})
+
+
 def test_mlx_has_one_rank_one_scale_and_the_names_of_modules(tmp_path: Path) -> None:
     pairs = factors({"model.layers.0.self_attn.q_proj": (8, 6), "lm_head": (9, 6)})
     pairs["lm_head"]["B"][:, 1:] = 0
@@ -466,3 +480,38 @@ def test_from_gguf_back_to_peft(model_type: str, tmp_path: Path) -> None:
             convert(tmp_path / "lora.gguf", tmp_path / "back")
     convert(tmp_path / "lora.gguf", tmp_path / "back", base=tmp_path / "base")
     close(one(tmp_path / "back"), {module: product(pair, 2.0) for module, pair in pairs.items()})
+
+
+@pytest.mark.parametrize("wish", [{}, {"energy": 0.7}])
+def test_diffusers_loads_what_kohya_trained(wish: dict[str, Any], tmp_path: Path) -> None:
+    """Its own loader, on a U-Net, of every linear layer and convolution that the model has."""
+    with models.warnings.catch_warnings():
+        models.warnings.simplefilter("ignore")
+        diffusers: Any = pytest.importorskip("diffusers")
+        torch.manual_seed(0)
+        unet = diffusers.UNet2DConditionModel(
+            in_channels=4, out_channels=4, layers_per_block=1, cross_attention_dim=8, attention_head_dim=4,
+            block_out_channels=(8, 16), norm_num_groups=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )  # fmt: skip
+    layers = {
+        name: layer for name, layer in unet.named_modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    before = {name: layer.weight.detach().double().numpy().copy() for name, layer in layers.items()}
+    pairs = {}
+    for name, weight in before.items():
+        B, A = RNG.standard_normal((len(weight), 3)), RNG.standard_normal((3, *weight.shape[1:]))
+        B = B.reshape(len(weight), 3, *(1 for _ in weight.shape[2:]))
+        pairs[f"lora_unet_{name.replace('.', '_')}"] = {"B": B.astype("f4"), "A": A.astype("f4")}
+    path = kohya(tmp_path / "style.safetensors", pairs, 1.5)
+    done = convert(path, tmp_path / "out", layout="diffusers", **wish)
+    assert (len({cut.rank for cut in done.cuts.values()}) > 1) == bool(wish)
+    with models.warnings.catch_warnings():
+        models.warnings.simplefilter("ignore")
+        unet.load_lora_adapter(str(tmp_path / "out"), prefix="unet", weight_name="pytorch_lora_weights.safetensors")
+        unet.fuse_lora()
+    after = {name.replace(".base_layer", ""): value for name, value in unet.named_parameters()}
+    written = one(tmp_path / "out")
+    for name, weight in before.items():
+        added = (after[f"{name}.weight"].detach().double().numpy() - weight).reshape(len(weight), -1)
+        np.testing.assert_allclose(added, written[f"unet.{name}"].to_dense(), atol=1e-5)

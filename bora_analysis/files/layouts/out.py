@@ -46,6 +46,8 @@ class Layer:
 
     def padded(self, r: int) -> Layer:
         """With zeros up to rank r; the scaling stays."""
+        if r == self.r:
+            return self
         more = (r - self.r) // self.groups
         A = self.A.reshape(*self.A.shape[:-2], self.groups, -1, self.A.shape[-1])
         A = np.pad(A, [(0, 0)] * (A.ndim - 2) + [(0, more), (0, 0)]).reshape(*self.A.shape[:-2], r, -1)

@@ -83,7 +83,7 @@ def write_comfyui(job: Job) -> None:
 
 OUT = {
     "comfyui": Out(
-        write_comfyui, comfyui_name, lambda keys: any(key.startswith("diffusion_model.") for key in keys),
+        write_comfyui, comfyui_name, lambda keys: any(key.startswith(("diffusion_model.", *_ORIGINAL)) for key in keys),
         "lora.safetensors",
     ),
     "diffusers": Out(
