@@ -7,6 +7,7 @@ from .adapters import merge as merge
 from .adapters import read_adapter as read_adapter
 from .adapters import write_adapter as write_adapter
 from .adapters.synthetic import synthetic_adapter as synthetic_adapter
+from .analysis.capture import capture as capture
 from .analysis.conversion import Conversion as Conversion
 from .analysis.conversion import Cut as Cut
 from .analysis.conversion import convert as convert

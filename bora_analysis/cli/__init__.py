@@ -13,6 +13,7 @@ import click
 
 from .. import __version__
 from .analyze import analyze, compare, factors
+from .capture import capture
 from .convert import convert, merge
 from .cost import cost
 from .dashboard import dashboard
@@ -26,8 +27,8 @@ from .synth import synth
 from .train import train
 
 COMMANDS = (
-    analyze, compare, factors, recommend, similarity, relative, convert, merge, figure, synth, cost, train, paper,
-    dashboard,
+    analyze, compare, factors, recommend, capture, similarity, relative, convert, merge, figure, synth, cost, train,
+    paper, dashboard,
 )  # fmt: skip
 
 

@@ -47,7 +47,13 @@ def together(*options: Decorator) -> Decorator:
 
 
 def reading(
-    *, required: bool = True, count: int = -1, metavar: str = "PATH...", solving: bool = True, counting: bool = True
+    *,
+    required: bool = True,
+    count: int = -1,
+    metavar: str = "PATH...",
+    solving: bool = True,
+    counting: bool = True,
+    naming: bool = True,
 ) -> Decorator:
     """The options of every command that reads adapters.
 
@@ -59,7 +65,9 @@ def reading(
     required, count, metavar : of the argument PATH; count -1 takes any number.
     solving : with the options that say how singular values are computed.
     counting : with --threshold, for a command that counts singular values.
+    naming : with --method; a command without has a --method of its own.
     """
+    read = [name for name in _READ if naming or name != "method"]
     measured = ["threshold"] * counting + ["device", "solver"] * solving
     options = [
         click.argument("paths", nargs=count, required=required, metavar=metavar),
@@ -83,10 +91,6 @@ def reading(
             help=f"{catalogue.labels(lambda row: row.experts, ', ')}: the uniform mean, each expert, or the stack of "
             "all, whose singular values bound those of every mixture.",
         ),
-        click.option(
-            "--method",
-            help="The method, for a file that does not name it (rslora, melora); else it must agree with the file.",
-        ),
         click.option("--alpha", type=float, help="α, for a file that does not store it."),
         click.option(
             "--activation",
@@ -94,6 +98,9 @@ def reading(
             help=f"{SIGMA_HELP}, for a file that does not name it.",
         ),
     ]
+    if naming:
+        help = "The method, for a file that does not name it (rslora, melora); else it must agree with the file."
+        options.insert(-2, click.option("--method", help=help))
     if counting:
         least = click.FloatRange(min=0)
         help = "effective_rank counts the singular values above this."
@@ -107,7 +114,7 @@ def reading(
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def packed(*args: Any, **given: Any) -> Any:
-            packs = {"reading": {name: given.pop(name) for name in _READ}}
+            packs = {"reading": {name: given.pop(name) for name in read}}
             if measured:
                 packs["analysis"] = {name: given.pop(name) for name in measured}
             return function(*args, **packs, **given)

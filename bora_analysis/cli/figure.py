@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import command, note, opened, reading, results, usage
+from .common import command, note, opened, progress, reading, results, tell, usage
 from .similarity import compared
 
 if TYPE_CHECKING:
@@ -78,6 +78,14 @@ def figure(
         with usage():
             grid, _ = compared(paths, 64, 64, reading)
             write(similarity=grid)
+    elif spec.source == "capture":
+        with opened(paths, reading) as (chosen, _), usage():
+            tell(chosen)
+            if chosen:
+                from ..analysis.capture import capture
+
+                with progress(sum(map(len, chosen))) as step:
+                    write(capture=capture(chosen, on_module=step))
     elif spec.adapters == "required":
         with results(paths, reading, analysis) as tables:
             write(spectra=tables.spectra, layer_metrics=tables.layer_metrics)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..analysis.capture import shares
 from ..analysis.recommendation import LIMITS, Recommendation
 from ..atomic import replacing
 from ..style import method_look
@@ -91,6 +92,30 @@ def factor_ranks_table(frame: pd.DataFrame) -> str:
         "least: the factors that limit the rank of ΔW, and in how many modules."
     )
     return f"{table}\n\n{legend}"
+
+
+def capture_table(frame: pd.DataFrame) -> str:
+    """What `capture` prints: a line per adapter and member, weighted over the modules."""
+    blocks = []
+    for title, part in _adapters(shares(frame).rename(columns={"method": "nearest", "target": "method"})):
+        found = zip(part["kind"], part["spread"], strict=True)
+        cells = {
+            "nearest": [*part["member"]],
+            "params": [short(x) for x in part["parameters"]],
+            "captured": [f"{x:.2%}" for x in part["captured"]],
+            "modules": [f"{low:.0%} – {high:.0%}" for low, high in zip(part["least"], part["most"], strict=True)],
+            "LoRA": [f"{x:.2%}" for x in part["lora_captured"]],
+            "more": [f"{x:+.2%}" for x in part["captured"] - part["lora_captured"]],
+            "found": [f"local ±{spread:.2g}" if kind == "local" else kind for kind, spread in found],
+        }
+        blocks.append(f"{title}; {part['modules'].max()} modules with ΔW ≠ 0\n{grid([*cells], [*cells.values()])}")
+    legend = (
+        "captured: 1 − ‖ΔW − X‖²/‖ΔW‖² of the nearest X, over all modules; modules: the least and the most of one;\n"
+        "LoRA: the same of a LoRA with as many parameters, between whole ranks; local: the best of several starts,\n"
+        "± their spread; best case: training draws at random what is chosen here. It is what a method can represent,\n"
+        "not what training finds."
+    )
+    return "\n\n".join([*blocks, legend])
 
 
 def cut_table(frame: pd.DataFrame) -> str:

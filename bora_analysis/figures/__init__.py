@@ -21,6 +21,7 @@ from ..atomic import replacing
 from . import backend  # noqa: F401  before anything else imports matplotlib
 from .accuracy import figure3
 from .block_products import figure1
+from .capture import capture
 from .cost import optimal_blocks, pareto
 from .drawing import in_style
 from .forward_pass import figure2
@@ -31,12 +32,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "FIGURES", "Spec", "draw", "figure1", "figure2", "figure3", "figure4", "heatmap", "optimal_blocks", "pareto",
-    "save", "similarity", "spectra", "threshold_sweep", "trajectory",
+    "FIGURES", "Spec", "capture", "draw", "figure1", "figure2", "figure3", "figure4", "heatmap", "optimal_blocks",
+    "pareto", "save", "similarity", "spectra", "threshold_sweep", "trajectory",
 ]  # fmt: skip
 
 # Source of a figure → whether adapters have to be given for it.
-_ADAPTERS = {"spectra": "required", "layer_metrics": "required", "similarity": "required", "updates": "optional"}
+_ADAPTERS = {
+    "spectra": "required",
+    "layer_metrics": "required",
+    "similarity": "required",
+    "capture": "required",
+    "updates": "optional",
+}
 _SOURCES = (*_ADAPTERS, "accuracy")
 
 # Metadata that would hold the time or the version of the machine at hand: without it the bytes repeat.
@@ -58,6 +65,7 @@ class Spec:
     source : what it is drawn from, the keyword under which :func:`draw` takes it, and the function's first parameter:
 
         * ``"spectra"``, ``"layer_metrics"``: a tidy table of adapters, or what it can be made from;
+        * ``"capture"``: the table of :func:`bora_analysis.capture`, or an adapter;
         * ``"similarity"``: the grid of two adapters, or these;
         * ``"updates"``: label → the factors of one module, or adapters; synthetic ones where none are given;
         * ``"accuracy"``: the paper's tables as one frame;
@@ -91,6 +99,7 @@ FIGURES: dict[str, Spec] = {
     "trajectory": Spec(trajectory, "a metric against the training step, from checkpoints", "layer_metrics"),
     "similarity": Spec(similarity, "subspace similarity of two adapters, as LoRA's figure 3", "similarity"),
     "pareto": Spec(pareto, "ranks, or an outcome with its front, against trained parameters", "layer_metrics"),
+    "capture": Spec(capture, "share of ΔW that each method can represent, against parameters", "capture"),
     "optimal_blocks": Spec(optimal_blocks, "parameters per unit of rank against the number of blocks", None),
 }
 
@@ -101,8 +110,9 @@ def draw(name: str, source: Any = None, /, **options: Any) -> Figure:
     Parameters
     ----------
     source : what the figure is drawn from, see :class:`Spec`: its table, or adapters or paths to make it from.
-    options : keyword options of the figure; also ``spectra``, ``layer_metrics``, ``similarity``, ``updates`` and
-        ``accuracy``, the sources by name, several at once: the figure takes its own and leaves the others.
+    options : keyword options of the figure; also ``spectra``, ``layer_metrics``, ``similarity``, ``capture``,
+        ``updates`` and ``accuracy``, the sources by name, several at once: the figure takes its own and leaves the
+        others.
 
     Raises
     ------

@@ -6,6 +6,7 @@ A method's file has
   on the file is its own, and what does not fit is an error.
 * ``FORMS``: name → :class:`~bora_analysis.methods.file_form.Form`, how it lies in a file;
 * ``RECIPES``: name → :class:`~bora_analysis.methods.random_factors.Recipe`;
+* ``NEAREST``: name → :class:`~bora_analysis.projections.Projection`, how its nearest member to an update is found;
 * ``peft_config(settings, …)`` where ``train`` takes the method.
 
 Each is there as far as the method's row in :mod:`bora_analysis.catalogue` says so. What has no reader is refused by
@@ -20,8 +21,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..catalogue import METHODS, Method
+from ..extras import available
 
 if TYPE_CHECKING:
+    from ..projections import Projection
     from .file_form import Form
     from .random_factors import Recipe
 
@@ -42,6 +45,17 @@ def form(method: str) -> Form:
 def recipe(method: str) -> Recipe:
     """How a method of :func:`bora_analysis.catalogue.made` is made at random."""
     return implementation(method).RECIPES[method]
+
+
+def projects(method: str) -> bool:
+    """Whether the nearest member of a method's set can be found, with what is installed."""
+    known = getattr(implementation(method), "NEAREST", {}) if METHODS[method].module else {}
+    return method in known and (not known[method].needs or available(known[method].needs))
+
+
+def projection(method: str) -> Projection:
+    """How the nearest member of the set of a method that :func:`projects` is found."""
+    return implementation(method).NEAREST[method]
 
 
 def readers() -> Iterator[ModuleType]:

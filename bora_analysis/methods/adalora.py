@@ -15,6 +15,7 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import collect, need, others
 from ..linalg import Array
+from ..projections import Projection, Target, Wish
 from ..updates.blocks import diagonal
 from ..updates.contract import Facts, Update
 from ..updates.dense import dense
@@ -73,6 +74,11 @@ def from_parts(a: Arrays, scaling: float, _: str) -> Update:
     return build(a["B"], a["E"], a["A"], scaling=scaling * r / (r + 1e-5), dtype=stored(a))  # PEFT adds 1e-5 to r
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    B, A, captured = target.pair(wish.r)
+    return {"B": B, "A": A, "E": np.full((wish.r, 1), 1 + 1e-5 / wish.r)}, captured
+
+
 FORMS = {
     "adalora": Form(
         {"A": "lora_A", "B": "lora_B", "E": "lora_E"},
@@ -82,3 +88,4 @@ FORMS = {
     )
 }
 RECIPES = {"adalora": Recipe(random)}
+NEAREST = {"adalora": Projection(nearest, scale="E")}

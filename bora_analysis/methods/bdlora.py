@@ -18,6 +18,7 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
 from ..files.parts import collect, fitted
 from ..linalg import Array
+from ..projections import Find, Projection, Target, Wish
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .file_form import Arrays, Form, Settings, same, stored
@@ -107,5 +108,21 @@ def _form(side: str) -> Form:
     )
 
 
+def nearest(side: str) -> Find:
+    """Each block of columns of ΔW, or of rows where B is block-diagonal, has its own pair of rank r/N."""
+
+    def find(target: Target, wish: Wish) -> tuple[Parts, float]:
+        N, part, all_of = wish.blocks, wish.r // wish.blocks, slice(None)
+        size = target.shape[1 if side == "A" else 0] // N
+        cuts = [slice(k * size, k * size + size) for k in range(N)]
+        blocks = [target.block(*((all_of, cut) if side == "A" else (cut, all_of))) for cut in cuts]
+        B, A, captured = zip(*(block.pair(part) for block in blocks), strict=True)
+        pair = {"A": np.concatenate(A), "B": np.concatenate(B, axis=1 if side == "A" else 0)}
+        return {**pair, "nblocks": np.array([N])}, sum(captured)
+
+    return find
+
+
 FORMS = {"bdlora-a": _form("A"), "bdlora-b": _form("B")}
 RECIPES = {"bdlora-a": Recipe(random("A")), "bdlora-b": Recipe(random("B"))}
+NEAREST = {"bdlora-a": Projection(nearest("A")), "bdlora-b": Projection(nearest("B"), scale="A")}

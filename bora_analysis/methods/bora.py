@@ -20,6 +20,7 @@ from ..files.adapter_file import Found, Loader, Source, match_pattern, of_layer
 from ..files.errors import AdapterError
 from ..files.parts import collect, need
 from ..linalg import Array
+from ..projections import Projection, block_products
 from ..updates.blocks import bora
 from ..updates.checks import check_blocks
 from ..updates.contract import FactorError, Facts, Update
@@ -124,3 +125,4 @@ FORMS = {
     )
 }
 RECIPES = {"bora": Recipe(random)}
+NEAREST = {"bora": Projection(block_products.nearest, kind="local")}

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import fitted, read_parts
+from ..projections import Projection, Target, Wish
 from ..updates.circulant import c3a
 from .file_form import Form, patterned
 from .random_factors import Parts, Recipe, Spec, orthonormal, slots
@@ -40,6 +41,16 @@ def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
     return {"kernel": kernel.astype(np.float32)}
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    """The mean along each wrapped diagonal of each block, a correlation of T's factors."""
+    (m, n), k = target.shape, target.right.shape[0]
+    s = math.gcd(m, n) // wish.blocks
+    left = np.fft.rfft(target.left.reshape(m // s, s, k), axis=1).conj().transpose(1, 0, 2)  # (frequency, m/s, k)
+    right = np.fft.rfft(target.right.reshape(k, n // s, s), axis=2).transpose(2, 0, 1)
+    mean = np.fft.irfft((left @ right).transpose(1, 2, 0), s) / s  # (m/s, n/s, s)
+    return {"kernel": mean * n}, float(s * (mean**2).sum())
+
+
 FORMS = {
     "c3a": Form(
         {"kernel": "c3a_kernel"},
@@ -51,3 +62,4 @@ FORMS = {
     )
 }
 RECIPES = {"c3a": Recipe(random)}
+NEAREST = {"c3a": Projection(nearest, scale="kernel")}

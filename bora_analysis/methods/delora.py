@@ -13,6 +13,7 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import fitted, read_parts
 from ..linalg import Array
+from ..projections import Projection, Target, Wish
 from ..updates.blocks import diagonal
 from ..updates.contract import Update
 from .file_form import Form, stored
@@ -64,6 +65,25 @@ def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
     return {name: np.ascontiguousarray(part, np.float32) for name, part in parts.items()}
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    """Pairs of equal norms, which every matrix of rank r has (Schur and Horn): B Q and Qᵀ A for some rotation Q."""
+    r = wish.r
+    B, A, captured = target.pair(r)
+    for i in range(r - 1):  # rotate two pairs at a time, until the squares of one are the mean
+        squares = (B**2).sum(0)
+        mean, rest = squares.sum() / r, np.arange(i, r)
+        order = rest[np.argsort(squares[i:])]
+        p, q = order[0], order[-1]
+        ours, theirs, both = squares[p] - mean, squares[q] - mean, float(B[:, p] @ B[:, q])
+        if theirs > 0:
+            t = (-both + math.sqrt(max(both**2 - ours * theirs, 0.0))) / theirs  # ours + 2 t both + t² theirs = 0
+            turn = np.array([[1.0, -t], [t, 1.0]]) / math.hypot(1.0, t)
+            B[:, [p, q]], A[[p, q]] = B[:, [p, q]] @ turn, turn.T @ A[[p, q]]
+        B[:, [i, p]], A[[i, p]] = B[:, [p, i]], A[[p, i]]
+    bound = np.array([(np.linalg.norm(B, axis=0) * np.linalg.norm(A, axis=1)).sum()])
+    return {"A": A, "B": B, "bound": bound, "norm": np.ones(A.shape[1])}, captured
+
+
 FORMS = {
     "delora": Form(
         {"A": "delora_A", "B": "delora_B", "bound": "delora_lambda", "norm": "delora_w_norm"},
@@ -73,3 +93,4 @@ FORMS = {
     )
 }
 RECIPES = {"delora": Recipe(random, most=lambda _, m, n: min(m, n))}
+NEAREST = {"delora": Projection(nearest, scale="bound")}

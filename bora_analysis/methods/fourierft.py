@@ -16,6 +16,7 @@ from ..extras import require
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import fitted, read_parts
 from ..linalg import Array
+from ..projections import Projection, Target, Wish
 from ..updates.contract import FactorError, Update
 from ..updates.sparse import fourierft
 from .file_form import Arrays, Form, patterned
@@ -71,6 +72,22 @@ def from_parts(a: Arrays, _: float, __: str) -> Update:
     return build(spectrum, size=(m, n), seed=SEED, scaling=SCALING, dtype=spectrum.dtype.name)
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    """Each place of the spectrum is a wave, cos(2π(iu/m + jv/n)); waves at u, v and at −u, −v are one."""
+    m, n = target.shape
+    rows, columns = places(m, n, SEED, min(FREQUENCIES, m * n))
+    left, right = np.fft.fft(target.left, axis=0), np.fft.fft(target.right, axis=1)
+    seen = np.einsum("pk,kp->p", left[rows], right[:, columns]).real  # ⟨T, wave⟩
+    real = ((2 * rows) % m == 0) & ((2 * columns) % n == 0)  # its own twin
+    _, first, twin, count = np.unique(
+        np.minimum(rows * n + columns, (-rows % m) * n + -columns % n),
+        return_index=True, return_inverse=True, return_counts=True,
+    )  # fmt: skip
+    squares = m * n * np.where(real, 1.0, 0.5)  # of the waves' norms
+    captured = float((seen**2 / squares)[first].sum())
+    return {"spectrum": seen / squares * (m * n / SCALING) / count[twin], "shape": np.array([m, n])}, captured
+
+
 FORMS = {
     "fourierft": Form(
         {"spectrum": "fourierft_spectrum"},
@@ -83,3 +100,4 @@ FORMS = {
     )
 }
 RECIPES = {"fourierft": Recipe(random)}
+NEAREST = {"fourierft": Projection(nearest, scale="spectrum", needs="torch")}

@@ -14,6 +14,7 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import fitted, read_parts
 from ..linalg import Array
+from ..projections import Projection, Target, Wish
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .file_form import Form, stored
@@ -71,6 +72,17 @@ def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
     return {"A": np.stack([A.T for _, A in pairs]), "B": np.stack([B.T for B, _ in pairs])}
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    """Each of the k × k blocks has its own pair of rank r/k."""
+    k, part, (m, n) = wish.blocks, wish.r // wish.blocks, target.shape
+    A, B, captured = np.zeros((k, n // k, k, part)), np.zeros((k, k, part, m // k)), 0.0
+    for i, row in enumerate(target.grid(k)):
+        for j, block in enumerate(row):
+            left, right, energy = block.pair(part)
+            A[j, :, i], B[i, j], captured = right.T, left.T, captured + energy
+    return {"A": A.reshape(k, n // k, wish.r), "B": B.reshape(k, wish.r, m // k)}, captured
+
+
 FORMS = {
     "gralora": Form(
         {"A": "gralora_A", "B": "gralora_B"},
@@ -81,3 +93,4 @@ FORMS = {
     )
 }
 RECIPES = {"gralora": Recipe(random)}
+NEAREST = {"gralora": Projection(nearest)}

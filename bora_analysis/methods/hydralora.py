@@ -13,6 +13,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import collect, fitted
+from ..projections import Projection, Target, Wish
 from ..updates.contract import Update
 from ..updates.mixture import mixed
 from .file_form import Arrays, Form, columns
@@ -57,6 +58,12 @@ def from_parts(a: Arrays, scaling: float, _: str) -> Update:
     return mixed(list(a["B"]), [a["A"]], "mean", method="hydralora", scaling=scaling, router=a["route"].size)
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    """Experts that are all the same, so that the routing does not matter."""
+    B, A, captured = target.pair(wish.r)
+    return {"A": A, "B": np.stack([B] * wish.blocks), "route": np.zeros((wish.blocks, A.shape[1]))}, captured
+
+
 FORMS = {
     "hydralora": Form(
         {"A": "hydralora_A", "B": "hydralora_B", "route": "hydralora_route"},
@@ -66,3 +73,4 @@ FORMS = {
     )
 }
 RECIPES = {"hydralora": Recipe(random)}
+NEAREST = {"hydralora": Projection(nearest)}

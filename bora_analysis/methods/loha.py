@@ -14,6 +14,7 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source, of_layer
 from ..files.parts import fitted, read_parts
 from ..linalg import Array
+from ..projections import Projection, hadamard
 from ..updates.contract import Update
 from ..updates.hadamard import loha
 from .file_form import Form, stored
@@ -79,3 +80,4 @@ FORMS = {
     )
 }
 RECIPES = {"loha": Recipe(random)}
+NEAREST = {"loha": Projection(hadamard.nearest, "w1_a", "local")}

@@ -17,6 +17,7 @@ from ..files.adapter_file import Found, Loader, Source, of_layer
 from ..files.errors import AdapterError
 from ..files.parts import need, read_parts
 from ..linalg import Array
+from ..projections import Projection, kronecker
 from ..updates.contract import Update
 from ..updates.dense import dense
 from ..updates.kronecker import lokr
@@ -132,3 +133,7 @@ FORMS = {
     ),
 }
 RECIPES = {"lokr": Recipe(random, most=largest_rank), "krona": Recipe(random_krona)}
+NEAREST = {
+    "lokr": Projection(kronecker.nearest, "w1", "local"),
+    "krona": Projection(kronecker.nearest_whole, "w1"),
+}

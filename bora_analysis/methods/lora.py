@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..files.adapter_file import Found, Source, peft_type
+from ..projections import Projection, Target, Wish
 from ..updates.blocks import lora
 from ..updates.contract import FactorError, Update
 from .bora import bora_loader
@@ -74,5 +75,11 @@ EMBEDDING = Form(
 )
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    B, A, captured = target.pair(wish.r)
+    return {"B": B, "A": A}, captured
+
+
 FORMS = {"lora": _form("lora"), "rslora": _form("rslora")}
 RECIPES = {"lora": Recipe(random), "rslora": Recipe(random)}
+NEAREST = {"lora": Projection(nearest), "rslora": Projection(nearest)}

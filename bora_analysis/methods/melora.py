@@ -13,6 +13,7 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
 from ..linalg import Array
+from ..projections import Projection, Target, Wish
 from ..updates.blocks import melora
 from ..updates.contract import FactorError, Update
 from .bora import check_count, of_kind, read_blocks
@@ -73,6 +74,12 @@ def from_parts(a: Arrays, scaling: float, _: str) -> Update:
     return melora(list(a["B"]), list(a["A"]), scaling=scaling, any_rank=True)
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    """Each mini is nearest to its block on the diagonal; the other blocks are lost."""
+    B, A, captured = zip(*(row[i].pair(wish.r) for i, row in enumerate(target.grid(wish.blocks))), strict=True)
+    return {"B": np.stack(B), "A": np.stack(A)}, sum(captured)
+
+
 FORMS = {
     "melora": Form(
         {"A": "melora_A", "B": "melora_B"},
@@ -82,3 +89,4 @@ FORMS = {
     )
 }
 RECIPES = {"melora": Recipe(random)}
+NEAREST = {"melora": Projection(nearest)}

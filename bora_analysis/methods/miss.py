@@ -16,6 +16,7 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import fitted, read_parts
 from ..linalg import Array
+from ..projections import Projection, Target, Wish
 from ..updates.blocks import lora
 from ..updates.contract import Facts, Update
 from .file_form import Arrays, Form, size
@@ -84,6 +85,17 @@ def from_parts(a: Arrays, _: float, __: str) -> Update:
     return build(a["block"], repeats=1, n=n, dtype=a["block"].dtype.name)
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    """The mean over the groups of columns; the last group may lack some."""
+    m, n = target.shape
+    place = np.arange(n) % wish.r
+    sums = np.zeros((len(target.right), wish.r))
+    np.add.at(sums.T, place, target.right.T)
+    count = np.bincount(place, minlength=wish.r)
+    block = target.left @ (sums / np.maximum(count, 1))
+    return {"block": block.T, "shape": np.array([m, n])}, float((block**2 * count).sum())
+
+
 FORMS = {
     "miss": Form(
         {"block": "miss_block"},
@@ -95,3 +107,4 @@ FORMS = {
     )
 }
 RECIPES = {"miss": Recipe(random, most=lambda _, m, n: min(m, n))}
+NEAREST = {"miss": Projection(nearest, scale="block")}

@@ -17,6 +17,7 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.keys import module_path
 from ..files.parts import fitted
+from ..projections import Projection, Target, Wish
 from ..updates.contract import Update
 from ..updates.mixture import mixed
 from .file_form import Arrays, Form
@@ -81,6 +82,14 @@ def from_parts(a: Arrays, scaling: float, _: str) -> Update:
     return mixed(list(a["B"]), list(a["A"]), "mean", method="moelora", scaling=scaling, router=a["gate"].size)
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    """The mean of the experts, under equal routing, has rank Kr."""
+    K, (m, n) = wish.blocks, target.shape
+    B, A, captured = target.pair(K * wish.r)
+    parts = {"A": A.reshape(K, wish.r, n), "B": K * B.reshape(m, K, wish.r).transpose(1, 0, 2)}
+    return {**parts, "gate": np.zeros((K, n))}, captured
+
+
 FORMS = {
     "moelora": Form(  # the layout of its authors; the gate sees the layer's input
         {"A": "lora_A.loraA.{k}.mlp.weight", "B": "lora_B.loraB.{k}.mlp.weight", "gate": "lora_gate.GateL.weight"},
@@ -90,3 +99,4 @@ FORMS = {
     )
 }
 RECIPES = {"moelora": Recipe(random)}
+NEAREST = {"moelora": Projection(nearest)}

@@ -21,6 +21,8 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
 from ..files.keys import module_path
 from ..linalg import Array
+from ..linalg.qr import triangle
+from ..projections import Find, Projection, Target, Wish
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .file_form import Arrays, Form
@@ -147,8 +149,26 @@ def _form(variant: str) -> Form:
     return Form(keys, from_parts, lambda a: len(a["index"]), lambda _: {"variant": variant})
 
 
+def nearest(side: str) -> Find:
+    """The r columns, or rows, of largest norm. Training draws them at random, and has r/n, or r/m, of the energy."""
+
+    def find(target: Target, wish: Wish) -> tuple[Parts, float]:
+        left, right = (target.left, target.right) if side == "B" else (target.right.T, target.left.T)
+        squares = (triangle(left) @ right) ** 2
+        index = np.sort(np.argsort(-squares.sum(0), kind="stable")[: wish.r])
+        factor, size = left @ right[:, index], right.shape[1]
+        parts = {side: factor if side == "B" else factor.T, "index": index, "size": np.array([size])}
+        return parts, float(squares[:, index].sum())
+
+    return find
+
+
 FORMS = {"sbora-fa": _form("fa"), "sbora-fb": _form("fb")}
 RECIPES = {
     "sbora-fa": Recipe(random("B"), most=lambda _, m, n: n),
     "sbora-fb": Recipe(random("A"), most=lambda _, m, n: m),
+}
+NEAREST = {
+    "sbora-fa": Projection(nearest("B"), kind="best case", drawn=lambda target, wish: wish.r / target.shape[1]),
+    "sbora-fb": Projection(nearest("A"), "A", "best case", drawn=lambda target, wish: wish.r / target.shape[0]),
 }

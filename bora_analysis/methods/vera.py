@@ -25,6 +25,7 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
 from ..files.parts import collect, fitted, others
 from ..linalg import Array
+from ..projections import Projection, Target, Wish
 from ..updates.blocks import diagonal
 from ..updates.checks import coarsest
 from ..updates.contract import FactorError, Update
@@ -159,6 +160,26 @@ def from_parts(a: Arrays, _: float, __: str) -> Update:
     return build(a["lambda_b"], a["lambda_d"], a["A"], a["B"], n=n, kind="vera", dtype=dtype)
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    """λ_b and λ_d in turn, beside random projections of these sizes; each has a closed form."""
+    (m, n), r = target.shape, wish.r
+    rng = np.random.default_rng([wish.start, crc32(b"vera")])
+    A, B = math.sqrt(6) * kaiming(rng, (r, n)).astype(float), math.sqrt(6) * kaiming(rng, (m, r)).astype(float)
+    seen, gram = target.left @ (target.right @ A.T), A @ A.T  # T Aᵀ (m, r)
+    b, d, captured = np.ones(m), np.ones(r), -1.0
+    for _ in range(200):
+        last, scaled = captured, b[:, None] * B
+        d = np.linalg.lstsq((scaled.T @ scaled) * gram, (scaled * seen).sum(0), rcond=1e-12)[0]
+        rows = B * d
+        top = (rows * seen).sum(1)
+        squares = ((rows @ gram) * rows).sum(1)
+        b = top / np.where(squares > 0, squares, 1.0)
+        captured = float((b * top).sum())
+        if captured - last <= 1e-6 * (1 - captured):
+            break
+    return {"lambda_b": b, "lambda_d": d, "A": A, "B": B, "shape": np.array([m, n])}, captured
+
+
 FORMS = {
     "vera": Form(
         {part: f"vera_{part}" for part in ("lambda_b", "lambda_d")},
@@ -171,3 +192,4 @@ FORMS = {
     )
 }
 RECIPES = {"vera": Recipe(random)}
+NEAREST = {"vera": Projection(nearest, "lambda_b", "local")}
