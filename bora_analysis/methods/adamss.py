@@ -8,7 +8,6 @@ agree.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -87,8 +86,5 @@ def _build(
         product[own] = last.astype(np.float64) @ first
     update = lora(product, V[:, :n], method="adamss", dtype=dtype, any_rank=True)
     ranks, trained = [len(X) for X in A], sum(X.size for X in (*A, *B))
-    facts = replace(
-        update.facts, blocks=len(A), parameters=trained, macs_per_token=trained + V.size,
-        rank_bound=min(update.facts.rank_bound, sum(ranks)),
-    )  # fmt: skip
-    return replace(update, facts=facts)
+    bound = min(update.facts.rank_bound, sum(ranks))
+    return update.with_facts(blocks=len(A), parameters=trained, macs_per_token=trained + V.size, rank_bound=bound)

@@ -7,14 +7,13 @@ P are itself and its positive part (``relu``), or both its orthogonal factor (``
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
-from ..files.parts import need, read_parts
+from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
@@ -27,18 +26,11 @@ def read(source: Source) -> Found | None:
 
 
 def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
-    keys = {"P": need(source, parts, "deft_P")[0]}
-    base = base_matrix(source, "DEFT", module, keys["P"])
-    m, n = base.shape
-    shape = source.tensors.shape(keys["P"])
-    source.expect(len(shape) == 2 and shape[0] == m, keys["P"], f"({m}, r) from {base.key}")
-    if not source.setting("para", bool, False):
-        keys["R"] = need(source, parts, "deft_R")[0]
-        source.expect(source.tensors.shape(keys["R"]) == (shape[1], n), keys["R"], f"({shape[1]}, {n}) from {base.key}")
-    for key in keys.values():
-        source.check_factor(key)
+    base = base_matrix(source, "DEFT", module, next(iter(parts.values())))
+    shapes = {"P": "deft_P (m, r)"} | ({} if source.setting("para", bool, False) else {"R": "deft_R (r, n)"})
+    keys, sizes = fitted(source, parts, dict(zip("mn", base.shape, strict=True)), base.key, **shapes)
     alpha = source.setting("alpha", (int, float)) if source.alpha is None else source.alpha
-    scaling = alpha / shape[1] if alpha else 1.0
+    scaling = alpha / sizes["r"] if alpha else 1.0
     qr = source.setting("decomposition_method", str, "relu") == "qr"
     return source.loader(keys, partial(_build, base=base, scaling=scaling, qr=qr))
 
@@ -53,4 +45,4 @@ def _build(P: Array, R: Array | None = None, *, base: BaseMatrix, scaling: float
         trained += R.size
     update = lora(left, right, method="deft", dtype=dtype, any_rank=True)
     macs = trained + P.size
-    return replace(update, facts=replace(update.facts, scaling=scaling, parameters=trained, macs_per_token=macs))
+    return update.with_facts(scaling=scaling, parameters=trained, macs_per_token=macs)

@@ -49,11 +49,10 @@ def _loader(source: Source, module: str, parts: dict[str, str], shared: dict[tup
         "V": shared["V", _kind(module)],
         "indices": shared["s_indices", _kind(module)],
     }
-    count = source.tensors.shape(values)
-    for name, shape in (("scale", (n,)), ("V", (n, n)), ("indices", (2, *count))):
+    for name, shape in (("scale", (n,)), ("V", (n, n)), ("indices", (2, *source.tensors.shape(values)))):
         source.expect(source.tensors.shape(keys[name]) == shape, keys[name], f"{shape} from {base.key}")
-        if name != "indices":
-            source.check_factor(keys[name])
+    for key in (own, keys["V"]):  # without entries outside the diagonal the others are empty
+        source.check_factor(key)
     return source.loader(keys, partial(_build, source=source, key=own, base=base))
 
 

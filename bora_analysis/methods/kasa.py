@@ -11,11 +11,10 @@ from functools import partial
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.parts import collect, need, others
+from ..files.parts import collect, fitted, read_parts
 from ..updates.blocks import diagonal
 from ..updates.contract import Update
 from .file_form import Arrays, Form, stored
-from .pairs import Pair, check_pair
 from .random_factors import Parts, Recipe, Spec, pair
 
 _NOTE = (
@@ -28,17 +27,14 @@ def read(source: Source) -> Found | None:
     """KaSA as PEFT saves it."""
     if not (source.config or {}).get("kasa_config") and not collect(source, "lora_diag")[0]:
         return None
-    found, rest = collect(source, "lora_[AB]|lora_diag")
-    loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
-    return Found("kasa", loaders, others(source, rest), [_NOTE])
+    found = read_parts(source, "lora_[AB]|lora_diag", "kasa", _loader, scaled=True)
+    return found and found._replace(notes=[_NOTE])
 
 
 def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
-    B, d, A = need(source, parts, "lora_B", "lora_diag", "lora_A")
-    r, _ = check_pair(source, module, Pair(A, B, False))
-    source.check_factor(d)
-    scaling = source.scaling(module, r)
-    return source.loader({"B": B, "d": d, "A": A}, partial(diagonal, method="kasa", scaling=scaling))
+    keys, sizes = fitted(source, parts, A="lora_A (r, n)", B="lora_B (m, r)", d="lora_diag (r,)")
+    source.check_rank(module, keys["A"], sizes["r"])
+    return source.loader(keys, partial(diagonal, method="kasa", scaling=source.scaling(module, sizes["r"])))
 
 
 def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:

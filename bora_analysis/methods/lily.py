@@ -7,7 +7,6 @@ and size share B, and ``stride_A`` of them in turn share A (``lily/model.py``); 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.keys import natural
-from ..files.parts import collect, need, others
+from ..files.parts import collect, fitted, others
 from ..linalg import Array
 from ..updates.contract import Update
 from .routed import loaders_of, mix, note
@@ -31,16 +30,12 @@ def read(source: Source) -> Found | None:
     loaders: dict[str, Loader] = {}
     before: Counter[Any] = Counter()
     for module, parts in sorted(found.items(), key=lambda each: natural(each[0])):
-        A, B, route = keys = need(source, parts, "lily_A", "lily_B", "lily_router")
-        for key in keys:
-            source.check_factor(key)
-            source.expect(len(source.tensors.shape(key)) == 2, key, "two dimensions")
-        r, (count, inner) = source.tensors.shape(A)[0], source.tensors.shape(route)
-        source.expect(inner == r, route, f"(K, {r}) from lily_A {source.tensors.shape(A)}")
-        source.expect(source.tensors.shape(B)[0] == count * r, B, f"({count * r}, m): {count} experts of r = {r}")
-        source.check_rank(module, A, r)
-        named = {"A": [A], "B": [B], "route": route}
-        kind = module.rpartition(".")[2], source.tensors.shape(A), source.tensors.shape(B)
+        keys, sizes = fitted(source, parts, A="lily_A (r, n)", route="lily_router (K, r)", B="lily_B (Kr, m)")
+        r, count = sizes["r"], sizes["K"]
+        source.expect(sizes["Kr"] == count * r, keys["B"], f"({count * r}, m): {count} experts of r = {r}")
+        source.check_rank(module, keys["A"], r)
+        named = {"A": [keys["A"]], "B": [keys["B"]], "route": keys["route"]}
+        kind = module.rpartition(".")[2], sizes["m"], sizes["n"]
         build = partial(_build, own_A=before[kind] % stride == 0, own_B=before[kind] == 0)
         before[kind] += 1
         loaders |= loaders_of(source, module, named, count, "lily", scaling, count * r, build)
@@ -55,4 +50,4 @@ def _build(
     update: Any = mix(A, list(experts), route.astype(np.float64) @ A[0], choice=choice, **options)
     shared = 0 if own_B else experts[0].size if isinstance(choice, int) else experts.size
     shared += 0 if own_A or (isinstance(choice, int) and choice) else A[0].size
-    return replace(update, facts=replace(update.facts, parameters=update.facts.parameters - shared))
+    return update.with_facts(parameters=update.facts.parameters - shared)

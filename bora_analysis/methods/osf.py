@@ -6,14 +6,13 @@ min(m, n) (``osf/layer.py``).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
-from ..files.parts import need, read_parts
+from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
@@ -27,13 +26,13 @@ def read(source: Source) -> Found | None:
 
 
 def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
-    keys = dict(zip("UsV", need(source, parts, *(f"osf_svd_params.{name}_low" for name in "USV")), strict=True))
-    base = base_matrix(source, "OSF", module, keys["U"])
-    (m, n), size = base.shape, source.tensors.shape(keys["s"])
-    for name, shape in (("U", (m, *size)), ("s", size), ("V", (*size, n))):
-        source.check_factor(keys[name])
-        fits = len(size) == 1 and size[0] <= min(m, n) and source.tensors.shape(keys[name]) == shape
-        source.expect(fits, keys[name], f"{shape} from {base.key}")
+    base = base_matrix(source, "OSF", module, next(iter(parts.values())))
+    shapes = {"U": "U_low (m, q)", "s": "S_low (q,)", "V": "V_low (q, n)"}
+    known = dict(zip("mn", base.shape, strict=True))
+    keys, sizes = fitted(
+        source, parts, known, base.key, **{name: f"osf_svd_params.{shape}" for name, shape in shapes.items()}
+    )
+    source.expect(sizes["q"] <= min(base.shape), keys["s"], f"up to {min(base.shape)} numbers ({base.key})")
     return source.loader(keys, partial(_build, base=base))
 
 
@@ -43,4 +42,4 @@ def _build(U: Array, s: Array, V: Array, *, base: BaseMatrix, dtype: str) -> Upd
     pairs = (U * s.astype(np.float64), V), (left[:, -q:] * sigma[-q:], right[-q:])
     now, start = (lora(*each, dtype=dtype, any_rank=True) for each in pairs)
     update = combine([now, start], [1.0, -1.0], method="osf")
-    return replace(update, facts=replace(update.facts, r=q, parameters=U.size + q + V.size))
+    return update.with_facts(r=q, parameters=U.size + q + V.size)

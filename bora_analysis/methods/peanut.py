@@ -7,7 +7,6 @@ PEFT: ``<module>.peanut_A.weight`` (r, m), ``.peanut_B.weight`` (m, r), ``.peanu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from ..extras import require
 from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
-from ..files.parts import need, read_parts
+from ..files.parts import fitted, need, read_parts
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import FactorError, Update
@@ -28,20 +27,20 @@ def read(source: Source) -> Found | None:
 
 
 def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
-    A, B = need(source, parts, "peanut_A", "peanut_B")
-    base = base_matrix(source, "PEANuT", module, A)
-    m, r = base.shape[0], source.tensors.shape(A)[0]
+    base = base_matrix(source, "PEANuT", module, next(iter(parts.values())))
+    known = {"m": base.shape[0]}
+    keys, sizes = fitted(source, parts, known, base.key, A="peanut_A (r, m)", B="peanut_B (m, r)")
+    r = sizes["r"]
     names = [f"peanut_{kind}.{k}" for kind in ("encoders", "decoders") for k in range((len(parts) - 2) // 2)]
     inner = need(source, parts, *names)
-    for key in (A, B, *inner):
+    for key in inner:
         source.check_factor(key)
-        shape = {A: (r, m), B: (m, r)}.get(key, (r, r))
-        source.expect(source.tensors.shape(key) == shape, key, f"{shape} from {base.key}")
-    source.check_rank(module, A, r)
+        source.expect(source.tensors.shape(key) == (r, r), key, f"({r}, {r}) from peanut_A")
+    source.check_rank(module, keys["A"], r)
     scaling = float(source.setting("scaling", (int, float), 1.0))
     activation = source.setting("act_fn", str, "relu")
-    keys = {"A": A, "B": B} | ({"inner": inner} if inner else {})
-    return source.loader(keys, partial(_build, base=base, scaling=scaling, activation=activation))
+    named = keys | ({"inner": inner} if inner else {})
+    return source.loader(named, partial(_build, base=base, scaling=scaling, activation=activation))
 
 
 def _build(
@@ -65,7 +64,7 @@ def _build(
         state = h(state @ layer) + before.pop()
     update = lora(B, state.T, scaling=scaling, method="peanut", dtype=dtype, any_rank=True)
     trained = A.size + B.size + sum(X.size for X in layers)
-    return replace(update, facts=replace(update.facts, parameters=trained))
+    return update.with_facts(parameters=trained)
 
 
 def _activation(name: str) -> Callable[[Array], Array]:

@@ -7,13 +7,12 @@ splits stand beside each other, and ΔW = B A / r (``poly/layer.py``).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
-from ..files.parts import collect, need, others
+from ..files.parts import collect, fitted, others
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
@@ -27,20 +26,14 @@ def read(source: Source) -> Found | None:
     loaders: dict[str, Loader] = {}
     notes: list[str] = []
     for module, parts in found.items():
-        A, B, route = keys = need(source, parts, "poly_lora_A", "poly_lora_B", "poly_router.module_logits")
-        for key in keys:
-            source.check_factor(key)
-        shape, other, logits = (source.tensors.shape(key) for key in keys)
-        source.expect(len(shape) == 4, A, "(splits, skills, n/splits, r)")
-        source.expect(
-            len(other) == 4 and other[:3] == (*shape[:2], shape[3]), B, f"{(*shape[:2], shape[3])} and m/splits"
-        )
-        source.expect(len(logits) == 2 and logits[1] == shape[0] * shape[1], route, f"(tasks, {shape[0] * shape[1]})")
-        source.check_rank(module, A, shape[3])
-        for task in range(logits[0]):
-            name = f"{module}.{task}" if logits[0] > 1 else module
-            loaders[name] = source.loader({"A": A, "B": B, "route": route}, partial(_build, task=task))
-        if logits[0] > 1 and not notes:
+        shapes = {"A": "poly_lora_A (Q, K, n/Q, r)", "B": "poly_lora_B (Q, K, r, m/Q)"}
+        keys, sizes = fitted(source, parts, **shapes, route="poly_router.module_logits (tasks, QK)")
+        splits, skills, tasks = sizes["Q"], sizes["K"], sizes["tasks"]
+        source.expect(sizes["QK"] == splits * skills, keys["route"], f"(tasks, {splits * skills})")
+        source.check_rank(module, keys["A"], sizes["r"])
+        for task in range(tasks):
+            loaders[f"{module}.{task}" if tasks > 1 else module] = source.loader(keys, partial(_build, task=task))
+        if tasks > 1 and not notes:
             notes = ["Poly's update depends on the task: each is a module of its own, named by its number"]
     return Found("poly", loaders, others(source, rest), notes, scaled=False)
 
@@ -56,4 +49,4 @@ def _build(A: Array, B: Array, route: Array, *, task: int, dtype: str) -> Update
     update = lora(left, right, scaling=1 / r, method="poly", dtype=dtype, any_rank=True)
     # Task 0 counts what all tasks share, so that they add up to the layer.
     trained = route.shape[1] + (0 if task else A.size + B.size)
-    return replace(update, facts=replace(update.facts, parameters=trained))
+    return update.with_facts(parameters=trained)

@@ -7,7 +7,6 @@ LAPACK here and in PEFT; other ones would turn ΔW, but not its singular values.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -73,12 +72,11 @@ def _build(
     U, s, V = _leading(base.read(), r, steps, seed)
     left, right = (np.sqrt(s), np.sqrt(s)) if even else (s, np.ones(r))
     update = lora(U * left @ (R - np.eye(r)), right[:, None] * V, method="psoft", dtype=dtype, any_rank=True)
-    facts = update.facts
     trained = sum(own.size for own in (weight, vector_a, vector_b) if own is not None)
     # Without scales R − I is a skew-symmetric matrix times a regular one.
     bound_of_rank = r - r % 2 if trained == r * (r - 1) // 2 and weight.ndim == 1 else r
-    macs = facts.macs_per_token + r * r
-    return replace(update, facts=replace(facts, parameters=trained, macs_per_token=macs, rank_bound=bound_of_rank))
+    macs = update.facts.macs_per_token + r * r
+    return update.with_facts(parameters=trained, macs_per_token=macs, rank_bound=bound_of_rank)
 
 
 def _leading(W: Array, r: int, steps: int | None, seed: int) -> tuple[Array, Array, Any]:

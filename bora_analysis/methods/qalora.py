@@ -6,39 +6,33 @@ PEFT, ``use_qalora`` and ``qalora_group_size`` in the configuration: ``<module>.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from ..catalogue.formulas import GROUP
 from ..files.adapter_file import Found, Loader, Source
-from ..files.parts import collect, need, others
+from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
-from .pairs import Pair, check_pair
 
 
 def read(source: Source) -> Found | None:
     """QALoRA as PEFT saves it."""
-    if not source.setting("use_qalora", bool):
-        return None
-    found, rest = collect(source, "lora_[AB]")
-    loaders = {module: _loader(source, module, parts) for module, parts in found.items()}
-    return Found("qalora", loaders, others(source, rest), [])
+    told = source.setting("use_qalora", bool)
+    return read_parts(source, "lora_[AB]", "qalora", _loader, scaled=True) if told else None
 
 
 def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
-    B, A = need(source, parts, "lora_B", "lora_A")
-    source.expect(len(source.tensors.shape(A)) == 2, A, "(r, n/g)")
-    r, _ = check_pair(source, module, Pair(A, B, False))
+    keys, sizes = fitted(source, parts, A="lora_A (r, n/g)", B="lora_B (m, r)")
+    source.check_rank(module, keys["A"], sizes["r"])
     group = source.setting("qalora_group_size", int, GROUP)
-    return source.loader({"B": B, "A": A}, partial(build, group=group, scaling=source.scaling(module, r)))
+    return source.loader(keys, partial(build, group=group, scaling=source.scaling(module, sizes["r"])))
 
 
 def build(B: Array, A: Array, *, group: int, scaling: float, dtype: str) -> Update:
     right = np.repeat(A.astype(np.float64) * (A.shape[1] / group), group, axis=1)
     update = lora(B, right, scaling=scaling, method="qalora", dtype=dtype, any_rank=True)
     trained = A.size + B.size
-    return replace(update, facts=replace(update.facts, parameters=trained, macs_per_token=trained))
+    return update.with_facts(parameters=trained, macs_per_token=trained)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
-from ..files.parts import collect, need, others
+from ..files.parts import collect, fitted, others
 from ..linalg import Array
 from ..updates.contract import FactorError, Facts, Update
 from .on_base_model import checked
@@ -45,16 +45,13 @@ def read(source: Source) -> Found | None:
 
 
 def _loader(source: Source, module: str, parts: dict[str, str], bases: Callable[[], tuple[Array, Array]]) -> Loader:
-    scales, gamma = need(source, parts, "randlora_lambda", "randlora_gamma")
-    for key in (scales, gamma):
-        source.check_factor(key)
-        source.expect(len(source.tensors.shape(key)) == 2, key, "two dimensions")
-    (r, count), size = source.tensors.shape(scales), source.shape_of(module, gamma)
-    source.expect(source.tensors.shape(gamma) == (count, min(size)), gamma, f"{(count, min(size))} for {size}")
-    source.check_rank(module, scales, r)
-    scaling = source.scaling(module, r, name="randlora_alpha")
-    build = partial(_build, source=source, key=gamma, size=size, scaling=scaling, bases=bases)
-    return source.loader({"lambda_": scales, "gamma": gamma}, build)
+    size = source.shape_of(module, next(iter(parts.values())))
+    known, shapes = {"least": min(size)}, {"lambda_": "randlora_lambda (r, N)", "gamma": "randlora_gamma (N, least)"}
+    keys, sizes = fitted(source, parts, known, f"a layer of {size}", **shapes)
+    source.check_rank(module, keys["lambda_"], sizes["r"])
+    scaling = source.scaling(module, sizes["r"], name="randlora_alpha")
+    build = partial(_build, source=source, key=keys["gamma"], size=size, scaling=scaling, bases=bases)
+    return source.loader(keys, build)
 
 
 def _build(

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
-from ..files.parts import need, read_parts
+from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.contract import Facts, Update
 from .on_base_model import base_matrix, checked
@@ -25,19 +25,16 @@ def read(source: Source) -> Found | None:
 
 
 def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
-    theta, alpha = need(source, parts, "road_theta", "road_alpha")
+    keys, sizes = fitted(source, parts, theta="road_theta (k,)", alpha="road_alpha (k,)")
+    theta = keys["theta"]
     base = base_matrix(source, "RoAd", module, theta)
     m, group = base.shape[0], source.setting("group_size", int, 64)
     source.expect(
         group > 1 and group % 2 == 0 and m % group == 0, theta, f"outputs in groups of {group}; {base.key} has {m}"
     )
-    for key in (theta, alpha):
-        source.check_factor(key)
-        size = source.tensors.shape(key)
-        source.expect(size in ((m // 2,), (m,), (2 * m,)), key, f"({m // 2},), ({m},) or ({2 * m},) from {base.key}")
-    source.expect(source.tensors.shape(alpha) == size, alpha, f"{size} from road_theta")
-    build = partial(_build, source=source, key=theta, base=base, group=group)
-    return source.loader({"theta": theta, "alpha": alpha}, build)
+    fits = sizes["k"] in (m // 2, m, 2 * m)
+    source.expect(fits, theta, f"({m // 2},), ({m},) or ({2 * m},) from {base.key}")
+    return source.loader(keys, partial(_build, source=source, key=theta, base=base, group=group))
 
 
 def _build(theta: Array, alpha: Array, *, source: Source, key: str, base: BaseMatrix, group: int, dtype: str) -> Update:

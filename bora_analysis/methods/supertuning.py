@@ -14,13 +14,12 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
-from ..files.parts import collect, need, others
+from ..files.parts import collect, fitted, others
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from ..updates.sparse import shira
 from .on_base_model import checked
-from .pairs import Pair, check_pair
 
 
 def read(source: Source) -> Found | None:
@@ -34,23 +33,20 @@ def read(source: Source) -> Found | None:
 
 
 def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
-    (values,) = need(source, parts, "supertuning_values")
     if "supertuning_indices" not in parts:
         raise AdapterError(
-            f"{source.path}: {values} has no supertuning_indices beside it, and equal weights of the base model leave "
-            "open where the numbers stand; save with save_precomputed_indices=True"
+            f"{source.path}: {next(iter(parts.values()))} has no supertuning_indices beside it, and equal weights of "
+            "the base model leave open where the numbers stand; save with save_precomputed_indices=True"
         )
-    keys = {"values": values, "indices": parts["supertuning_indices"]}
-    source.check_factor(values)
-    shape = source.tensors.shape(values)
-    source.expect(len(shape) == 1, values, "one dimension")
-    source.expect(source.tensors.shape(keys["indices"]) == shape, keys["indices"], f"{shape} from supertuning_values")
-    if set(parts) <= {"supertuning_values", "supertuning_indices"}:
+    low = {"A": "supertuning_lora_A (r, n)", "B": "supertuning_lora_B (m, r)"} if len(parts) > 2 else {}
+    keys, sizes = fitted(source, parts, values="supertuning_values (k,)", **low)
+    values, indices = keys["values"], parts["supertuning_indices"]
+    source.expect(source.tensors.shape(indices) == (sizes["k"],), indices, f"({sizes['k']},) from supertuning_values")
+    keys["indices"] = indices
+    if not low:
         return source.loader(keys, partial(_sparse, size=source.shape_of(module, values)))
-    A, B = need(source, parts, "supertuning_lora_A", "supertuning_lora_B")
-    r, _ = check_pair(source, module, Pair(A, B, False))
-    build = partial(_supra, source=source, key=values, scaling=source.scaling(module, r))
-    return source.loader(keys | {"A": A, "B": B}, build)
+    source.check_rank(module, keys["A"], sizes["r"])
+    return source.loader(keys, partial(_supra, source=source, key=values, scaling=source.scaling(module, sizes["r"])))
 
 
 def _sparse(values: Array, indices: Array, *, size: tuple[int, int], dtype: str) -> Update:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from ..extras import require
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
-from ..files.parts import collect, need, others
+from ..files.parts import collect, fitted, others
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.contract import FactorError, Update
@@ -41,19 +40,16 @@ def read(source: Source) -> Found | None:
 
 
 def _loader(source: Source, parts: dict[str, str], vectors: Mapping[int, str], layers: int, first: bool) -> Loader:
-    A, B = need(source, parts, "tinylora_A", "tinylora_B")
-    P = parts.get("tinylora_P")
-    if P is None or sorted(vectors) != list(range(len(vectors))) or not vectors:
-        what = "tinylora_P" if P is None else "tinylora_v of its group"
+    if "tinylora_P" not in parts or sorted(vectors) != list(range(len(vectors))) or not vectors:
+        what = "tinylora_v of its group" if "tinylora_P" in parts else "tinylora_P"
         raise AdapterError(
-            f"{source.path}: {A} has no {what} beside it, and without it the update is unknown; save with "
-            "save_projection=True"
+            f"{source.path}: {next(iter(parts.values()))} has no {what} beside it, and without it the update is "
+            "unknown; save with save_projection=True"
         )
-    for key in (A, B, P, *vectors.values()):
-        source.check_factor(key)
-    u, r = source.tensors.shape(P)[0], source.tensors.shape(A)[0]
-    source.expect(source.tensors.shape(P) == (u, r, r), P, f"(u, {r}, {r}) from tinylora_A {source.tensors.shape(A)}")
+    keys, sizes = fitted(source, parts, A="tinylora_A (r, n)", B="tinylora_B (m, r)", P="tinylora_P (u, r, r)")
+    u, r = sizes["u"], sizes["r"]
     for key in vectors.values():
+        source.check_factor(key)
         source.expect(source.tensors.shape(key) == (u,), key, f"({u},) from tinylora_P")
     seed = source.setting("projection_seed", int, 42)
 
@@ -66,9 +62,9 @@ def _loader(source: Source, parts: dict[str, str], vectors: Mapping[int, str], l
         v = source.read_shared(vectors[group]).astype(np.float64)
         update = lora(B @ np.tensordot(v, P, 1), A, method="tinylora", dtype=dtype, any_rank=True)
         macs = update.facts.macs_per_token + r * r
-        return replace(update, facts=replace(update.facts, parameters=u * counted, macs_per_token=macs))
+        return update.with_facts(parameters=u * counted, macs_per_token=macs)
 
-    return source.loader({"A": A, "B": B, "P": P}, load)
+    return source.loader(keys, load)
 
 
 def _layer(P: Array, seed: int, layers: int) -> int:

@@ -8,14 +8,13 @@ PEFT: once ``base_model.unilora_theta_d`` (d,), and with ``save_indices`` ``<mod
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
-from ..files.parts import collect, need, others
+from ..files.parts import collect, fitted, need, others
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.contract import FactorError, Update
@@ -40,12 +39,11 @@ def read(source: Source) -> Found | None:
     vector = cache(lambda: source.read_shared(vectors[0]).astype(np.float64))
 
     def loader(module: str, parts: dict[str, str]) -> Loader:
-        names = [f"{kind}_{side}" for kind in ("indices", "scales") for side in "AB"]
-        keys = dict(zip(names, need(source, parts, *(f"unilora_{name}" for name in names)), strict=True))
-        for side in "AB":
-            source.check_factor(keys[f"scales_{side}"])
+        keys, _ = fitted(source, parts, scales_A="unilora_scales_A (r, n)", scales_B="unilora_scales_B (m, r)")
+        for side, key in zip("AB", need(source, parts, "unilora_indices_A", "unilora_indices_B"), strict=True):
             shape = source.tensors.shape(keys[f"scales_{side}"])
-            source.expect(source.tensors.shape(keys[f"indices_{side}"]) == shape, keys[f"indices_{side}"], f"{shape}")
+            source.expect(source.tensors.shape(key) == shape, key, f"{shape} from unilora_scales_{side}")
+            keys[f"indices_{side}"] = key
         return source.loader(keys, partial(build, trained=size if module == next(iter(found)) else 0))
 
     def build(
@@ -56,7 +54,7 @@ def read(source: Source) -> Found | None:
                 raise FactorError(f"indices_{side}", f"reach from {indices.min()} to {indices.max()}; θ has {size}")
         B, A = vector()[indices_B] * scales_B, vector()[indices_A] * scales_A
         update = lora(B, A, method="unilora", dtype=dtype, any_rank=True)
-        return replace(update, facts=replace(update.facts, parameters=trained))
+        return update.with_facts(parameters=trained)
 
     loaders = {module: loader(module, parts) for module, parts in found.items()}
     note = f"the vector of {size:,} trained numbers is shared by all modules and counted for the first"

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..extras import require
 from ..files.adapter_file import Found, Loader, Source
-from ..files.parts import read_parts
+from ..files.parts import fitted, read_parts
 from ..linalg import Array
 from ..updates.contract import FactorError, Update
 from ..updates.dense import Dense
@@ -31,15 +31,14 @@ def read(source: Source) -> Found | None:
 
 
 def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
-    key = parts["waveft_spectrum"]
-    source.check_factor(key)
-    shape, size = source.tensors.shape(key), source.shape_of(module, key)
-    source.expect(len(shape) == 1 and shape[0] <= size[0] * size[1], key, f"one dimension, up to {size[0] * size[1]}")
+    keys, sizes = fitted(source, parts, spectrum="waveft_spectrum (k,)")
+    m, n = size = source.shape_of(module, keys["spectrum"])
+    source.expect(sizes["k"] <= m * n, keys["spectrum"], f"one dimension, up to {m * n}")
     family = source.setting("wavelet_family", str, _HAAR) if source.setting("use_idwt", bool, True) else ""
     seed = source.setting("random_loc_seed", int, 777)
     scaling = float(source.setting("scaling", (int, float), 25.0))
     build = partial(_build, size=size, family=family, seed=seed, scaling=scaling)
-    return source.loader({"spectrum": key}, build)
+    return source.loader(keys, build)
 
 
 def _build(spectrum: Array, *, size: tuple[int, int], family: str, seed: int, scaling: float, dtype: str) -> Update:

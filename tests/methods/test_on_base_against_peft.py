@@ -81,6 +81,7 @@ CASES = {
         {"r": 3, "psoft_svd": "lowrank", "psoft_svd_lowrank_niter": 2, "random_seed": 4, "target_modules": LINEAR},
     ),
     "frod": (models.tiny_llama, "Frod", {"progressbar": False, "sparse_rate": 0.1, "target_modules": LINEAR}),
+    "frod-diagonal": (models.tiny_llama, "Frod", {"progressbar": False, "sparse_rate": 0, "target_modules": LINEAR}),
     "frod-conv1d": (models.tiny_gpt2, "Frod", {"progressbar": False, "target_modules": GPT2}),
     "osf": (models.tiny_llama, "OSF", {"target_modules": LINEAR}),
     "osf-ranks": (
