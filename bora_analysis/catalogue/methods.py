@@ -333,6 +333,10 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         "arXiv 2405.17484", scaled=False, needs_base=True,
     ),
     Method(
+        "tlora", "T-LoRA", BLACK, "h", ".tlora", (), "s (P diag(λ) Q − W0's first r singular directions)", "2r×2r",
+        "arXiv 2507.05964", needs_base=True,
+    ),
+    Method(
         "ia3", "IA³", BLACK, "P", ".ia3", ("IA3",), "(l − 1) ⊙ W0", THROUGH, "arXiv 2205.05638", ranked=False,
         scaled=False, needs_base=True,
     ),

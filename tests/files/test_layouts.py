@@ -472,6 +472,30 @@ def test_lycoris_dora(tmp_path: Path) -> None:
     equal(adapter, conv, dora(W["mid_block.conv1"], kernel, made(1, 3, 1, 1), (0, 2, 3)))
 
 
+def test_lycoris_t_lora(tmp_path: Path) -> None:
+    """ΔW = s (P diag(λ) Q − U_r S_r V_rᵀ) with W0 = U S Vᵀ; at the start it is zero."""
+    W = {"a.q": made(7, 9), "a.k": made(9, 5)}
+    save_file({f"{module}.weight": value for module, value in W.items()}, tmp_path / "model.safetensors")
+    U, sigma, Vh = np.linalg.svd(W["a.k"].astype(float), full_matrices=False)
+    start = {"q_layer.weight": Vh[:2], "p_layer.weight": U[:, :2], "lambda_layer": sigma[None, :2], "alpha": number(2)}
+    Q, P, weights = made(3, 9), made(7, 3), made(1, 3)
+    own = {"q_layer.weight": Q, "p_layer.weight": P, "lambda_layer": weights, "alpha": number(6)}
+    content = {f"lora_te_a_{name}.{key}": value for name, of in (("q", own), ("k", start)) for key, value in of.items()}
+    path = saved(tmp_path / "adapter", content)
+    adapter = one(path, base=tmp_path)
+    U, sigma, Vh = np.linalg.svd(W["a.q"].astype(float))
+    dense = 2 * (product(P.astype(float) * weights, Q) - (U[:, :3] * sigma[:3]) @ Vh[:3])
+    equal(adapter, "lora_te_a_q", dense)
+    np.testing.assert_allclose(singular_values(adapter["lora_te_a_q"]).values, np.linalg.svd(dense)[1][:6], rtol=1e-11)
+    assert np.abs(adapter["lora_te_a_k"].to_dense()).max() < 1e-12
+    assert (adapter.method, adapter["lora_te_a_q"].facts.r, adapter["lora_te_a_q"].facts.rank_bound) == ("tlora", 3, 6)
+    assert "began elsewhere" in adapter.warnings[0]
+    with pytest.raises(AdapterError, match="T-LoRA needs the base model"):
+        one(path)
+    with pytest.raises(AdapterError, match=r'starts elsewhere.*"sig_type": "last"'):
+        one(saved(tmp_path / "adapter", content, ss_network_args=json.dumps({"sig_type": "last"})), base=tmp_path)
+
+
 def test_lycoris_dora_over_lokr_and_loha(tmp_path: Path) -> None:
     """``dora_scale`` beside LoKr, whole (unscaled), factored and of a convolution, and beside LoHa, in one file."""
     shapes = {"a": (6, 8), "b": (6, 8), "c": (4, 6, 3, 3), "d": (6, 8), "e": (5, 7)}

@@ -1,0 +1,60 @@
+"""T-LoRA (arXiv 2507.05964), as LyCORIS saves it (``modules/tlora.py``): ΔW = s (P diag(λ) Q − P₀ diag(λ₀) Q₀).
+
+``<module>.q_layer.weight`` (r, n), ``.p_layer.weight`` (m, r), ``.lambda_layer`` (1, r). The start P₀, λ₀, Q₀ is not
+saved: where LyCORIS loads a file, it takes the first r singular directions of W0. The mask of a timestep, which leaves
+out the last directions, is not applied: ΔW is that of the last steps, with all r.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import numpy as np
+
+from ..files.adapter_file import Found, Loader, Source
+from ..files.base_model import BaseMatrix
+from ..files.errors import AdapterError
+from ..files.parts import fitted, read_parts
+from ..linalg import Array
+from ..updates.blocks import lora
+from ..updates.contract import Update
+from .on_base_model import base_matrix
+
+_OTHER_START = re.compile(r'"sig_type": "(last|middle)"|"use_data_init": "?false', re.IGNORECASE)
+
+
+def read(source: Source) -> Found | None:
+    """T-LoRA's linear layers, with the base model."""
+    if not any(key.endswith(".lambda_layer") for key in source.tensors.keys()):  # noqa: SIM118  no mapping
+        return None
+    if hit := _OTHER_START.search(source.tensors.metadata.get("ss_network_args", "")):
+        raise AdapterError(
+            f"{source.path}: T-LoRA that starts elsewhere than LyCORIS loads it ({hit[0]}) is not readable"
+        )
+    found = read_parts(source, "[qp]_layer|lambda_layer", "tlora", _loader, scaled=True)
+    if found:
+        found.notes.append(
+            "T-LoRA with all r directions, from the start that LyCORIS takes where it loads a file, the first r "
+            "singular directions of W0; a run with sig_type last or middle, or without use_data_init, began elsewhere"
+        )
+    return found
+
+
+def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
+    base = base_matrix(source, "T-LoRA", module, next(iter(parts.values())))
+    m, n = base.shape
+    keys, sizes = fitted(
+        source, parts, {"m": m, "n": n}, base.key, Q="q_layer (r, n)", P="p_layer (m, r)", weights="lambda_layer (1, r)"
+    )
+    return source.loader(keys, partial(_build, base=base, scaling=source.scaling(module, sizes["r"])))
+
+
+def _build(Q: Array, P: Array, weights: Array, *, base: BaseMatrix, scaling: float, dtype: str) -> Update:
+    r = len(Q)
+    U, s, Vh = np.linalg.svd(base.read().astype(np.float64), full_matrices=False)
+    left = np.concatenate([P.astype(np.float64) * weights, -U[:, :r] * s[:r]], axis=1)
+    right = np.concatenate([Q.astype(np.float64), Vh[:r]])
+    update = lora(scaling * left, right, method="tlora", dtype=dtype, any_rank=True)
+    size = Q.size + P.size + r
+    return update.with_facts(r=r, scaling=scaling, parameters=size, macs_per_token=size)
