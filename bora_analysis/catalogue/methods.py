@@ -333,7 +333,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         "arXiv 2405.17484", scaled=False, needs_base=True,
     ),
     Method(
-        "tlora", "T-LoRA", BLACK, "h", ".tlora", (), "s (P diag(λ) Q − W0's first r singular directions)", "2r×2r",
+        "tlora", "T-LoRA", GREY, "h", ".tlora", (), "s (P diag(λ) Q − W0's first r singular directions)", "2r×2r",
         "arXiv 2507.05964", needs_base=True,
     ),
     Method(
