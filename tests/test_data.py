@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
@@ -129,3 +130,34 @@ def test_trajectories_begin_at_zero_and_end_with_the_adapter(name):
     first = factor_table(run[0])
     assert set(first["limiting"]) == {"B'"}
     assert (first["rank_B"] == 0).all()
+
+
+TASKS = {"movies": "trained-", "products": "trained-rating-"}
+
+
+def test_what_the_readme_says_of_ranks_and_energy() -> None:
+    told = " ".join(README.split())
+    frames = {
+        (task, name): layer_metrics(DATA / f"{start}{name}")
+        for task, start in TASKS.items()
+        for name in ("lora-r8", "bora-r8-b8", "bora-r8-b16", "bora-r8-b8-no-exp")
+    }
+    rank = {key: f"{each['effective_rank'].min()}–{each['effective_rank'].max()}" for key, each in frames.items()}
+    small, large = ("bora-r8-b8", "bora-r8-b16")
+    assert f"{rank['movies', small]} of 64 and {rank['movies', large]} of 128 directions on the first task" in told
+    assert f"{rank['products', small]} and {rank['products', large]} on the second" in told
+    energy = {key: each["energy"].sum() for key, each in frames.items()}
+    more = {key: f"{value / energy[key[0], 'lora-r8']:.1f}" for key, value in energy.items()}
+    assert f"is {more['movies', small]} (b = 8) and {more['movies', large]} (b = 16) times LoRA's on the first" in told
+    assert f"{more['products', small]} and {more['products', large]} on the second, is no sign of learning" in told
+    plain = "bora-r8-b8-no-exp"
+    assert f"the ratio is {more['movies', plain]} and {more['products', plain]}." in told
+
+
+def test_the_differences_to_lora_are_those_of_the_results() -> None:
+    results = pd.read_csv(DATA / "results.csv").set_index(["task", "adapter", "seed"]).sort_index()["value"] * 100
+    text = README.replace("−", "-")
+    for name in set(results.index.get_level_values("adapter")) - {"lora-r8"}:
+        apart = [results[task, name] - results[task, "lora-r8"] for task in TASKS]
+        cells = [f"{each.min():+.1f} to {each.max():+.1f}" for each in apart]
+        assert f"| {name} | {cells[0]} | {cells[1]} |" in text, (name, cells)

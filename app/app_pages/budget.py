@@ -15,7 +15,6 @@ from app.downloads import offer
 from app.explain import explanation, question
 from app.vega import draw, labelled
 from bora_analysis.analysis import views
-from bora_analysis.analysis.budget import Choice
 from bora_analysis.analysis.cost_tables import best_blocks as best_of
 from bora_analysis.analysis.cost_tables import budget_table, notes
 from bora_analysis.catalogue import METHODS, costed
@@ -27,7 +26,7 @@ USUAL = ["lora", "melora", "bora"]
 #: Of every method's choices that many stand in the table, the highest bounds first.
 SHOWN = 200
 
-question("Budget", "Which method, r and b buy the most rank for the parameters that you can train?")
+question("Budget", "Which methods, r and b fit into the parameters that you can train, and which rank can each reach?")
 
 
 def controls() -> tuple[str, list[Matrices], int, list[str]]:
@@ -84,27 +83,19 @@ def buys(model: str, parts: list[Matrices], budget: int, methods: list[str]) -> 
         st.error(str(error), icon=":material/error:")
         return
     best = frame.drop_duplicates("method")
-    first = best.iloc[0]
-    choice = Choice(*(first[name] for name in Choice._fields))
-    label = METHODS[choice.method].label
     st.markdown(
-        f"With at most {budget:,} parameters **{label}** gives the highest bound"
-        + (f", with **{choice.settings}**" if choice.settings else "")
-        + f": {choice.rank_bound:,.6g} for {choice.parameters:,} parameters."
+        f"At most {budget:,} parameters buy {len(frame):,} settings of {len(best)} methods. A rank bound says which "
+        "rank ΔW can have, and nothing of how much it learns."
     )
     draw(
         method_charts.pareto(frame, front_of(frame), budget, methods),
         key="pareto",
-        alt=f"Rank bound against trained parameters, both logarithmic, of {len(frame)} settings within the budget. "
-        f"Highest: {label}, bound {choice.rank_bound:,.6g}.",
+        alt=f"Rank bound against trained parameters, both logarithmic, of {len(frame)} settings within the budget.",
     )
     st.caption("Each point is one method with one r and b. Dashed: the fewest parameters for each bound.")
-    if first["method"] == "melora":
-        st.caption(
-            f"MELoRA's ΔW is 0 outside its b diagonal blocks: with b = {first['blocks']} it changes one of every "
-            f"{first['blocks']:,} entries of W. BoRA fills all blocks."
-        )
-    st.markdown("The best of each method")
+    if "melora" in methods:
+        st.caption("MELoRA's ΔW is 0 outside its b diagonal blocks: it changes one of every b entries. BoRA fills all.")
+    st.markdown("The setting of each method with the highest bound")
     choices_table(best)
     for line in notes(methods):
         st.caption(line)

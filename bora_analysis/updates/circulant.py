@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..catalogue.formulas import circulant_macs
 from ..linalg import Array, norm
 from .checks import factor
 from .contract import Facts
@@ -60,5 +61,5 @@ def c3a(kernel: Any, *, dtype: str | None = None) -> BlockCirculant:
     array, stored = factor("kernel", kernel, 3, dtype)
     p, q, b = array.shape
     m, n = p * b, q * b
-    facts = Facts("c3a", m, n, b, b, 1 / n, array.size, m * q, min(m, n), stored)
+    facts = Facts("c3a", m, n, b, b, 1 / n, array.size, p * q * circulant_macs(b), min(m, n), stored)
     return BlockCirculant(facts, array.astype(np.float64) / n)
