@@ -98,6 +98,12 @@ def paths(adapter: Adapter, layout: str, base: BaseWeights | None) -> dict[str, 
     names = {module: Name("", module) for module in adapter}
     if adapter.layout in _NAMED:
         names = names_of(adapter, base)
+    if layout in _NAMED:  # a CLIP alone
+        text = "text_model."
+        names = {
+            module: Name("text_encoder", name.path) if not name.part and (name.path or "").startswith(text) else name
+            for module, name in names.items()
+        }
     parts = sorted({name.part for name in names.values()})
     if len(parts) > 1 and layout not in _NAMED:
         raise AdapterError(

@@ -25,7 +25,7 @@ from ..files.errors import counted
 from ..files.keys import biases as trained_biases
 from ..files.keys import module_path
 from ..files.layouts import OUT
-from ..files.layouts.out import Job, Layer, Out
+from ..files.layouts.out import Job, Layer
 from ..files.layouts.peft import PREFIX
 from ..files.tensors import Raw, open_tensors
 from ..linalg import NotFiniteError
@@ -211,10 +211,9 @@ def convert(
     out = OUT[layout]
     folder = Path(folder)
     refuse_own_folder(folder, [given])
-    _refuse_held(folder, out, force)
-    if not same:
-        _refuse_biases(given)
-    kept = _others(given, same=same) if same or layout in ("peft", "per-expert") else {}
+    _refuse_held(folder, layout, force)
+    kept = _others(given, layout, same=same) if same or layout in ("peft", "per-expert") else {}
+    _refuse_biases(given, kept)
     if settings is None:
         settings = shared_settings([given], heads=True, biases=same)
     config = {} if base is None else base.config
@@ -262,7 +261,10 @@ def convert(
     return Conversion(folder, cuts, facts, left, settings.get(_OF_BASE[0]), layout)
 
 
-def _refuse_held(folder: Path, out: Out, force: bool) -> None:
+def _refuse_held(folder: Path, layout: str, force: bool) -> None:
+    out = OUT[layout]
+    if out.configured and folder.suffix == Path(out.file).suffix and not folder.is_dir():
+        raise AdapterError(f"{folder}: {layout} is a folder with {out.file} and {CONFIG_NAME}; name a folder")
     names = [CONFIG_NAME] if out.configured else []
     names += [out.file, *([Path(out.file).with_suffix(".bin").name] if out.configured else [])]
     held = [name for name in names if (folder / name).exists()]
@@ -275,7 +277,8 @@ def _refuse_held(folder: Path, out: Out, force: bool) -> None:
 def refuse_own_folder(folder: Path, adapters: Sequence[Adapter]) -> None:
     """A LoRA must not replace what it is made of."""
     for adapter in adapters:
-        if adapter.path is not None and folder.resolve() == adapter.path.parent.resolve():
+        own = () if adapter.path is None else (adapter.path.resolve(), adapter.path.parent.resolve())
+        if folder.resolve() in own:
             raise AdapterError(f"{folder}: is the folder of {adapter.name} itself; give another one to write to")
 
 
@@ -313,9 +316,9 @@ def shared_settings(
     return found
 
 
-def _refuse_biases(adapter: Adapter) -> None:
-    """Biases that were trained beside ΔW have no place in a plain LoRA."""
-    found = trained_biases(adapter.passed_over)
+def _refuse_biases(adapter: Adapter, kept: Mapping[str, Any]) -> None:
+    """Biases that were trained beside ΔW have no place in a plain LoRA, unless its layout stays."""
+    found = [key for key in trained_biases(adapter.passed_over) if key not in kept]
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise AdapterError(
@@ -324,22 +327,29 @@ def _refuse_biases(adapter: Adapter) -> None:
         )
 
 
-def _others(adapter: Adapter, *, same: bool) -> dict[str, tuple[str, Raw]]:
-    """What the file holds beside ΔW and PEFT loads with it: heads, embeddings, new tokens. Key → PEFT's key, tensor."""
+def _others(adapter: Adapter, layout: str, *, same: bool) -> dict[str, tuple[str, Raw]]:
+    """What the file holds beside ΔW and goes along: heads, embeddings, new tokens. Key → key there, tensor.
+
+    In the same layout all of it goes along, and biases too.
+    """
     # A whole checkpoint, which may lie in several files, has no names of PEFT's either.
-    if adapter.path is None or not adapter.passed_over or adapter.method == "full":
+    if adapter.path is None or not adapter.passed_over or (adapter.method == "full" and not same):
         return {}
     tensors = open_tensors(adapter.path)
     known = set(tensors.keys())
-    if same:
+    if same and layout != "peft":
         return {key: (key, tensors.raw(key)) for key in adapter.passed_over if key in known}
     if not any(PREFIX in key for key in known):  # another layout: its names mean nothing to PEFT
         return {}
     found: dict[str, tuple[str, Raw]] = {}
+    trained = set(trained_biases(adapter.passed_over))
     for key in adapter.passed_over:
-        if key not in known or ".lora_" in key or ".original_module." in key:
+        if key not in known or ".original_module." in key or (key not in trained and ".lora_" in key):
             continue
-        path = re.sub(r"\.modules_to_save(\.[^.]+(?=\.))?", "", module_path(key))
+        if key in trained and not same:
+            continue
+        path = module_path(key)
+        path = path if same else re.sub(r"\.modules_to_save(\.default)?", "", path)
         name, raw = f"{PREFIX}{path}" if PREFIX in key else key, tensors.raw(key)
         if 0 in raw.shape:
             raise AdapterError(

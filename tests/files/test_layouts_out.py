@@ -298,6 +298,32 @@ def test_experts_fused_alone_and_stacked(tmp_path: Path) -> None:
         close(one(tmp_path / f"{path}-back"), apart)
 
 
+def test_peft_keeps_its_biases_in_its_own_layout(tmp_path: Path) -> None:
+    """lora_bias, scaled as B A is, through PEFT; a sum has no place for them."""
+    model, plain = (models.module(l=torch.nn.Linear(8, 6), m=torch.nn.Linear(6, 6)) for _ in range(2))
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=["l", "m"], lora_bias=True, init_lora_weights=False)
+    exact = models.saved(model, config, tmp_path / "before")
+    assert np.abs(exact["l.bias"]).max() > 0.1
+    convert(tmp_path / "before", tmp_path / "after", layout="same")
+    added = peft_delta(plain, tmp_path / "after")
+    for name, delta in exact.items():
+        np.testing.assert_allclose(added[name], delta, atol=1e-5)
+    for source in (merge([tmp_path / "before"]), tmp_path / "before"):
+        with pytest.raises(AdapterError, match="is a trained bias"):
+            convert(source, tmp_path / "sum", layout="same" if isinstance(source, Adapter) else "kohya")
+
+
+def test_a_source_is_not_replaced_and_a_folder_is_no_file(tmp_path: Path) -> None:
+    path = kohya(tmp_path / "a.safetensors", factors({"lora_te_text_model_encoder_layers_0_mlp_fc1": (4, 6)}), 1.0)
+    with pytest.raises(AdapterError, match="is the folder of a itself"):
+        convert(path, path, layout="same", force=True)
+    with pytest.raises(AdapterError, match=r"peft is a folder with adapter_model.safetensors and adapter_config"):
+        convert(path, tmp_path / "b.safetensors")
+    convert(path, tmp_path / "peft")
+    convert(tmp_path / "peft", tmp_path / "back.safetensors", layout="kohya")
+    assert list(one(tmp_path / "back.safetensors")) == ["lora_te_text_model_encoder_layers_0_mlp_fc1"]
+
+
 def test_original_names_alone_are_comfyuis(tmp_path: Path) -> None:
     """Flux control's own, with trained biases, which stay in the same layout."""
     pairs = factors({"double_blocks.0.img_attn.qkv": (6, 4)})
