@@ -15,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .. import metrics, style
-from ..linalg.solvers import svd_values
+from ..analysis.spectrum import factor_ranks, singular_values
+from ..linalg import NotFiniteError
 from ..updates.blocks import bora, lora, melora
 from ..updates.contract import Blocked, Update
 from . import data
@@ -183,8 +184,10 @@ def _pictures(updates: Mapping[str, Update]) -> list[Picture]:
             shown, blocks = np.tile(sigma, (most, most)), most
         else:
             shown = sigma
-        cores, reach = update.reduced()
-        values = np.concatenate([svd_values(core)[0].ravel() for core in cores])
+        try:
+            values = singular_values(update)
+        except NotFiniteError as error:
+            raise ValueError(f"{name}: {error}") from None
         pictures.append(
             Picture(
                 name=name,
@@ -194,9 +197,9 @@ def _pictures(updates: Mapping[str, Update]) -> list[Picture]:
                 weights=_means(B, sigma @ A, blocks),
                 sigma=_largest(np.abs(shown)),
                 blocks=blocks,
-                rank=metrics.numerical_rank(values, metrics.rounding_tolerance(values, reach)),
+                rank=metrics.numerical_rank(values, metrics.rounding_tolerance(values)),
                 bound=facts.rank_bound,
-                sigma_rank=sum(int(np.linalg.matrix_rank(slot)) for slot in update.slots()),
+                sigma_rank=factor_ranks(update).sigma,
             )
         )
     return pictures

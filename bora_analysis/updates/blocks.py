@@ -246,7 +246,11 @@ def activate(sigma: Array, activation: str = "exp-norm") -> Array:
         values = values / mean if mean > 0 else values
     if activation in ("exp-norm", "no-norm"):
         if values.size and values.max() > 709.0:  # exp(710) is Inf in float64
-            raise FactorError("sigma", f"overflows under activation {activation!r}: exp({values.max():.4g})")
+            raise FactorError(
+                "sigma",
+                f"overflows under activation {activation!r}: exp({values.max():.4g}) is beyond "
+                "the range of float64; check σ, or the activation (--activation)",
+            )
         values = np.exp(values)
     return values
 

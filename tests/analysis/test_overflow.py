@@ -194,3 +194,20 @@ def test_the_base_models_table_names_file_and_module(tmp_path):
     adapter = Adapter.from_updates("bad", {"q": lora(np.full((8, 1), 1e200), np.ones((1, 6)))})
     with pytest.raises(AdapterError, match="bad: q: ΔW or its energy"):
         base_metrics(adapter, tmp_path)
+
+
+@pytest.mark.parametrize("figure", ["figure1", "spectra", "pareto"])
+def test_figures_of_what_overflows_end_with_one_line(folder, figure, tmp_path):
+    result = CliRunner().invoke(main, ["figure", figure, str(folder), "-o", str(tmp_path / "f.svg")])
+    assert result.exit_code in (1, 2)
+    assert "ΔW or its energy Σσ² is beyond the range of float64" in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "f.svg").exists()
+
+
+@pytest.mark.parametrize("activation", ["exp-norm", "no-norm"])
+def test_an_exponential_that_overflows_says_what_to_check(activation):
+    sigma = np.full((4, 4, 50), 1e-9)
+    sigma[0, 0, 0] = 800  # 800 times the mean of all
+    with pytest.raises(FactorError, match=r"exp\(800\) is beyond the range of float64; check σ, or the activation"):
+        activate(sigma, activation)
