@@ -27,9 +27,10 @@ import streamlit as st
 
 from app.safe_markdown import markdown, one_line
 from app.sources import Source, table_store
-from bora_analysis.adapters import AdapterError
-from bora_analysis.adapters.locate import NOT_WEIGHTS, SUFFIXES
+from bora_analysis.adapters import AdapterError, locate
+from bora_analysis.adapters.locate import NOT_WEIGHTS
 from bora_analysis.files.configuration import CONFIG_NAME
+from bora_analysis.files.tensors import DISTCP
 from bora_analysis.style import shortened
 
 #: Limit of one uploaded file in MB; ``server.maxUploadSize`` in ``.streamlit/config.toml`` is the same.
@@ -43,6 +44,8 @@ CONFIG_BYTES = 1 << 20
 #: Uploads that one server process keeps; the oldest goes when another comes.
 KEPT = 8
 
+# A distributed checkpoint is a folder of files, which an upload is not.
+SUFFIXES = tuple(suffix for suffix in locate.SUFFIXES if suffix != DISTCP)
 _STEM = "adapter_model"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})", re.ASCII)
 _CHUNK = 1 << 16

@@ -11,7 +11,7 @@ from ..files.base_model import entries, is_model, model_paths
 from ..files.configuration import CONFIG_NAME, configuration_files
 from ..files.errors import AdapterError, counted
 from ..files.keys import natural
-from ..files.tensors import OPENERS, SHARD, shards
+from ..files.tensors import DISTCP, DISTCP_INDEX, OPENERS, SHARD, shards
 
 SUFFIXES = tuple(OPENERS)
 # PEFT's, MLX's, diffusers' and AdapterHub's names. In this order: PEFT prefers safetensors where both lie in a folder.
@@ -97,7 +97,8 @@ def located(home: Path) -> Located:
             raise AdapterError(f"{home}: {_OTHER_KINDS[home.suffix]}")
         if home.suffix and home.suffix not in SUFFIXES:
             raise AdapterError(f"{home}: is no weight file; expected {', '.join(SUFFIXES)}, or the adapter's folder")
-        return Located(home, home.parent / CONFIG_NAME, home.parent if _whole_name(home) in _WEIGHT_NAMES else None)
+        named = home.suffix == DISTCP or _whole_name(home) in _WEIGHT_NAMES
+        return Located(home, home.parent / CONFIG_NAME, home.parent if named else None)
     if is_model(home):
         return Located(home, None, home)
     weights = _weights_in(home)
@@ -109,10 +110,12 @@ def located(home: Path) -> Located:
 
 
 def _named_adapter(home: Path) -> Path | None:
-    """The folder in a checkpoint into which PEFT puts an adapter with a name; None where there is none."""
+    """The folder in a checkpoint into which PEFT puts an adapter with a name, or FSDP its shards; None without one."""
     if not CHECKPOINT.fullmatch(home.name):
         return None
-    inner = [folder for folder in _folders(home) if any((folder / name).is_file() for name in _WEIGHT_NAMES)]
+    names = (*_WEIGHT_NAMES, DISTCP_INDEX)
+    inner = [folder for folder in _folders(home) if any((folder / name).is_file() for name in names)]
+    inner = [folder for folder in inner if not folder.name.startswith("optimizer")]
     if len(inner) > 1:
         names = some([folder.name for folder in inner])
         raise AdapterError(f"{home}: holds {len(inner)} adapters: {names}; name the folder of one")
@@ -168,6 +171,8 @@ def twins(weights: Path) -> list[str]:
 
 def _whole_name(path: Path) -> str:
     """The name that a weight file would have in one piece."""
+    if path.suffix == DISTCP:
+        return f"checkpoint{DISTCP}"
     hit = SHARD.fullmatch(path.name)
     return f"{hit['stem']}{hit['suffix']}" if hit else path.name
 

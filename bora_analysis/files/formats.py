@@ -5,23 +5,28 @@
 ``.gguf`` (ggml, ``docs/gguf.md``): a header of settings, then the tensors, each with its dimensions in reverse order.
 
 ``.h5``: Keras's. A tensor's key is its path in the file.
+
+``.distcp``: torch.distributed.checkpoint's, in a folder with ``.metadata``, a pickle that says which piece of which
+tensor lies where. Each piece is a file of torch.save by itself.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 import struct
 import zipfile
 import zlib
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 
 from ..extras import require
 from ..linalg import Array
 from .errors import AdapterError
-from .tensors import BLOCK, Q8_0, Entry, MappedFile, Raw, as_stored, widen
+from .tensors import BLOCK, DISTCP_INDEX, Q8_0, Entry, MappedFile, Raw, TorchFile, as_stored, widen
 
 # Number of a GGUF type → its name and the NumPy type of its bytes, of one block for a quantised type.
 _GGUF_TENSORS: dict[int, tuple[str, str | np.dtype[Any]]] = {
@@ -212,3 +217,97 @@ class HdfFile(MappedFile):
             raise AdapterError(
                 f"{path}: is no complete HDF5 file ({type(error).__name__}); fetch or save it again"
             ) from None
+
+
+class _Inert:
+    """What stands for every class and function that a pickle names: it keeps its state and does nothing."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Imports and runs nothing. A size is a tuple, and a type of PyTorch its name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch":
+            return tuple if name == "Size" else name
+        return dict if (module, name) == ("collections", "OrderedDict") else _Inert
+
+
+class _Pieces(NamedTuple):
+    """A tensor in a distributed checkpoint: where each piece belongs, its size, file, offset and length."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: list[tuple[tuple[int, ...], tuple[int, ...], str, int, int]]
+
+
+class DistributedCheckpoint(TorchFile):
+    """The checkpoint of a folder, by any of its ``.distcp`` files."""
+
+    def _load(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        require("torch", f"{self.path}: reading a checkpoint of torch.distributed", "torch", error=AdapterError)
+        index = self.path.with_name(DISTCP_INDEX)
+        try:
+            with index.open("rb") as handle:
+                told = _InertUnpickler(handle).load()
+            places = {(at.fqn, getattr(at, "offset", None)): where for at, where in told.storage_data.items()}
+            content: dict[str, Any] = {}
+            for key, tensor in told.state_dict_metadata.items():
+                inner, (*path, name) = content, (told.planner_data or {}).get(key) or (key,)
+                for step in path:
+                    inner = inner.setdefault(str(step), {})
+                inner[str(name)] = self._pieces(key, tensor, places) if hasattr(tensor, "chunks") else None
+        except OSError as error:
+            raise AdapterError(
+                f"{index}: cannot be opened: {error.strerror or error}; it belongs to the checkpoint"
+            ) from None
+        except Exception as error:  # whatever a damaged pickle builds
+            if isinstance(error, AdapterError):
+                raise
+            raise AdapterError(
+                f"{index}: is no complete index of torch.distributed.checkpoint ({type(error).__name__}); fetch or "
+                "save it again"
+            ) from None
+        return self._sorted(content, _Pieces)
+
+    def _pieces(self, key: str, tensor: Any, places: dict[Any, Any]) -> _Pieces:
+        pieces = []
+        for chunk in tensor.chunks:
+            where = places[key, chunk.offsets]
+            name = where.relative_path
+            if where.__dict__.get("transform_descriptors") or Path(name).name != name:
+                raise AdapterError(
+                    f"{self.path}: a piece of {key} is compressed, or in another folder ({name}); expected the plain "
+                    "files of torch.distributed.checkpoint"
+                )
+            pieces.append((chunk.offsets, chunk.sizes, name, where.offset, where.length))
+        return _Pieces(tensor.properties.state[0], tensor.size, pieces)
+
+    def _tensor(self, key: str) -> Any:
+        import torch
+
+        dtype, shape, pieces = self._tensors[key]
+        path, filled = self.path, 0
+        try:
+            whole = torch.empty(shape, dtype=getattr(torch, dtype))
+            for offsets, sizes, name, offset, length in pieces:
+                path = self.path.with_name(name)
+                with path.open("rb") as handle:
+                    handle.seek(offset)
+                    piece = torch.load(io.BytesIO(handle.read(length)), map_location="cpu", weights_only=True).detach()
+                whole[tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))] = piece
+                filled += piece.numel()
+        except OSError as error:
+            raise AdapterError(
+                f"{path}: cannot be opened: {error.strerror or error}; all files of the checkpoint are needed"
+            ) from None
+        except Exception as error:  # whatever a damaged index or piece leads to
+            raise AdapterError(f"{path}: the piece of {key} is damaged ({type(error).__name__})") from None
+        if filled != whole.numel():
+            raise AdapterError(f"{self.path}: {key} has {filled} of its {whole.numel()} numbers in the checkpoint")
+        return whole

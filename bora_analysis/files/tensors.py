@@ -48,6 +48,8 @@ Q8_0, BLOCK = "q8_0", 32
 _NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 #: One of several files that hold the weights together.
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+#: A folder that torch.distributed.checkpoint wrote (FSDP): any of its files stands for all.
+DISTCP, DISTCP_INDEX = ".distcp", ".metadata"
 # What a checkpoint holds beside the weights, in lower case.
 _BESIDE = re.compile(r"(optim|sched|lr_|ema|callbacks|loops|rng|scaler|args|hyper_parameters)")
 # A mapped file is mapped anew after this many bytes, or its pages would add up to the whole file in memory.
@@ -97,11 +99,17 @@ def open_tensors(path: Path) -> StoredTensors:
     A shard, ``…-00001-of-00002.safetensors``, is opened together with the others beside it.
     """
     files = shards(path)
-    return open_file(path) if len(files) == 1 else Shards(path, [open_file(file) for file in files])
+    return (
+        open_file(path)
+        if len(files) == 1 or path.suffix == DISTCP
+        else Shards(path, [open_file(file) for file in files])
+    )
 
 
 def shards(path: Path) -> list[Path]:
     """The files of which a weight file is one shard; the file alone if it is none. Nothing is opened."""
+    if path.suffix == DISTCP:
+        return [path.with_name(DISTCP_INDEX), *sorted(path.parent.glob(f"*{DISTCP}"))]
     hit = SHARD.fullmatch(path.name)
     if not hit:
         return [path]
@@ -267,8 +275,12 @@ class TorchFile:
             raise AdapterError(f"{self.path}: holds a {type(content).__name__}; expected a dictionary of named tensors")
         if isinstance(content.get("metadata"), dict):
             self.metadata = {str(name): str(value) for name, value in content["metadata"].items()}
+        return self._sorted(content, torch.Tensor)
+
+    def _sorted(self, content: dict[Any, Any], kind: type) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The weights in a checkpoint, and the names of what is no tensor beside them."""
         content = self._weights(content)
-        tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+        tensors = {str(key): value for key, value in content.items() if isinstance(value, kind)}
         if not tensors:
             raise AdapterError(f"{self.path}: holds no tensors; expected a dictionary of named tensors")
         return tensors, tuple(str(key) for key in content if str(key) not in tensors)
@@ -297,13 +309,17 @@ class TorchFile:
     def dtype(self, key: str) -> str:
         return self._dtypes[key]
 
+    def _tensor(self, key: str) -> Any:
+        if self._bytes_read > _REMAP_BYTES:
+            self._tensors, _ = self._load()
+            self._bytes_read = 0
+        tensor = self._tensors[key].detach().cpu()
+        self._bytes_read += tensor.numel() * tensor.element_size()
+        return tensor
+
     def read(self, key: str) -> Array:
         with self._lock:
-            if self._bytes_read > _REMAP_BYTES:
-                self._tensors, _ = self._load()
-                self._bytes_read = 0
-            tensor = self._tensors[key].detach().cpu()
-            self._bytes_read += tensor.numel() * tensor.element_size()
+            tensor = self._tensor(key)
             if self.dtype(key) in _NARROW:
                 return tensor.float().numpy()
             try:
@@ -315,7 +331,7 @@ class TorchFile:
         def read() -> bytes:
             import torch
 
-            return self._tensors[key].detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            return self._tensor(key).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
         return as_stored(self, key, read)
 
@@ -374,4 +390,5 @@ OPENERS: dict[str, Callable[[Path], StoredTensors]] = {
     ".npz": _other("NpzFile"),
     ".gguf": _other("GgufFile"),
     ".h5": _other("HdfFile"),
+    DISTCP: _other("DistributedCheckpoint"),
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,15 @@ import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
+import torch.distributed.checkpoint
 from click.testing import CliRunner
 from safetensors.numpy import save_file
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from bora_analysis import singular_values
 from bora_analysis.adapters import Adapter, AdapterError, read_adapter
+from bora_analysis.adapters.locate import paths_read
 from bora_analysis.cli import main
 from bora_analysis.files import tensors
 from bora_analysis.files.layouts import layout_of
@@ -159,12 +166,12 @@ def archive(path: Path, content: dict[str, Any]) -> None:
     np.savez(path, **content)
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_mlx_npz(tmp_path: Path, save: Callable[..., None]) -> None:
+@pytest.mark.parametrize("savez", [np.savez, np.savez_compressed])
+def test_mlx_npz(tmp_path: Path, savez: Callable[..., None]) -> None:
     """MLX's format before safetensors: no α, bfloat16 without a type; and arrays in other orders."""
     A, B, narrow = made(16, 4), made(4, 24), made(16, 4).astype(ml_dtypes.bfloat16)
     path = "model.layers.{}.self_attn.q_proj"
-    save(
+    savez(
         tmp_path / "adapters.npz",
         **{
             f"{path.format(0)}.lora_a": np.asfortranarray(A),
@@ -345,6 +352,88 @@ def test_stacks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     nothing = np.zeros((0, 0, 0), "f4")
     skipped = one(saved(tmp_path, {f"{head}.lora_A.weight": nothing, f"{head}.lora_B.weight": nothing} | content))
     assert list(skipped) == ["q"]
+
+
+# --- torch.distributed.checkpoint ------------------------------------------------------------------------------------
+
+
+def checkpoint(folder: Path, content: dict[str, Any]) -> Path:
+    """A folder by PyTorch's own writer."""
+    save(content, checkpoint_id=folder)
+    return folder
+
+
+A4, B4 = torch.from_numpy(made(4, 10)).bfloat16(), torch.from_numpy(made(6, 4))
+STATE = {"layers.0.q.lora_A.weight": A4, "layers.0.q.lora_B.weight": B4}
+SINGLE = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:.*single process")
+
+
+@SINGLE
+@pytest.mark.parametrize(
+    "content",
+    [STATE, {"model": STATE, "step": 3}, {"app": {"model": STATE, "optim": {"state": {"x.exp_avg": torch.ones(2)}}}}],
+)
+def test_distributed_checkpoint(tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP's folder, whose index is a pickle of which nothing is run; in a Trainer's checkpoint too."""
+    folder = checkpoint(tmp_path / "checkpoint-10" / "pytorch_model_fsdp_0", content)
+    checkpoint(tmp_path / "checkpoint-10" / "optimizer_0", {"state": {"x": torch.ones(2)}})
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    monkeypatch.setattr(pickle, "load", None)  # what PyTorch reads the index with
+    for place in (folder, folder / "__0_0.distcp", tmp_path / "checkpoint-10"):
+        adapter = one(place)
+        equal(adapter, "layers.0.q", 2 * wide(B4.numpy(), A4.float().numpy()))
+        assert adapter["layers.0.q"].facts.dtype == "bfloat16"
+    assert set(paths_read(folder)) == {*folder.iterdir()}
+    opened = tensors.open_tensors(folder / "__0_0.distcp")
+    key = next(key for key in opened.keys() if "lora_A" in key)  # noqa: SIM118  no mapping
+    assert opened.raw(key).read() == A4.view(torch.int16).numpy().tobytes()
+
+
+class Run:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+@SINGLE
+def test_a_distributed_checkpoint_of_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pieces of two processes are put together; without one of the files, or with a hostile index, refused."""
+    folder = checkpoint(tmp_path / "run", STATE)
+    index = folder / ".metadata"
+    told = pickle.loads(index.read_bytes())
+    (first, second) = (name for name in told.state_dict_metadata)
+    tops, sides = B4[:2].clone(), B4[2:].clone()
+    metadata = torch.distributed.checkpoint.metadata
+    told.storage_data = {at: where for at, where in told.storage_data.items() if at.fqn == first}
+    tensor = told.state_dict_metadata[second]
+    tensor.chunks = []
+    for rank, (start, piece) in enumerate(((0, tops), (2, sides))):
+        buffer = io.BytesIO()
+        torch.save(piece, buffer)
+        (folder / f"__{rank + 1}_0.distcp").write_bytes(buffer.getvalue())
+        at = torch.Size([start, 0])
+        tensor.chunks.append(metadata.ChunkStorageMetadata(at, piece.shape))
+        where = torch.distributed.checkpoint.filesystem._StorageInfo(f"__{rank + 1}_0.distcp", 0, buffer.tell())
+        told.storage_data[metadata.MetadataIndex(second, at)] = where
+    index.write_bytes(pickle.dumps(told))
+    equal(one(folder, alpha=4), "layers.0.q", wide(B4.numpy(), A4.float().numpy()))
+    (folder / "__2_0.distcp").rename(tmp_path / "gone")
+    with pytest.raises(AdapterError, match=r"__2_0\.distcp: cannot be opened.*all files of the checkpoint are needed"):
+        one(folder)["layers.0.q"]
+    tensor.chunks.pop()
+    index.write_bytes(pickle.dumps(told))
+    with pytest.raises(AdapterError, match="has 8 of its 24 numbers"):
+        one(folder)["layers.0.q"]
+    told.storage_data = {at: replace(where, relative_path="../gone") for at, where in told.storage_data.items()}
+    index.write_bytes(pickle.dumps(told))
+    assert "in another folder" in refused(folder / "__0_0.distcp")
+    monkeypatch.chdir(tmp_path)
+    index.write_bytes(pickle.dumps({"x": Run()}))
+    with pytest.raises(AdapterError, match="no complete index"):
+        one(folder)
+    assert not (tmp_path / "ran").exists()
+    index.unlink()
+    with pytest.raises(AdapterError, match="it belongs to the checkpoint"):
+        one(folder)
 
 
 # --- one table of suffixes -------------------------------------------------------------------------------------------
