@@ -319,15 +319,15 @@ def _union(parts: list[Solved], facts: Facts, reach: float, floor: float) -> Spe
 def _reduced(update: Update, name: str = "") -> tuple[list[Array], float, float]:
     """The cores, what rounding in the computation is relative to, and what rounding of the stored numbers makes."""
     with np.errstate(over="ignore", invalid="ignore"):
-        cores, reach = update.reduced()
+        cores, reach, rounding = update.measured()
     if not reach < 1e150:  # the reach is at least their norm
         cores = [check_finite(core, name) for core in cores]
-    return cores, reach, _floor(update)
+    return cores, reach, _floor(update, rounding)
 
 
-def _floor(update: Update) -> float:
+def _floor(update: Update, rounding: float) -> float:
     """‖E‖_F ≥ |σ_i(ΔW + E) − σ_i(ΔW)| (Weyl) of rounding errors, uniform up to u|x| and independent: u/√3 deviation."""
-    return EPSILON.get(update.facts.dtype, EPSILON["float64"]) / np.sqrt(12) * update.rounding()
+    return EPSILON.get(update.facts.dtype, EPSILON["float64"]) / 12**0.5 * rounding
 
 
 def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None = None, name: str = "") -> Spectrum:
@@ -342,7 +342,7 @@ def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None 
                 spectrum = Spectrum(np.zeros(0), "count", where, facts.dtype, counted=counted)
         if spectrum is None:
             solved = solve(matrix[None], facts.dtype, solver, place)
-            spectrum = _union([solved], facts, norm(matrix), _floor(update))
+            spectrum = _union([solved], facts, norm(matrix), _floor(update, update.rounding()))
     return replace(spectrum, noise_floor=update.noise_floor()) if update.noise_floor else spectrum
 
 

@@ -14,6 +14,7 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
 from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
+from ..linalg.solvers import svd_with_vectors
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from ..updates.sums import combine
@@ -38,7 +39,7 @@ def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
 
 def _build(U: Array, s: Array, V: Array, *, base: BaseMatrix, dtype: str) -> Update:
     q = len(s)
-    left, sigma, right = np.linalg.svd(base.read().astype(np.float64), full_matrices=False)
+    left, sigma, right = svd_with_vectors(base.read().astype(np.float64))
     pairs = (U * s.astype(np.float64), V), (left[:, -q:] * sigma[-q:], right[-q:])
     now, start = (lora(*each, dtype=dtype, any_rank=True) for each in pairs)
     update = combine([now, start], [1.0, -1.0], method="osf")

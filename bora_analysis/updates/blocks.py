@@ -29,11 +29,14 @@ class DirectSum(Arithmetic):
     parts: tuple[BlockProduct, ...]
 
     def reduced(self) -> tuple[list[Array], float]:
-        cores, reaches = zip(*(part.reduced() for part in self.parts), strict=True)
-        return [core for part in cores for core in part], max(reaches)
+        return self.measured()[:2]
 
     def rounding(self) -> float:
         return max(part.rounding() for part in self.parts)  # ‖blkdiag(E_i)‖₂ is the largest ‖E_i‖₂
+
+    def measured(self) -> tuple[list[Array], float, float]:
+        cores, reaches, roundings = zip(*(part.measured() for part in self.parts), strict=True)
+        return [core for part in cores for core in part], max(reaches), max(roundings)
 
     def expanded(self) -> Expanded:
         B, sigma, A = zip(*(part.expanded() for part in self.parts), strict=True)

@@ -50,6 +50,10 @@ class Arithmetic:
         """
         return self.reduced()[1]
 
+    def measured(self) -> tuple[list[Array], float, float]:
+        """:meth:`reduced` and :meth:`rounding` in one."""
+        return *self.reduced(), self.rounding()
+
     def factors(self: Any) -> tuple[Array, Array]:
         """ΔW and the identity, in the order that makes k = min(m, n)."""
         delta, (m, n) = self.to_dense(), self.shape
@@ -112,11 +116,27 @@ class BlockProduct(Arithmetic):
 
     def rounding(self) -> float:
         """That of B, of A and of σ: each √Σ (‖column‖ |Σ| ‖row‖)² over the rank-one terms, σ's times its steepness."""
-        least = LEAST.get(self.facts.dtype, 0.0)  # smaller numbers are off by as much
-        B, A = (np.hypot(X, least) if least else X for X in (self.B, self.A))
-        *_, (left, sigma, right), power = _in_range(B, self.sigma, A)
-        terms = left[:, None] * sigma * right * np.sqrt(2 + np.square(self.steepness))
-        return float(np.ldexp(np.linalg.norm(terms), power))
+        return self._rounding(*_in_range(self.B, self.sigma, self.A)[3:])
+
+    def measured(self) -> tuple[list[Array], float, float]:
+        (R,), (L,) = self.factor_cores()  # whose columns are as long as those of B_i and A_jᵀ
+        core, reach, sizes, power = _product(R, self.sigma, L.transpose(0, 2, 1))
+        return [core[None]], reach, self._rounding(sizes, power)
+
+    def _rounding(self, sizes: tuple[Array, Array, Array], power: int) -> float:
+        left, sigma, right = sizes
+        least = LEAST.get(self.facts.dtype, 0.0)
+        if least and not power:  # a smaller number is off by as much as this one
+            left, right = (
+                np.hypot(left, least * self.B.shape[1] ** 0.5),
+                np.hypot(right, least * self.A.shape[2] ** 0.5),
+            )
+        terms = left[:, None] * sigma * right
+        if np.ndim(self.steepness) == 0:
+            size = np.sqrt((2 + float(self.steepness) ** 2) * np.vdot(terms, terms))
+        else:
+            size = np.linalg.norm(terms * np.sqrt(2 + np.square(self.steepness)))
+        return float(np.ldexp(size, power) if power else size)
 
     def expanded(self) -> Expanded:
         b, _, r = self.sigma.shape
@@ -228,6 +248,10 @@ def product(B: Array, sigma: Array, A: Array) -> tuple[Array, float]:
     ----------
     B : (b, m/b, r). sigma : (b, b, r). A : (b, r, n/b).
     """
+    return _product(B, sigma, A)[:2]
+
+
+def _product(B: Array, sigma: Array, A: Array) -> tuple[Array, float, tuple[Array, Array, Array], int]:
     B, sigma, A, sizes, power = _in_range(B, sigma, A)
     terms = np.einsum("ik,ijk,jk->ij", *sizes)
     reach = float(np.sqrt(np.vdot(terms, terms)))
@@ -235,7 +259,7 @@ def product(B: Array, sigma: Array, A: Array) -> tuple[Array, float]:
         A, reach = np.ldexp(A, power), float(np.ldexp(reach, power))
     blocks = (B[:, None] * sigma[:, :, None, :]) @ A[None]  # (b, b, m/b, n/b)
     b, _, p, q = blocks.shape
-    return blocks.transpose(0, 2, 1, 3).reshape(b * p, b * q), reach
+    return blocks.transpose(0, 2, 1, 3).reshape(b * p, b * q), reach, sizes, power
 
 
 def _in_range(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array, tuple[Array, Array, Array], int]:
