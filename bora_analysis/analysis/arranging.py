@@ -28,6 +28,7 @@ _EXPERT = re.compile(
 )
 _STACK = re.compile(r".+\.(switch_mlp\.\w+|\w+_exps)\.\d+")  # the names of MLX's and llama.cpp's stacks
 _HALVES = ("gate_proj", "up_proj")  # the rows of gate_up_proj, one after the other
+_MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}  # before transformers 5
 _NAMED = ("kohya", "comfyui", "diffusers")  # layouts whose names have the part of the pipeline before the path
 
 
@@ -46,14 +47,19 @@ def with_experts(adapter: Adapter, layout: str) -> Adapter:
             loaders[module] = load
             continue
         name, expert = hit["fused"] or hit["single"] or hit["stacked"], hit["e"] or hit["f"] or hit["g"]
-        if name == "gate_up_proj" and "gpt-oss" in str(adapter.base_model).lower():
+        base, stem = str(adapter.base_model).lower(), hit["stem"]
+        if name == "gate_up_proj" and "gpt-oss" in base:
             where = adapter.path or adapter.name
             raise AdapterError(
                 f"{where}: {module}: the rows of gate and up alternate in gpt-oss; {layout} has them apart"
             )
-        for half, own in enumerate(_HALVES) if name == "gate_up_proj" else [(None, name)]:
+        if "mixtral" in base and wanted in ("single", "stacked"):
+            stem = re.sub(r"\.mlp$", ".block_sparse_moe", stem)
+        for half, own in enumerate(_HALVES) if name == "gate_up_proj" else [(None, _MIXTRAL.get(name, name))]:
+            if stem.endswith("block_sparse_moe") and wanted != "stacked":
+                own = next(short for short, long in _MIXTRAL.items() if long == own)
             path = f"switch_mlp.{own}.{expert}" if wanted == "stacked" else f"experts.{expert}.{own}"
-            loaders[f"{hit['stem']}.{path}"] = lambda load=load, half=half: _half(load(), half)
+            loaders[f"{stem}.{path}"] = lambda load=load, half=half: _half(load(), half)
     return replace(adapter, loaders={module: loaders[module] for module in sorted(loaders, key=natural)})
 
 

@@ -338,6 +338,32 @@ def test_original_names_alone_are_comfyuis(tmp_path: Path) -> None:
     close(one(tmp_path / "b.safetensors"), {module: product(pair) for module, pair in pairs.items()})
 
 
+def test_mixtral_has_the_names_of_its_checkpoint_and_of_mlx(tmp_path: Path) -> None:
+    names = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+    shapes = {f"model.layers.0.mlp.experts.0.{name}": (6, 4) for name in names.values()}
+    source = write_adapter(tmp_path / "a", "lora", factors(shapes), alpha=3, base_model="mistralai/Mixtral-8x7B-v0.1")
+    convert(source, tmp_path / "single", layout="per-expert")
+    stem = "model.layers.0.block_sparse_moe"
+    assert set(one(tmp_path / "single")) == {f"{stem}.experts.0.{name}" for name in names}
+    convert(tmp_path / "single", tmp_path / "mlx", layout="mlx")
+    written = one(tmp_path / "mlx")
+    assert set(written) == {f"{stem}.switch_mlp.{name}.0" for name in names.values()}
+    for short, name in names.items():
+        expected = one(tmp_path / "single")[f"{stem}.experts.0.{short}"].to_dense()
+        np.testing.assert_allclose(written[f"{stem}.switch_mlp.{name}.0"].to_dense(), expected, atol=1e-6)
+    convert(tmp_path / "mlx", tmp_path / "back")
+    assert set(one(tmp_path / "back")) == set(one(tmp_path / "single"))
+    oss = write_adapter(
+        tmp_path / "b",
+        "lora",
+        factors({"x.mlp.experts.gate_up_proj.0": (6, 4)}),
+        alpha=3,
+        base_model="openai/gpt-oss-20b",
+    )
+    with pytest.raises(AdapterError, match="the rows of gate and up alternate in gpt-oss; mlx has them apart"):
+        convert(oss, tmp_path / "oss", layout="mlx")
+
+
 def test_mlx_has_one_rank_one_scale_and_the_names_of_modules(tmp_path: Path) -> None:
     pairs = factors({"model.layers.0.self_attn.q_proj": (8, 6), "lm_head": (9, 6)})
     pairs["lm_head"]["B"][:, 1:] = 0
