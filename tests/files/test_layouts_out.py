@@ -161,6 +161,9 @@ def test_kohyas_underscores_become_the_right_dots(layout: str, tmp_path: Path) -
         ("lora_unet_transformer_blocks_3_attn_to_add_out", "transformer_blocks.3.attn.to_add_out"),
         ("lora_unet_blocks_0_cross_attn_k_img", "blocks.0.cross_attn.k_img"),
         ("lora_te3_encoder_block_0_layer_1_DenseReluDense_wi_0", "encoder.block.0.layer.1.DenseReluDense.wi_0"),
+        ("lora_unet_transformer_blocks_0_img_mlp_net_0_proj", "transformer_blocks.0.img_mlp.net.0.proj"),
+        ("lora_te_layers_0_mlp_gate_proj", "layers.0.mlp.gate_proj"),
+        ("lora_unet_txtfusion_layerwise_blocks_0_attn_wk", "txtfusion.layerwise_blocks.0.attn.wk"),
         ("lora_unet_blocks_0_my_own_name", None),
     ],
 )  # fmt: skip
