@@ -29,8 +29,8 @@ up_proj down_proj output_proj text_projection wi_0 wi_1 double_blocks single_blo
 img_mod txt_mod img_in txt_in time_in vector_in guidance_in in_layer out_layer final_layer adaLN_modulation
 time_text_embed timestep_embedder guidance_embedder text_embedder context_embedder x_embedder norm1_context norm_out
 joint_blocks context_block x_block feed_forward noise_refiner context_refiner patch_embedding text_embedding
-time_projection k_img v_img llm_adapter layerwise_blocks refiner_blocks layer_norm1 layer_norm2 adaln_modulation_self_attn
-adaln_modulation_cross_attn adaln_modulation_mlp
+time_projection k_img v_img llm_adapter layer_norm1 layer_norm2 adaln_modulation_self_attn
+adaln_modulation_cross_attn adaln_modulation_mlp layerwise_blocks refiner_blocks
 """
 _SINGLE = """
 attentions resnets attn attn1 attn2 ff net proj conv conv1 conv2 op downsamplers upsamplers encoder layers layer block
