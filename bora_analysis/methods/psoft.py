@@ -17,6 +17,7 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
 from ..files.parts import need, read_parts
 from ..files.tensors import Array
+from ..linalg.solvers import svd_with_vectors
 from ..updates.blocks import lora
 from ..updates.contract import FactorError, Update
 from .oft import cayley, neumann
@@ -82,7 +83,7 @@ def _build(
 def _leading(W: Array, r: int, steps: int | None, seed: int) -> tuple[Array, Array, Any]:
     """The r largest singular values of W and their vectors; with ``steps`` as PyTorch's iteration finds them."""
     if steps is None:
-        U, s, V = np.linalg.svd(W.astype(np.float64), full_matrices=False)
+        U, s, V = svd_with_vectors(W.astype(np.float64))
         return U[:, :r], s[:r], V[:r]
     require(
         "torch",

@@ -17,6 +17,7 @@ from ..files.base_model import BaseMatrix
 from ..files.errors import AdapterError
 from ..files.parts import fitted, read_parts
 from ..linalg import Array
+from ..linalg.solvers import svd_with_vectors
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .on_base_model import base_matrix
@@ -52,7 +53,7 @@ def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
 
 def _build(Q: Array, P: Array, weights: Array, *, base: BaseMatrix, scaling: float, dtype: str) -> Update:
     r = len(Q)
-    U, s, Vh = np.linalg.svd(base.read().astype(np.float64), full_matrices=False)
+    U, s, Vh = svd_with_vectors(base.read().astype(np.float64))
     left = np.concatenate([P.astype(np.float64) * weights, -U[:, :r] * s[:r]], axis=1)
     right = np.concatenate([Q.astype(np.float64), Vh[:r]])
     update = lora(scaling * left, right, method="tlora", dtype=dtype, any_rank=True)
