@@ -13,7 +13,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.base_model import BaseMatrix
-from ..files.parts import need, read_parts
+from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.contract import Facts, Update
 from .on_base_model import base_matrix, checked
@@ -33,14 +33,14 @@ def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
     for side in "AB":
         if f"glora_{side}.zeros" in parts:
             continue
-        single = parts.get(f"glora_{side}.X")
-        keys[side] = need(source, parts, f"glora_{side}.Xd", f"glora_{side}.Xu") if single is None else [single]
-        shapes = [source.tensors.shape(key) for key in keys[side]]
-        r = shapes[-1][0] if single is None else r
-        fits = shapes == [(m, r), (r, n)] if single is None else shapes[0] in ((m, 1), (1,))
-        source.expect(fits, keys[side][0], f"a part of a matrix of {base.shape} from {base.key}")
-        for key in keys[side]:
-            source.check_factor(key)
+        if f"glora_{side}.X" in parts:
+            keys[side] = [parts[f"glora_{side}.X"]]
+            source.check_factor(keys[side][0])
+            source.expect(source.tensors.shape(keys[side][0]) in ((m, 1), (1,)), keys[side][0], f"({m}, 1) or (1,)")
+        else:
+            shapes = {"Xd": f"glora_{side}.Xd (m, r)", "Xu": f"glora_{side}.Xu (r, n)"}
+            own, sizes = fitted(source, parts, {"m": m, "n": n}, base.key, **shapes)
+            keys[side], r = list(own.values()), sizes["r"]
     return source.loader(keys or {"zeros": first}, partial(_build, source=source, key=first, base=base, r=r))
 
 

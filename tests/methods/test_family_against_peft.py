@@ -294,6 +294,12 @@ def test_vera_without_sizes_says_what_it_took(tmp_path: Path) -> None:
         ("gralora", "up.gralora_B", (3, 5, 12), ["gralora_B", "(3, 5, 12)", "(3, 6, m/3)"]),
         ("c3a", "up.c3a_kernel", (3, 6), ["c3a_kernel", "(3, 6)", "(m/b, n/b, b)"]),
         ("bdlora", "up.lora_B.weight", (18, 3), ["lora_B", "(18, 3)", "(m, 4)"]),
+        ("kasa", "up.lora_diag", (4,), ["lora_diag", "(4,)", "(3,)"]),
+        ("tinylora", "up.tinylora_P", (5, 3, 2), ["tinylora_P", "(5, 3, 2)", "3, 3)"]),
+        ("tinylora", "up.tinylora_B", None, ["no tinylora_B"]),
+        ("unilora", "up.unilora_scales_B", (18, 4), ["unilora_scales_B", "(18, 4)", "(m, 3)"]),
+        ("supra", "up.supertuning_lora_B.weight", (18, 3), ["supertuning_lora_B", "(18, 3)", "(m, 2)"]),
+        ("supra", "up.supertuning_lora_B.weight", (2, 2), ["supertuning_", "places up to row"]),
     ],
 )
 def test_what_does_not_fit_is_one_line(

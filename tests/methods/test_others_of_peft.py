@@ -89,6 +89,44 @@ def test_what_a_file_leaves_out_is_told(tmp_path: Path, name: str, options: dict
         read_adapter(tmp_path / "adapter", base=tmp_path / "base.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "key", "shape"),
+    [
+        ("RandLora", {"r": 4}, "randlora_gamma", (2, 2)),
+        ("WaveFT", {"n_frequency": 9}, "waveft_spectrum", (3, 3)),
+        ("Supertuning", {"sparsity": 0.9}, "supertuning_indices", (2,)),
+        ("Poly", {"r": 2}, "poly_lora_B", (1, 4, 3, 18)),
+        ("Lily", {"r": 2}, "lily_B.weight", (3, 18)),
+        ("Deft", {"r": 3}, "deft_R", (3, 5)),
+        ("Psoft", {"r": 3}, "psoft_R.weight", (4,)),
+        ("Frod", {"progressbar": False}, "frod_lambda_l", (5,)),
+        ("OSF", {}, "osf_svd_params.V_low", (3, 3)),
+        ("Glora", {"r": 2}, "glora_A.Xu", (3, 12)),
+        ("Peanut", {"r": 2}, "peanut_B.weight", (18, 3)),
+        ("Adamss", {"r": 4, "num_subspaces": 2, "subspace_rank": 2}, "adamss_newB", (4, 3)),
+        ("Road", {"group_size": 6}, "road_theta", (5,)),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    tmp_path: Path, name: str, options: dict[str, Any], key: str, shape: tuple[int, ...]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = saved(adapted(name, **options), tmp_path / "adapter") / "adapter_model.safetensors"
+    tensors = load_file(file)
+    full = f"base_model.model.up.{key}"
+    tensors[full] = torch.ones(shape, dtype=tensors[full].dtype)
+    save_file(tensors, file)
+    save_file(linear().state_dict(), tmp_path / "base.safetensors")
+    with pytest.raises(AdapterError) as caught:
+        dict(one(tmp_path / "adapter", base=tmp_path / "base.safetensors"))
+    message = str(caught.value)
+    assert str(file) in message
+    assert f"{key.removesuffix('.weight')}" in message
+    assert f"{shape}" in message
+    assert "\n" not in message
+
+
 def test_projections_that_no_seed_gives_are_refused(tmp_path: Path) -> None:
     """With one vector for each layer TinyLoRA's file tells the layer by its projections alone."""
     folder = saved(adapted("TinyLora"), tmp_path)
