@@ -248,7 +248,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "waveft", "WaveFT", GREY, "^", ".waveft", ("WAVEFT",), "few entries of a wavelet transform ¹",
-        "one per connected component, or ΔW", "arXiv 2505.12532", ranked=False, scaled=False,
+        "one per connected component, or ΔW", "arXiv 2505.12532", ranked=False, scaled=False, made=True,
         cost=Formula(
             f.waveft, "min(2592, mn)", "min(m, n, 2592)", "mn",
             "PEFT's default of 2592 coefficients. A wavelet transform, not counted, forms ΔW once per pass.",

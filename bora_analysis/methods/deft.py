@@ -17,6 +17,7 @@ from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
+from ..updates.sums import combine
 from .on_base_model import base_matrix, product
 
 
@@ -38,11 +39,11 @@ def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
 def _build(P: Array, R: Array | None = None, *, base: BaseMatrix, scaling: float, qr: bool, dtype: str) -> Update:
     left = P.astype(np.float64)
     left = np.linalg.qr(left).Q if qr else left
-    right = -product(base, left if qr else np.maximum(left, 0), transposed=True).T
-    trained = P.size
-    if R is not None:
-        right += scaling * R
-        trained += R.size
-    update = lora(left, right, method="deft", dtype=dtype, any_rank=True)
-    macs = trained + P.size
-    return update.with_facts(scaling=scaling, parameters=trained, macs_per_token=macs)
+    taken = product(base, left if qr else np.maximum(left, 0), transposed=True).T
+    # Apart, because they begin equal: rounding is relative to each.
+    parts = [lora(left, own, dtype=dtype, any_rank=True) for own in ([taken] if R is None else [taken, scaling * R])]
+    update = combine(parts, [-1.0, 1.0][: len(parts)], method="deft")
+    trained, r = P.size + (0 if R is None else R.size), P.shape[1]
+    return update.with_facts(
+        r=r, scaling=scaling, parameters=trained, macs_per_token=trained + P.size, rank_bound=min(*update.shape, r)
+    )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..catalogue.formulas import COEFFICIENTS
 from ..extras import require
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import fitted, read_parts
@@ -20,9 +21,13 @@ from ..linalg import Array
 from ..updates.contract import FactorError, Update
 from ..updates.dense import Dense
 from ..updates.sparse import shira
-from .fourierft import places
+from .file_form import Arrays, Form, patterned
+from .fourierft import SEED, places
+from .random_factors import Parts, Recipe, Spec, slots
 
 _HAAR = "db1"
+#: WaveFT's default in PEFT.
+SCALING = 25.0
 
 
 def read(source: Source) -> Found | None:
@@ -35,8 +40,8 @@ def _loader(source: Source, module: str, parts: dict[str, str]) -> Loader:
     m, n = size = source.shape_of(module, keys["spectrum"])
     source.expect(sizes["k"] <= m * n, keys["spectrum"], f"one dimension, up to {m * n}")
     family = source.setting("wavelet_family", str, _HAAR) if source.setting("use_idwt", bool, True) else ""
-    seed = source.setting("random_loc_seed", int, 777)
-    scaling = float(source.setting("scaling", (int, float), 25.0))
+    seed = source.setting("random_loc_seed", int, SEED)
+    scaling = float(source.setting("scaling", (int, float), SCALING))
     build = partial(_build, size=size, family=family, seed=seed, scaling=scaling)
     return source.loader(keys, build)
 
@@ -58,11 +63,11 @@ def _build(spectrum: Array, *, size: tuple[int, int], family: str, seed: int, sc
         rank_bound=min(m, n, entries.facts.rank_bound),
     )  # fmt: skip
     if not sides:
-        return replace(entries, facts=facts)
+        return replace(entries, facts=facts, unit=scaling)
     facts = replace(facts, support_rows=None, support_columns=None)
     back = partial(_back, *sides)
     if family == _HAAR and padded == size:
-        return replace(entries, facts=facts, transform=back)
+        return replace(entries, facts=facts, transform=back, unit=scaling)
     return Dense(facts, lambda: back(entries.to_dense()))
 
 
@@ -103,3 +108,33 @@ def _filters(family: str) -> tuple[Array, Array, int]:
         return np.array(wavelet.rec_lo), np.array(wavelet.rec_hi), WAVELET_REDUCTIONS[family][0]
     except (KeyError, ValueError):
         raise FactorError("spectrum", f"is of the wavelet {family!r}, which PEFT does not know") from None
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    """One coefficient c makes a singular value s c, s = 25; many of them share the m × n. PEFT begins with zeros."""
+    count = min(COEFFICIENTS, m * n)
+    spectrum = rng.standard_normal(count)
+    if spec.kind == "decay":
+        spectrum = np.sign(spectrum) * slots(spec, count)
+    share = min(1.0, np.sqrt(min(m, n) / count)) if spec.kind == "gaussian" else float(spec.kind != "init")
+    return {"spectrum": (spec.scale / SCALING * share * spectrum).astype(np.float32), "shape": np.array([m, n])}
+
+
+def from_parts(a: Arrays, _: float, __: str) -> Update:
+    m, n = a["shape"].tolist()
+    spectrum = a["spectrum"]
+    return _build(spectrum, size=(m, n), family=_HAAR, seed=SEED, scaling=SCALING, dtype=spectrum.dtype.name)
+
+
+FORMS = {
+    "waveft": Form(
+        {"spectrum": "waveft_spectrum"},
+        from_parts,
+        None,
+        lambda a: {"n_frequency": len(a["spectrum"]), "scaling": SCALING, "random_loc_seed": SEED},
+        alpha=None,
+        config=patterned("n_frequency"),
+        told=("shape",),
+    )
+}
+RECIPES = {"waveft": Recipe(random)}

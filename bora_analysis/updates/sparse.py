@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..catalogue.dtypes import LEAST
 from ..linalg import Array, norm
 from .checks import factor
 from .contract import FactorError, Facts
@@ -27,6 +28,7 @@ class SparseUpdate(Arithmetic):
     entries: Array  # (k,) float64
     components: tuple[Array, ...]  # indices of the entries of each connected component
     transform: Callable[[Array], Array] | None = None  # S → F_m S F_nᵀ
+    unit: float = 1.0  # entry of a stored 1
 
     def cores(self) -> list[Array]:
         """One dense matrix per connected component of the graph of rows and columns with an entry between them.
@@ -41,7 +43,7 @@ class SparseUpdate(Arithmetic):
         return [np.stack(blocks) for blocks in stacks.values()]
 
     def rounding(self) -> float:
-        return norm(self.entries)
+        return norm(np.hypot(self.entries, LEAST.get(self.facts.dtype, 0.0) * self.unit))
 
     def to_dense(self) -> Array:
         m, n = self.facts.out_features, self.facts.in_features
@@ -81,13 +83,14 @@ def fourierft(
     m, n = shape
     i, j = np.concatenate([i, -i % m]), np.concatenate([j, -j % n])
     # ifft2 divides by mn, the unitary transform by √(mn).
-    halves = np.concatenate([values, values]) * (0.5 * scaling / np.sqrt(m * n))
+    unit = 0.5 * scaling / np.sqrt(m * n)
+    halves = np.concatenate([values, values]) * unit
     place, index = np.unique(i * n + j, return_inverse=True)
     i, j, entries = place // n, place % n, np.bincount(index, weights=halves)
     components = _components(i, j)
     bound = _sparse_bound(i, j, components)
     facts = Facts("fourierft", m, n, values.size, 1, float(scaling), values.size, m * n, bound, stored)
-    return SparseUpdate(facts, i, j, entries, components, _fourier)
+    return SparseUpdate(facts, i, j, entries, components, _fourier, unit)
 
 
 def shira(
