@@ -146,9 +146,9 @@ def _write(
     click.echo(shown, nl=form == "table")
     if done.left_behind:
         note(f"{len(done.left_behind)} tensors beside ΔW are left out ({first_of(done.left_behind)})")
-    for module, own in done.cuts.items():
-        if own.capped:
-            note(f"{module}: {own.capped} σ above {cap_sigma:g} set to it, {own.energy_capped:.2%} of Σσ² removed")
+    capped = [module for module, own in done.cuts.items() if own.capped]
+    if capped:
+        note(f"capped: how many σ above {cap_sigma:g} were set to it, in {len(capped)} modules; removed: share of Σσ²")
     zero = [module for module, own in done.cuts.items() if own.rank == 0]
     if zero:
         note(f"{len(zero)} modules have rank 0: written as zeros of rank 1 ({zero[0]} …)")

@@ -122,6 +122,8 @@ def cut_table(frame: pd.DataFrame) -> str:
     """What `convert` prints: rank and error of each module, and the parameters before and after."""
     errors = {"‖error‖₂": "error_spectral", "‖error‖_F": "error_frobenius", "relative": "error_relative"}
     more = {"energy": [f"{x:.2%}" for x in frame["energy_kept"]]}
+    if frame["capped"].any():
+        more |= {"capped": _numbers(frame["capped"]), "removed": [f"{x:.2%}" for x in frame["energy_capped"]]}
     more |= {head: [_error(x) for x in frame[column]] for head, column in errors.items()}
     table = _modules(frame, {"rank": "rank_before", "kept": "rank"}, more)
     before, after = int(frame["parameters_before"].sum()), int(frame["parameters"].sum())

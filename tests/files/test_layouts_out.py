@@ -407,7 +407,9 @@ def test_capped_singular_values(dtype: str, tmp_path: Path) -> None:
     assert cut.error_spectral == pytest.approx(np.linalg.norm(lost, 2), rel=1e-6)
     source = write_adapter(tmp_path / "a", "lora", {"q": {"B": Q * values, "A": P.T}}, alpha=4)
     result = CliRunner().invoke(main, ["convert", str(source), "-o", str(tmp_path / "cli"), "--cap-sigma", "2"])
-    assert "note: q: 2 σ above 2 set to it, 89.45% of Σσ² removed" in result.stderr
+    assert result.stdout.splitlines()[0].split()[5:7] == ["capped", "removed"]
+    assert result.stdout.splitlines()[1].split()[5:7] == ["2", "89.45%"]
+    assert "note: capped: how many σ above 2 were set to it, in 1 modules; removed: share of Σσ²" in result.stderr
     with pytest.raises(ValueError, match="cap_sigma is 0"):
         convert(source, tmp_path / "x", cap_sigma=0)
 
@@ -565,6 +567,10 @@ def test_diffusers_loads_what_kohya_trained(wish: dict[str, Any], tmp_path: Path
         models.warnings.simplefilter("ignore")
         unet.load_lora_adapter(str(tmp_path / "out"), prefix="unet", weight_name="pytorch_lora_weights.safetensors")
         unet.fuse_lora()
+    convert(tmp_path / "out", tmp_path / "back.safetensors", layout="kohya")
+    rename = diffusers.loaders.lora_conversion_utils._convert_non_diffusers_lora_to_diffusers
+    state, alphas = rename(load_file(tmp_path / "back.safetensors"))  # it refuses a key that is not kohya's
+    assert (len(state), len(alphas)) == (2 * len(pairs), len(pairs))
     after = {name.replace(".base_layer", ""): value for name, value in unet.named_parameters()}
     written = one(tmp_path / "out")
     for name, weight in before.items():
