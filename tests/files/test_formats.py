@@ -302,6 +302,16 @@ def test_megatron(tmp_path: Path, prefix: str, shown: str) -> None:
     assert "a norm inside the adapter" in refused(saved(tmp_path, content))
 
 
+def test_a_part_of_a_parallel_megatron_is_refused(tmp_path: Path) -> None:
+    content = {f"x.adapter.linear_{side}.weight": torch.ones(2, 2) for side in ("in", "out")}
+    for name in ("mp_rank_00", "mp_rank_01"):
+        (tmp_path / name).mkdir()
+        torch.save({"state_dict": content}, tmp_path / name / "model_weights.ckpt")
+    assert "parts of the adapter (mp_rank_00)" in refused(tmp_path / "mp_rank_00" / "model_weights.ckpt")
+    (tmp_path / "mp_rank_01").rename(tmp_path / "other")
+    assert len(one(tmp_path / "mp_rank_00" / "model_weights.ckpt")) == 1
+
+
 E, M, N, R = 3, 6, 10, 4
 A3, B3, A1, B1 = made(E, R, N), made(E, M, R), made(1, R, N), made(1, M, R)
 
@@ -329,6 +339,14 @@ def test_vllm_experts(tmp_path: Path, m: int) -> None:
     for e in range(E):
         equal(adapter, f"{head}.gate_up_proj.{e}", wide(B[..., e], A[e]) / E)
         equal(adapter, f"{head}.down_proj.{e}", wide(content[f"{head}.lora_B.weight"][..., e], down_a[e]) / R)
+
+
+def test_patterns_of_a_stack_hold_for_its_experts(tmp_path: Path) -> None:
+    head = "model.layers.0.mlp.experts"
+    content = {f"{head}.{w}.lora_A.weight": A3 for w in ("w1", "w2")} | {f"{head}.w1.lora_B.weight": B3}
+    patterns = {"rank_pattern": {"experts.w1": R}, "alpha_pattern": {r".*\.w1": 12}}
+    adapter = one(saved(tmp_path, content | {f"{head}.w2.lora_B.weight": B3}, r=R, lora_alpha=8, **patterns))
+    assert [adapter[f"{head}.{w}.2"].facts.scaling for w in ("w1", "w2")] == [3, 2]
 
 
 def test_a_shared_factor_beside_experts_of_their_own(tmp_path: Path) -> None:

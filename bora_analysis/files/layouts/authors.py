@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
@@ -37,6 +38,7 @@ _TORCHTUNE = re.compile(r"(?P<module>.+)\.(lora_(?P<side>[ab])\.weight|magnitude
 _ADAPTERHUB = re.compile(r"(?P<module>.+)\.loras\.(?P<name>[^.]+)\.lora_(?P<side>[AB])")
 _OPENDELTA = re.compile(r"(?P<module>.+)\.lora\.lora_(?P<side>[AB])")
 _MEGATRON = re.compile(r"(?P<module>.+\.adapter(_layer)?(\.\w+)?)\.(linear_(?P<side>in|out)\.weight|weight_magnitude)")
+_RANK = re.compile(r"(mp|tp)_rank_\d+.*")
 _ADAPTER = re.compile(r"\.adapter(?=\.|$)")
 _SIDES = {"in": "A", "out": "B"}
 _CLIP = re.compile(r"(?P<module>layer_\d+\.\w+)\.w_lora_(?P<side>[AB])")
@@ -103,6 +105,12 @@ def megatron(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation 
     if norm is not None:
         raise AdapterError(
             f"{tensors.path}: {norm} is a norm inside the adapter, which is then no product; expected LoRA"
+        )
+    home = Path(tensors.path).parent
+    if _RANK.fullmatch(home.name) and sum(_RANK.fullmatch(each.name) is not None for each in home.parent.iterdir()) > 1:
+        raise AdapterError(
+            f"{tensors.path}: is one of several processes' parts of the adapter ({home.name}), which alone are other "
+            "matrices; save it whole, or name the folder of a distributed checkpoint"
         )
     return _renamed(tensors, config, _MEGATRON)
 

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -58,6 +58,7 @@ def unstacked(told: Translation) -> Translation:
     return replace(
         told,
         tensors=View(tensors, entries),
+        config=_with_patterns(told.config),
         alphas=_for_each(told.alphas, made),
         scalings=_for_each(told.scalings, made),
         passed_over=(*told.passed_over, *map(str, empty)),
@@ -112,6 +113,17 @@ def _expert(expert: int, axis: int) -> Callable[[Array], Array]:
         return np.take(stack, expert if stack.shape[axis] > 1 else 0, axis)
 
     return take
+
+
+def _with_patterns(config: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The configuration, whose patterns of r and α for a stack then fit its experts too."""
+    if config is None:
+        return None
+    made = dict(config)
+    for name in ("rank_pattern", "alpha_pattern"):
+        if isinstance(patterns := config.get(name), Mapping):
+            made[name] = {**patterns, **{rf"({pattern})\.\d+": value for pattern, value in patterns.items()}}
+    return made
 
 
 def _for_each(values: Mapping[str, Value], made: Mapping[str, list[str]]) -> dict[str, Value]:
