@@ -106,7 +106,7 @@ def capture_table(frame: pd.DataFrame) -> str:
             "modules": [f"{low:.0%} – {high:.0%}" for low, high in zip(part["least"], part["most"], strict=True)],
             "LoRA": [f"{x:.2%}" for x in part["lora_captured"]],
             "more": [f"{x:+.2%}" for x in part["captured"] - part["lora_captured"]],
-            "found": [f"local ±{spread:.2g}" if kind == "local" else kind for kind, spread in found],
+            "found": [f"local ±{spread:.1%}" if kind == "local" else kind for kind, spread in found],
         }
         blocks.append(f"{title}; {part['modules'].max()} modules with ΔW ≠ 0\n{grid([*cells], [*cells.values()])}")
     legend = (
