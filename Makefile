@@ -4,6 +4,8 @@
 # make adapters  train the bundled adapters again (hours)
 # make screenshots  the README's pictures of the dashboard, from the browser tests, which need chromium
 # make test    ruff, pyright, import-linter, pytest
+# make test-peft   PEFT's own tests with our methods; FILES=config,decoder for some of them (contrib/peft/README.md)
+# make patch-peft  BoRA as a patch series for PEFT, applied to its source distribution and tested there
 # make bench   the performance targets, compared with a peer (installed into a separate environment)
 # make bench-training  the cost of a training step relative to PEFT's LoRA: our version of the paper's table 4
 # Every installation uses constraints.txt and has only what its target needs, so make demo comes without PyTorch. A second
@@ -21,7 +23,8 @@ RUNS := $(addprefix data/runs/,lora-r8 melora-r8-n4 bora-r8-b8 bora-r8-b16)
 FIGURES := figure4 spectra heatmap threshold_sweep
 SHOTS := spectra-light lab-light layers-dark
 
-.PHONY: adapters bench bench-training bundled-figures clean dashboard demo figures screenshots test
+.PHONY: adapters bench bench-training bundled-figures clean dashboard demo figures patch-peft screenshots test \
+	test-peft
 
 demo: .venv/.installed
 	$(BIN)/bora-analysis compare $(ADAPTERS) 2>/dev/null
@@ -66,6 +69,12 @@ test: .venv/.installed-dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n auto --dist loadfile
+
+test-peft: .venv/.installed-dev
+	$(BIN)/python contrib/peft/run_suite.py $(if $(FILES),--only $(FILES))
+
+patch-peft: .venv/.installed-dev
+	$(BIN)/python contrib/peft/export.py --check $(if $(FILES),--only $(FILES))
 
 bench: .venv/.installed-dev .venv-peer/.installed
 	$(BIN)/python benchmarks/run.py --peer .venv-peer/bin/gradience

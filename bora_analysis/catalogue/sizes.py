@@ -28,6 +28,17 @@ def check_blocks(b: int, shapes: Iterable[tuple[int, int]]) -> None:
         raise ValueError(f"b = {b} does not divide m = {m} and n = {n}{among}; b may be {good}")
 
 
+def cheapest_blocks(m: int, n: int) -> int:
+    """The b with which BoRA reaches a given rank of an m × n matrix with the fewest parameters; of two, the smaller.
+
+    N(b) = R((m+n)/b + b) for the rank bound R (arXiv 2508.06953, §3.3).
+
+    >>> cheapest_blocks(4096, 4096), cheapest_blocks(1024, 4096)
+    (64, 64)
+    """
+    return min(common_divisors([m, n]), key=lambda b: (m + n) // b + b)
+
+
 @lru_cache(maxsize=1024)
 def kronecker_factors(size: int) -> tuple[int, int]:
     """(small, large) with small · large = size and the smallest difference.

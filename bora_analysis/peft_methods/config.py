@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from peft import PeftConfig, PeftType
+from peft.config import PeftConfig
+from peft.utils import PeftType
 
 from ..catalogue import ACTIVATIONS
 

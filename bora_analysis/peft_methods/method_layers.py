@@ -7,8 +7,7 @@ from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..analysis.optimal_blocks import optimal_blocks
-from ..catalogue.sizes import check_blocks
+from ..catalogue.sizes import cheapest_blocks, check_blocks
 from .adapter_layer import AdapterLayer, initialised, of_pattern, wide_factor
 from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
 from .contraction import add_bora, add_melora, dense_bora, dense_melora, effective_sigma, wide
@@ -31,7 +30,7 @@ class BoraLinear(AdapterLayer):
         if isinstance(b, dict):
             b = of_pattern(b, self.module_name, "auto")
         if isinstance(b, str):  # "auto"
-            b = optimal_blocks(self.out_features, self.in_features).best[0]
+            b = cheapest_blocks(self.out_features, self.in_features)
         _check_blocks(b, self, self.in_features)
         self.num_blocks[adapter_name] = b
         self.activation[adapter_name] = config.activation

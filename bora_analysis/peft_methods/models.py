@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from peft import LoraModel
+from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -28,8 +28,9 @@ class AdapterModel(BaseTuner):
     #: Classes for layers that are not linear.
     other_layers: tuple[type[AdapterLayer], ...] = ()
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    # For ensure_weight_tying with modules_to_save: nothing in it is special to LoRA.
+    # For ensure_weight_tying with modules_to_save, and to unload a layer with new tokens: nothing is special to LoRA.
     _add_modules_to_save_to_tie: Any = LoraModel._add_modules_to_save_to_tie
+    _replace_module: Any = LoraModel._replace_module
 
     def _create_and_replace(
         self,
