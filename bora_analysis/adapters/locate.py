@@ -191,7 +191,7 @@ def _nothing_in(folder: Path, below: bool = True) -> str:
 
 def _shown(folder: Path, below: bool) -> str:
     """A folder's name where adapters lie in it, or in its checkpoints; empty where none do."""
-    if any((folder / name).exists() for name in _WEIGHT_NAMES):
+    if any((folder / name).exists() for name in (*_WEIGHT_NAMES, DISTCP_INDEX)):
         return folder.name
     if not below:
         return ""
@@ -220,7 +220,7 @@ def download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download  # here: only Hub ids need it
 
     names = (CONFIG_NAME, *_WEIGHT_NAMES)
-    names += ("adapter_model-*-of-*.*", "adapter_model.*.index.json")
+    names += ("adapter_model-*-of-*.*", "adapter_model.*.index.json", "*.lora.h5")
     patterns = [*names, *(f"checkpoint-*/{name}" for name in names)]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))

@@ -193,9 +193,10 @@ class HdfFile(MappedFile):
         require("h5", f"{path}: reading HDF5, Keras's format", "h5py", error=AdapterError)
         import h5py  # here: few files need it
 
-        def visit(name: str, found: Any) -> None:
+        def visit(name: str | bytes, found: Any) -> None:
             if not isinstance(found, h5py.Dataset):
                 return
+            name = name if isinstance(name, str) else name.decode("utf-8", "replace")
             offset, dtype = found.id.get_offset(), found.dtype
             narrow = dtype.itemsize == 2 and str(found.attrs.get("dtype", "")) == "bfloat16"
             # Chunks, empty space and other files, which a name in this one may lead to, are not followed.

@@ -454,6 +454,29 @@ def test_a_distributed_checkpoint_of_several_files(tmp_path: Path, monkeypatch: 
         one(folder)
 
 
+@SINGLE
+def test_damaged_bytes_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    """Any few bytes of any format changed, and any end cut off."""
+    rng = np.random.default_rng(3)
+    places = {path: path for path in files(tmp_path).values()}
+    folder = checkpoint(tmp_path / "run", STATE)
+    places |= {folder / name: folder for name in (".metadata", "__0_0.distcp")}
+    for path, read in places.items():
+        content = path.read_bytes()
+        for turn in range(40):
+            bad = bytearray(content[: rng.integers(len(content))] if turn % 5 == 0 else content)
+            for place in rng.integers(max(1, len(bad)), size=min(len(bad), 3)):
+                bad[place] = rng.integers(256)
+            path.write_bytes(bad)
+            try:
+                adapter = one(read)
+                for module in adapter:
+                    adapter[module]
+            except AdapterError as error:
+                assert "\n" not in str(error)  # noqa: PT017  either is right
+        path.write_bytes(content)
+
+
 # --- one table of suffixes -------------------------------------------------------------------------------------------
 
 
