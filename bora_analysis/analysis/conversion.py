@@ -53,6 +53,7 @@ _KINDS = {
     "grouped conv": "is a grouped convolution",
     "attention": "is a part of nn.MultiheadAttention",
     "parameter": "is no layer of its own (an expert's parameter)",
+    "task": "is what one task of several makes of a layer",
 }
 
 

@@ -49,4 +49,4 @@ def _build(A: Array, B: Array, route: Array, *, task: int, dtype: str) -> Update
     update = lora(left, right, scaling=1 / r, method="poly", dtype=dtype, any_rank=True)
     # Task 0 counts what all tasks share, so that they add up to the layer.
     trained = route.shape[1] + (0 if task else A.size + B.size)
-    return update.with_facts(parameters=trained)
+    return update.with_facts(parameters=trained, kind="task" if len(route) > 1 else "linear")

@@ -53,7 +53,8 @@ class Facts:
     support_rows, support_columns : how many rows and columns of ΔW the method can change (SBoRA's index factor, a
         sparse update); None for all of them.
     kind : what ΔW belongs to: ``"linear"``, ``"embedding"`` (ΔW is d × V), ``"conv"``, ``"grouped conv"``, a part of
-        ``"attention"`` (nn.MultiheadAttention), or a ``"parameter"`` that is no layer of its own (an expert's slice).
+        ``"attention"`` (nn.MultiheadAttention), a ``"parameter"`` that is no layer of its own (an expert's slice), or a
+        ``"task"``, one of several that share a layer (Poly).
     kernel : a convolution's kernel, whose size counts in n; empty for others.
     groups : of a grouped convolution.
 

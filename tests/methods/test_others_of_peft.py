@@ -13,7 +13,7 @@ import pytest
 from adapter_files import CLOSE, one, write
 from scipy.linalg import svdvals
 
-from bora_analysis import base_metrics, layer_metrics, singular_values
+from bora_analysis import base_metrics, convert, layer_metrics, singular_values
 from bora_analysis.adapters import AdapterError, read_adapter
 from bora_analysis.catalogue import METHODS
 from bora_analysis.methods.unreadable import REFUSED
@@ -189,8 +189,14 @@ def test_poly(tmp_path: Path, splits: int) -> None:
     base = tmp_path / "base.safetensors"
     save_file({"up.weight": torch.eye(18, 12), "down.weight": torch.eye(12, 18)}, base)
     assert base_metrics(adapter, base)["module"].nunique() == 6
+    with pytest.raises(AdapterError, match=r"down\.0 is what one task of several makes of a layer"):
+        convert(adapter, tmp_path / "lora")
     single = one(saved(adapted("Poly", r=2), tmp_path / "single"))
     assert (list(single), single.warnings) == (["down", "up"], ())
+    convert(single, tmp_path / "lora")
+    lora = one(tmp_path / "lora")
+    for module, update in single.items():
+        assert models.distance(lora[module].to_dense(), update.to_dense()) < CLOSE
 
 
 def test_lily(tmp_path: Path) -> None:
