@@ -13,7 +13,7 @@ from natsort import natsort_keygen
 natural: Callable[[str], Any] = natsort_keygen()
 # What torch.compile, FSDP, activation checkpointing and PEFT put into a path, and DDP in front of it. A name "module"
 # inside a path may be the model's own, but beside one of the others it is DDP's. A list's "module.0" is not.
-_WRAPPER = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_model\.model)\."
+_WRAPPER = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_model(\.lora_model)?\.model)\."
 _DDP = r"module\.(?!\d)"
 _WRAPPERS = re.compile(rf"^({_DDP}|{_WRAPPER})+|(?<=\.)({_DDP})*({_WRAPPER}({_DDP})*)+")
 

@@ -26,7 +26,7 @@ REFUSED = {
     "BEFT": ("BEFT", "it trains biases alone, so no matrix changes"),
     "TRAINABLE_TOKENS": ("trainable tokens", "it trains rows of the embedding as such, with no ΔW of low rank"),
     "SHADOW": ("Shadow", "it trains a second network beside the model, which no matrix of the model stands for"),
-    "XLORA": ("X-LoRA", "its file has the router alone; its experts are LoRAs of their own: read each by its path"),
+    "XLORA": ("X-LoRA", "its file has the router alone; its experts are LoRAs: read each by its path in adapters"),
     "BONE": ("Bone", "PEFT has given it up for MiSS; convert it with PEFT's script and read that"),
 }
 

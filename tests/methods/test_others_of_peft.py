@@ -260,6 +260,21 @@ def test_qalora(tmp_path: Path, options: dict[str, Any]) -> None:
         assert update.facts.parameters == sum(t.numel() for key, t in tensors.items() if f".{module}." in key)
 
 
+def test_an_expert_of_x_lora_is_a_lora(tmp_path: Path) -> None:
+    """As PEFT saves it beside the router, with the weights of the base model."""
+    from safetensors.numpy import save_file
+
+    prefix, pair = "base_model.lora_model.model", {"A": np.ones((2, 3), "f4"), "B": np.ones((4, 2), "f4")}
+    file = {f"{prefix}.layers.0.q.lora_{side}.weight": factor for side, factor in pair.items()}
+    file[f"{prefix}.layers.0.q.base_layer.weight"] = np.ones((4, 3), "f4")
+    file["base_model.internal_xlora_classifier.layers.weight"] = np.ones((8, 3), "f4")
+    save_file(file, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    adapter = one(tmp_path)
+    assert (list(adapter), len(adapter.passed_over)) == (["layers.0.q"], 2)
+    np.testing.assert_array_equal(adapter["layers.0.q"].to_dense(), np.full((4, 3), 4.0))
+
+
 def test_adamss_with_a_bias_and_another_base_model(tmp_path: Path) -> None:
     """The bias is a column of what PEFT clusters; another base model has other clusters."""
     from safetensors.torch import save_file
