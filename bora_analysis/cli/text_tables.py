@@ -37,7 +37,9 @@ def layer_table(layers: pd.DataFrame, threshold: float) -> str:
         blocks.append(f"{title}\n{_modules(part, columns | {'‖ΔW‖_F': 'frobenius_norm'})}")
     legend = f"bound: highest rank that the sizes allow; {_spectrum_legend(threshold)}"
     if (layers["noise_floor"] > threshold / 10).any():
-        legend += " noise: the largest σ that rounding of the stored numbers alone can cause."
+        legend += (
+            " noise: the largest σ that rounding of the stored numbers alone can cause;\nσ>noise: the rank above it."
+        )
     return "\n\n".join([*blocks, legend])
 
 
