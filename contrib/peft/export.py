@@ -119,13 +119,18 @@ def _file(parts: list[str], origins: list[str], relative: str = "") -> str:
     return LICENCE + text
 
 
+def replace(path: Path, *pairs: tuple[str, str]) -> None:
+    """Put a text in place of another that occurs once."""
+    text = path.read_text()
+    for old, new in pairs:
+        assert text.count(old) == 1, f"{path}: {text.count(old)} times {old!r}"
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
 def insert(path: Path, *pairs: tuple[str, str]) -> None:
     """Put a text after another that occurs once."""
-    text = path.read_text()
-    for anchor, new in pairs:
-        assert text.count(anchor) == 1, f"{path}: {text.count(anchor)} times {anchor!r}"
-        text = text.replace(anchor, anchor + new)
-    path.write_text(text)
+    replace(path, *((anchor, anchor + new) for anchor, new in pairs))
 
 
 def library(tree: Path) -> None:
@@ -191,6 +196,24 @@ def tests(tree: Path) -> None:
         )
     )
     _custom(folder / "test_custom_models.py")
+    # Limits and learning rates that these tests have for each method.
+    replace(
+        folder / "testing_common.py",
+        ("    BOFTConfig,\n", "    BOFTConfig,\n    BoraConfig,\n"),
+        (
+            "if config_cls == GraloraConfig:\n            # GraLoRA exhibits",
+            "if config_cls in (BoraConfig, GraloraConfig):\n            # ranks above that of the LoRA exhibit",
+        ),
+    )
+    embedding = '(config_kwargs.get("use_dora") and model_id == "EmbConv1D")\n'
+    replace(
+        folder / "test_custom_models.py",
+        (
+            "(VBLoRAConfig, RandLoraConfig, UniLoraConfig, OSFConfig)",
+            "(BoraConfig, VBLoRAConfig, RandLoraConfig, UniLoraConfig, OSFConfig)",
+        ),
+        (embedding, f'{embedding}            or (issubclass(config_cls, BoraConfig) and model_id == "EmbConv1D")\n'),
+    )
 
 
 def _custom(path: Path) -> None:

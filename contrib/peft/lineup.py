@@ -44,6 +44,7 @@ RATES = {
 }
 #: Part of a refusal's message → why a test that meets it is expected to fail.
 EXPECTED = {
+    "LoRA conversion MSE too high": "cut to a LoRA of rank 8, which BoRA's rank b·r exceeds; GraLoRA is allowed 1.0",
     "HydraLoRA's update depends on the token": "HydraLoRA's update depends on the token; there is no ΔW to merge",
     "b = 4 does not divide m = 20 and n = 10": "MELoRA's default of four minis does not divide the test's layer",
 }
