@@ -164,7 +164,7 @@ def each_capture(
             raise ValueError("got budget and like; expected one of them")
         other = one_of(like)
         budget = sum(other[module].facts.parameters for module in other)
-    given = None if members is None else [_member(each) for each in members]
+    given = None if members is None else [member_of(each) for each in members]
     old = _by_key(known)
     for adapter in adapters:
         sized = _sized(adapter, given, budget)
@@ -215,14 +215,16 @@ def shares(table: pd.DataFrame) -> pd.DataFrame:
     return found[columns].sort_values(["adapter", "step", "parameters"], kind="stable", ignore_index=True)
 
 
-def nearest(update: Update, member: Member | tuple[Any, ...], **options: Any) -> dict[str, Any]:
+def nearest(
+    update: Update, member: Member | tuple[Any, ...], *, bora_activation: str = "exp-norm", starts: int = 3
+) -> dict[str, Any]:
     """The nearest member's parts, by the names of :func:`bora_analysis.write_adapter`; their scaling is 1.
 
     Parameters
     ----------
     update : the target.
     member : method, r, blocks.
-    options : activation and starts, as for :func:`capture`.
+    bora_activation, starts : as for :func:`capture`.
 
     Returns
     -------
@@ -241,16 +243,19 @@ def nearest(update: Update, member: Member | tuple[Any, ...], **options: Any) ->
     >>> (parts["B"] @ parts["A"]).round(9).tolist()[0][:2]
     [3.0, 0.0]
     """
-    member = _member(member)
-    target, size = _target(update)
+    member = member_of(member)
     if reason := _misfit(member, *update.shape):
         raise ValueError(reason)
-    parts, *_ = _best(target, member, **options) if target is not None else _best(Target(*update.factors()), member)
+    target, size = _target(update)
+    if target is None:  # the start of the search, times 0
+        target = Target(np.eye(update.shape[0], 1), np.eye(1, update.shape[1]))
+    parts, *_ = _best(target, member, bora_activation, starts)
     scale = projection_of(member.method).scale
     return {**parts, scale: parts[scale] * size}
 
 
-def _member(given: Member | tuple[Any, ...] | str) -> Member:
+def member_of(given: Member | tuple[Any, ...] | str) -> Member:
+    """Method, r and blocks; r is 0 where it is still to be found. ValueError for a method that cannot be."""
     method, *sizes = (given,) if isinstance(given, str) else given
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; expected one of {', '.join(capturing())}")
@@ -273,7 +278,7 @@ def _sized(adapter: Adapter, given: Sequence[Member] | None, budget: int | None)
               for each, shape in zip(facts, shapes, strict=True))  # fmt: skip
     budgets = [budget] if budget is not None else [int(own * factor) for factor in MULTIPLES]
     found: dict[Member, None] = {}
-    for member in given or [_member(method) for method in capturing()]:
+    for member in given or [member_of(method) for method in capturing()]:
         if given is not None and member.r and METHODS[member.method].ranked:
             found[member] = None
             continue

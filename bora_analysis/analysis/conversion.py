@@ -212,9 +212,9 @@ def convert(
     out = OUT[layout]
     folder = Path(folder)
     refuse_own_folder(folder, [given])
-    _refuse_held(folder, layout, force)
-    kept = _others(given, layout, same=same) if same or layout in ("peft", "per-expert") else {}
-    _refuse_biases(given, kept)
+    refuse_held(folder, layout, force)
+    kept = kept_others(given, layout, same=same) if same or layout in ("peft", "per-expert") else {}
+    refuse_biases(given, kept)
     if settings is None:
         settings = shared_settings([given], heads=True, biases=same)
     config = {} if base is None else base.config
@@ -262,7 +262,7 @@ def convert(
     return Conversion(folder, cuts, facts, left, settings.get(_OF_BASE[0]), layout)
 
 
-def _refuse_held(folder: Path, layout: str, force: bool) -> None:
+def refuse_held(folder: Path, layout: str, force: bool) -> None:
     out = OUT[layout]
     if out.configured and folder.suffix == Path(out.file).suffix and not folder.is_dir():
         raise AdapterError(f"{folder}: {layout} is a folder with {out.file} and {CONFIG_NAME}; name a folder")
@@ -317,7 +317,7 @@ def shared_settings(
     return found
 
 
-def _refuse_biases(adapter: Adapter, kept: Mapping[str, Any]) -> None:
+def refuse_biases(adapter: Adapter, kept: Mapping[str, Any]) -> None:
     """Biases that were trained beside ΔW have no place in a plain LoRA, unless its layout stays."""
     found = [key for key in trained_biases(adapter.passed_over) if key not in kept]
     if found:
@@ -328,7 +328,7 @@ def _refuse_biases(adapter: Adapter, kept: Mapping[str, Any]) -> None:
         )
 
 
-def _others(adapter: Adapter, layout: str, *, same: bool) -> dict[str, tuple[str, Raw]]:
+def kept_others(adapter: Adapter, layout: str, *, same: bool) -> dict[str, tuple[str, Raw]]:
     """What the file holds beside ΔW and goes along: heads, embeddings, new tokens. Key → key there, tensor.
 
     In the same layout all of it goes along, and biases too.

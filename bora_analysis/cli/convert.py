@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import catalogue
-from .common import FORMATS, command, first_of, note, progress, read_one, reading, together, usage
+from .common import FORMATS, POSITIVE, command, first_of, note, progress, read_one, reading, together, usage
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -63,10 +63,16 @@ _cutting = together(
     "convert my-lora -o for-mac --layout mlx",
     "convert my-lora -o my-lora.gguf --layout gguf --base Llama-3-8B",
     "convert spiky -o calm --cap-sigma 2",
+    "convert fine-tuned --base org/base -o start --to bora -r 8 --blocks 16",
 )
 @_cutting
+@click.option("--to", metavar="METHOD", help="Write the nearest adapter of this method; `capture` says how near it is.")
+@click.option("-r", type=POSITIVE, help="r of --to.")
+@click.option("--blocks", type=POSITIVE, help="Blocks, minis or experts of --to.")
 @reading(count=1, metavar="PATH", solving=False, counting=False)
-def convert(paths: str, reading: dict[str, Any], **options: Any) -> None:
+def convert(
+    paths: str, reading: dict[str, Any], to: str | None, r: int | None, blocks: int | None, **options: Any
+) -> None:
     """Write an adapter as a plain LoRA, for PEFT and servers of LoRA, or in the layout of another program.
 
     Without --rank, --energy or --threshold ΔW is kept whole. The output states the error of each module as it is
@@ -75,7 +81,12 @@ def convert(paths: str, reading: dict[str, Any], **options: Any) -> None:
     is refused by name.
     """
     with usage():
-        _write(read_one(paths, reading), base=reading["base"], **options)
+        if to is None:
+            if r or blocks:
+                raise click.UsageError("-r and --blocks are sizes of --to METHOD; to cut to a rank give --rank")
+            _write(read_one(paths, reading), base=reading["base"], **options)
+        else:
+            _represent(read_one(paths, reading), (to, r or 0, blocks or 0), **options)
 
 
 @command("merge first@0.5 second@0.5 -o mean", "merge trained initial@-1 -o difference")
@@ -115,6 +126,23 @@ def _weighted(path: str) -> tuple[str, float]:
         return head, float(tail)
     except ValueError:
         raise click.UsageError(f"{path}: {tail!r} is not a weight; expected PATH@NUMBER, such as {head}@-1") from None
+
+
+def _represent(
+    adapter: Adapter, member: tuple[str, int, int], *, output: str, dtype: str, force: bool, form: str, **others: Any
+) -> None:
+    from ..analysis.representation import represent
+    from .plain_text import is_unicode
+    from .text_tables import representation_table, text
+
+    for name, value in others.items():
+        if value not in (None, False, "peft"):
+            raise click.UsageError(f"--{name.replace('_', '-')} is for a LoRA; leave it out, or leave out --to")
+    with progress(len(adapter)) as step:
+        frame = represent(adapter, output, member, dtype=dtype, force=force, on_module=step)
+    shown = representation_table(frame) if form == "table" else text(frame, form, ascii_only=not is_unicode())
+    click.echo(shown, nl=form == "table")
+    click.echo(f"wrote {output}: {len(frame)} modules", err=True)
 
 
 def _write(

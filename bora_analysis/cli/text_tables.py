@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..analysis.capture import shares
+from ..analysis.capture import Member, shares
 from ..analysis.recommendation import LIMITS, Recommendation
 from ..atomic import replacing
 from ..style import method_look
@@ -133,6 +133,20 @@ def cut_table(frame: pd.DataFrame) -> str:
         f"{table}\n\n{_methods(frame)} of {before:,} parameters as a LoRA of {after:,}, ranks {span(frame['rank'])}; "
         f"the largest relative error is {_error(frame['error_relative'].max())}.\n"
         "error: of the file as written, rounding included; no matrix of rank k has less than σ_{k+1} and √Σ_{i>k}σᵢ²."
+    )
+
+
+def representation_table(frame: pd.DataFrame) -> str:
+    """What `convert --to` prints: how near each module is, and the parameters before and after."""
+    more = {
+        "captured": [f"{x:.2%}" for x in frame["captured"]],
+        "relative": [_error(x) for x in frame["error_relative"]],
+    }
+    before, after = int(frame["parameters_before"].sum()), int(frame["parameters"].sum())
+    member = Member(*frame[["method", "r", "blocks"]].iloc[0])
+    return (
+        f"{_modules(frame, {}, more)}\n\nThe nearest {member}: {after:,} parameters, where {before:,} were.\n"
+        "captured: share of Σσ² that the file keeps, rounding included; relative: ‖ΔW − X‖_F / ‖ΔW‖_F."
     )
 
 
