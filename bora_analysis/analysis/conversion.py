@@ -44,6 +44,7 @@ _OF_BASE = (
     "base_model_name_or_path", "revision", "task_type", "auto_mapping", "layer_replication", "fan_in_fan_out",
     "alora_invocation_tokens",
 )  # fmt: skip
+_OF_PEFT = ("layer_replication", "alora_invocation_tokens")  # what changes an adapter, and no other layout tells
 _OF_BIASES = ("bias", "lora_bias")
 _OF_HEADS = ("modules_to_save", "trainable_token_indices", "ensure_weight_tying")
 # Layers of which not every layout has a LoRA.
@@ -217,6 +218,9 @@ def convert(
     refuse_biases(given, kept)
     if settings is None:
         settings = shared_settings([given], heads=True, biases=same)
+    lost = next((key for key in _OF_PEFT if settings.get(key)), None)
+    if lost and layout not in ("peft", "per-expert"):
+        raise AdapterError(f"{name}: its configuration has {lost}, which {layout} cannot hold; expected none")
     config = {} if base is None else base.config
     if given.layout == "gguf" and given.path is None:
         raise AdapterError(f"{name}: a sum of GGUF files is not written; merge the adapters that they were made of")

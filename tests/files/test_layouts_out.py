@@ -316,6 +316,16 @@ def test_peft_keeps_its_biases_in_its_own_layout(tmp_path: Path) -> None:
             convert(source, tmp_path / "sum", layout="same" if isinstance(source, Adapter) else "kohya")
 
 
+@pytest.mark.parametrize("setting", ["layer_replication", "alora_invocation_tokens"])
+def test_settings_that_a_layout_has_not_are_refused(setting: str, tmp_path: Path) -> None:
+    told = {setting: [1, 2]}
+    source = write_adapter(tmp_path / "a", "lora", factors({"l": (4, 6)}), alpha=3, extra_config=told)
+    with pytest.raises(AdapterError, match=f"its configuration has {setting}, which mlx cannot hold"):
+        convert(source, tmp_path / "b", layout="mlx")
+    convert(source, tmp_path / "c")
+    assert json.loads((tmp_path / "c" / "adapter_config.json").read_text())[setting] == [1, 2]
+
+
 def test_a_source_is_not_replaced_and_a_folder_is_no_file(tmp_path: Path) -> None:
     path = kohya(tmp_path / "a.safetensors", factors({"lora_te_text_model_encoder_layers_0_mlp_fc1": (4, 6)}), 1.0)
     with pytest.raises(AdapterError, match="is the folder of a itself"):
@@ -511,14 +521,20 @@ def test_gguf_and_stacks_of_experts_are_read_back(tmp_path: Path) -> None:
     adapter: Any = read_adapter(state, config={"peft_type": "LORA", "r": 2, "lora_alpha": 2})
     convert(adapter, tmp_path / "single")
     assert list(one(tmp_path / "single"))[:2] == ["x.experts.0.gate_proj", "x.experts.0.up_proj"]
-    writer = pytest.importorskip("gguf").GGUFWriter(tmp_path / "moe.gguf", "qwen3moe")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", 3.0)
-    for side in "AB":
-        writer.add_tensor(f"blk.0.ffn_up_exps.weight.lora_{side.lower()}", stack[side].astype("f4"))
-    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
-        getattr(writer, step)()
+    for name, tokens in (("moe", []), ("alora", [1, 2])):
+        writer = pytest.importorskip("gguf").GGUFWriter(tmp_path / f"{name}.gguf", "qwen3moe")
+        writer.add_type("adapter")
+        writer.add_name("mine")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", 3.0)
+        if tokens:
+            writer.add_array("adapter.alora.invocation_tokens", tokens)
+        for side in "AB":
+            writer.add_tensor(f"blk.0.ffn_up_exps.weight.lora_{side.lower()}", stack[side].astype("f4"))
+        for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+            getattr(writer, step)()
+    with pytest.raises(AdapterError, match=r"adapter.alora.invocation_tokens of the file would be lost"):
+        convert(tmp_path / "alora.gguf", tmp_path / "lost.gguf", layout="same")
     convert(tmp_path / "moe.gguf", tmp_path / "moe-again.gguf", layout="same")
     close(
         one(tmp_path / "moe-again.gguf"),

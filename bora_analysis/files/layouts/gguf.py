@@ -45,6 +45,8 @@ _LAYER = re.compile(r"(.*\.)?layers\.(?P<number>\d+)\.(?P<name>.+)")
 _TYPES = {"float32": (0, "<f4"), "float16": (1, "<f2"), "bfloat16": (30, "bfloat16"), "float64": (28, "<f8")}
 _TEXT, _FLOAT = 8, 6
 _STEP = 32
+# Texts of a header that stay in the same layout.
+_ABOUT = re.compile(r"general\.(name|basename|finetune|author|organization|description|license|url|repo_url|version)")
 
 
 def translate(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translation | None:
@@ -93,6 +95,8 @@ def name(_part: str, path: str, _module: str) -> str:
 def write(job: Job) -> None:
     """One file, ``lora.gguf``."""
     place = job.place if job.place.suffix == ".gguf" and not job.place.is_dir() else job.place / "lora.gguf"
+    if (tokens := "adapter.alora.invocation_tokens") in job.metadata:
+        raise AdapterError(f"{place}: {tokens} of the file would be lost; expected none")
     architecture, order = _architecture(job, place)
     found: dict[str, tuple[tuple[int, ...], int, int]] = {}  # tensor → dimensions, type, offset
     with replacing(place) as path, TemporaryFile(dir=place.parent) as data, path.open("wb") as out:
@@ -121,6 +125,7 @@ def write(job: Job) -> None:
             "general.architecture": architecture, "general.type": "adapter", "adapter.type": "lora",
             "adapter.lora.alpha": float(told.r * told.scaling),
         }  # fmt: skip
+        settings |= {key: value for key, value in job.metadata.items() if _ABOUT.fullmatch(key)}
         out.write(b"GGUF" + struct.pack("<IQQ", 3, len(found), len(settings)))
         for key, value in settings.items():
             text = isinstance(value, str)
