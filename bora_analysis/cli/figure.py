@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import command, note, opened, progress, reading, results, tell, usage
+from .common import command, note, opened, progress, read_one, reading, results, usage
 from .similarity import compared
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def figure(
         raise click.UsageError(f"{name} needs adapters: expected {name} PATH... -o FILE")
     if spec.source == "similarity" and len(paths) != 2:
         raise click.UsageError(f"{name} needs two adapters: expected {name} PATH PATH -o FILE")
+    if spec.source == "capture" and len(paths) > 1:
+        raise click.UsageError(f"{name} shows one adapter: expected {name} PATH -o FILE")
     if spec.adapters == "none" and paths:
         raise click.UsageError(f"{name} takes no adapters: expected {name} -o FILE, without {' '.join(paths)}")
     reading["steps"] |= name == "trajectory"
@@ -79,13 +81,12 @@ def figure(
             grid, _ = compared(paths, 64, 64, reading)
             write(similarity=grid)
     elif spec.source == "capture":
-        with opened(paths, reading) as (chosen, _), usage():
-            tell(chosen)
-            if chosen:
-                from ..analysis.capture import capture
+        from ..analysis.capture import capture
 
-                with progress(sum(map(len, chosen))) as step:
-                    write(capture=capture(chosen, on_module=step))
+        with usage():
+            adapter = read_one(paths[0], reading)
+            with progress(len(adapter)) as step:
+                write(capture=capture(adapter, on_module=step))
     elif spec.adapters == "required":
         with results(paths, reading, analysis) as tables:
             write(spectra=tables.spectra, layer_metrics=tables.layer_metrics)
