@@ -132,7 +132,7 @@ def capture(
     >>> target = synthetic_adapter("lora", {"layers.0.q_proj": (64, 32)}, r=16, kind="decay", decay=0.5)
     >>> table = capture(target, [("lora", 4), ("bora", 4, 4), ("melora", 4, 4)])
     >>> table[["method", "parameters", "captured", "lora_captured"]].round(3).values.tolist()
-    [['lora', 384, 0.616, 0.616], ['bora', 448, 0.618, 0.66], ['melora', 384, 0.32, 0.616]]
+    [['lora', 384, 0.616, 0.616], ['bora', 448, 0.65, 0.656], ['melora', 384, 0.225, 0.616]]
     """
     rows: list[tuple[Any, ...]] = []
     chosen = adapters_of(targets, **reading)

@@ -40,7 +40,7 @@ def capture(
         table = capture_of(table)
     found = shares(data.narrowed(table, projection=projection))
     if found.empty:
-        raise ValueError("nothing to draw: ΔW = 0 in every module, or the table has no rows")
+        raise ValueError("nothing to draw: the table has no rows with ΔW ≠ 0")
     adapters = found[["adapter", "step"]].drop_duplicates()
     if len(adapters) > 1:
         raise ValueError(f"the table has {', '.join(adapters['adapter'].astype(str))}; expected one adapter and step")

@@ -15,7 +15,7 @@ from figure_cases import ADAPTERS, artist, cut_texts, gids, legend_texts, tables
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from bora_analysis import figures, style
+from bora_analysis import capture, figures, style, synthetic_adapter
 from bora_analysis.catalogue import METHODS
 from bora_analysis.paper import tables as paper
 
@@ -24,7 +24,13 @@ SPECTRA_FIGURES = ("figure4", "spectra", "threshold_sweep")
 
 def sources(**options) -> dict[str, Any]:
     """What any figure may be drawn from."""
-    return {**tables(**options), "accuracy": paper.tables(), "similarity": grid_of_phi()}
+    return {**tables(**options), "accuracy": paper.tables(), "similarity": grid_of_phi(), "capture": captured()}
+
+
+def captured():
+    """The table of what two methods can represent of one module."""
+    target = synthetic_adapter("lora", {"layers.0.q_proj": (48, 32)}, r=8)
+    return capture(target, [("lora", 2), ("lora", 4), ("melora", 2, 4)])
 
 
 def grid_of_phi(modules=("model.layers.0.q_proj", "model.layers.1.q_proj"), sizes=((3, 5), (4, 4)), names=("a", "b")):
@@ -426,7 +432,7 @@ def test_options_that_are_none_keep_their_default():
 
 def test_the_registry_tells_what_the_functions_take():
     for spec in figures.FIGURES.values():
-        assert spec.source in ("spectra", "layer_metrics", "similarity", "updates", "accuracy", None)
+        assert spec.source in ("spectra", "layer_metrics", "similarity", "updates", "accuracy", "capture", None)
         assert spec.adapters in ("required", "optional", "none")
         assert {"width", "title"} <= set(spec.options)
         assert "\n" not in spec.description
