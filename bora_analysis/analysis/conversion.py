@@ -25,6 +25,7 @@ from ..files.errors import counted
 from ..files.keys import biases as trained_biases
 from ..files.keys import module_path
 from ..files.layouts import OUT
+from ..files.layouts.gguf import ALORA
 from ..files.layouts.out import Job, Layer
 from ..files.layouts.peft import PREFIX
 from ..files.tensors import Raw, open_tensors
@@ -204,7 +205,7 @@ def convert(
         base = reading["base"] = open_base(base)
     given = one_of(source, **reading)
     name = given.path or given.name
-    same = layout == "same"
+    same = layout == "same" or layout == given.layout == "gguf"  # which holds names and rows of its architecture
     if same:
         layout = given.layout or ""
         if layout not in OUT:
@@ -214,13 +215,16 @@ def convert(
     folder = Path(folder)
     refuse_own_folder(folder, [given])
     refuse_held(folder, layout, force)
-    kept = kept_others(given, layout, same=same) if same or layout in ("peft", "per-expert") else {}
+    pefts = layout in ("peft", "per-expert")
+    kept = kept_others(given, layout, same=same) if same or pefts else {}
     refuse_biases(given, kept)
     if settings is None:
         settings = shared_settings([given], heads=True, biases=same)
     lost = next((key for key in _OF_PEFT if settings.get(key)), None)
-    if lost and layout not in ("peft", "per-expert"):
+    if lost and not pefts:
         raise AdapterError(f"{name}: its configuration has {lost}, which {layout} cannot hold; expected none")
+    if given.layout == "gguf" and given.path is not None and ALORA in open_tensors(given.path).metadata:
+        raise AdapterError(f"{name}: {ALORA} of the file would be lost; expected none")
     config = {} if base is None else base.config
     if given.layout == "gguf" and given.path is None:
         raise AdapterError(f"{name}: a sum of GGUF files is not written; merge the adapters that they were made of")
@@ -310,15 +314,15 @@ def shared_settings(
         if path is not None and path.exists():
             config = json.loads(path.read_text(encoding="utf-8"))
         for key in (*_OF_BASE, *(_OF_HEADS if heads else ()), *(_OF_BIASES if biases else ())):
-            if config.get(key) and found.setdefault(key, config[key]) != config[key]:
+            own = config.get(key)
+            if (own or key in _OF_PEFT) and found.setdefault(key, own) != own:
                 if force and key == _OF_BASE[0]:
                     found[key] = None
                     continue
                 raise AdapterError(
-                    f"{path}: {key} is {config[key]!r}, another adapter has {found[key]!r}; expected adapters of one "
-                    "base model"
+                    f"{path}: {key} is {own!r}, another adapter has {found[key]!r}; expected adapters of one base model"
                 )
-    return found
+    return {key: value for key, value in found.items() if value or key not in _OF_PEFT}
 
 
 def refuse_biases(adapter: Adapter, kept: Mapping[str, Any]) -> None:
@@ -328,7 +332,7 @@ def refuse_biases(adapter: Adapter, kept: Mapping[str, Any]) -> None:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise AdapterError(
             f"{adapter.path or adapter.name}: {found[0]}{more} is a trained bias, which is no part of ΔW and would be "
-            "lost; expected none: merge it into the base model first"
+            "lost; expected none: keep the layout (--layout same), or merge it into the base model first"
         )
 
 

@@ -11,9 +11,14 @@ from natsort import natsort_keygen
 
 #: Sort key that orders numbers by their value.
 natural: Callable[[str], Any] = natsort_keygen()
-# What torch.compile, FSDP, activation checkpointing and PEFT put into a path, and DDP in front of it. A name "module"
-# inside a path may be the model's own, but beside one of the others it is DDP's. A list's "module.0" is not.
-_WRAPPER = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_model(\.lora_model)?\.model)\."
+# What torch.compile, FSDP, Lightning's Fabric, activation checkpointing and PEFT put into a path, and DDP in front of
+# it. A name "module" inside a path may be the model's own, but beside one of the others it is DDP's. A list's
+# "module.0" is not. Before PEFT's prefix stands the name that a LightningModule gave to PEFT's model.
+_PEFT = r"base_model(\.lora_model)?\.model"
+_WRAPPER = (
+    r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
+    rf"|(model|net)(?=\.{_PEFT}\.)|{_PEFT})\."
+)
 _DDP = r"module\.(?!\d)"
 _WRAPPERS = re.compile(rf"^({_DDP}|{_WRAPPER})+|(?<=\.)({_DDP})*({_WRAPPER}({_DDP})*)+")
 
@@ -43,9 +48,10 @@ def ancestors(path: str) -> Iterator[str]:
 
 
 def biases(keys: Sequence[str]) -> list[str]:
-    """Trained biases of modules whose weights are not in the file whole."""
+    """Trained biases of modules whose weights are not in the file whole; not the base model's own beside a head."""
     whole = {key.removesuffix(".weight") for key in keys if key.endswith(".weight")}
-    return [key for key in keys if key.endswith((".bias", ".diff_b")) and key.rpartition(".")[0] not in whole]
+    found = [key for key in keys if key.endswith((".bias", ".diff_b")) and ".original_module." not in key]
+    return [key for key in found if key.rpartition(".")[0] not in whole]
 
 
 def exactly(module: str) -> str:

@@ -904,6 +904,8 @@ WRAPPED = {
     "base_model.model.base_model.model.{}": "PEFT twice",
     "base_model.model._orig_mod.{}": "PEFT around torch.compile",
     "base_model.model.module.{}": "PEFT around DDP",
+    "model.base_model.model.{}": "a LightningModule's model",
+    "_forward_module.net.base_model.model.{}": "the same in Lightning's Fabric",
 }
 WRAPPED_PATTERNS = [
     "^model.layers.0.q", r"^module\.base_model\.model\.model\.layers\.\d+\.q", "_orig_mod.module.model.layers.0.q",

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from peft import LoraConfig, PeftModel
 
 from bora_analysis import Adapter, AdapterError, convert, lora, merge, read_adapter, write_adapter
+from bora_analysis.analysis.conversion import shared_settings
 from bora_analysis.catalogue import LAYOUTS
 from bora_analysis.cli import main
 from bora_analysis.files.layouts import OUT
@@ -314,6 +315,12 @@ def test_peft_keeps_its_biases_in_its_own_layout(tmp_path: Path) -> None:
     for source in (merge([tmp_path / "before"]), tmp_path / "before"):
         with pytest.raises(AdapterError, match="is a trained bias"):
             convert(source, tmp_path / "sum", layout="same" if isinstance(source, Adapter) else "kohya")
+    # A head's copy in the base model, which old versions of PEFT saved with bias="all", is not trained.
+    file = tmp_path / "before" / "adapter_model.safetensors"
+    content = load_file(file) | {f"base_model.model.h.{name}.bias": torch.ones(2) for name in ("original_module", "x")}
+    save_file(content, file)
+    done = convert(tmp_path / "before", tmp_path / "later", layout="same")
+    assert done.left_behind == ("base_model.model.h.original_module.bias",)
 
 
 @pytest.mark.parametrize("setting", ["layer_replication", "alora_invocation_tokens"])
@@ -535,6 +542,8 @@ def test_gguf_and_stacks_of_experts_are_read_back(tmp_path: Path) -> None:
             getattr(writer, step)()
     with pytest.raises(AdapterError, match=r"adapter.alora.invocation_tokens of the file would be lost"):
         convert(tmp_path / "alora.gguf", tmp_path / "lost.gguf", layout="same")
+    with pytest.raises(AdapterError, match=r"adapter.alora.invocation_tokens of the file would be lost"):
+        convert(tmp_path / "alora.gguf", tmp_path / "lost")
     convert(tmp_path / "moe.gguf", tmp_path / "moe-again.gguf", layout="same")
     close(
         one(tmp_path / "moe-again.gguf"),
@@ -553,6 +562,19 @@ def test_from_gguf_back_to_peft(model_type: str, tmp_path: Path) -> None:
             convert(tmp_path / "lora.gguf", tmp_path / "back")
     convert(tmp_path / "lora.gguf", tmp_path / "back", base=tmp_path / "base")
     close(one(tmp_path / "back"), {module: product(pair, 2.0) for module, pair in pairs.items()})
+    as_it_is = {module: update.to_dense() for module, update in one(tmp_path / "lora.gguf").items()}
+    for k, base in enumerate((None, tmp_path / "base")):  # its rows are in llama.cpp's order already
+        convert(tmp_path / "lora.gguf", tmp_path / f"{k}.gguf", layout="gguf", base=base)
+        close(one(tmp_path / f"{k}.gguf"), as_it_is)
+
+
+def test_an_alora_and_a_plain_lora_have_no_sum(tmp_path: Path) -> None:
+    pairs = factors({"model.layers.0.self_attn.q_proj": (16, 8)})
+    source = write_adapter(tmp_path / "a", "lora", pairs, alpha=3, extra_config={"alora_invocation_tokens": [1, 2]})
+    plain = write_adapter(tmp_path / "b", "lora", pairs, alpha=3)
+    for order in ([source, plain], [plain, source]):
+        with pytest.raises(AdapterError, match=r"alora_invocation_tokens is .*, another adapter has"):
+            shared_settings([one(path) for path in order])
 
 
 @pytest.mark.parametrize("wish", [{}, {"energy": 0.7}])

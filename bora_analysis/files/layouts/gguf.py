@@ -47,6 +47,8 @@ _TEXT, _FLOAT = 8, 6
 _STEP = 32
 # Texts of a header that stay in the same layout.
 _ABOUT = re.compile(r"general\.(name|basename|finetune|author|organization|description|license|url|repo_url|version)")
+#: The setting that makes an adapter an aLoRA.
+ALORA = "adapter.alora.invocation_tokens"
 
 
 def translate(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translation | None:
@@ -76,8 +78,7 @@ def translate(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translatio
         scalings = dict.fromkeys(modules, 1.0)
     elif alpha is not None:
         alphas = dict.fromkeys(modules, float(alpha))
-    alora = "adapter.alora.invocation_tokens" in told
-    notes = ("aLoRA: the update acts only after the invocation tokens",) if alora else ()
+    notes = ("aLoRA: the update acts only after the invocation tokens",) if ALORA in told else ()
     return Translation(View(tensors, entries), None, alphas=alphas, scalings=scalings, notes=notes)
 
 
@@ -95,8 +96,6 @@ def name(_part: str, path: str, _module: str) -> str:
 def write(job: Job) -> None:
     """One file, ``lora.gguf``."""
     place = job.place if job.place.suffix == ".gguf" and not job.place.is_dir() else job.place / "lora.gguf"
-    if (tokens := "adapter.alora.invocation_tokens") in job.metadata:
-        raise AdapterError(f"{place}: {tokens} of the file would be lost; expected none")
     architecture, order = _architecture(job, place)
     found: dict[str, tuple[tuple[int, ...], int, int]] = {}  # tensor → dimensions, type, offset
     with replacing(place) as path, TemporaryFile(dir=place.parent) as data, path.open("wb") as out:
