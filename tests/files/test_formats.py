@@ -339,6 +339,7 @@ def test_vllm_experts(tmp_path: Path, m: int) -> None:
     for e in range(E):
         equal(adapter, f"{head}.gate_up_proj.{e}", wide(B[..., e], A[e]) / E)
         equal(adapter, f"{head}.down_proj.{e}", wide(content[f"{head}.lora_B.weight"][..., e], down_a[e]) / R)
+    assert adapter.layout is None  # PEFT has no stacks
 
 
 def test_patterns_of_a_stack_hold_for_its_experts(tmp_path: Path) -> None:

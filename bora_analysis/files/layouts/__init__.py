@@ -12,7 +12,7 @@ from typing import Any
 from ..configuration import LITGPT
 from ..tensors import Tensors
 from . import authors, gguf, kohya, merged, mlx, numbered, other_axes, peft, prefixed
-from .experts import unstacked
+from .experts import stacks, unstacked
 from .out import Out
 from .view import Translation
 
@@ -27,10 +27,10 @@ OUT: dict[str, Out] = {**peft.OUT, **prefixed.OUT, **kohya.OUT, **gguf.OUT, **ml
 
 def layout_of(tensors: Tensors, config: Mapping[str, Any] | None) -> str | None:
     """The layout of a file, by its name in :data:`OUT`; None for one that is not written."""
-    if "peft_type" in (config or {}):
-        return "peft"
     keys = tensors.keys()
-    return next((name for name, out in OUT.items() if out.claims(keys)), None)
+    found = next((name for name, out in OUT.items() if out.claims(keys)), None)
+    found = "peft" if "peft_type" in (config or {}) else found
+    return None if found == "peft" and stacks(tensors) else found
 
 
 def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation:

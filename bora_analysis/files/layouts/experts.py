@@ -30,14 +30,19 @@ _VLLM = {"experts": "down_proj", "base_layer": "gate_up_proj"}
 Value = TypeVar("Value")
 
 
+def stacks(tensors: Tensors) -> set[str]:
+    """The modules whose factors are stacks."""
+    keys = [key for key in tensors.keys() if len(tensors.shape(key)) == 3]  # noqa: SIM118  no mapping
+    hits = [hit for key in keys if (hit := _FACTOR.fullmatch(module_path(key)))]
+    return {hit["module"] for hit in hits if _EXPERTS.fullmatch(hit["module"])}
+
+
 def unstacked(told: Translation) -> Translation:
     """The translation with a module for each expert; as it is where no factor is a stack."""
     tensors = told.tensors
-    keys = [key for key in tensors.keys() if len(tensors.shape(key)) == 3]  # noqa: SIM118  no mapping
-    hits = [hit for key in keys if (hit := _FACTOR.fullmatch(module_path(key))) and _EXPERTS.fullmatch(hit["module"])]
-    if not hits:
+    stacked = stacks(tensors)
+    if not stacked:
         return told
-    stacked = {hit["module"] for hit in hits}
     factors: dict[str, dict[str, str]] = defaultdict(dict)
     entries: dict[str, str | Derived] = {}
     for key in tensors.keys():  # noqa: SIM118  no mapping

@@ -53,9 +53,12 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
         B = f"{stem}.lora_B{suffix}"
         module = module_path(stem)
         modules.append(module)
-        if B not in known or not _is_merged(tensors.shape(A), tensors.shape(B), enabled):
+        if B not in known or not _fit(tensors.shape(A), tensors.shape(B)):
             continue
         a, b = tensors.shape(A), tensors.shape(B)
+        alone = module.endswith(_LITGPT_LAYERS) if litgpt else bool(enabled) and len(b) == 3
+        if a[0] == b[1] and not alone:  # one part, and nothing says that it is a part
+            continue
         r, count = b[1], a[0] // b[1]
         ranks[module], parameters[module] = r, prod(a) + prod(b)
         if litgpt or enabled:
@@ -78,10 +81,8 @@ def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation
     return Translation(View(tensors, entries), left, ranks=ranks, parameters=parameters, alphas=alphas, notes=notes)
 
 
-def _is_merged(a: tuple[int, ...], b: tuple[int, ...], enabled: Any) -> bool:
-    if len(a) != 2 or len(b) not in (2, 3) or not b[1] or a[0] % b[1] or prod(b[2:]) != 1:
-        return False
-    return a[0] != b[1] or bool(enabled and len(b) == 3)
+def _fit(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    return len(a) == 2 and len(b) in (2, 3) and b[1] > 0 and a[0] % b[1] == 0 and prod(b[2:]) == 1
 
 
 def _enabled(tensors: Tensors, enabled: Any, B: str, count: int) -> tuple[list[Array], int]:
