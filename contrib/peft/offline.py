@@ -43,7 +43,7 @@ class Always(dict[str, int]):
 
 def pytest_configure(config: pytest.Config) -> None:
     for name, content in (
-        ("datasets", {"load_dataset": lambda *_: Quotes()}),
+        ("datasets", {"load_dataset": lambda *_: Quotes(), "Dataset": Quotes, "IterableDataset": Quotes}),
         ("diffusers", {"StableDiffusionPipeline": type("StableDiffusionPipeline", (), {})}),
     ):
         if name not in sys.modules:
