@@ -10,15 +10,16 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..analysis.capture import Member, shares
-from ..analysis.recommendation import LIMITS, Recommendation
 from ..atomic import replacing
 from ..style import method_look
 from .plain_text import printable
+
+if TYPE_CHECKING:
+    from ..analysis.recommendation import Recommendation
 
 
 def layer_table(layers: pd.DataFrame, threshold: float) -> str:
@@ -98,6 +99,8 @@ def factor_ranks_table(frame: pd.DataFrame) -> str:
 
 def capture_table(frame: pd.DataFrame) -> str:
     """What `capture` prints: a line per adapter and member, weighted over the modules."""
+    from ..analysis.capture import shares
+
     blocks = []
     for title, part in _adapters(shares(frame).rename(columns={"method": "nearest", "target": "method"})):
         found = zip(part["kind"], part["spread"], strict=True)
@@ -138,6 +141,8 @@ def cut_table(frame: pd.DataFrame) -> str:
 
 def representation_table(frame: pd.DataFrame) -> str:
     """What `convert --to` prints: how near each module is, and the parameters before and after."""
+    from ..analysis.capture import Member
+
     more = {
         "captured": [f"{x:.2%}" for x in frame["captured"]],
         "relative": [_error(x) for x in frame["error_relative"]],
@@ -152,6 +157,8 @@ def representation_table(frame: pd.DataFrame) -> str:
 
 def advice_table(found: Sequence[Recommendation], energy: float) -> str:
     """What `recommend` prints: a table per adapter, the saving, the settings for PEFT, and the limits of the advice."""
+    from ..analysis.recommendation import LIMITS
+
     blocks = []
     for each in found:
         frame, first = each.table, each.table.iloc[0]

@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from scipy.sparse.linalg import ArpackError, LinearOperator, svds
 
 from ..catalogue.sizes import kronecker_factors
 from ..linalg import Array
@@ -43,6 +42,8 @@ class _Rearranged:
 
 def nearest_whole(target: Target, wish: Wish) -> tuple[dict[str, Array], float]:
     """Both factors whole."""
+    from scipy.sparse.linalg import ArpackError, LinearOperator, svds  # here: a slow import
+
     T = _Rearranged(target)
     shape = T.p * T.q, T.u * T.v
     w1: Any = None
