@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +124,8 @@ class Adapter(_Views, Mapping[str, Update]):
             return hits[0]
         if hits:
             raise KeyError(f"{asked} fits {len(hits)} modules of {self.name}: {', '.join(hits[:8])}; give more of one")
+
+        from difflib import SequenceMatcher  # here: a miss is rare
 
         def likeness(name: str) -> float:
             last = SequenceMatcher(None, wanted[-1], parts[name][-1]).ratio()

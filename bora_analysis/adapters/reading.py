@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -54,6 +53,8 @@ class Reading:
         known = [each.name for each in fields(cls)]
         for option in options:
             if option not in known:
+                from difflib import get_close_matches
+
                 near = get_close_matches(option, known, 1)
                 meant = f"; did you mean {near[0]}?" if near else ""
                 raise TypeError(f"got an unknown option {option!r}; those of reading are {', '.join(known)}{meant}")

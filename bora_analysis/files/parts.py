@@ -18,12 +18,12 @@ def collect(source: Source, parts: str) -> tuple[dict[str, dict[str, str]], list
     ----------
     parts : regular expression of the names of the parts.
     """
-    pattern = re.compile(rf"(?P<module>.+)\.(?P<part>{parts})(\.(?!bias$)[^.]+?)??(\.weight)?")
     found: dict[str, dict[str, str]] = defaultdict(dict)
     rest = []
     keys = source.tensors.keys()
     if not re.search(rf"\.({parts})([.\n]|\Z)", "\n".join(keys)):  # most readers find nothing, and this is fast
         return {}, keys
+    pattern = re.compile(rf"(?P<module>.+)\.(?P<part>{parts})(\.(?!bias$)[^.]+?)??(\.weight)?")
     for key in keys:
         hit = pattern.fullmatch(module_path(key))
         if not hit:

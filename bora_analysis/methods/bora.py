@@ -20,7 +20,7 @@ from ..files.adapter_file import Found, Loader, Source, match_pattern, of_layer
 from ..files.errors import AdapterError
 from ..files.parts import collect, need
 from ..linalg import Array
-from ..projections import Projection, block_products
+from ..projections import Projection, Target, Wish
 from ..updates.blocks import bora
 from ..updates.checks import check_blocks
 from ..updates.contract import FactorError, Facts, Update
@@ -116,6 +116,12 @@ def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
     return {"B": B, "A": A, "sigma": kaiming(rng, (b, b, spec.r), fan_in=b * spec.r)}
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    from ..projections.block_products import nearest  # here: reading does without
+
+    return nearest(target, wish)
+
+
 FORMS = {
     "bora": Form(
         {"A": "bora_A", "B": "bora_B", "sigma": "bora_sigma"},
@@ -125,4 +131,4 @@ FORMS = {
     )
 }
 RECIPES = {"bora": Recipe(random)}
-NEAREST = {"bora": Projection(block_products.nearest, kind="local")}
+NEAREST = {"bora": Projection(nearest, kind="local")}

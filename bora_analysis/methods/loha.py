@@ -14,7 +14,7 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source, of_layer
 from ..files.parts import fitted, read_parts
 from ..linalg import Array
-from ..projections import Projection, hadamard
+from ..projections import Projection, Target, Wish
 from ..updates.contract import Update
 from ..updates.hadamard import loha
 from .file_form import Form, stored
@@ -71,6 +71,12 @@ def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
     return {"w1_a": first[0], "w1_b": first[1], "w2_a": w2_a, "w2_b": w2_b}
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    from ..projections.hadamard import nearest  # here: reading does without
+
+    return nearest(target, wish)
+
+
 FORMS = {
     "loha": Form(
         {part: f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
@@ -80,4 +86,4 @@ FORMS = {
     )
 }
 RECIPES = {"loha": Recipe(random)}
-NEAREST = {"loha": Projection(hadamard.nearest, "w1_a", "local")}
+NEAREST = {"loha": Projection(nearest, "w1_a", "local")}

@@ -17,7 +17,7 @@ from ..files.adapter_file import Found, Loader, Source, of_layer
 from ..files.errors import AdapterError
 from ..files.parts import need, read_parts
 from ..linalg import Array
-from ..projections import Projection, kronecker
+from ..projections import Projection, Target, Wish
 from ..updates.contract import Update
 from ..updates.dense import dense
 from ..updates.kronecker import lokr
@@ -118,6 +118,18 @@ def largest_rank(_: Spec, m: int, n: int) -> int:
     return min(u, v, (max(u, v) - 1) // 2)
 
 
+def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
+    from ..projections import kronecker  # here: reading does without
+
+    return kronecker.nearest(target, wish)
+
+
+def nearest_whole(target: Target, wish: Wish) -> tuple[Parts, float]:
+    from ..projections import kronecker
+
+    return kronecker.nearest_whole(target, wish)
+
+
 FORMS = {
     "lokr": Form(
         {part: f"lokr_{part}" for part in ("w1", "w2_a", "w2_b")},
@@ -134,6 +146,6 @@ FORMS = {
 }
 RECIPES = {"lokr": Recipe(random, most=largest_rank), "krona": Recipe(random_krona)}
 NEAREST = {
-    "lokr": Projection(kronecker.nearest, "w1", "local"),
-    "krona": Projection(kronecker.nearest_whole, "w1"),
+    "lokr": Projection(nearest, "w1", "local"),
+    "krona": Projection(nearest_whole, "w1"),
 }

@@ -32,7 +32,7 @@ Parts = dict[str, Array]
 LENGTH = 256
 
 
-Maker = Callable[[Spec, np.random.Generator, int, int], Parts]
+Maker = Callable[[Spec, "np.random.Generator", int, int], Parts]  # quoted: np.random is a slow import
 
 
 class Recipe(NamedTuple):
