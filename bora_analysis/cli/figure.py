@@ -84,7 +84,7 @@ def figure(
         from ..analysis.capture import capture
 
         with usage():
-            adapter = read_one(paths[0], reading)
+            adapter = read_one(next(iter(paths)), reading)
             with progress(len(adapter)) as step:
                 write(capture=capture(adapter, on_module=step))
     elif spec.adapters == "required":

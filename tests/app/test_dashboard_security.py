@@ -15,6 +15,7 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -715,7 +716,8 @@ def test_a_huge_root_is_no_reason_to_wait(tmp_path, monkeypatch):
 
 
 def test_an_archive_in_an_upload_is_bounded_and_keeps_its_suffix(store, monkeypatch, tmp_path):
-    np.savez_compressed(tmp_path / "a.npz", **{"q.lora_a": np.ones((200, 2)), "q.lora_b": np.ones((2, 200))})
+    factors: dict[str, Any] = {"q.lora_a": np.ones((200, 2)), "q.lora_b": np.ones((2, 200))}
+    np.savez_compressed(tmp_path / "a.npz", **factors)
     content = (tmp_path / "a.npz").read_bytes()
     cases = [Named("a.npz", content), Named("a.zip", zipped({"x/adapters.npz": content}))]
     for upload in cases:

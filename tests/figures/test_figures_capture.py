@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from figure_cases import artist, gids, ydata
 
 from bora_analysis import capture, figures, synthetic_adapter
 
@@ -13,19 +14,17 @@ def table():
 
 
 def test_a_line_for_each_method_over_its_budgets(table):
-    (axes,) = figures.capture(table).axes
-    lines = {line.get_gid(): line for line in axes.lines}
+    figure = figures.capture(table)
+    assert {*gids(figure, "captured:")} == {"captured:lora", "captured:bora", "captured:sbora-fa"}
     lora = table[table["method"] == "lora"].groupby("r")["parameters"].sum()
-    assert lines["captured:lora"].get_xdata().tolist() == lora.tolist()
-    assert set(lines) == {"lora", "captured:lora", "captured:bora", "captured:sbora-fa"}
-    assert lines["captured:sbora-fa"].get_markerfacecolor() == "white"  # a best case
+    assert list(artist(figure, "captured:lora").get_xdata()) == lora.tolist()
+    assert artist(figure, "captured:sbora-fa").get_markerfacecolor() == "white"  # a best case
 
 
 def test_only_the_modules_of_a_projection(table):
-    (axes,) = figures.capture(table, projection="q").axes
     own = table[(table["projection"] == "q") & (table["method"] == "bora")]
-    (line,) = [line for line in axes.lines if line.get_gid() == "captured:bora"]
-    assert line.get_ydata().tolist() == pytest.approx(own["captured"].tolist())
+    shown = ydata(figures.capture(table, projection="q"), "captured:bora")
+    assert shown == pytest.approx(own["captured"].tolist())
 
 
 def test_one_adapter_at_a_time(table):
