@@ -56,7 +56,8 @@ def one_of(given: Any, **reading: Unpack[Options]) -> Adapter:
     if len(found) != 1:
         what = given if isinstance(given, str | Path) else f"a {type(given).__name__}"
         kind = "adapters" if len({each.name for each in found}) > 1 else "checkpoints"
-        raise AdapterError(f"{what}: holds {len(found)} {kind}; name one")
+        such = f", such as {found[-1].path}" if found and found[-1].path else ""
+        raise AdapterError(f"{what}: holds {len(found)} {kind}; name one{such}")
     return found[0]
 
 

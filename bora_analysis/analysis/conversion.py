@@ -330,9 +330,10 @@ def refuse_biases(adapter: Adapter, kept: Mapping[str, Any]) -> None:
     found = [key for key in trained_biases(adapter.passed_over) if key not in kept]
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        way = "" if adapter.path is None else "keep the layout (--layout same), or "
         raise AdapterError(
             f"{adapter.path or adapter.name}: {found[0]}{more} is a trained bias, which is no part of ΔW and would be "
-            "lost; expected none: keep the layout (--layout same), or merge it into the base model first"
+            f"lost; expected none: {way}merge it into the base model first"
         )
 
 

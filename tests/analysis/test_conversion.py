@@ -268,6 +268,7 @@ def test_trained_biases_are_refused_by_their_key(key: str, told: dict[str, Any] 
         result = CliRunner().invoke(main, [*words, "-o", str(tmp_path / "out")])
         assert (result.exit_code, result.stdout) == (1, "")
         assert f"{key} is a trained bias" in result.stderr
+        assert ("--layout same" in result.stderr) == (words[0] == "convert")  # a sum has no file to keep them from
     with pytest.raises(AdapterError, match="is a trained bias"):
         convert(merge([folder, folder]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
