@@ -21,6 +21,7 @@ _LAYOUTS = (
     *authors.LAYOUTS, kohya.translate,
 )  # fmt: skip
 
+_PAIR = (".lora_A.weight", ".lora_B.weight")
 #: The layouts that are written, by name. Of several that claim a file's keys the first has it.
 OUT: dict[str, Out] = {**peft.OUT, **prefixed.OUT, **kohya.OUT, **gguf.OUT, **mlx.OUT}
 
@@ -36,7 +37,9 @@ def layout_of(tensors: Tensors, config: Mapping[str, Any] | None) -> str | None:
 def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation:
     """The file under PEFT's names; unchanged where it has them already."""
     own = None if config is not None and LITGPT in config else config
-    for layout in _LAYOUTS:
+    # Most files are PEFT's and hold pairs alone, which only a merged layer can have too.
+    pairs = "peft_type" in (config or {}) and all(key.endswith(_PAIR) for key in tensors.keys())  # noqa: SIM118
+    for layout in (merged.translate,) if pairs else _LAYOUTS:
         translation = layout(tensors, config if layout is merged.translate else own)
         if translation is not None:
             return unstacked(translation)
