@@ -30,6 +30,7 @@ from ..linalg.threads import one_blas_thread
 from ..metrics import numerical_rank, rounding_tolerance
 from ..updates.contract import Update
 from ..updates.dense import Dense
+from .arranging import of_llama_cpp
 from .progress import each_module
 from .tables import IDENTITY, identity, typed
 from .vectors import SingularVectors, singular_vectors
@@ -98,7 +99,9 @@ def base_metrics(
         raise ValueError(f"got k = {k}, ε = {epsilon:g}; expected k ≥ 1 and 0 ≤ ε ≤ 1")
     weights = base if isinstance(base, BaseWeights) else open_base(base)
     rows = []
-    for adapter, module in each_module(adapters_of(adapters, base=weights, **reading), on_module):
+    given = adapters_of(adapters, base=weights, **reading)
+    given = [of_llama_cpp(each, weights.config) if each.layout == "gguf" else each for each in given]
+    for adapter, module in each_module(given, on_module):
         update = adapter[module]
         facts = update.facts
         where = adapter.path or adapter.name

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import peft_models as models
 import pytest
 from adapter_files import one
 from click.testing import CliRunner
 from peft import LoraConfig, PeftModel
 
-from bora_analysis import Adapter, AdapterError, convert, lora, merge, read_adapter, write_adapter
+from bora_analysis import Adapter, AdapterError, base_metrics, convert, lora, merge, read_adapter, write_adapter
 from bora_analysis.analysis.conversion import shared_settings
 from bora_analysis.catalogue import LAYOUTS
 from bora_analysis.cli import main
@@ -562,6 +563,12 @@ def test_from_gguf_back_to_peft(model_type: str, tmp_path: Path) -> None:
             convert(tmp_path / "lora.gguf", tmp_path / "back")
     convert(tmp_path / "lora.gguf", tmp_path / "back", base=tmp_path / "base")
     close(one(tmp_path / "back"), {module: product(pair, 2.0) for module, pair in pairs.items()})
+    W0 = {f"{module}.weight": torch.randn(len(pair["B"]), pair["A"].shape[1]) for module, pair in pairs.items()}
+    save_file(W0, tmp_path / "base" / "model.safetensors")
+    both = [base_metrics(tmp_path / place, tmp_path / "base") for place in ("lora.gguf", "back")]  # against W0's rows
+    columns = ["module", "amplification", "intruder_dimensions"]
+    one_way, other = (frame[columns].sort_values("module", ignore_index=True) for frame in both)
+    pd.testing.assert_frame_equal(one_way, other, rtol=1e-5)
     as_it_is = {module: update.to_dense() for module, update in one(tmp_path / "lora.gguf").items()}
     for k, base in enumerate((None, tmp_path / "base")):  # its rows are in llama.cpp's order already
         convert(tmp_path / "lora.gguf", tmp_path / f"{k}.gguf", layout="gguf", base=base)
