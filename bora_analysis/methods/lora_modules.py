@@ -18,6 +18,12 @@ from ..updates.blocks import lora
 from ..updates.contract import Update
 from .pairs import Pair, check_pair
 
+# ``MultiheadAttention.merge`` of PEFT's tuners/lora/layer.py, which its forward pass calls.
+_TWICE = (
+    "PEFT (0.21.2) adds the update of out_proj in nn.MultiheadAttention twice, in its forward pass too; here it is "
+    "counted once, as α/r B A"
+)
+
 
 def lora_loaders(source: Source, pairs: Mapping[str, Pair], method: str) -> tuple[dict[str, Loader], list[str]]:
     """Module path → loader for LoRA pairs, and warnings. Shapes are checked here, from the file's header."""
@@ -35,6 +41,7 @@ def lora_loaders(source: Source, pairs: Mapping[str, Pair], method: str) -> tupl
             shown, configured = _plain_names(module)
             attention = shown != module or f"{module}.base_layer.out_proj" in pairs
             loaders[shown] = _one(source, configured, pairs[module], method, attention=attention)
+            warnings += [_TWICE] if shown != module and _TWICE not in warnings else []
         else:
             levels.sort(key=len, reverse=True)  # innermost first
             made, warning = _experts(source, module, [pairs[level] for level in levels], names, method, read)

@@ -173,6 +173,8 @@ def test_multihead_attention(tmp_path: Path) -> None:
     assert set(adapter) == {"attn", "attn.out_proj"}
     assert models.distance(adapter["attn"].to_dense(), deltas["attn.in_proj_weight"]) < CLOSE
     assert models.distance(adapter["attn.out_proj"].to_dense(), inner) < CLOSE
+    assert models.distance(2 * inner, deltas["attn.out_proj.weight"]) < CLOSE  # the note is true
+    assert "out_proj in nn.MultiheadAttention twice" in adapter.warnings[0]
 
 
 @pytest.mark.parametrize("make", [models.tiny_mixtral, models.tiny_gpt_oss])
