@@ -319,12 +319,12 @@ class TorchFile:
 
     def read(self, key: str) -> Array:
         with self._lock:
-            tensor = self._tensor(key)
-            if self.dtype(key) in _NARROW:
-                return tensor.float().numpy()
             try:
+                tensor = self._tensor(key)
+                if self.dtype(key) in _NARROW:
+                    return tensor.float().numpy()
                 return np.array(tensor.numpy())  # a copy, or the map would live as long as the array
-            except (TypeError, RuntimeError) as error:
+            except (TypeError, RuntimeError) as error:  # no array: sparse, quantised, or of no device
                 raise AdapterError(f"{self.path}: {key} has dtype {self.dtype(key)}: {error}") from None
 
     def raw(self, key: str) -> Raw:

@@ -119,7 +119,10 @@ def test_truncated_torch_files(tmp_path: Path, zipped: bool, keep: float) -> Non
     assert "weights_only" not in str(caught.value)
 
 
-def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
-    torch.save({"x": torch.eye(3).to_sparse()}, tmp_path / "w.bin")
-    with pytest.raises(AdapterError, match=r"w\.bin"):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["sparse", "meta"])
+def test_a_tensor_without_an_array_is_refused(tmp_path: Path, device: str, dtype: Any) -> None:
+    tensor = torch.eye(3, dtype=dtype)
+    torch.save({"x": tensor.to_sparse() if device == "sparse" else tensor.to(device)}, tmp_path / "w.bin")
+    with pytest.raises(AdapterError, match=r"w\.bin: x has dtype"):
         tensors.open_tensors(tmp_path / "w.bin").read("x")
