@@ -50,7 +50,8 @@ _NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 #: A folder that torch.distributed.checkpoint wrote (FSDP): any of its files stands for all.
 DISTCP, DISTCP_INDEX = ".distcp", ".metadata"
-# What a checkpoint holds beside the weights, in lower case.
+_WEIGHTS = ("state_dict", "model")  # of several dictionaries in a checkpoint the one that is read
+# What it holds beside the weights, in lower case.
 _BESIDE = re.compile(r"(optim|sched|lr_|ema|callbacks|loops|rng|scaler|args|hyper_parameters)")
 # A mapped file is mapped anew after this many bytes, or its pages would add up to the whole file in memory.
 _REMAP_BYTES = 64 * 2**20
@@ -279,16 +280,18 @@ class TorchFile:
 
     def _sorted(self, content: dict[Any, Any], kind: type) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The weights in a checkpoint, and the names of what is no tensor beside them."""
+        beside = [str(name) for name, value in content.items() if str(name) not in _WEIGHTS and _is_model(name, value)]
+        beside = beside if any(name in content for name in _WEIGHTS) else []
         content = self._weights(content)
         tensors = {str(key): value for key, value in content.items() if isinstance(value, kind)}
         if not tensors:
             raise AdapterError(f"{self.path}: holds no tensors; expected a dictionary of named tensors")
-        return tensors, tuple(str(key) for key in content if str(key) not in tensors)
+        return tensors, (*beside, *(str(key) for key in content if str(key) not in tensors))
 
     def _weights(self, content: dict[Any, Any]) -> dict[Any, Any]:
         """The weights in a checkpoint: one or more levels down, or a dictionary for every layer."""
         inner = {name: found for name, value in content.items() if (found := _with_tensors(name, value))}
-        for name in ("state_dict", "model"):
+        for name in _WEIGHTS:
             if name in inner:
                 return self._weights(inner[name])
         if not inner or any(hasattr(value, "dtype") for value in content.values()):
@@ -334,6 +337,11 @@ class TorchFile:
             return self._tensor(key).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
         return as_stored(self, key, read)
+
+
+def _is_model(name: Any, value: Any) -> bool:
+    """Whether it is another model's weights, or the averages of the same one's."""
+    return bool(_with_tensors("" if str(name).lower().startswith("ema") else name, value))
 
 
 def _with_tensors(name: Any, value: Any) -> dict[Any, Any]:

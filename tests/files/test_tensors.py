@@ -119,6 +119,14 @@ def test_truncated_torch_files(tmp_path: Path, zipped: bool, keep: float) -> Non
     assert "weights_only" not in str(caught.value)
 
 
+def test_weights_beside_the_model_are_named(tmp_path: Path) -> None:
+    """Averages, or another model, are not read; what a file holds is not passed over without a word."""
+    one = {"a.b": torch.ones(2)}
+    torch.save({"model": one, "ema": one, "teacher": one, "optimizer": {"state": {0: one}}}, tmp_path / "w.pt")
+    opened: Any = tensors.open_tensors(tmp_path / "w.pt")
+    assert (opened.keys(), set(opened.unread)) == (["a.b"], {"ema", "teacher"})
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("device", ["sparse", "meta"])
 def test_a_tensor_without_an_array_is_refused(tmp_path: Path, device: str, dtype: Any) -> None:
