@@ -91,17 +91,19 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: AdapterConfig) -> None:
         """Add an adapter, or reset one."""
-        name = self.module_name
-        r = of_pattern(config.rank_pattern, name, config.r)
-        alpha = of_pattern(config.alpha_pattern, name, config.lora_alpha)
-        self.r[adapter_name] = r
-        self.lora_alpha[adapter_name] = alpha
-        self.scaling[adapter_name] = alpha / (math.sqrt(r) if config.use_rslora else r)
+        self.r[adapter_name] = r = of_pattern(config.rank_pattern, self.module_name, config.r)
+        self.set_scaling(adapter_name, config)
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.lora_dropout[adapter_name] = dropout
         self.make_factors(adapter_name, r, config)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def set_scaling(self, adapter_name: str, config: AdapterConfig) -> None:
+        """α/r, or α/√r, of a configuration."""
+        r, alpha = self.r[adapter_name], of_pattern(config.alpha_pattern, self.module_name, config.lora_alpha)
+        self.lora_alpha[adapter_name] = alpha
+        self.scaling[adapter_name] = alpha / (math.sqrt(r) if config.use_rslora else r)
 
     @abstractmethod
     def make_factors(self, adapter_name: str, r: int, config: Any) -> None:

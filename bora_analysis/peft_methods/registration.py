@@ -11,6 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPIN
 from peft.utils import register_peft_method
 
 from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
+from .hot_swap import extend_peft
 from .models import BoraModel, HydraloraModel, MeloraModel, SboraModel
 
 _METHODS = (
@@ -56,6 +57,7 @@ def register() -> None:
                 f"this version of PEFT has its own method {name} ({known.__module__}.{known.__name__}); "
                 "use the PEFT version that bora_analysis requires"
             )
+    extend_peft()
 
 
 def _add_member(name: str) -> None:
