@@ -175,5 +175,5 @@ def test_a_plain_installation_asks_for_none_of_these_packages():
 
 
 def test_the_package_imports_next_to_nothing():
-    heavy = {"numpy", "pandas", "scipy", "ml_dtypes", "natsort"}
+    heavy = {"numpy", "pandas", "scipy", "ml_dtypes"}
     assert plainly(f"import bora_analysis\nprint({heavy} & set(sys.modules))") == "set()\n"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from natsort import natsort_keygen
-
-#: Sort key that orders numbers by their value.
-natural: Callable[[str], Any] = natsort_keygen()
+_DIGITS = re.compile(r"([0-9]+)")
 # What torch.compile, FSDP, Lightning's Fabric, activation checkpointing and PEFT put into a path, and DDP in front of
 # it. A name "module" inside a path may be the model's own, but beside one of the others it is DDP's. A list's
 # "module.0" is not. Before PEFT's prefix stands the name that a LightningModule gave to PEFT's model.
@@ -24,6 +21,18 @@ _WRAPPERS = re.compile(rf"^({_DDP}|{_WRAPPER})+|(?<=\.)({_DDP})*({_WRAPPER}({_DD
 
 _IN_PATTERN = _WRAPPER.replace(r"\.", r"\\?\.")  # the dot may be escaped
 _IN_PATTERNS = re.compile(rf"(?<![\w.])(module\\?\.(?!\\?d|\d)|{_IN_PATTERN})+|(?<!\w)({_IN_PATTERN})+")
+
+
+def natural(name: str) -> list[Any]:
+    """Sort key that orders numbers by their value. (natsort's takes 20 ms to import, as long as reading 400 modules.)
+
+    >>> sorted(["layer.10", "layer.9", "layer"], key=natural)
+    ['layer', 'layer.9', 'layer.10']
+    """
+    parts: list[Any] = _DIGITS.split(name)  # text and numbers in turn
+    digits = [part.lstrip("0") for part in parts[1::2]]
+    parts[1::2] = zip(map(len, digits), digits, strict=True)  # no int, which refuses thousands of digits
+    return parts
 
 
 def module_path(key: str) -> str:
