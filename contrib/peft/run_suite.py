@@ -29,6 +29,7 @@ FILES = {
     "classification": "test_seq_classifier.py",
     "quantisation": "test_quantization.py",
     "torch-compile": "test_torch_compile.py",
+    "initialisation": "test_initialization.py",
 }
 
 

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lineup import EXPECTED, METHODS, RATES, Method
+from lineup import ALONE, EXPECTED, METHODS, RATES, Method
 from peft import LoraConfig, PeftConfig, VeraConfig
+
+#: The parameter of a test without a list: the method that the name LoraConfig makes, see :data:`lineup.ALONE`.
+IN_PLACE = "in_place_of_lora"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     module: Any = metafunc.module
     _prepare(module)
+    if module.__name__.endswith("initialization") and metafunc.function.__name__ in ALONE:
+        metafunc.fixturenames.append(IN_PLACE)
+        both = [method.config for method in METHODS.values() if not method.linear]
+        metafunc.parametrize(IN_PLACE, both, indirect=True)
     own = metafunc.definition.own_markers
     for i, mark in enumerate(own):
         if mark.name == "parametrize" and len(mark.args) > 1 and not callable(mark.args[1]):
@@ -102,7 +110,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _same_each_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _same_each_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.manual_seed(0)
     found = _ours(request.node)
     name = next((key for key, method in METHODS.items() if method.config is found), "")
@@ -110,6 +118,17 @@ def _same_each_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     for test, rates in RATES.items():
         if test in request.node.nodeid and name in rates:
             monkeypatch.setattr(torch.optim, "SGD", lambda given, lr, own=rates[name]: sgd(given, lr=own))
+    made = []
+    if alone := IN_PLACE in getattr(request.node, "callspec", SimpleNamespace(params=())).params:
+        own = METHODS[name]
+
+        def make(**settings: Any) -> PeftConfig:
+            made.append(own.config(**{**own.small, **settings}))
+            return made[-1]
+
+        monkeypatch.setattr(request.module, "LoraConfig", make)
+    yield
+    assert made or not alone, "the test has made no LoraConfig"
 
 
 @pytest.hookimpl(wrapper=True)

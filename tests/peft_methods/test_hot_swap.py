@@ -137,7 +137,7 @@ def test_merged_adapters_other_methods_and_peft_own(tmp_path: Path) -> None:
     assert isinstance(first.active_peft_config, BoraConfig)
 
 
-def test_half_a_layer_is_refused(tmp_path: Path) -> None:
+def test_half_a_layer_is_refused_and_loading_one_warns(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     first = adapted("plain", METHODS["bora"]())
@@ -146,3 +146,5 @@ def test_half_a_layer_is_refused(tmp_path: Path) -> None:
     save_file({key: value for key, value in load_file(file).items() if "first.bora_B" not in key}, file)
     with pytest.raises(RuntimeError, match=r"missing keys: base_model.model.first.bora_B.default"):
         swap(first, tmp_path)
+    with pytest.warns(UserWarning, match=r"missing adapter keys .*first\.bora_B\.default"):
+        load(base("plain"), tmp_path)
