@@ -86,7 +86,7 @@ def figure(
         with usage():
             adapter = read_one(next(iter(paths)), reading)
             with progress(len(adapter)) as step:
-                write(capture=capture(adapter, on_module=step))
+                write(capture=capture(adapter, starts=1, on_module=step))
     elif spec.adapters == "required":
         with results(paths, reading, analysis) as tables:
             write(spectra=tables.spectra, layer_metrics=tables.layer_metrics)
