@@ -621,3 +621,20 @@ def test_diffusers_loads_what_kohya_trained(wish: dict[str, Any], tmp_path: Path
     for name, weight in before.items():
         added = (after[f"{name}.weight"].detach().double().numpy() - weight).reshape(len(weight), -1)
         np.testing.assert_allclose(added, written[f"unet.{name}"].to_dense(), atol=1e-5)
+
+
+def test_torchtunes_keys_are_not_peft_s_whatever_the_configuration_says(tmp_path: Path) -> None:
+    """torchtune writes PEFT's configuration beside its own names, which "same" cannot keep."""
+    rng = np.random.default_rng(0)
+    pair = {"a": rng.standard_normal((2, 6), dtype=np.float32), "b": rng.standard_normal((4, 2), dtype=np.float32)}
+    save_file(
+        {f"layers.0.attn.q_proj.lora_{side}.weight": torch.from_numpy(factor) for side, factor in pair.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    with pytest.raises(AdapterError, match="its layout is read, and not written"):
+        convert(tmp_path, tmp_path / "out", layout="same")
+    convert(tmp_path, tmp_path / "out")
+    np.testing.assert_allclose(
+        one(tmp_path / "out")["layers.0.attn.q_proj"].to_dense(), 2 * pair["b"] @ pair["a"], atol=1e-5
+    )

@@ -30,7 +30,9 @@ def layout_of(tensors: Tensors, config: Mapping[str, Any] | None) -> str | None:
     """The layout of a file, by its name in :data:`OUT`; None for one that is not written."""
     keys = tensors.keys()
     found = next((name for name, out in OUT.items() if out.claims(keys)), None)
-    found = "peft" if "peft_type" in (config or {}) else found
+    if "peft_type" in (config or {}):  # which others write too, beside keys of their own
+        pairs = all(key.endswith(_PAIR) for key in keys)
+        found = "peft" if pairs or not any(layout(tensors, config) for layout in authors.LAYOUTS) else None
     return None if found == "peft" and stacks(tensors) else found
 
 
