@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,14 +12,14 @@ from typing import Any
 from ..atomic import replacing
 from ..extras import require
 from .checkpoints import discard_after, keep_adapter, newest_state, prune, set_base_name
-from .data import Data, Example, load_data
+from .data import Data, load_data
 from .errors import TrainingError
+from .models import base_model, collator, encoded_example, quiet, tokenizer_of
 from .peft_configs import peft_config
 from .scoring import scorer, token_losses
 from .settings import Settings
 
 RECORD = "run.json"
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _PACKAGES = ("bora_analysis", "peft", "transformers", "torch", "numpy")
 
 
@@ -66,7 +63,7 @@ def train(
     folder = Path(output)
     record = _claim(settings, folder, resume)
     data = load_data(settings)
-    with _quiet():
+    with quiet():
         return _Run(settings, folder, data, record, report).train(resume, device, callbacks)
 
 
@@ -113,7 +110,7 @@ class _Run:
 
         settings = self.settings
         transformers.set_seed(settings.seed)
-        tokenizer = _loaded(settings, transformers.AutoTokenizer)
+        tokenizer = tokenizer_of(settings)
         model = self._adapted(tokenizer)
         sizes = {name: value.numel() for name, value in model.named_parameters() if value.requires_grad}
         adapter = sum(size for name, size in sizes.items() if "modules_to_save" not in name)
@@ -127,8 +124,8 @@ class _Run:
         state = newest_state(self.folder) if resume else None
         discard_after(self.folder, int(state.name.partition("-")[2]) if state else -1)
         self._write_record()
-        encoded = [_encoded(example, tokenizer, settings) for example in self.data.train]
-        measured = [_encoded(example, tokenizer, settings) for example in self.data.held_out]
+        encoded = [encoded_example(example, tokenizer, settings) for example in self.data.train]
+        measured = [encoded_example(example, tokenizer, settings) for example in self.data.held_out]
         self.report(
             f"{settings.method}, {adapter:,} parameters, {len(encoded):,} examples, {self.steps:,} steps"
             + (f", continuing from {state.name}" if state else "")
@@ -137,7 +134,7 @@ class _Run:
         trainer = Trainer(
             model=model,
             args=self._arguments(device),
-            data_collator=_collator(tokenizer, causal),
+            data_collator=collator(tokenizer, causal),
             train_dataset=Subset(encoded, self._order(encoded)),  # pyright: ignore[reportArgumentType]
             eval_dataset=measured,
             compute_metrics=scorer(settings.scored_by),
@@ -160,23 +157,10 @@ class _Run:
         return self.record
 
     def _adapted(self, tokenizer: Any) -> Any:
-        import torch
-        import transformers
         from peft import get_peft_model
 
-        settings, causal = self.settings, self.settings.task == "causal-lm"
-        options: dict[str, Any] = {"dtype": getattr(torch, settings.dtype)}
-        kind: Any = transformers.AutoModelForCausalLM
-        if not causal:
-            kind = transformers.AutoModelForSequenceClassification
-            classify = settings.task == "classification"
-            options["num_labels"] = len(self.data.classes) if classify else 1
-            options["problem_type"] = "single_label_classification" if classify else "regression"
-        model = _loaded(settings, kind, **options)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
+        settings = self.settings
+        model = base_model(settings, len(self.data.classes), tokenizer)
         if settings.gradient_checkpointing:
             model.enable_input_require_grads()  # else no gradient reaches the first adapted layer
         try:
@@ -303,43 +287,10 @@ def _callback(run: _Run) -> Any:
     return Keeper()
 
 
-def _encoded(example: Example, tokenizer: Any, settings: Settings) -> dict[str, Any]:
-    if settings.task == "causal-lm":
-        ids = tokenizer(example.texts[0], truncation=True, max_length=settings.max_length)["input_ids"]
-        end = tokenizer.eos_token_id
-        if end is not None and len(ids) < settings.max_length and ids[-1:] != [end]:
-            ids = [*ids, end]
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(ids)}
-    encoded = tokenizer(*example.texts, truncation=True, max_length=settings.max_length)
-    return {**encoded, "labels": example.label}
-
-
 def _checkpointing(arguments: Any) -> str:
     """The name of the setting, which transformers 5 changed."""
     names = ("activation_checkpointing", "gradient_checkpointing")
     return next(name for name in names if name in arguments.__dataclass_fields__)
-
-
-def _collator(tokenizer: Any, causal: bool) -> Any:
-    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
-
-    # DataCollatorForSeq2Seq pads labels with −100, which the loss ignores.
-    return DataCollatorForSeq2Seq(tokenizer) if causal else DataCollatorWithPadding(tokenizer)
-
-
-def _loaded(settings: Settings, kind: Any, **options: Any) -> Any:
-    if not Path(settings.model).exists() and not _HUB_ID.fullmatch(settings.model):
-        raise TrainingError(
-            f"{settings.model}: no such folder; expected a folder of transformers, or a Hub id org/name"
-        )
-    try:
-        return kind.from_pretrained(settings.model, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TrainingError(
-            f"{settings.model}: {kind.__name__} cannot load it: {reason}; expected a folder of transformers with "
-            "config.json, weights and tokenizer, or a Hub id"
-        ) from None
 
 
 def _clean(entry: dict[str, Any]) -> dict[str, Any]:
@@ -359,24 +310,3 @@ def _line(step: int, steps: int, entry: dict[str, Any], metric: str) -> str:
     if "loss" in entry:
         return f"{head}  loss {entry['loss']:.4f}  learning rate {entry['learning_rate']:.1e}"
     return f"{head}  finished"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the libraries' notes on new heads, loaded weights and files on the Hub."""
-    import transformers
-    from huggingface_hub.utils import logging as hub
-
-    level, hub_level = transformers.logging.get_verbosity(), hub.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    hub.set_verbosity_error()  # one line per attempt
-    transformers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Could not find a config file")
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT uses it
-            yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        hub.set_verbosity(hub_level)
-        transformers.logging.enable_progress_bar()
