@@ -1,0 +1,209 @@
+"""What a sweep leaves behind: a folder, or a URL, of Parquet files. This docstring is the format.
+
+    RESULTS/
+      sweep.json                 {"format": 1, "version": …, "options": {…}}, of the last sweep into this folder
+      adapters/*.parquet         one row per adapter; after a sweep that ended, one file
+      layer_metrics/<part>       one row per module
+      spectra/<part>             one row per singular value     (with ``--spectra``)
+      sketches/<part>            one row per module             (with ``--sketch``)
+
+An **adapter** is one set of weights; a checkpoint ``checkpoint-100`` is an adapter of its own, with its step. Each has
+one file, its **part**, in every table but ``adapters``; the file's name is in column ``part``. ``id`` joins the tables.
+``name`` (``adapter`` in the other tables) need not be unique. A part is there before its row: who reads while a sweep
+runs, or after one that was killed, takes the parts that ``adapters`` names. :class:`Results` does so.
+
+**adapters** (column: type)
+
+``id`` : text. Where the adapter was read: its absolute path, its URL, or its Hub id ``org/name`` or
+    ``org/name@revision``. A Hub id's or a folder's checkpoint has its name behind it: ``org/name/checkpoint-100``.
+``name``, ``step`` : as ``adapter`` and ``step`` of ``layer_metrics``.
+``part`` : text, the file's name in the other tables; missing where there is an error.
+``method``, ``layout`` : text, as of :class:`bora_analysis.Adapter`.
+``base_model`` : text, as the configuration names it; missing where it does not.
+``r`` , ``r_min`` : integers, the largest and the smallest r of its modules.
+``scaling``, ``scaling_min`` : the same of the scaling, α/r for a LoRA; floats.
+``modules``, ``parameters`` : integers, their number, and the trained numbers of all of them.
+``targets`` : text, the projections that have modules, joined by commas: ``q,v``.
+``dtypes`` : text, the types in which factors are stored, joined by commas.
+``verdict`` : text, the sentence of :func:`bora_analysis.verdict`.
+``notes`` : text, one warning a line: those of the adapter, then those of its analysis; empty where there are none.
+``error_kind``, ``error`` : text, missing where the adapter was analysed. The kind is ``adapter`` (it cannot be read,
+    with the message of :class:`bora_analysis.AdapterError`), ``timeout``, ``crash`` (the process ended), ``memory``, or
+    ``internal`` (any other exception: a fault of this program). Then all columns from ``part`` to ``verdict`` may be
+    missing.
+``attempts`` : integer, 2 where the first ended in a crash, a time limit or a lack of memory.
+``content_hash`` : text, SHA-256 of the files that were read, with their names; missing where they could not be read.
+``bytes`` : integer, the size of these files.
+``stamp`` : text, what a quick look at the files showed, for the next sweep; empty where that is not enough.
+``options`` : text, a hash of all that the numbers depend on but the adapter: options, base model, version.
+``seconds`` : float, of reading, analysis and writing, on the worker; the sum over its ranges where it was split.
+``finished`` : time, UTC.
+
+**layer_metrics**: ``id``, then the columns of ``bora_analysis.analysis.tables.LAYER_COLUMNS``. All metrics are floats
+here, because ``--quick`` may leave some of them out.
+
+**spectra**: ``id``, then the columns of ``SPECTRA_COLUMNS``.
+
+**sketches**: ``id``, the columns ``IDENTITY``, ``out_features``, ``in_features``, then what the sketch function
+returned. That is any function ``(module, update) → {column: value}``, given by its name ``package.module:function``; a
+value is a number, a text, or a one-dimensional float64 array (a list in the file). All modules have the same columns.
+It is called once per module, in the pass that computes the singular values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ..adapters import AdapterError
+from .storage import Storage
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from ..updates.contract import Update
+
+FORMAT = 1
+SETTINGS = "sweep.json"
+ADAPTERS, LAYER_METRICS, SPECTRA, SKETCHES = TABLES = ("adapters", "layer_metrics", "spectra", "sketches")
+PARTS = (LAYER_METRICS, SPECTRA, SKETCHES)  # the tables with one file per adapter
+
+#: module path, its update → the columns that ``sketches`` stores for it.
+Sketch = Callable[[str, "Update"], Mapping[str, Any]]
+
+_TEXT, _WHOLE, _FLOAT = "string", "int64", "float64"
+#: Column → type, by its name in Arrow.
+ADAPTER_COLUMNS = {
+    "id": _TEXT, "name": _TEXT, "step": _WHOLE, "part": _TEXT, "method": _TEXT, "layout": _TEXT, "base_model": _TEXT,
+    "r": _WHOLE, "r_min": _WHOLE, "scaling": _FLOAT, "scaling_min": _FLOAT, "modules": _WHOLE, "parameters": _WHOLE,
+    "targets": _TEXT, "dtypes": _TEXT, "verdict": _TEXT, "notes": _TEXT, "error_kind": _TEXT, "error": _TEXT,
+    "attempts": _WHOLE, "content_hash": _TEXT, "bytes": _WHOLE, "stamp": _TEXT, "options": _TEXT, "seconds": _FLOAT,
+    "finished": "timestamp[us, tz=UTC]",
+}  # fmt: skip
+_WHOLE_LAYER_COLUMNS = (
+    "step", "layer", "out_features", "in_features", "r", "blocks", "parameters", "macs_per_token", "support_rows",
+    "support_columns", "index",
+)  # fmt: skip
+
+
+@cache
+def schema(table: str) -> pa.Schema:
+    """The Arrow schema of ``adapters``, ``layer_metrics`` or ``spectra``; of ``sketches`` without the sketch's own."""
+    import pyarrow as pa
+
+    from ..analysis.tables import IDENTITY, LAYER_COLUMNS, SPECTRA_COLUMNS
+
+    if table == ADAPTERS:
+        kinds = {"timestamp[us, tz=UTC]": pa.timestamp("us", tz="UTC")}
+        return pa.schema([(name, kinds.get(kind) or kind) for name, kind in ADAPTER_COLUMNS.items()])
+    columns = {
+        LAYER_METRICS: LAYER_COLUMNS,
+        SPECTRA: SPECTRA_COLUMNS,
+        SKETCHES: (*IDENTITY, "out_features", "in_features"),
+    }
+    texts = {"id", *IDENTITY} - {"step", "layer"}
+
+    def kind(name: str) -> str:
+        return _TEXT if name in texts else _WHOLE if name in _WHOLE_LAYER_COLUMNS else _FLOAT
+
+    return pa.schema([(name, kind(name)) for name in ("id", *columns[table])])
+
+
+class Results:
+    """The tables of a sweep, as frames.
+
+    Parameters
+    ----------
+    place : the folder, or the URL, of ``sweep -o``.
+
+    Raises
+    ------
+    AdapterError
+        There are no results.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from bora_analysis.fleet.results import Results
+    >>> with TemporaryDirectory() as folder:
+    ...     Results(folder + "/none")
+    Traceback (most recent call last):
+    bora_analysis.files.errors.AdapterError: ...none: holds no results of a sweep; expected adapters/*.parquet
+    """
+
+    def __init__(self, place: Any):
+        self.storage = Storage.at(place)
+        if not any(name.endswith(".parquet") for name in self.storage.names(ADAPTERS)):
+            raise AdapterError(f"{place}: holds no results of a sweep; expected {ADAPTERS}/*.parquet")
+
+    def adapters(self) -> pd.DataFrame:
+        """One row per adapter, ordered by id; whole numbers may be missing (``Int64``)."""
+        return _frame(rows_of(self.storage))
+
+    def layer_metrics(self, ids: Iterable[str] | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """One row per module, of all adapters or of those with these ids, in the order of :meth:`adapters`."""
+        return self._parts(LAYER_METRICS, ids, columns)
+
+    def spectra(self, ids: Iterable[str] | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """One row per singular value; AdapterError where the sweep did not store them."""
+        return self._parts(SPECTRA, ids, columns)
+
+    def sketches(self, ids: Iterable[str] | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """One row per module with the sketch's columns, arrays among them; AdapterError where none were stored."""
+        return self._parts(SKETCHES, ids, columns)
+
+    def _parts(self, table: str, ids: Iterable[str] | None, columns: Sequence[str] | None) -> pd.DataFrame:
+        import pyarrow as pa
+
+        rows = rows_of(self.storage).select(["id", "part"]).to_pydict()
+        wanted = None if ids is None else set(ids)
+        parts = [
+            part
+            for each, part in zip(rows["id"], rows["part"], strict=True)
+            if part is not None and (wanted is None or each in wanted)
+        ]
+        there = set(self.storage.names(table))
+        missing = [part for part in parts if part not in there]
+        if missing:
+            raise AdapterError(
+                f"{self.storage}/{table}: lacks {missing[0]}"
+                + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+                + f"; sweep the adapters again{'' if table == LAYER_METRICS else ', with this table'}"
+            )
+        found = [self.storage.read_table(f"{table}/{part}", columns) for part in parts]
+        if not found:
+            kept = schema(table)
+            return _frame(
+                (kept if columns is None else pa.schema([kept.field(name) for name in columns])).empty_table()
+            )
+        return _frame(pa.concat_tables(found))
+
+
+def rows_of(storage: Storage) -> pa.Table:
+    """The rows of ``adapters``: of each id the last, ordered by id."""
+    import pyarrow as pa
+
+    tables = [
+        storage.read_table(f"{ADAPTERS}/{name}")
+        for name in sorted(storage.names(ADAPTERS))
+        if name.endswith(".parquet")
+    ]
+    if not tables:
+        return schema(ADAPTERS).empty_table()
+    whole = pa.concat_tables([table.cast(schema(ADAPTERS)) for table in tables])
+    last = {each: place for place, each in enumerate(whole["id"].to_pylist())}
+    return whole.take([last[each] for each in sorted(last)])
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    import pandas as pd
+    import pyarrow as pa
+
+    whole = {pa.int64(): pd.Int64Dtype()}
+    nullable = {"step", "layer"} if "module" in table.column_names else set(table.column_names)
+    frame = table.to_pandas()
+    return frame.astype({
+        field.name: whole[field.type] for field in table.schema if field.type in whole and field.name in nullable
+    })  # fmt: skip

@@ -1,0 +1,156 @@
+"""Where results lie: a folder, or anything that fsspec reaches. Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..adapters import AdapterError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters at least: C:\ is a drive
+#: Stores whose writes are whole or nothing, so that no second name is needed.
+_ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
+T = TypeVar("T")
+
+
+def is_url(text: object) -> bool:
+    """Whether fsspec, not the file system, knows the place.
+
+    >>> is_url("s3://bucket/adapters"), is_url("C:/adapters"), is_url("org/name")
+    (True, False, False)
+    """
+    return isinstance(text, str) and _URL.match(text) is not None
+
+
+def opened(url: str) -> tuple[Any, str]:
+    """fsspec's file system and its own name for a URL; AdapterError where the URL's kind is not installed."""
+    from fsspec.core import url_to_fs  # here: few places are URLs
+
+    try:
+        return url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise AdapterError(f"{url}: fsspec cannot open this kind of URL: {error}") from None
+
+
+def _plainly(function: Callable[..., T]) -> Callable[..., T]:
+    """Errors of stores, which share no base class, as one: AdapterError."""
+
+    @wraps(function)
+    def call(self: Storage, *arguments: Any) -> T:
+        try:
+            return function(self, *arguments)
+        except Exception as error:
+            if isinstance(error, AdapterError):
+                raise
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise AdapterError(f"{self}: {reason}") from None
+
+    return call
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A place with files in folders of one level: ``adapters/part.parquet``.
+
+    Attributes
+    ----------
+    place : as it was named.
+    """
+
+    place: str
+
+    @classmethod
+    def at(cls, place: Any) -> Storage:
+        text = os.fspath(place)
+        return cls(text.rstrip("/") if is_url(text) else str(Path(text).absolute()))
+
+    def __str__(self) -> str:
+        return self.place
+
+    @_plainly
+    def names(self, folder: str) -> list[str]:
+        """The files in a folder; none where there is no such folder. Unfinished ones are left out."""
+        if not is_url(self.place):
+            path = Path(self.place, folder)
+            found = [entry.name for entry in os.scandir(path)] if path.is_dir() else []
+        else:
+            files, root = opened(self.place)
+            files.invalidate_cache()
+            inside = f"{root}/{folder}"
+            found = [name.rsplit("/", 1)[-1] for name in files.ls(inside, detail=False)] if files.isdir(inside) else []
+        return [name for name in found if not name.endswith(".tmp")]
+
+    @_plainly
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file; nobody sees it before it is whole."""
+        temporary = f"{name}.{secrets.token_hex(4)}.tmp"
+        if not is_url(self.place):
+            path, target = Path(self.place, temporary), Path(self.place, name)
+            try:
+                path.write_bytes(content)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            path.replace(target)
+            return
+        files, root = opened(self.place)
+        if not _ATOMIC.isdisjoint([files.protocol] if isinstance(files.protocol, str) else files.protocol):
+            files.pipe_file(f"{root}/{name}", content)
+            return
+        files.makedirs(f"{root}/{name}".rsplit("/", 1)[0], exist_ok=True)
+        files.pipe_file(f"{root}/{temporary}", content)
+        files.mv(f"{root}/{temporary}", f"{root}/{name}")
+
+    @_plainly
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None where there is no such file."""
+        try:
+            if not is_url(self.place):
+                return Path(self.place, name).read_bytes()
+            files, root = opened(self.place)
+            return files.cat_file(f"{root}/{name}")
+        except FileNotFoundError:
+            return None
+
+    @_plainly
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove files; those that are not there are passed over."""
+        if not is_url(self.place):
+            for name in names:
+                Path(self.place, name).unlink(missing_ok=True)
+            return
+        files, root = opened(self.place)
+        there = [path for name in names if files.exists(path := f"{root}/{name}")]
+        if there:
+            files.rm(there)
+
+    @_plainly
+    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        content = self.read(name)
+        if content is None:
+            raise AdapterError(f"{self}/{name}: no such file")
+        try:
+            return pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
+        except (pa.ArrowInvalid, OSError, KeyError) as error:
+            raise AdapterError(f"{self}/{name}: is no Parquet file of a sweep: {error}") from None
+
+    @_plainly
+    def write_table(self, name: str, table: pa.Table) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self.write(name, sink.getvalue().to_pybytes())
