@@ -34,6 +34,9 @@ from .analysis.tables import spectra as spectra
 from .analysis.vectors import SingularVectors as SingularVectors
 from .analysis.vectors import singular_vectors as singular_vectors
 from .analysis.verdict import verdict as verdict
+from .fleet.checks import Finding as Finding
+from .fleet.checks import Report as Report
+from .fleet.checks import check as check
 from .updates.blocks import activate as activate
 from .updates.blocks import bora as bora
 from .updates.blocks import lora as lora

@@ -1,6 +1,6 @@
-"""The tables of the documentation that are derived: the methods from the catalogue, the metrics from their rows.
+"""The tables of the documentation that are derived: of the catalogue's methods, of the metrics, of the rules of checks.
 
-``python -m bora_analysis.documentation README.md`` writes them anew between the marks ``<!-- methods -->`` and
+``python -m bora_analysis.documentation README.md docs/*.md`` writes them anew between marks, ``<!-- methods -->`` and
 ``<!-- end -->``; a test says when that is due.
 """
 
@@ -31,15 +31,26 @@ def metric_table() -> str:
     return "\n".join([*lines, *(f"| {name} | {row.formula} | {row.source} |" for name, row in METRICS.items())])
 
 
+def rule_table() -> str:
+    """One line per rule of `check`: its severity, what it looks for, its limits."""
+    from .fleet.checks import RULES
+
+    lines = ["| rule | severity | what it looks for | limits |", "|---|---|---|---|"]
+    for name, row in RULES.items():
+        limits = ", ".join(f"`{limit}` {value:g}" for limit, value in row.limits.items())
+        lines.append(f"| `{name}` | {row.severity} | {row.words} | {limits} |")
+    return "\n".join(lines)
+
+
 def renewed(text: str) -> str:
-    """A text with both tables as they are now.
+    """A text with the tables as they are now.
 
     Examples
     --------
     >>> renewed("a <!-- metrics -->old<!-- end --> b").splitlines()[1]
     '| column | formula | |'
     """
-    for name, table in (("methods", method_table()), ("metrics", metric_table())):
+    for name, table in (("methods", method_table()), ("metrics", metric_table()), ("rules", rule_table())):
         marked = rf"(<!-- {name} -->).*?(<!-- end -->)"
         text = re.sub(marked, lambda hit, table=table: f"{hit[1]}\n{table}\n{hit[2]}", text, flags=re.DOTALL)
     return text

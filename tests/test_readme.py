@@ -16,7 +16,12 @@ from bora_analysis.cli import main
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-TRANSCRIPTS = re.findall(r"```console\n\$ bora-analysis ([^\n]*)\n(.*?)```", TEXT, re.DOTALL)
+DOCUMENTS = [TEXT, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
+TRANSCRIPTS = [
+    found
+    for text in DOCUMENTS
+    for found in re.findall(r"```console\n\$ bora-analysis ([^\n]*)\n(.*?)```", text, re.DOTALL)
+]
 
 
 @pytest.mark.parametrize(("command", "shown"), TRANSCRIPTS)

@@ -16,7 +16,7 @@ from ..files.adapter_file import Found, Loader, Source, of_layer, peft_type
 from ..files.aliases import aliases
 from ..files.base_model import BaseWeights, model_paths
 from ..files.configuration import read_configuration
-from ..files.errors import AdapterError, counted
+from ..files.errors import AdapterError, BaseNeededError, counted
 from ..files.keys import biases, natural
 from ..files.layouts import layout_of, translate
 from ..files.tensors import Tensors, open_tensors
@@ -36,6 +36,8 @@ TAKEN = (
     "a path or Hub id, an Adapter, a Trajectory, a mapping of module to Update, a state dict (with config=), a model "
     "of PEFT or transformers with an adapter, or a list of these"
 )
+#: The warning of an adapter without α.
+NO_ALPHA = "α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"
 
 
 def read_adapter(source: Any, **reading: Unpack[Options]) -> Adapter | Trajectory:
@@ -178,7 +180,7 @@ def _read_one(found: Located, warnings: list[str], wish: Reading) -> Adapter:
             *_, path = model_paths(found.weights)
             return replace(adapter, path=path, warnings=(*warnings, *adapter.warnings))
         if wish.base is None:
-            raise AdapterError(
+            raise BaseNeededError(
                 f"{found.weights}: is a whole model; its update needs the base model: --base DIR_OR_HUB_ID (base=)"
             )
         return difference(model, wish.base, title, step)
@@ -258,7 +260,7 @@ def adapter_of(
             "counted once, under the shorter name"
         )
     if scaled and not all(source.says_scaling(module) for module in loaders):
-        warnings += ["α is stored nowhere, so the scaling is taken as 1 (α = r); set it with alpha (--alpha)"]
+        warnings.append(NO_ALPHA)
     for settings in source.all_settings if wish.initial is None else ():
         warnings = warnings + [note for note in init_warnings(settings) if note not in warnings]
     ordered = {module: loaders[module] for module in sorted(loaders, key=natural)}

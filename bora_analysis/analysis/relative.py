@@ -28,6 +28,7 @@ from ..linalg.inertia import spectral_norm
 from ..linalg.solvers import svd_with_vectors
 from ..linalg.threads import one_blas_thread
 from ..metrics import numerical_rank, rounding_tolerance
+from ..updates.checks import is_finite
 from ..updates.contract import Update
 from ..updates.dense import Dense
 from .arranging import of_llama_cpp
@@ -105,10 +106,13 @@ def base_metrics(
         update = adapter[module]
         facts = update.facts
         where = adapter.path or adapter.name
-        matrix = _counterpart(weights, module, (facts.out_features, facts.in_features), str(where))
+        matrix = counterpart(weights, module, (facts.out_features, facts.in_features), str(where))
+        W0 = matrix.read()
+        if not is_finite(W0):
+            raise AdapterError(f"{weights.path}: {matrix.key} of the base model holds NaN or Inf")
         try:
             with one_blas_thread():
-                found = _compare(update, matrix.read(), k, epsilon)
+                found = _compare(update, W0, k, epsilon)
         except NotFiniteError as error:
             raise AdapterError(f"{where}: {module}: {error}") from None
         rows.append((*identity(adapter, module, facts), facts.out_features, facts.in_features, *found))
@@ -136,7 +140,7 @@ def intruder_dimensions(update: Update, W0: Array, k: int = 10, epsilon: float =
     return _intruders(_tuned(update, W0), W0, k, epsilon)
 
 
-def _counterpart(weights: BaseWeights, module: str, shape: tuple[int, int], where: str) -> BaseMatrix:
+def counterpart(weights: BaseWeights, module: str, shape: tuple[int, int], where: str) -> BaseMatrix:
     """The base model's matrix in the orientation of ΔW: an embedding's ΔW is (d, V), a Conv1D's (out, in)."""
     matrix = weights.matrix(module)
     if matrix.shape != shape and matrix.shape[::-1] == shape and len(matrix.stored) == 2:

@@ -14,6 +14,7 @@ import click
 from .. import __version__
 from .analyze import analyze, compare, factors
 from .capture import capture
+from .check import check
 from .convert import convert, merge
 from .cost import cost
 from .dashboard import dashboard
@@ -27,8 +28,8 @@ from .synth import synth
 from .train import train
 
 COMMANDS = (
-    analyze, compare, factors, recommend, capture, similarity, relative, convert, merge, figure, synth, cost, train,
-    paper, dashboard,
+    analyze, compare, factors, recommend, capture, similarity, relative, check, convert, merge, figure, synth, cost,
+    train, paper, dashboard,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..catalogue.dtypes import EPSILON
 from ..updates.checks import coarsest, is_finite
 from ..updates.contract import FactorError, Update
-from .errors import AdapterError
+from .errors import AdapterError, BaseNeededError, RankError
 from .keys import module_pattern
 from .tensors import Array, Tensors
 
@@ -104,10 +104,11 @@ class Source:
         told = self.rank(module)
         r = self.ranks.get(module, r)
         if told is not None and told != r:
-            raise AdapterError(
+            raise RankError(
                 f"{self.path}: {key} has rank {r} (shape {self.tensors.shape(key)}) but the configuration says "
-                f"r = {told} for {module}; correct r or rank_pattern"
-            )
+                f"r = {told} for {module}; correct r or rank_pattern",
+                module, r, told,
+            )  # fmt: skip
 
     def setting(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
         """One entry of the configuration, checked; the default where there is none."""
@@ -137,7 +138,7 @@ class Source:
             return self.base.matrix(module, fan_in_fan_out=bool((self.config or {}).get("fan_in_fan_out"))).shape
         written = (self._written_shapes or {}).get(module)
         if written is None:
-            raise AdapterError(
+            raise BaseNeededError(
                 f"{self.path}: {key} does not store the size of {module}, which the method needs; give the base model "
                 "(--base), or the sizes of its layers (shapes)"
             )

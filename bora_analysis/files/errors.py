@@ -1,4 +1,4 @@
-"""The one error of the readers and the writer, and the words of its messages."""
+"""The error of the readers and the writer, and the words of its messages."""
 
 from __future__ import annotations
 
@@ -20,6 +20,25 @@ class AdapterError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))
+
+
+class BaseNeededError(AdapterError):
+    """An adapter that is not at fault: its update depends on the base model, which was not given."""
+
+
+class RankError(AdapterError):
+    """Tensors of another rank than the configuration's.
+
+    Attributes
+    ----------
+    module : its path. found : the rank of the tensors. expected : the configuration's.
+    """
+
+    def __init__(self, message: str, module: str, found: int, expected: int):
+        super().__init__(message)
+        self.module = module
+        self.found = found
+        self.expected = expected
 
 
 def counted(count: int, one: str, many: str = "") -> str:

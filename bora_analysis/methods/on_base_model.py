@@ -12,7 +12,7 @@ import numpy as np
 
 from ..files.adapter_file import Source
 from ..files.base_model import BaseMatrix
-from ..files.errors import AdapterError
+from ..files.errors import AdapterError, BaseNeededError
 from ..files.tensors import Array
 from ..updates.checks import is_finite
 from ..updates.contract import Facts
@@ -22,7 +22,7 @@ from ..updates.dense import Dense
 def base_matrix(source: Source, method: str, module: str, key: str, *, embedding: bool = False) -> BaseMatrix:
     """W0 of a module; refused without the base model."""
     if source.base is None:
-        raise AdapterError(f"{source.path}: {method} needs the base model: --base DIR_OR_HUB_ID (base=) (key {key})")
+        raise BaseNeededError(f"{source.path}: {method} needs the base model: --base DIR_OR_HUB_ID (base=) (key {key})")
     flag = bool((source.config or {}).get("fan_in_fan_out"))
     return source.base.matrix(module, fan_in_fan_out=flag, embedding=embedding)
 

@@ -108,3 +108,11 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert table.stdout.splitlines()[0] == ",".join(BASE_COLUMNS)
     assert run.invoke(main, ["relative", str(adapter)]).exit_code == 2
     assert run.invoke(main, ["relative", str(adapter), "--base", str(tmp_path / "none")]).exit_code == 1
+
+
+def test_a_base_model_that_is_not_finite_is_refused_by_its_key(tmp_path: Path) -> None:
+    adapter = Adapter.from_updates("mine", {"q": lora(np.eye(4)[:, :1], np.eye(1, 4))})
+    for wrong in (np.nan, np.inf):
+        save_file({"q.weight": np.full((4, 4), wrong)}, tmp_path / "model.safetensors")
+        with pytest.raises(AdapterError, match=r"q\.weight of the base model holds NaN or Inf"):
+            base_metrics(adapter, tmp_path)
