@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from .common import Output, command, opened, output, progress, reading, results, tell, usage
+from .common import command, opened, progress, reading, results, tell, usage
+from .output import Output, output
 
 
 @command("analyze my-adapter --modules 'layer[.]0' --format csv", "analyze my-adapter -o tables")
@@ -36,7 +37,7 @@ def analyze(
 
 @command("compare first-adapter second-adapter")
 @reading()
-@output("Write the summary there, in the format of --format (csv by default).")
+@output("Write the summary there; its end names the format: .csv, .json, .parquet, .md, .tex.")
 def compare(paths: tuple[str, ...], out: Output, reading: dict[str, Any], analysis: dict[str, Any]) -> None:
     """Adapters side by side: one row per adapter, then one per projection.
 

@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from .. import catalogue
-from .common import SIGMA_HELP, Output, command, opened, output, progress, reading, tell, usage
+from .common import SIGMA_HELP, command, opened, progress, reading, tell, usage
+from .help import Command
+from .output import Output, output
 
 
-class _Members(click.Command):
+class _Members(Command):
     """Gathers each --method with the -r and --blocks behind it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

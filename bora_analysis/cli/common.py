@@ -5,25 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from .. import catalogue
+from .help import Command
+from .output import Decorator, is_quiet, shared, together
+from .plain_text import terminal_width, wrapped
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ..adapters import Adapter
     from ..analysis.tables import Tables
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-FORMATS = ("table", "csv", "json", "parquet")
 POSITIVE = click.IntRange(min=1)
+READING = "Reading adapters"
 SIGMA_HELP = "How BoRA's Σ follows from the stored σ"
 
 _READ = ("modules", "steps", "initial", "base", "experts", "method", "alpha", "activation")
@@ -31,19 +28,7 @@ _READ = ("modules", "steps", "initial", "base", "experts", "method", "alpha", "a
 
 def command(*examples: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """A command whose --help ends with examples; each is what follows ``bora-analysis``."""
-    lines = [f"  bora-analysis {example}" for example in examples]
-    return click.command(epilog="\n".join(["\b", "Examples:", *lines]), **settings)
-
-
-def together(*options: Decorator) -> Decorator:
-    """Several options as one decorator; --help lists them in the given order."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
+    return click.command(cls=settings.pop("cls", Command), examples=examples, **settings)
 
 
 def reading(
@@ -71,28 +56,32 @@ def reading(
     measured = ["threshold"] * counting + ["device", "solver"] * solving
     options = [
         click.argument("paths", nargs=count, required=required, metavar=metavar),
-        click.option("--modules", metavar="REGEX", help="Only modules whose path contains a match of REGEX."),
-        click.option("--steps", is_flag=True, help="Read the checkpoint-N folders instead of the final adapter."),
-        click.option(
+        shared(READING, "--modules", metavar="REGEX", help="Only modules whose path contains a match of REGEX."),
+        shared(READING, "--steps", is_flag=True, help="Read the checkpoint-N folders instead of the final adapter."),
+        shared(
+            READING,
             "--initial",
             metavar="PATH",
             help=f"{catalogue.labels(lambda row: row.initialises, ', ')}: the adapter before training, to subtract.",
         ),
-        click.option(
+        shared(
+            READING,
             "--base",
             metavar="DIR_OR_HUB_ID",
             help=f"The base model: for {catalogue.labels(lambda row: row.needs_base, ', ')}, and for a PATH that is a "
             "whole fine-tuned model.",
         ),
-        click.option(
+        shared(
+            READING,
             "--experts",
             type=click.Choice(catalogue.EXPERTS),
             default="mean",
             help=f"{catalogue.labels(lambda row: row.experts, ', ')}: the uniform mean, each expert, or the stack of "
             "all, whose singular values bound those of every mixture.",
         ),
-        click.option("--alpha", type=float, help="α, for a file that does not store it."),
-        click.option(
+        shared(READING, "--alpha", type=float, help="α, for a file that does not store it."),
+        shared(
+            READING,
             "--activation",
             type=click.Choice(catalogue.ACTIVATIONS),
             help=f"{SIGMA_HELP}, for a file that does not name it.",
@@ -100,16 +89,16 @@ def reading(
     ]
     if naming:
         help = "The method, for a file that does not name it (rslora, melora); else it must agree with the file."
-        options.insert(-2, click.option("--method", help=help))
+        options.insert(-2, shared(READING, "--method", help=help))
     if counting:
         least = click.FloatRange(min=0)
         help = "effective_rank counts the singular values above this."
-        options.insert(1, click.option("--threshold", type=least, default=0.005, help=help))
+        options.insert(1, shared(READING, "--threshold", type=least, default=0.005, help=help))
     if solving:
         solvers = click.Choice(["auto", "svd", "gram"])
         help = "svd is exact; gram is faster for cores of 512 and more; auto uses gram where it is as exact."
-        options.append(click.option("--device", default="auto", help="auto, cpu, cuda or cuda:K."))
-        options.append(click.option("--solver", type=solvers, default="auto", help=help))
+        options.append(shared(READING, "--device", default="auto", help="auto, cpu, cuda or cuda:K."))
+        options.append(shared(READING, "--solver", type=solvers, default="auto", help=help))
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -120,59 +109,6 @@ def reading(
             return function(*args, **packs, **given)
 
         return together(*options)(packed)
-
-    return decorate
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where a command's result goes: ``form`` is the value of --format, ``path`` that of -o."""
-
-    form: str
-    path: str | None
-
-    def deliver(self, frame: pd.DataFrame, table: Callable[[], str]) -> None:
-        """Write the file that -o names and print: the table, or, without -o, csv or json."""
-        if self.path is not None:
-            self.write(frame, Path(self.path))
-        self.show(frame, table)
-
-    def write(self, frame: pd.DataFrame, path: Path) -> None:
-        from .text_tables import write
-
-        with usage():
-            write(frame, path, self.file_format)
-
-    def show(self, frame: pd.DataFrame, table: Callable[[], str]) -> None:
-        from .plain_text import is_unicode
-        from .text_tables import text
-
-        if self.form == "table":
-            click.echo(table())
-        elif self.path is None:
-            click.echo(text(frame, self.form, ascii_only=not is_unicode()), nl=False)
-
-    @property
-    def file_format(self) -> str:
-        return "csv" if self.form == "table" else self.form
-
-
-def output(
-    help: str = "Write the table there, in the format of --format (csv by default).", *, metavar: str = "FILE"
-) -> Decorator:
-    """The options --format and -o, which a command receives as ``out``, an :class:`Output`."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def checked(*args: Any, form: str, output: str | None, **others: Any) -> Any:
-            if form == "parquet" and output is None:
-                raise click.UsageError(f"--format parquet cannot be printed; add -o {metavar}")
-            return function(*args, out=Output(form, output), **others)
-
-        return together(
-            click.option("--format", "form", type=click.Choice(FORMATS), default="table"),
-            click.option("-o", "--output", metavar=metavar, help=help),
-        )(checked)
 
     return decorate
 
@@ -280,7 +216,9 @@ def read_one(path: str, reading: dict[str, Any]) -> Adapter:
 @contextmanager
 def progress(length: int) -> Iterator[Callable[[], None]]:
     """Show a bar on stderr if that is a terminal; the yielded function counts one module."""
-    with click.progressbar(length=length, label="modules", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    with click.progressbar(
+        length=length, label="modules", width=24, file=sys.stderr, hidden=not sys.stderr.isatty()
+    ) as bar:
         yield lambda: bar.update(1)
 
 
@@ -296,13 +234,20 @@ def first_of(keys: Sequence[str]) -> str:
 
 
 def note(line: str) -> None:
-    click.echo(f"note: {line}", err=True)
+    """Print a note to stderr, within its terminal; nothing with --quiet."""
+    if not is_quiet():
+        _told(f"note: {line}")
+
+
+def _told(line: str) -> None:
+    width = terminal_width(sys.stderr)
+    click.echo(line if width is None else "\n".join(wrapped(line, width, others="  ")), err=True)
 
 
 def fail(error: object) -> None:
     """Print an error in one line."""
     named = isinstance(error, OSError) and error.filename
-    click.echo(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}", err=True)  # pyright: ignore[reportAttributeAccessIssue]
+    _told(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}")  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def stop(error: object) -> NoReturn:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import catalogue
-from .common import FORMATS, POSITIVE, command, first_of, note, progress, read_one, reading, together, usage
+from .common import POSITIVE, command, first_of, note, progress, read_one, reading, usage
+from .output import Output, output, together
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -53,7 +54,6 @@ _cutting = together(
         help="Replace the adapter in DIR; merge adapters of different base models.",
     ),
     click.option("--pad", is_flag=True, help="Pad with zeros to the largest rank, for servers without alpha_pattern."),
-    click.option("--format", "form", type=click.Choice(FORMATS[:3]), default="table"),
 )
 
 
@@ -69,6 +69,7 @@ _cutting = together(
 @click.option("--to", metavar="METHOD", help="Write the nearest adapter of this method; `capture` says how near it is.")
 @click.option("-r", type=POSITIVE, help="r of --to.")
 @click.option("--blocks", type=POSITIVE, help="Blocks, minis or experts of --to.")
+@output(metavar=None)
 @reading(count=1, metavar="PATH", solving=False, counting=False)
 def convert(
     paths: str, reading: dict[str, Any], to: str | None, r: int | None, blocks: int | None, **options: Any
@@ -91,6 +92,7 @@ def convert(
 
 @command("merge first@0.5 second@0.5 -o mean", "merge trained initial@-1 -o difference")
 @_cutting
+@output(metavar=None)
 @reading(metavar="PATH[@WEIGHT]...", solving=False, counting=False)
 def merge(paths: tuple[str, ...], reading: dict[str, Any], **options: Any) -> None:
     """Write the sum of adapters, each times its WEIGHT, as one LoRA.
@@ -129,19 +131,17 @@ def _weighted(path: str) -> tuple[str, float]:
 
 
 def _represent(
-    adapter: Adapter, member: tuple[str, int, int], *, output: str, dtype: str, force: bool, form: str, **others: Any
+    adapter: Adapter, member: tuple[str, int, int], *, output: str, dtype: str, force: bool, out: Output, **others: Any
 ) -> None:
     from ..analysis.representation import represent
-    from .plain_text import is_unicode
-    from .text_tables import representation_table, text
+    from .text_tables import representation_table
 
     for name, value in others.items():
         if value not in (None, False, "peft"):
             raise click.UsageError(f"--{name.replace('_', '-')} is for a LoRA; leave it out, or leave out --to")
     with progress(len(adapter)) as step:
         frame = represent(adapter, output, member, dtype=dtype, force=force, on_module=step)
-    shown = representation_table(frame) if form == "table" else text(frame, form, ascii_only=not is_unicode())
-    click.echo(shown, nl=form == "table")
+    out.show(frame, lambda: representation_table(frame))
     click.echo(f"wrote {output}: {len(frame)} modules", err=True)
 
 
@@ -157,21 +157,19 @@ def _write(
     dtype: str,
     pad: bool,
     force: bool,
-    form: str,
+    out: Output,
     base: Any = None,
     settings: dict[str, Any] | None = None,
 ) -> None:
     from ..analysis import conversion
-    from .plain_text import is_unicode
-    from .text_tables import cut_table, text
+    from .text_tables import cut_table
 
     cut: dict[str, Any] = {"rank": rank, "energy": energy, "threshold": threshold, "cap_sigma": cap_sigma}
     cut |= {"layout": layout, "dtype": dtype, "pad": pad, "base": base}
     with progress(len(adapter)) as step:
         done = conversion.convert(adapter, output, settings=settings, on_module=step, force=force, **cut)
     frame = done.table
-    shown = cut_table(frame) if form == "table" else text(frame, form, ascii_only=not is_unicode())
-    click.echo(shown, nl=form == "table")
+    out.show(frame, lambda: cut_table(frame))
     if done.left_behind:
         note(f"{len(done.left_behind)} tensors beside ΔW are left out ({first_of(done.left_behind)})")
     capped = [module for module, own in done.cuts.items() if own.capped]

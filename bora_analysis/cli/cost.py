@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,13 @@ import click
 from .. import catalogue
 from ..catalogue import METHODS
 from ..catalogue.cost import BYTES, memory
-from .common import POSITIVE, Output, command, note, output, usage
+from .common import POSITIVE, command, note, usage
+from .output import RECORDS, Output, output
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from .grid import Column, Page
 
 
 class _Count(click.ParamType):
@@ -61,13 +65,12 @@ class _Count(click.ParamType):
     "--budget", type=_Count(), help="Instead: list every (method, r, b) with at most this many parameters, e.g. 5M."
 )
 @click.option("--at-least", type=click.FloatRange(0, 1), default=0.9, help="Least share of the budget to use.")
-@click.option("--top", type=click.IntRange(min=0), default=20, help="Rows of a --budget table; 0: all.")
 @click.option(
     "--optimal-blocks", is_flag=True, help="Instead: N(b)/R, BoRA's parameters per unit of rank, and the best b."
 )
 @click.option("--dtype", type=click.Choice(list(BYTES)), default="float32", help="Dtype for the memory in the table.")
 @click.option("--master", is_flag=True, help="Count a float32 copy of the weights and float32 moments in the memory.")
-@output("Write the records there, in the format of --format (csv by default).")
+@output("Write the records there; its end names the format: .csv, .json, .parquet, .md, .tex.")
 def cost(
     model: str,
     target: str,
@@ -77,7 +80,6 @@ def cost(
     experts: int | None,
     budget: int | None,
     at_least: float,
-    top: int,
     optimal_blocks: bool,
     dtype: str,
     master: bool,
@@ -116,7 +118,9 @@ def cost(
         title = f"{name}, {' '.join(order)}"
         if budget is not None:
             frame = budget_table(name, parts, budget, methods=wished, at_least=at_least, experts=experts)
-            shown = _within(frame, title, budget, at_least, top)
+            if out.top is None and out.form not in RECORDS and not out.sort:
+                out = replace(out, top=20)
+            shown = _within(frame, title, budget, at_least, out.top)
         elif optimal_blocks:
             frame = block_table(name, parts)
             shown = _best_blocks(frame, title)
@@ -127,9 +131,10 @@ def cost(
     out.deliver(frame, lambda: shown)
 
 
-def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None, dtype: str, master: bool) -> str:
+def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None, dtype: str, master: bool) -> Page:
     from ..analysis.cost_tables import notes
-    from .text_tables import grid, short, span
+    from .cells import short, span
+    from .grid import Block, Column, Page
 
     methods = list(dict.fromkeys(frame["method"]))
     rows_of = [METHODS[method] for method in methods]
@@ -137,72 +142,98 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
     settings += [
         f"{experts or row.blocks.default} experts ({row.label})" for row in rows_of if row.experts and row.blocks
     ]
+    further = []
     if len(methods) == 1:
-        heads = ["projection", "out×in", "layers", "parameters", "MACs/token", "bound"]
-        rows = [
-            [x.projection, f"{x.out_features}×{x.in_features}", f"{x.layers}", f"{x.parameters:,}",
-             f"{x.macs_per_token:,}", f"{x.rank_bound:,}"]
-            for x in frame.itertuples()
-        ]  # fmt: skip
         total, macs = int(frame["parameters"].sum()), int(frame["macs_per_token"].sum())
-        rows.append(["total", "", frame["layers"].sum(), f"{total:,}", f"{macs:,}", span(frame["rank_bound"], ",")])
-        lines = [f"{title}: {rows_of[0].label}, {', '.join(settings)}", grid(heads, zip(*rows, strict=True)), ""]
+        shapes = [f"{m}×{n}" for m, n in zip(frame["out_features"], frame["in_features"], strict=True)]
+        columns = [
+            Column("projection", [*frame["projection"]], "projection", last="total"),
+            Column("out×in", shapes, "shape", spare=3),
+            _whole(frame, "layers", "layers", 2, str(frame["layers"].sum())),
+            _whole(frame, "parameters", "parameters", 0, f"{total:,}"),
+            _whole(frame, "MACs/token", "macs_per_token", 1, f"{macs:,}"),
+            _whole(frame, "bound", "rank_bound", 0, span(frame["rank_bound"], ",")),
+        ]
+        block = Block(f"{title}: {rows_of[0].label}, {', '.join(settings)}", columns, frame)
         size = memory(total, dtype, master=master)
-        lines.append(
+        further.append(
             f"Training memory: weights {_bytes(size.weights)}, gradients {_bytes(size.gradients)}, AdamW's moments"
             f"{' and float32 copy' * master} {_bytes(size.optimizer)}: {_bytes(size.total)} in {dtype}"
-            f"{' and float32' * master},\nwithout activations and the frozen model."
+            f"{' and float32' * master}, without activations and the frozen model."
         )
         flops = f": here {2 * macs:,}"
     else:
-        heads = ["method", "parameters", "MACs/token", "FLOPs/token", "bound", "memory"]
-        rows = []
-        for row in rows_of:
-            part = frame[frame["method"] == row.name]
-            total, macs = int(part["parameters"].sum()), int(part["macs_per_token"].sum())
-            size = _bytes(memory(total, dtype, master=master).total)
-            rows.append([row.label, f"{total:,}", f"{macs:,}", f"{2 * macs:,}", span(part["rank_bound"], ","), size])
-        lines = [f"{title}: {', '.join(settings)}", grid(heads, zip(*rows, strict=True)), ""]
+        sums = frame.groupby("method", sort=False)[["parameters", "macs_per_token"]].sum().reset_index()
+        sums["flops_per_token"] = 2 * sums["macs_per_token"]
+        sums["memory"] = [memory(int(count), dtype, master=master).total for count in sums["parameters"]]
+        bounds = [span(frame.loc[frame["method"] == name, "rank_bound"], ",") for name in sums["method"]]
+        largest = [frame.loc[frame["method"] == name, "rank_bound"].max() for name in sums["method"]]
+        columns = [
+            Column("method", [METHODS[str(name)].label for name in sums["method"]], "method"),
+            _whole(sums, "parameters", "parameters"),
+            _whole(sums, "MACs/token", "macs_per_token", 1),
+            _whole(sums, "FLOPs/token", "flops_per_token", 3),
+            Column("bound", bounds, "rank_bound", largest),
+            Column("memory", [*map(_bytes, sums["memory"])], "memory", [*sums["memory"]], 2),
+        ]
+        block = Block(f"{title}: {', '.join(settings)}", columns, sums)
         state = f"AdamW's state{' with a float32 copy' if master else ''}"
-        lines.append(f"memory: weights, gradients and {state} in {dtype}, without activations and the frozen model.")
+        further.append(f"memory: weights, gradients and {state} in {dtype}, without activations and the frozen model.")
         flops = ""
-    lines.append(
+    further.append(
         f"MACs: multiply-adds per token beyond the frozen layers, the paper's FLOPs; usual FLOPs are twice that{flops}."
     )
     per_pass = frame.groupby("method", sort=False)["macs_per_pass"].sum()
     once = [f"{row.label} {short(per_pass[row.name], ' ')}" for row in rows_of if per_pass[row.name]]
     if once:
-        lines.append(f"Further multiply-adds, once per forward pass: {', '.join(once)}.")
-    return "\n".join([*lines, *notes(methods), "bound: highest possible rank of one ΔW."])
+        further.append(f"Further multiply-adds, once per forward pass: {', '.join(once)}.")
+    return Page([block], [*further, *notes(methods), "bound: highest possible rank of one ΔW."])
 
 
-def _within(frame: pd.DataFrame, title: str, budget: int, at_least: float, top: int) -> str:
+def _whole(frame: pd.DataFrame, head: str, name: str, spare: int = 0, last: str = "") -> Column:
+    """A column of whole numbers."""
+    from .grid import Column
+
+    return Column(head, [f"{value:,}" for value in frame[name]], name, [*frame[name]], spare, last)
+
+
+def _within(frame: pd.DataFrame, title: str, budget: int, at_least: float, top: int | None) -> Page:
     from ..analysis.cost_tables import notes
-    from .text_tables import grid
+    from .grid import Block, Column, Page
 
-    shown = frame.head(top) if top else frame
-    rows = []
-    for c in shown.assign(per_thousand=1000 * shown["bound_per_parameter"]).itertuples():
-        row = METHODS[str(c.method)]
-        rows.append([
-            row.label, f"{c.r}" if row.ranked else "·", f"{c.blocks}" if row.cut else "·", f"{c.parameters:,}",
-            f"{c.share:.1%}", f"{c.rank_bound:,.5g}", f"{c.per_thousand:.3g}", f"{c.macs_per_token:,}",
-        ])  # fmt: skip
-    heads = ["method", "r", "b", "parameters", "of budget", "bound", "per 1k params", "MACs/token"]
-    number = f"the first {len(shown)} of {len(frame)}" if len(shown) < len(frame) else f"{len(frame)}"
-    return "\n".join([
-        f"{title}: {number} that use {at_least:.0%} to 100% of {budget:,} parameters",
-        grid(heads, zip(*rows, strict=True)),
-        "",
-        "r: powers of two, 3·2^k, and the largest that fits. bound: highest possible rank of one ΔW, mean over the",
-        "matrices; per 1k params: the sum of the bounds per 1,000 parameters.",
-        "MACs: multiply-adds per token beyond the frozen layers, which the paper calls FLOPs.",
-        *notes(list(dict.fromkeys(shown["method"]))),
-    ])  # fmt: skip
+    frame = frame.assign(per_thousand=1000 * frame["bound_per_parameter"])
+    rows = [METHODS[str(name)] for name in frame["method"]]
+    texts = {
+        "r": [f"{r}" if row.ranked else "·" for r, row in zip(frame["r"], rows, strict=True)],
+        "b": [f"{b}" if row.cut else "·" for b, row in zip(frame["blocks"], rows, strict=True)],
+        "bound": [f"{x:,.5g}" for x in frame["rank_bound"]],
+        "share": [f"{x:.1%}" for x in frame["share"]],
+        "price": [f"{x:.3g}" for x in frame["per_thousand"]],
+    }
+    columns = [
+        Column("method", [row.label for row in rows], "method"),
+        Column("r", texts["r"], "r", [*frame["r"]]),
+        Column("b", texts["b"], "blocks", [*frame["blocks"]]),
+        _whole(frame, "parameters", "parameters"),
+        Column("of budget", texts["share"], "share", [*frame["share"]], 3),
+        Column("bound", texts["bound"], "rank_bound", [*frame["rank_bound"]]),
+        Column("per 1k params", texts["price"], "per_thousand", [*frame["per_thousand"]], 2),
+        _whole(frame, "MACs/token", "macs_per_token", 1),
+    ]
+    count = len(frame)
+    number = f"the first {top} of {count}" if top and top < count else f"{count}"
+    head = f"{title}: {number} that use {at_least:.0%} to 100% of {budget:,} parameters"
+    told = (
+        "r: powers of two, 3·2^k, and the largest that fits. bound: highest possible rank of one ΔW, mean over the "
+        "matrices; per 1k params: the sum of the bounds per 1,000 parameters. "
+        "MACs: multiply-adds per token beyond the frozen layers, which the paper calls FLOPs."
+    )
+    shown = list(dict.fromkeys(frame["method"].head(top) if top else frame["method"]))
+    return Page([Block(head, columns, frame)], [told, *notes(shown)])
 
 
-def _best_blocks(frame: pd.DataFrame, title: str) -> str:
-    from .text_tables import grid
+def _best_blocks(frame: pd.DataFrame, title: str) -> Page:
+    from .grid import Block, Page, table
 
     rows, curve = [], {}
     for name, part in frame.groupby("projection", sort=False):
@@ -217,21 +248,20 @@ def _best_blocks(frame: pd.DataFrame, title: str) -> str:
         ])  # fmt: skip
         curve[str(name)] = {x.blocks: f"{x.parameters_per_rank:,.6g}{'*' if x.best else ''}" for x in part.itertuples()}
     steps = sorted({b for own in curve.values() for b in own})
-    lines = [
-        f"{title}: the b with which BoRA reaches a rank R = br most cheaply",
-        grid(["projection", "out×in", "layers", "√(m+n)", "⌊√n⌋", "best b", "N(b)/R"], zip(*rows, strict=True)),
-        "",
-        "N(b)/R = (m+n)/b + b, parameters of one matrix per unit of rank, for every b that divides m and n; *: least",
-        grid(["b", *curve], [steps, *([own.get(b, "·") for b in steps] for own in curve.values())]),
-        "",
-        "√(m+n): where N(b) is least for real b; ⌊√n⌋: the paper's practical rule (§3.3).",
-    ]
+    heads = ["projection", "out×in", "layers", "√(m+n)", "⌊√n⌋", "best b", "N(b)/R"]
+    best = table(heads, zip(*rows, strict=True), 0, 2, 1, 3, 4)
+    prices = table(["b", *curve], [steps, *([own.get(b, "·") for b in steps] for own in curve.values())])
+    told = ["√(m+n): where N(b) is least for real b; ⌊√n⌋: the paper's practical rule (§3.3)."]
     if "all" in curve:
-        lines[-1] += "\nall: one b for all matrices; N(b)/R is the mean over them."
-    return "\n".join(lines)
+        told[0] += " all: one b for all matrices; N(b)/R is the mean over them."
+    meant = (
+        "N(b)/R = (m+n)/b + b, parameters of one matrix per unit of rank, for every b that divides m and n; *: least"
+    )
+    named = f"{title}: the b with which BoRA reaches a rank R = br most cheaply"
+    return Page([Block(named, best), Block(meant, prices)], told)
 
 
 def _bytes(size: int) -> str:
-    from .text_tables import short
+    from .cells import short
 
     return f"{short(size, ' ')}B"

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import sys
-import textwrap
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from ..catalogue import METHODS
-from .common import Output, command, output, stop, usage
-from .plain_text import printable
+from .common import command, stop, usage
+from .output import Output, output
+from .plain_text import wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .grid import Page
+
 # The paper's ablations; its other names are methods of the catalogue.
 _ABLATIONS = {"bora-no-exp": "BoRA w.o. Exp", "bora-no-norm": "BoRA w.o. Norm"}
+
+
+#: The columns that name a run, by their heads.
+SETTINGS = ("model", "method", "r", "b", "target")
 
 
 def _label(method: str) -> str:
@@ -51,23 +55,28 @@ def paper(number: int | None, checking: bool, judging: bool, out: Output) -> Non
         stop(f"{(~frame['ok']).sum()} of {len(frame)} #Params entries differ from the architecture's count")
 
 
-def _list() -> tuple[pd.DataFrame, str]:
+def _list() -> tuple[pd.DataFrame, Page]:
     import pandas as pd
 
     from ..paper.tables import SETTING, TITLES, table
+    from .grid import Block, Column, Page
 
     rows = []
     for k, title in TITLES.items():
         frame = table(k)
         rows.append((k, len(frame.drop_duplicates(SETTING)), len(frame), title))
     listing = pd.DataFrame(rows, columns=["table", "runs", "values", "title"])
-    lines = [f"{k:>5}  {runs:>4}  {values:>6}  {title}" for k, runs, values, title in rows]
-    return listing, "\n".join(["table  runs  values", *lines])
+    columns = [
+        Column(str(head), [*map(str, listing[head])], str(head), [*listing[head]], left=head == "title")
+        for head in listing
+    ]
+    return listing, Page([Block("", columns, listing)])
 
 
-def _table(k: int) -> tuple[pd.DataFrame, str]:
+def _table(k: int) -> tuple[pd.DataFrame, Page]:
     from ..paper.tables import TITLES, table, wide
-    from .text_tables import grid
+    from .grid import Block, Page
+    from .grid import table as columns_of
 
     frame = wide(k)
     columns = _settings(frame)
@@ -75,18 +84,20 @@ def _table(k: int) -> tuple[pd.DataFrame, str]:
         columns["#Params"] = frame["params"]
     for task in frame.columns[6:]:
         columns[task] = [f"{value:.1f}" if task == "time_min" else f"{value:.2f}" for value in frame[task]]
-    return table(k), f"Table {k}: {TITLES[k]}\n{grid(columns, columns.values())}"
+    shown = [replace(each, key=each.head in SETTINGS) for each in columns_of(columns, columns.values())]
+    return table(k), Page([Block(f"Table {k}: {TITLES[k]}", shown)])
 
 
-def _check() -> tuple[pd.DataFrame, str]:
+def _check() -> tuple[pd.DataFrame, Page]:
     from ..paper.tables import averages, check, repeats
-    from .text_tables import grid
+    from .grid import Block, Page, table
 
     frame, means, again = check(), averages(), repeats()
     columns = {"table": frame["table"], **_settings(frame), "paper": frame["paper"], "computed": frame["computed"]}
     columns["ok"] = ["yes" if ok else "NO" for ok in frame["ok"]]
     off = means[~means["ok"]]
     lines = [
+        "",
         f"#Params: {frame['ok'].sum()} of {len(frame)} agree with the architecture, to the digits printed.",
         f"Avg: {means['ok'].sum()} of {len(means)} printed values are the mean of the printed sub-tasks, to rounding"
         + ("; the others:" if len(off) else ""),
@@ -98,34 +109,32 @@ def _check() -> tuple[pd.DataFrame, str]:
         ),
         f"Runs printed in several tables: {again['ok'].sum()} of {len(again)} values agree.",
     ]
-    return frame, "\n".join([grid(columns, columns.values()), "", *lines])
+    return frame, Page([Block("", table(columns, columns.values()), frame, lines)])
 
 
-def _claims() -> tuple[pd.DataFrame, str]:
+def _claims() -> tuple[pd.DataFrame, Page]:
     from ..paper.claims import claims
+    from .grid import Block, Page, table
 
     frame = claims()
-    width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 100
-    blocks = []
-    for row in frame.to_dict("records"):
-        head = f"{row['id']:<4} {row['verdict'].upper()} · {row['where']}"
-        claim = _wrapped(row["claim"], width, "     ", "     ")
-        evidence = _wrapped(row["evidence"], width, "     → ", "       ")
-        blocks.append("\n".join([head, *claim, *evidence]))
     counts = frame["verdict"].value_counts()
     names = {"holds": "hold", "holds under a condition": "hold under a condition", "erratum": "errata"}
     total = f"{len(frame)} claims: " + ", ".join(f"{counts.get(verdict, 0)} {name}" for verdict, name in names.items())
-    return frame, "\n\n".join([*blocks, total])
 
+    def prose(width: int | None) -> str:
+        blocks = []
+        for row in frame.to_dict("records"):
+            head = f"{row['id']:<4} {row['verdict'].upper()} · {row['where']}"
+            texts = (head, "", "     "), (row["claim"], "     ", "     "), (row["evidence"], "     → ", "       ")
+            blocks.append("\n".join(line for each in texts for line in wrapped(each[0], width or 100, *each[1:])))
+        return "\n\n".join([*blocks, total])
 
-def _wrapped(line: str, width: int, first: str, others: str) -> list[str]:
-    """Lines of at most ``width`` characters, without breaks at = and inside brackets."""
-    bound = re.sub(r" (?==)|(?<==) |(?<=\[\d) (?=\d\])", "\N{NO-BREAK SPACE}", printable(line))
-    lines = textwrap.wrap(bound, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
-    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+    return frame, Page(
+        [Block("", table(map(str, frame.columns), (frame[head] for head in frame)), frame)], [total], prose=prose
+    )
 
 
 def _settings(frame: pd.DataFrame) -> dict[str, Iterable[object]]:
     """The columns that name a run, by their heads."""
     named = frame.assign(method=frame["method"].map(_label)).rename(columns={"blocks": "b"})
-    return {head: named[head] for head in ("model", "method", "r", "b", "target")}
+    return {head: named[head] for head in SETTINGS}

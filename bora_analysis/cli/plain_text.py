@@ -9,8 +9,11 @@ from __future__ import annotations
 import codecs
 import io
 import re
+import shutil
 import sys
+import textwrap
 import unicodedata
+from typing import Any
 
 _ERRORS = "bora_analysis.spelled"
 # click replaces a stream that says ASCII by a UTF-8 one; under this name it leaves the stream alone.
@@ -36,6 +39,43 @@ def printable(text: str) -> str:
     """The text as stdout will show it: what counts for the width of a column."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, _ERRORS).decode(encoding)
+
+
+def terminal_width(stream: Any = None) -> int | None:
+    """The columns of the terminal that stdout, or the stream, is; None for a pipe or a file."""
+    out = sys.stdout if stream is None else stream
+    return max(20, shutil.get_terminal_size().columns) if out.isatty() else None
+
+
+def cells_wide(text: str) -> int:
+    """The columns that a text takes in a terminal: two for a Chinese character, none for an accent of its own.
+
+    >>> cells_wide("rank"), cells_wide("中中")
+    (4, 4)
+    """
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )
+
+
+def padded(text: str, width: int, *, left: bool = False) -> str:
+    """The text with spaces to that width."""
+    space = " " * (width - cells_wide(text))
+    return text + space if left else space + text
+
+
+def wrapped(text: str, width: int, first: str = "", others: str = "") -> list[str]:
+    """Lines of at most ``width`` characters, as stdout shows them, without breaks at = and inside formulas."""
+    bound = re.sub(r" (?=[=<>≤≥])|(?<=[=<>≤≥]) |(?<=\[\d) (?=\d\])|(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
+    parts = re.split("( |\N{NO-BREAK SPACE})", bound)  # a spelling may bring spaces: ΔW is "Delta W"
+    spelled_out = (part if part.isspace() else printable(part).replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+    bound = "".join(spelled_out)
+    lines = textwrap.wrap(
+        bound, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False, break_long_words=True
+    )
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def is_unicode() -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from .common import Output, command, fail, output, reading, results
+from .common import command, fail, reading, results
+from .output import Output, output
 
 
 @command("recommend my-adapter --energy 0.95", "recommend my-adapter --simple")
@@ -57,7 +58,7 @@ def recommend(
             out.deliver(frame, lambda: advice_table(found, energy))
         else:
             if out.path is not None:
-                out.write(frame, Path(out.path))
+                out.write(frame, Path(out.path), lambda: advice_table(found, energy))
             click.echo("\n".join(json.dumps(each.config) for each in found))
     if failed:
         raise click.exceptions.Exit(1)

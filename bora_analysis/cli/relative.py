@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from .common import Output, command, each_analysed, opened, output, reading, tell, usage
+from .common import command, each_analysed, opened, reading, tell, usage
+from .output import Output, output
 
 
 @command("relative my-adapter --base org/base-model")

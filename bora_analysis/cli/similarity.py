@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import POSITIVE, Output, command, note, output, progress, read_one, reading, usage
+from .common import POSITIVE, command, note, progress, read_one, reading, usage
+from .output import Output, output
 
 if TYPE_CHECKING:
     from ..analysis.subspaces import Similarity
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("-i", type=POSITIVE, default=8, help="Directions of the first adapter.")
 @click.option("-j", type=POSITIVE, default=8, help="Directions of the second.")
 @click.option("--force", is_flag=True, help="Compare adapters of different base models, too.")
-@output("Write φ at every i, j and side there, in the format of --format (csv by default).")
+@output("Write φ at every i, j and side there; its end names the format: .csv, .json, .parquet, .md, .tex.")
 @reading(count=2, metavar="PATH PATH", solving=False, counting=False)
 def similarity(paths: tuple[str, str], i: int, j: int, force: bool, out: Output, reading: dict[str, Any]) -> None:
     """How much the subspaces of two adapters, or two seeds, overlap.

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import sys
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,71 +12,86 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..atomic import replacing
+from ..files.errors import counted
 from ..style import method_look
-from .plain_text import printable
+from .cells import error, mean_of, number, numbers, short, span
+from .grid import Block, Column, Page
 
 if TYPE_CHECKING:
     from ..analysis.recommendation import Recommendation
 
 
-def layer_table(layers: pd.DataFrame, threshold: float) -> str:
-    """What `analyze` prints: a block per adapter and step, a line of totals, then one line per module."""
+def layer_table(layers: pd.DataFrame, threshold: float) -> Page:
+    """What `analyze` prints: a table per adapter and step, a line per module."""
     blocks = []
+    noisy = (layers["noise_floor"] > threshold / 10).any()
     for title, part in _adapters(layers):
         title += f", r = {span(part['r'])}"
         if (part["blocks"] > 1).any():
             title += f", b = {span(part['blocks'])}"
         title += f", scaling {part['scaling'].iloc[0]:.4g}" if part["scaling"].nunique(dropna=False) == 1 else ""
-        title += f"; {len(part)} modules, {part['parameters'].sum():,} parameters"
-        columns = {"bound": "rank_bound", f"σ>{threshold:g}": "effective_rank"}
-        if (part["noise_floor"] > threshold / 10).any():  # beside the effective rank, whose meaning it limits
-            columns |= {"noise": "noise_floor", "σ>noise": "rank_above_rounding"}
-        columns |= {"entropy": "entropy_rank", "stable": "stable_rank", "99 %": "energy_rank_99"}
-        blocks.append(f"{title}\n{_modules(part, columns | {'‖ΔW‖_F': 'frobenius_norm'})}")
-    legend = f"bound: highest rank that the sizes allow; {_spectrum_legend(threshold)}"
-    if (layers["noise_floor"] > threshold / 10).any():
-        legend += (
-            " noise: the largest σ that rounding of the stored numbers alone can cause;\nσ>noise: the rank above it."
-        )
-    return "\n\n".join([*blocks, legend])
+        title += f"; {counted(len(part), 'module')}, {part['parameters'].sum():,} parameters"
+        columns = [_column(part, "bound", "rank_bound", meaning="highest rank that the sizes allow")]
+        columns += [_column(part, f"σ>{threshold:g}", "effective_rank", meaning="effective rank")]
+        if noisy:  # beside the effective rank, whose meaning it limits
+            told = "the largest σ that rounding of the stored numbers alone can cause"
+            columns += [_column(part, "noise", "noise_floor", 4, meaning=told, mean=False)]
+            columns += [_column(part, "σ>noise", "rank_above_rounding", 3, meaning="the rank above it")]
+        columns += [*_spectrum(part), _column(part, "‖ΔW‖_F", "frobenius_norm", 2)]
+        blocks.append(Block(title, _modules(part, columns), part))
+    return Page(blocks)
 
 
-def relative_table(frame: pd.DataFrame) -> str:
+def relative_table(frame: pd.DataFrame) -> Page:
     """What `relative` prints: one line per module."""
-    columns = {"‖ΔW‖/‖W0‖": "relative_norm", "σ₁/σ₁": "relative_spectral_norm", "r": "directions"}
-    columns |= {"amplification": "amplification", "intruders": "intruder_dimensions"}
-    blocks = [f"{title}, {len(part)} modules\n{_modules(part, columns)}" for title, part in _adapters(frame)]
-    legend = (
-        "‖ΔW‖/‖W0‖: Frobenius norms; σ₁/σ₁: largest singular values; amplification: ‖ΔW‖_F/‖UᵀW0V‖_F, U and V the top\n"
-        f"r directions of ΔW; intruders: how many of the {span(frame['intruder_k'])} largest directions of W0 + ΔW "
-        f"have a cosine below\n{span(frame['intruder_epsilon'])} with every direction of W0."
-    )
-    return "\n\n".join([*blocks, legend])
+    told = f"how many of the {span(frame['intruder_k'])} largest directions of W0 + ΔW have a cosine below "
+    told += f"{span(frame['intruder_epsilon'])} with every direction of W0"
+    blocks = []
+    for title, part in _adapters(frame):
+        columns = [
+            _column(part, "‖ΔW‖/‖W0‖", "relative_norm", meaning="Frobenius norms"),
+            _column(part, "σ₁/σ₁", "relative_spectral_norm", 3, meaning="largest singular values"),
+            _column(part, "r", "directions", 2, mean=False),
+            _column(
+                part, "amplification", "amplification", 1,
+                meaning="‖ΔW‖_F/‖UᵀW0V‖_F, U and V the top r directions of ΔW",
+            ),
+            _column(part, "intruders", "intruder_dimensions", meaning=told),
+        ]  # fmt: skip
+        blocks.append(Block(f"{title}, {counted(len(part), 'module')}", _modules(part, columns), part))
+    return Page(blocks)
 
 
-def summary_table(frame: pd.DataFrame, threshold: float) -> str:
+def summary_table(frame: pd.DataFrame, threshold: float) -> Page:
     """What `compare` prints: the adapters as a whole, then each projection, adapters side by side."""
-    labels = [f"{name}{_step(step)}" for name, step in zip(frame["adapter"], frame["step"], strict=True)]
-    frame = frame.assign(label=labels)
-    columns = {"bound": "rank_bound", f"σ>{threshold:g}": "effective_rank", "used": "rank_utilisation"}
-    columns |= {"entropy": "entropy_rank", "stable": "stable_rank", "99 %": "energy_rank_99", "Σσ²": "energy"}
+    frame = frame.assign(
+        label=[f"{name}{_step(step)}" for name, step in zip(frame["adapter"], frame["step"], strict=True)]
+    )
     blocks = []
     for projection, part in frame.groupby("projection", sort=False):
-        cells: dict[str, Iterable[str]] = {"adapter": part["label"]}
+        columns = [Column("adapter", [*part["label"]], "adapter")]
         title = f"Projection {projection}"
         if projection == "all":
             title = f"All modules ({span(part['modules'])} in each; ranks are means)"
-            cells["budget"] = [letter or "·" for letter in part["equal_budget"]]
-        cells["params"] = map(short, part["parameters"])
-        cells |= {head: _numbers(part[column]) for head, column in columns.items()}
-        cells["used"] = [f"{value:.0%}" for value in part["rank_utilisation"]]
-        blocks.append(f"{title}\n{grid(list(cells), cells.values())}")
-    legend = _spectrum_legend(threshold, " used: its share of the bound;")
-    legend += " Same letter under budget: parameters equal within 5 %." if any(frame["equal_budget"]) else ""
-    return "\n\n".join([*blocks, legend])
+            letters = [letter or "·" for letter in part["equal_budget"]]
+            same = "same letter, parameters equal within 5 %" if any(frame["equal_budget"]) else ""
+            columns.append(Column("budget", letters, "equal_budget", spare=5, meaning=same))
+        columns += [
+            _column(part, "params", "parameters", 3, form=short, mean=False),
+            _column(part, "bound", "rank_bound"),
+            _column(part, f"σ>{threshold:g}", "effective_rank", meaning="effective rank"),
+            _column(
+                part, "used", "rank_utilisation", 4,
+                cells=[f"{value:.0%}" for value in part["rank_utilisation"]], meaning="its share of the bound",
+            ),
+            *_spectrum(part),
+            _column(part, "Σσ²", "energy", 2),
+        ]  # fmt: skip
+        blocks.append(Block(title, [replace(column, last="") for column in columns], part.drop(columns="label")))
+    return Page(blocks)
 
 
-def factor_ranks_table(frame: pd.DataFrame) -> str:
+def factor_ranks_table(frame: pd.DataFrame) -> Page:
     """What `factors` prints: means over the modules, a line per adapter and step."""
     groups = frame.groupby(["adapter", "step"], sort=False, dropna=False)
     means = groups[["rank_B", "rank_sigma", "rank_A", "rank_bound"]].mean()
@@ -88,131 +100,158 @@ def factor_ranks_table(frame: pd.DataFrame) -> str:
         "; ".join(f"{names} in {count} of {len(part)}" for names, count in part.value_counts().items())
         for _, part in groups["limiting"]
     ]
-    numbers = [_numbers(means[column]) for column in means]
-    table = grid(["adapter", "rank B'", "rank Σ'", "rank A'", "bound", "least"], [labels, *numbers, limits])
-    legend = (
-        "Numerical ranks of the factors of ΔW = B' Σ' A' (eq. 6), means over the modules; bound: min(m, n, br);\n"
-        "least: the factors that limit the rank of ΔW, and in how many modules."
-    )
-    return f"{table}\n\n{legend}"
+    heads = {"rank B'": "rank_B", "rank Σ'": "rank_sigma", "rank A'": "rank_A"}
+    columns = [
+        Column("adapter", labels, "adapter"),
+        *(_column(means, head, name, mean=False) for head, name in heads.items()),
+        _column(means, "bound", "rank_bound", 2, mean=False, meaning="min(m, n, br)"),
+        Column(
+            "least", limits, "limiting", spare=1,
+            meaning="the factors that limit the rank of ΔW, and in how many modules",
+        ),
+    ]  # fmt: skip
+    notes = ["Numerical ranks of the factors of ΔW = B' Σ' A' (eq. 6), means over the modules."]
+    return Page([Block("", columns, means.reset_index())], notes)
 
 
-def capture_table(frame: pd.DataFrame) -> str:
+def capture_table(frame: pd.DataFrame) -> Page:
     """What `capture` prints: a line per adapter and member, weighted over the modules."""
     from ..analysis.capture import shares
 
     blocks = []
     for title, part in _adapters(shares(frame).rename(columns={"method": "nearest", "target": "method"})):
         found = zip(part["kind"], part["spread"], strict=True)
-        cells = {
-            "nearest": [*part["member"]],
-            "params": [short(x) for x in part["parameters"]],
-            "captured": [f"{x:.2%}" for x in part["captured"]],
-            "modules": [f"{low:.0%} – {high:.0%}" for low, high in zip(part["least"], part["most"], strict=True)],
-            "LoRA": [f"{x:.2%}" for x in part["lora_captured"]],
-            "more": [f"{x:+.2%}" for x in part["captured"] - part["lora_captured"]],
-            "found": [f"local ±{spread:.1%}" if kind == "local" else kind for kind, spread in found],
-        }
-        blocks.append(f"{title}; {part['modules'].max()} modules with ΔW ≠ 0\n{grid([*cells], [*cells.values()])}")
-    legend = (
-        "captured: 1 − ‖ΔW − X‖²/‖ΔW‖² of the nearest X, over all modules; modules: the least and the most of one;\n"
-        "LoRA: the same of a LoRA with as many parameters, between whole ranks; local: the best of several starts,\n"
-        "± their spread; best case: training draws at random what is chosen here. It is what a method can represent,\n"
-        "not what training finds."
+        ranges = [f"{low:.0%} – {high:.0%}" for low, high in zip(part["least"], part["most"], strict=True)]
+        more = part["captured"] - part["lora_captured"]
+        columns = [
+            Column("nearest", [*part["member"]], "member"),
+            _column(part, "params", "parameters", 1, form=short, mean=False),
+            _column(
+                part, "captured", "captured", form=_percent,
+                meaning="1 − ‖ΔW − X‖²/‖ΔW‖² of the nearest X, over all modules",
+            ),
+            _column(part, "modules", "least", 3, cells=ranges, meaning="the least and the most of one"),
+            _column(
+                part, "LoRA", "lora_captured", 2, form=_percent,
+                meaning="the same of a LoRA with as many parameters, between whole ranks",
+            ),
+            Column("more", [f"{x:+.2%}" for x in more], "more", list(more)),
+            Column(
+                "found", [f"local ±{spread:.1%}" if kind == "local" else kind for kind, spread in found], "kind",
+                spare=4, meaning="exact, or local: the best of several starts, ± their spread",
+            ),
+        ]  # fmt: skip
+        columns = [replace(column, last="") for column in columns]
+        blocks.append(Block(f"{title}; {counted(part['modules'].max(), 'module')} with ΔW ≠ 0", columns, part))
+    limits = (
+        "This is the best case: training draws at random what is chosen here. It is what a method can represent, not "
+        "what training finds."
     )
-    return "\n\n".join([*blocks, legend])
+    return Page(blocks, [limits])
 
 
-def cut_table(frame: pd.DataFrame) -> str:
+def cut_table(frame: pd.DataFrame) -> Page:
     """What `convert` prints: rank and error of each module, and the parameters before and after."""
-    errors = {"‖error‖₂": "error_spectral", "‖error‖_F": "error_frobenius", "relative": "error_relative"}
-    more = {"energy": [f"{x:.2%}" for x in frame["energy_kept"]]}
+    columns = [_column(frame, "rank", "rank_before", 1), _column(frame, "kept", "rank")]
+    columns.append(_column(frame, "energy", "energy_kept", form=_percent))
     if frame["capped"].any():
-        more |= {"capped": _numbers(frame["capped"]), "removed": [f"{x:.2%}" for x in frame["energy_capped"]]}
-    more |= {head: [_error(x) for x in frame[column]] for head, column in errors.items()}
-    table = _modules(frame, {"rank": "rank_before", "kept": "rank"}, more)
+        columns.append(_column(frame, "capped", "capped"))
+        columns.append(_column(frame, "removed", "energy_capped", form=_percent))
+    errors = {"‖error‖₂": ("error_spectral", 3), "‖error‖_F": ("error_frobenius", 4), "relative": ("error_relative", 0)}
+    columns += [_column(frame, head, name, spare, form=error) for head, (name, spare) in errors.items()]
     before, after = int(frame["parameters_before"].sum()), int(frame["parameters"].sum())
-    return (
-        f"{table}\n\n{_methods(frame)} of {before:,} parameters as a LoRA of {after:,}, ranks {span(frame['rank'])}; "
-        f"the largest relative error is {_error(frame['error_relative'].max())}.\n"
-        "error: of the file as written, rounding included; no matrix of rank k has less than σ_{k+1} and √Σ_{i>k}σᵢ²."
+    told = (
+        f"{_methods(frame)} of {before:,} parameters as a LoRA of {after:,}, ranks {span(frame['rank'])}; "
+        f"the largest relative error is {error(frame['error_relative'].max())}."
     )
+    least = "no matrix of rank k has less than σ_{k+1} and √Σ_{i>k}σᵢ²"
+    notes = [told, f"error: of the file as written, rounding included; {least}."]
+    return Page([Block("", _modules(frame, columns), frame)], notes)
 
 
-def representation_table(frame: pd.DataFrame) -> str:
+def representation_table(frame: pd.DataFrame) -> Page:
     """What `convert --to` prints: how near each module is, and the parameters before and after."""
     from ..analysis.capture import Member
 
-    more = {
-        "captured": [f"{x:.2%}" for x in frame["captured"]],
-        "relative": [_error(x) for x in frame["error_relative"]],
-    }
+    columns = [
+        _column(
+            frame, "captured", "captured", form=_percent,
+            meaning="share of Σσ² that the file keeps, rounding included",
+        ),
+        _column(
+            frame, "relative", "error_relative", form=error,
+            meaning="‖ΔW − X‖_F / ‖ΔW‖_F",
+        ),
+    ]  # fmt: skip
     before, after = int(frame["parameters_before"].sum()), int(frame["parameters"].sum())
     member = Member(*frame[["method", "r", "blocks"]].iloc[0])
-    return (
-        f"{_modules(frame, {}, more)}\n\nThe nearest {member}: {after:,} parameters, where {before:,} were.\n"
-        "captured: share of Σσ² that the file keeps, rounding included; relative: ‖ΔW − X‖_F / ‖ΔW‖_F."
-    )
+    notes = [f"The nearest {member}: {after:,} parameters, where {before:,} were."]
+    return Page([Block("", _modules(frame, columns), frame)], notes)
 
 
-def advice_table(found: Sequence[Recommendation], energy: float) -> str:
+def advice_table(found: Sequence[Recommendation], energy: float) -> Page:
     """What `recommend` prints: a table per adapter, the saving, the settings for PEFT, and the limits of the advice."""
     from ..analysis.recommendation import LIMITS
 
     blocks = []
     for each in found:
         frame, first = each.table, each.table.iloc[0]
-        blocked = "best_r" in frame
-        heads = ["projection", "layers", "R", "needed", "σ_R/σ₁", "verdict", "rank", "keeps", "params", "advised"]
+        ranks = [f"{'≥' if row.verdict == 'exhausted' else ''}{row.rank}" for row in frame.itertuples()]
+        needed = "least rank that keeps the share, highest over the layers"
+        judged = "wasted where at most half of R is needed, exhausted where all of it"
         columns = [
-            frame["projection"], frame["layers"], *(_numbers(frame[x]) for x in ("rank_bound", "needed")),
-            [f"{x:.2g}" for x in frame["tail"]], frame["verdict"],
-            [f"{'≥' if row.verdict == 'exhausted' else ''}{row.rank}" for row in frame.itertuples()],
-            ["?" if pd.isna(x) else f"{x:.2%}" for x in frame["kept"]],
-            map(short, frame["parameters"]), map(short, frame["advised_parameters"]),
+            _column(frame, "projection", "projection", cells=frame["projection"]),
+            _column(frame, "layers", "layers", 1, cells=frame["layers"]),
+            _column(frame, "R", "rank_bound", meaning="rank bound as trained"),
+            _column(frame, "needed", "needed", 2, meaning=needed),
+            _column(
+                frame, "σ_R/σ₁", "tail", 8, cells=[f"{x:.2g}" for x in frame["tail"]],
+                meaning="last singular value over first",
+            ),
+            _column(frame, "verdict", "verdict", cells=frame["verdict"], meaning=judged),
+            _column(frame, "rank", "rank", cells=ranks),
+            _column(frame, "keeps", "kept", 5, cells=["?" if pd.isna(x) else f"{x:.2%}" for x in frame["kept"]]),
+            _column(frame, "params", "parameters", 4, cells=map(short, frame["parameters"])),
+            _column(
+                frame, "advised", "advised_parameters", 3, cells=map(short, frame["advised_parameters"]),
+                meaning="parameters with the rank advised",
+            ),
         ]  # fmt: skip
-        if blocked:
-            heads += ["r, b", "cheapest r, b", "its params"]
-            pairs = ("r", "blocks"), ("best_r", "best_blocks")
-            columns += [[f"{r}, {b}" for r, b in zip(frame[x], frame[y], strict=True)] for x, y in pairs]
-            columns.append(map(short, frame["best_parameters"]))
+        if "best_r" in frame:
+            pairs = {"r, b": ("r", "blocks", 6), "cheapest r, b": ("best_r", "best_blocks", 0)}
+            columns += [
+                _column(frame, head, r, spare, cells=[f"{x}, {y}" for x, y in zip(frame[r], frame[b], strict=True)])
+                for head, (r, b, spare) in pairs.items()
+            ]
+            its = map(short, frame["best_parameters"])
+            columns.append(_column(frame, "its params", "best_parameters", 7, cells=its))
         change = each.advised_parameters / max(1, each.parameters) - 1
         label = method_look(str(first["method"])).label
-        lines = [
-            f"{first['adapter']}{_step(first['step'])}: {label}, the rank that keeps {energy:.4g} of Σσ²",
-            grid(heads, columns),
+        title = f"{first['adapter']}{_step(first['step'])}: {label}, the rank that keeps {energy:.4g} of Σσ²"
+        below = [
             f"{each.parameters:,} parameters trained, {each.advised_parameters:,} advised ({change:+.0%}). PEFT:",
             json.dumps(each.config),
         ]
         if each.unused:
-            lines.append(f"No advice for {len(each.unused)} modules with ΔW = 0 ({each.unused[0]} …).")
-        blocks.append("\n".join(lines))
-    legend = (
-        "R: rank bound as trained; needed: least rank that keeps the share, highest over the layers; σ_R/σ₁: last\n"
-        "singular value over first; wasted: at most half of R is needed; exhausted: all of it; advised: parameters\n"
-        "with the rank advised. The settings for PEFT keep the scaling of each module."
-    )
-    return "\n\n".join([*blocks, legend, textwrap.fill(printable(LIMITS), 110)])
+            below.append(f"No advice for {counted(len(each.unused), 'module')} with ΔW = 0 ({each.unused[0]} …).")
+        blocks.append(Block(title, [replace(column, last="") for column in columns], frame, below))
+    return Page(blocks, ["The settings for PEFT keep the scaling of each module.", "", LIMITS])
 
 
-def similarity_table(frame: pd.DataFrame) -> str:
+def similarity_table(frame: pd.DataFrame) -> Page:
     """What `similarity` prints: φ, chance, and the smallest angle of each module."""
     first = frame.iloc[0]
-    names = ("phi", "random", "angle")
-    columns = [[_number(x) for x in frame[f"{name}_{side}"]] for side in ("left", "right") for name in names]
-    table = grid(
-        ["module", "i", "j", *(f"{head} {side}" for side in ("left", "right") for head in ("φ", "chance", "angle"))],
-        [frame["module"], *(_numbers(frame[x]) for x in ("i", "j")), *columns],
-    )
-    means = ", ".join(
-        f"{side} {_number(frame[f'phi_{side}'].mean())} (chance {_number(frame[f'random_{side}'].mean())})"
-        for side in ("left", "right")
-    )
-    return (
-        f"{first['adapter_a']} (i) and {first['adapter_b']} (j)\n{table}\n\nMean φ: {means}.\n"
-        "φ = ‖UᵢᵀUⱼ‖_F² / min(i, j), 1 where the smaller subspace lies in the other; chance: max(i, j)/d, two random\n"
+    columns = [Column("module", [*frame["module"]], "module")]
+    columns += [_column(frame, head, head, 2, cells=numbers(frame[head]), mean=False) for head in ("i", "j")]
+    for side in ("left", "right"):
+        for head, name, spare in (("φ", "phi", 0), ("chance", "random", 3), ("angle", "angle", 1)):
+            columns.append(_column(frame, f"{head} {side}", f"{name}_{side}", spare, form=number))
+    told = (
+        "φ = ‖UᵢᵀUⱼ‖_F² / min(i, j), 1 where the smaller subspace lies in the other; chance: max(i, j)/d, two random "
         "subspaces; angle: smallest principal angle in degrees; left: output side of ΔW, right: input side."
     )
+    title = f"{first['adapter_a']} (i) and {first['adapter_b']} (j)"
+    return Page([Block(title, _with_mean(columns), frame)], [told])
 
 
 def text(frame: pd.DataFrame, form: str, *, ascii_only: bool = False) -> str:
@@ -239,43 +278,13 @@ def write(frame: pd.DataFrame, path: Path, form: str) -> None:
             temporary.write_text(text(frame, form), encoding="utf-8")
 
 
-def grid(heads: Iterable[str], columns: Iterable[Iterable[object]]) -> str:
-    """Aligned columns, the first to the left; its names are shortened for a terminal that is too narrow.
-
-    Widths are those of the characters that stdout can show.
-    """
-    cells = [[printable(str(cell)) for cell in (head, *column)] for head, column in zip(heads, columns, strict=True)]
-    widths = [max(map(len, column)) for column in cells]
-    if sys.stdout.isatty():  # into a pipe or a file names go whole
-        room = max(12, shutil.get_terminal_size().columns - sum(widths[1:]) - 2 * len(widths[1:]))
-        if widths[0] > room:
-            cells[0][1:] = _fitted(cells[0][1:], room)
-            widths[0] = max(map(len, cells[0]))
-    aligned = [[cell.rjust(width) for cell in column] for column, width in zip(cells, widths, strict=True)]
-    aligned[0] = [cell.ljust(widths[0]) for cell in cells[0]]
-    return "\n".join(map("  ".join, zip(*aligned, strict=True)))
-
-
-def _fitted(names: list[str], width: int) -> list[str]:
-    """Names of at most ``width`` characters: first the dotted path that all share is dropped, then their middles."""
-    gap = printable("…")
-    shared = os.path.commonprefix(names)  # noqa: RUF071  by character: these are not file paths
-    shared = shared[: shared.rfind(".") + 1]
-    out = []
-    for name in names:
-        short = gap + name[len(shared) - 1 :] if shared else name
-        if len(short) > width:
-            head, kept = (width - len(gap)) // 3, width - len(gap)
-            short = short[:head] + gap + short[len(short) - (kept - head) :]
-        out.append(short)
-    return out
-
-
-def _spectrum_legend(threshold: float, used: str = "") -> str:
-    return (
-        f"σ>{threshold:g}: effective rank;{used} entropy: exp H(σ/Σσ); stable: ‖ΔW‖_F²/σ₁²;\n"
-        "99 %: directions that hold 99 % of Σσ²."
-    )
+def _spectrum(part: pd.DataFrame) -> list[Column]:
+    """The columns of the spectrum, as far as it is known."""
+    return [
+        _column(part, "entropy", "entropy_rank", 7, meaning="exp H(σ/Σσ)"),
+        _column(part, "stable", "stable_rank", 6, meaning="‖ΔW‖_F²/σ₁²"),
+        _column(part, "99 %", "energy_rank_99", meaning="directions that hold 99 % of Σσ²"),
+    ]
 
 
 def _adapters(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -284,11 +293,44 @@ def _adapters(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{name}{_step(step)}: {_methods(part)}", part
 
 
-def _modules(part: pd.DataFrame, columns: dict[str, str], more: dict[str, list[str]] | None = None) -> str:
-    """A line per module: its shape, the numbers of the columns, and further cells."""
+def _modules(part: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
+    """The columns behind the modules and their shapes; below several modules stand means."""
     shapes = [f"{m}×{n}" for m, n in zip(part["out_features"], part["in_features"], strict=True)]
-    cells = {head: _numbers(part[column]) for head, column in columns.items()} | (more or {})
-    return grid(["module", "out×in", *cells], [part["module"], shapes, *cells.values()])
+    sizes = [*(part["out_features"] * part["in_features"])]
+    first = [Column("module", [*part["module"]], "module"), Column("out×in", shapes, "shape", sizes, spare=8)]
+    return _with_mean([*first, *columns])
+
+
+def _with_mean(columns: list[Column]) -> list[Column]:
+    """The columns with their means in the last row, where there are several rows and a mean."""
+    count = len(columns[0].cells)
+    if count == 1 or not any(column.last for column in columns):
+        return [replace(column, last="") for column in columns]
+    return [replace(columns[0], last=f"mean of {count}"), *columns[1:]]
+
+
+def _column(
+    frame: pd.DataFrame,
+    head: str,
+    name: str,
+    spare: int = 0,
+    *,
+    cells: Iterable[str] | None = None,
+    form: Callable[[float], str] | None = None,
+    meaning: str = "",
+    mean: bool = True,
+) -> Column:
+    """A column of the frame: its cells, or its numbers by ``form`` or else rounded, and with ``mean`` their mean."""
+    values, last = frame[name], ""
+    if form is not None:
+        cells, last = map(form, values), form(values.mean()) if mean else ""
+    elif cells is None:
+        cells, last = numbers(values), mean_of(values) if mean else ""
+    return Column(head, [*cells], name, [*values], spare, last, meaning)
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2%}"
 
 
 def _methods(part: pd.DataFrame) -> str:
@@ -297,31 +339,3 @@ def _methods(part: pd.DataFrame) -> str:
 
 def _step(step: Any) -> str:
     return "" if pd.isna(step) else f" step {step}"
-
-
-def span(values: pd.Series, form: str = "") -> str:
-    low, high = values.min(), values.max()
-    return f"{low:{form}}" if low == high else f"{low:{form}}–{high:{form}}"
-
-
-def short(value: float, gap: str = "") -> str:
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{gap}{unit}"
-    return f"{value:.0f}{gap}"
-
-
-def _numbers(values: pd.Series) -> list[str]:
-    """A column of numbers: no decimals if all are whole, else two; e-notation for very small and large ones."""
-    whole = all(value == round(value) for value in values.dropna()) and values.abs().max() < 1e7
-    return [f"{value:.0f}" if whole and pd.notna(value) else _number(value) for value in values]
-
-
-def _error(value: float) -> str:
-    return "0" if value == 0 else f"{value:.3g}"
-
-
-def _number(value: float) -> str:
-    if pd.isna(value):
-        return "–"
-    return f"{value:.2f}" if value == 0 or 0.095 <= abs(value) < 1e5 else f"{value:.2g}"

@@ -1,0 +1,35 @@
+"""A terminal of a given width and encoding, in the process of the test."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from unittest import mock
+
+from bora_analysis.cli import main
+
+
+class Screen(io.TextIOWrapper):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_screen(*arguments: object, width: int = 80, encoding: str = "utf-8") -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command in a terminal, without the codes of colours and of the progress bar."""
+    out, err = Screen(io.BytesIO(), encoding), Screen(io.BytesIO(), encoding)
+    with mock.patch.dict("os.environ", {"COLUMNS": str(width)}), redirect_stdout(out), redirect_stderr(err):
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            code = int(error.code or 0)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    texts = [stream.buffer.getvalue().decode(encoding) for stream in (out, err)]  # pyright: ignore[reportAttributeAccessIssue]
+    plain, told = (re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", text) for text in texts)
+    told = "\n".join(line.rpartition("\r")[2] for line in told.split("\n"))
+    return code, plain, told
