@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import Array, normalised
+from .threads import BlasLimit
 
 _UNIT = 2.0**-53
 # Relative accuracy of σ₁²: a bound, by the residual; the error itself is about its square.
@@ -79,7 +80,9 @@ _Tools = tuple[Any, Callable[[float], int | None], Callable[[Array], Array]]
 
 
 def _on_cpu(wide: Array) -> _Tools:
-    from scipy.linalg import get_lapack_funcs
+    from scipy.linalg import get_lapack_funcs  # here: importing it takes longer than --help may
+
+    BlasLimit.reach_scipy()
 
     dsytrf, workspace = get_lapack_funcs(("sytrf", "sytrf_lwork"), dtype=np.float64)
     gram = wide @ wide.T

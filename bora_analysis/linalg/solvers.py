@@ -186,6 +186,7 @@ def svd_with_vectors(core: Array) -> tuple[Array, Array, Array]:
 def _sturdy(core: Array) -> tuple[tuple[Array, Array, Array], str]:
     from scipy.linalg import svd  # here: importing it takes longer than --help may
 
+    BlasLimit.reach_scipy()
     try:
         U, values, V = svd(core, full_matrices=False, lapack_driver="gesvd")
         return (U, values, V), "svd (gesvd)"

@@ -7,12 +7,13 @@ cores.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 
 def available_cores() -> int:
@@ -33,7 +34,8 @@ class BlasLimit:
 
     lock = threading.Lock()
     users = 0
-    limiter: Any = None
+    limiters: ClassVar[list[Any]] = []
+    scipy = False  # whether scipy's BLAS was there when the limit was set
     torch_threads: int | None = None  # those before
 
     @classmethod
@@ -47,9 +49,28 @@ class BlasLimit:
                 torch.set_num_threads(1)
 
     @classmethod
+    def reach_scipy(cls) -> None:
+        """Limit scipy's BLAS, a library of its own, where ``scipy.linalg`` was imported while a limit is in force."""
+        if cls.users and not cls.scipy:
+            from threadpoolctl import OpenBLASController
+
+            with cls.lock:
+                if cls.users and not cls.scipy:
+                    # The caller is a worker, and the thread that set the limit is in control (threadpoolctl ≥ 3.7).
+                    getattr(OpenBLASController, "clear_controlling_thread", lambda **_: None)(force=True)
+                    cls.limit()
+
+    @classmethod
+    def limit(cls) -> None:
+        from threadpoolctl import threadpool_limits
+
+        cls.scipy = "scipy.linalg" in sys.modules
+        cls.limiters.append(threadpool_limits(1, user_api="blas"))
+
+    @classmethod
     def lift(cls) -> None:
-        cls.limiter.restore_original_limits()
-        cls.limiter = None
+        while cls.limiters:
+            cls.limiters.pop().restore_original_limits()
         if cls.torch_threads is not None:
             import torch
 
@@ -61,14 +82,12 @@ class BlasLimit:
 def one_blas_thread() -> Iterator[None]:
     """One BLAS thread in this process while the block runs, torch's too from its first use in there.
 
-    Safe to nest and to enter from several threads.
+    Safe to nest and to enter from several threads. scipy's BLAS is limited if it is loaded; who loads it in the block
+    calls :meth:`BlasLimit.reach_scipy`.
     """
-    import scipy.linalg  # noqa: F401  its BLAS must be loaded to be limited
-    from threadpoolctl import threadpool_limits
-
     with BlasLimit.lock:
         if BlasLimit.users == 0:
-            BlasLimit.limiter = threadpool_limits(1, user_api="blas")
+            BlasLimit.limit()
         BlasLimit.users += 1
     try:
         yield

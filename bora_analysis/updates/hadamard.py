@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..linalg import Array, normalised
-from ..linalg.qr import triangle
+from ..linalg.qr import from_gram, triangle
 from .checks import coarsest, factor
 from .contract import FactorError, Facts
 from .sums import Arithmetic
@@ -73,12 +73,8 @@ def _khatri_rao_triangle(X: Array, Y: Array) -> Array:
     """R of the QR decomposition of the Khatri–Rao product, up to signs.
 
     Entry (k, l), (k', l') of its Gram matrix is Σ_i x_ik x_ik' y_il y_il', symmetric in k, k' and in l, l': a product
-    of two matrices with r(r+1)/2 columns, far less work than QR. Cholesky's R has a relative error of about
-    ε · condition², so it is taken up to a condition² of 100.
+    of two matrices with r(r+1)/2 columns, far less work than QR.
     """
-    from scipy.linalg import get_lapack_funcs  # here: importing it takes longer than --help may
-
-    potrf, pocon = get_lapack_funcs(("potrf", "pocon"), dtype=np.float64)
     r, s = X.shape[1], Y.shape[1]
     (i, j), (p, q) = np.triu_indices(r), np.triu_indices(s)
     columns, others = np.ascontiguousarray(X.T), np.ascontiguousarray(Y.T)
@@ -87,10 +83,8 @@ def _khatri_rao_triangle(X: Array, Y: Array) -> Array:
     first[i, j] = first[j, i] = np.arange(i.size)
     second[p, q] = second[q, p] = np.arange(p.size)
     gram = packed[first][:, :, second].transpose(0, 2, 1, 3).reshape(r * s, r * s)
-    factored, failed = potrf(gram, lower=0, clean=1)
-    if not failed and pocon(factored, np.abs(gram).sum(axis=0).max())[0] > 0.01:
-        return factored
-    return triangle(_khatri_rao(X, Y))
+    (R,), (safe,) = from_gram(gram[None], len(X))
+    return R if safe else triangle(_khatri_rao(X, Y))
 
 
 def loha(
