@@ -66,10 +66,11 @@ def test_every_public_name_explains_itself(name: str) -> None:
 
 
 def test_the_import_costs_nothing() -> None:
-    code = "import sys, time; t = time.time(); import bora_analysis; print(time.time() - t, *sys.modules)"
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
-    assert min(float(run.stdout.split()[0]) for run in runs) < 0.03
-    assert not {"numpy", "pandas", "torch", "peft"} & set(runs[0].stdout.split())
+    code = "import sys; import bora_analysis; print(*sys.modules)"  # what it imports is what it costs
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert not {"numpy", "pandas", "torch", "peft"} & modules
+    assert [name for name in modules if name.startswith("bora_analysis")] == ["bora_analysis"]
 
 
 @pytest.fixture(scope="module")

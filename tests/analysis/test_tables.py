@@ -218,9 +218,9 @@ class TestRecounted:
         modules = {f"layers.{k}.q_proj": (160, 128) for k in range(224)}
         tables = analyse(synthetic_adapter("lora", modules, r=128))
         assert len(tables.spectra) == 224 * 128
-        start = time.perf_counter()
+        start = time.process_time()
         recounted(tables, 0.5)
-        assert time.perf_counter() - start < 0.1
+        assert time.process_time() - start < 0.1
 
 
 class TestSummary:
