@@ -19,6 +19,7 @@ from .convert import convert, merge
 from .cost import cost
 from .dashboard import dashboard
 from .figure import figure
+from .fleet import fleet
 from .paper import paper
 from .plain_text import spell_missing_characters
 from .recommend import recommend
@@ -28,8 +29,8 @@ from .synth import synth
 from .train import train
 
 COMMANDS = (
-    analyze, compare, factors, recommend, capture, similarity, relative, check, convert, merge, figure, synth, cost,
-    train, paper, dashboard,
+    analyze, compare, factors, recommend, capture, similarity, relative, check, fleet, convert, merge, figure, synth,
+    cost, train, paper, dashboard,
 )  # fmt: skip
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .common import command, opened, progress, reading, results, tell, usage
 from .output import Output, output
+
+if TYPE_CHECKING:
+    from ..analysis.tables import Tables
 
 
 @command("analyze my-adapter --modules 'layer[.]0' --format csv", "analyze my-adapter -o tables")
@@ -19,8 +23,18 @@ from .output import Output, output
     is_flag=True,
     help="With --base: count the σ above the threshold without computing them; columns that need all σ stay empty.",
 )
+@click.option(
+    "--reference",
+    metavar="RESULTS",
+    help="The results of a sweep; each adapter's place among those of its base model is told.",
+)
 def analyze(
-    paths: tuple[str, ...], out: Output, quick: bool, reading: dict[str, Any], analysis: dict[str, Any]
+    paths: tuple[str, ...],
+    out: Output,
+    quick: bool,
+    reference: str | None,
+    reading: dict[str, Any],
+    analysis: dict[str, Any],
 ) -> None:
     """One row per module: ranks, norms, bound.
 
@@ -32,7 +46,24 @@ def analyze(
         if out.path is not None:
             for name in ("layer_metrics", "spectra"):
                 out.write(getattr(tables, name), Path(out.path) / f"{name}.{out.file_format}")
-        out.show(tables.layer_metrics, lambda: layer_table(tables.layer_metrics, analysis["threshold"]))
+        places = _places(tables, reference) if reference is not None else ()
+        page = layer_table(tables.layer_metrics, analysis["threshold"])
+        out.show(tables.layer_metrics, lambda: replace(page, notes=(*page.notes, *places)))
+
+
+def _places(tables: Tables, reference: str) -> list[str]:
+    """A line per adapter: where it stands among those of its base model."""
+    from ..fleet.numbers import percentiles, placed, read_fleet
+    from .text_tables import step_of
+
+    with usage():
+        fleet = read_fleet(reference)
+        lines = []
+        for (name, step), part in tables.layer_metrics.groupby(["adapter", "step"], sort=False, dropna=False):
+            base = tables.base_models.get(str(name))
+            called = f"{name}{step_of(step)}"
+            lines.append(f"{called}: {placed(percentiles(part, fleet, base), base)}")
+    return lines
 
 
 @command("compare first-adapter second-adapter")

@@ -65,7 +65,7 @@ def relative_table(frame: pd.DataFrame) -> Page:
 def summary_table(frame: pd.DataFrame, threshold: float) -> Page:
     """What `compare` prints: the adapters as a whole, then each projection, adapters side by side."""
     frame = frame.assign(
-        label=[f"{name}{_step(step)}" for name, step in zip(frame["adapter"], frame["step"], strict=True)]
+        label=[f"{name}{step_of(step)}" for name, step in zip(frame["adapter"], frame["step"], strict=True)]
     )
     blocks = []
     for projection, part in frame.groupby("projection", sort=False):
@@ -95,7 +95,7 @@ def factor_ranks_table(frame: pd.DataFrame) -> Page:
     """What `factors` prints: means over the modules, a line per adapter and step."""
     groups = frame.groupby(["adapter", "step"], sort=False, dropna=False)
     means = groups[["rank_B", "rank_sigma", "rank_A", "rank_bound"]].mean()
-    labels = [f"{name}{_step(step)}" for name, step in means.index]
+    labels = [f"{name}{step_of(step)}" for name, step in means.index]
     limits = [
         "; ".join(f"{names} in {count} of {len(part)}" for names, count in part.value_counts().items())
         for _, part in groups["limiting"]
@@ -227,7 +227,7 @@ def advice_table(found: Sequence[Recommendation], energy: float) -> Page:
             columns.append(_column(frame, "its params", "best_parameters", 7, cells=its))
         change = each.advised_parameters / max(1, each.parameters) - 1
         label = method_look(str(first["method"])).label
-        title = f"{first['adapter']}{_step(first['step'])}: {label}, the rank that keeps {energy:.4g} of Σσ²"
+        title = f"{first['adapter']}{step_of(first['step'])}: {label}, the rank that keeps {energy:.4g} of Σσ²"
         below = [
             f"{each.parameters:,} parameters trained, {each.advised_parameters:,} advised ({change:+.0%}). PEFT:",
             json.dumps(each.config),
@@ -290,7 +290,7 @@ def _spectrum(part: pd.DataFrame) -> list[Column]:
 def _adapters(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Name, step and method, and the rows, of each adapter and step."""
     for (name, step), part in frame.groupby(["adapter", "step"], sort=False, dropna=False):  # pyright: ignore[reportGeneralTypeIssues]
-        yield f"{name}{_step(step)}: {_methods(part)}", part
+        yield f"{name}{step_of(step)}: {_methods(part)}", part
 
 
 def _modules(part: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
@@ -337,5 +337,5 @@ def _methods(part: pd.DataFrame) -> str:
     return ", ".join(method_look(str(method)).label for method in part["method"].unique())
 
 
-def _step(step: Any) -> str:
+def step_of(step: Any) -> str:
     return "" if pd.isna(step) else f" step {step}"

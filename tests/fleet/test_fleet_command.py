@@ -1,0 +1,106 @@
+"""``fleet`` and ``analyze --reference`` on results of a sweep."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from results_cases import store
+
+from bora_analysis import AdapterError, synthetic_adapter, write_adapter
+from bora_analysis.cli import main
+from bora_analysis.cli.fleet import VIEWS
+from bora_analysis.fleet import numbers
+from bora_analysis.fleet.numbers import read_fleet
+
+SHAPES = {f"model.layers.{k}.self_attn.{name}": (40, 24) for k in range(9) for name in ("q_proj", "v_proj")}
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    adapters = {
+        f"r{r}-{k}": synthetic_adapter("lora", SHAPES, r=r, seed=10 * r + k, kind="decay", decay=0.3 + 0.1 * k)
+        for r in (2, 4, 8)
+        for k in range(3)
+    }
+    return store(tmp_path_factory.mktemp("fleet") / "results", adapters)
+
+
+def test_every_view_has_its_table(results: Path) -> None:
+    fleet = read_fleet(results)
+    assert repr(fleet) == "<Fleet of 9 adapters, 162 modules, 1 base model>"
+    for view, function in zip(
+        VIEWS, (numbers.distributions, numbers.growth, numbers.outliers, numbers.serving_ranks), strict=True
+    ):
+        shown = run("fleet", results, "--show", view)
+        assert shown.exit_code == 0, shown.output
+        assert shown.stderr == "note: 1 adapter of the sweep could not be analysed, and left out\n"
+        assert max(map(len, shown.stdout.splitlines())) <= 112
+        found = run("fleet", results, "--show", view, "--format", "csv", "-q")
+        pd.testing.assert_frame_equal(
+            pd.read_csv(StringIO(found.stdout)), function(fleet).reset_index(drop=True), check_dtype=False
+        )
+    assert "Fleet of 9 adapters" in run("fleet", results).stdout
+    assert "keeps 0.9 of Σσ² at rank" in run("fleet", results, "--show", "ranks", "--share", "0.9").stdout
+
+
+def test_wrong_words(results: Path, tmp_path: Path) -> None:
+    assert "holds no results of a sweep" in run("fleet", tmp_path).stderr
+    for arguments, code, told in (
+        (("--base-model", "other"), 1, "no adapter of other; there are those of org/base (9)"),
+        (("--show", "growth", "--metric", "stabel_rank"), 2, "did you mean stable_rank?"),
+        (("--show", "ranks", "--share", "0"), 2, "--share"),
+    ):
+        result = run("fleet", results, *arguments)
+        assert (result.exit_code, result.stdout) == (code, "")
+        assert told in " ".join(result.stderr.split())
+    assert run("fleet", results, "--base-model", "org/base").exit_code == 0
+
+
+def test_any_share_with_spectra(results: Path) -> None:
+    fleet = read_fleet(results)
+    for share in (0.5, 0.99):
+        frame = numbers.serving_ranks(fleet, share)
+        ranks = dict(zip(frame["id"], frame["rank"], strict=True))
+        spectra = fleet.results.spectra() if fleet.results else pd.DataFrame()
+        for name, part in spectra.groupby("id"):
+            needed = part.groupby("module")["singular_value"].agg(
+                lambda s, share=share: numbers.energy_rank(s.to_numpy(), share)
+            )
+            assert ranks[str(name)] == needed.max()
+
+
+def test_results_without_one_good_adapter(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no adapter of the sweep could be analysed; see the column error"):
+        read_fleet(store(tmp_path, {}))
+
+
+def test_the_place_of_an_adapter(results: Path, tmp_path: Path) -> None:
+    made = synthetic_adapter("lora", SHAPES, r=4, kind="decay", decay=0.1, seed=5)
+    factors = {module: dict(zip("BA", made[module].factors(), strict=True)) for module in made}
+    folder = write_adapter(tmp_path / "mine", "lora", factors, alpha=4, base_model="org/base", dtype="float32")
+    result = run("analyze", folder, "--reference", results)
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    assert "mine: among the 9 adapters with the base org/base, percentiles: mean stable rank" in text
+    stable = numbers.of_adapters(read_fleet(results).layers)["stable_rank"]
+    from bora_analysis import layer_metrics
+
+    own = layer_metrics(folder)["stable_rank"].mean()
+    assert f"mean stable rank {own:.3g} at the {round(100 * (stable < own).mean())}th" in text
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/other"}))
+    other = run("analyze", folder, "--reference", results)
+    assert other.exit_code == 1
+    assert "the reference has no adapter of org/other" in " ".join(other.stderr.split())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    assert "of all base models" in run("analyze", folder, "--reference", results).stdout
