@@ -27,6 +27,7 @@ import numpy as np
 
 from ..catalogue import METHODS, made
 from ..linalg import Array
+from ..linalg.threads import one_blas_thread
 from ..methods import form, recipe
 from ..methods.random_factors import Spec
 from ..updates.checks import check_blocks
@@ -119,7 +120,8 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
         """The module's parts, by the names of :mod:`bora_analysis.methods`; factors are float32."""
         m, n = self.shapes[module]
         rng = np.random.default_rng([self.seed, crc32(module.encode())])
-        return recipe(self.method).make(self, rng, m, n)
+        with one_blas_thread():
+            return recipe(self.method).make(self, rng, m, n)
 
 
 def synthetic_adapter(

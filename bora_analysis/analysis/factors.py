@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ..adapters import Adapter
 from ..adapters.given import adapters_of
 from ..adapters.reading import Options
+from ..linalg.threads import in_order
 from ..updates.contract import Blocked
-from .progress import each_module
+from .progress import progress
 from .spectrum import factor_ranks
 from .tables import IDENTITY, identity, typed
 
@@ -50,11 +53,20 @@ def factor_table(
     """
     import pandas as pd
 
-    rows = []
-    for adapter, module in each_module(adapters_of(adapters, **reading), on_module):
-        update = adapter[module]
-        if isinstance(update, Blocked):
-            ranks = factor_ranks(update)
-            numbers = ranks.B, ranks.sigma, ranks.A, ranks.bound, ranks.upper, ranks.lower
-            rows.append((*identity(adapter, module, update.facts), *numbers, ", ".join(ranks.limiting)))
+    rows: list[tuple[Any, ...]] = []
+    given = adapters_of(adapters, **reading)
+    with progress(sum(map(len, given)), on_module) as step:
+        for adapter in given:
+            for _, row in in_order(partial(_row, adapter), adapter):
+                rows += row
+                step()
     return typed(pd.DataFrame(rows, columns=list(FACTOR_COLUMNS))).astype({"limiting": "str"})
+
+
+def _row(adapter: Adapter, module: str) -> list[tuple[Any, ...]]:
+    update = adapter[module]
+    if not isinstance(update, Blocked):
+        return []
+    ranks = factor_ranks(update)
+    numbers = ranks.B, ranks.sigma, ranks.A, ranks.bound, ranks.upper, ranks.lower
+    return [(*identity(adapter, module, update.facts), *numbers, ", ".join(ranks.limiting))]

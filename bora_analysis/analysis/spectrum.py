@@ -298,9 +298,9 @@ def factor_ranks(update: Update) -> FactorRanks:
     """
     if not isinstance(update, Blocked):
         raise ValueError(f"{update.facts.method} has no B', Σ', A' (eq. 6): its update is no product of block factors")
-    left, right = update.factor_cores()
-    slots = update.slots()
     with one_blas_thread():
+        left, right = update.factor_cores()
+        slots = update.slots()
         B, sigma, A = (sum(map(_rank, stacks)) for stacks in (left, [slot[None] for slot in slots], right))
     inner = sum(len(slot) for slot in slots)
     lower = max(0, B + sigma + A - 2 * inner)
