@@ -40,6 +40,7 @@ def analyze(
 
     The table shows some columns, rounded. csv, json and parquet have all columns, unrounded; parquet needs -o.
     """
+    from .answer import answered
     from .text_tables import layer_table
 
     with results(paths, reading, analysis | {"quick": quick}) as tables:
@@ -47,8 +48,9 @@ def analyze(
             for name in ("layer_metrics", "spectra"):
                 out.write(getattr(tables, name), Path(out.path) / f"{name}.{out.file_format}")
         places = _places(tables, reference) if reference is not None else ()
-        page = layer_table(tables.layer_metrics, analysis["threshold"])
-        out.show(tables.layer_metrics, lambda: replace(page, notes=(*page.notes, *places)))
+        layers = tables.layer_metrics
+        page = answered(layer_table(layers, analysis["threshold"]), layers, reading, "analyze")
+        out.show(layers, lambda: replace(page, notes=(*page.notes, *places)))
 
 
 def _places(tables: Tables, reference: str) -> list[str]:
@@ -76,11 +78,13 @@ def compare(paths: tuple[str, ...], out: Output, reading: dict[str, Any], analys
     the same number of parameters to within 5 %.
     """
     from ..analysis.summary import summary
+    from .answer import answered
     from .text_tables import summary_table
 
     with results(paths, reading, analysis) as tables:
         frame = summary(tables.layer_metrics)
-        out.deliver(frame, lambda: summary_table(frame, analysis["threshold"]))
+        layers = tables.layer_metrics
+        out.deliver(frame, lambda: answered(summary_table(frame, analysis["threshold"]), layers, reading, "compare"))
 
 
 @command("factors run-folder -o factors.csv")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 POSITIVE = click.IntRange(min=1)
 READING = "Reading adapters"
+PLACES = "bora_analysis.places"  # of the context: adapter → the path by which it was called
 SIGMA_HELP = "How BoRA's Σ follows from the stored σ"
 
 _READ = ("modules", "steps", "initial", "base", "experts", "method", "alpha", "activation")
@@ -142,13 +143,18 @@ def opened(paths: tuple[str, ...], reading: dict[str, Any]) -> Iterator[tuple[li
         fail(error)
 
     adapters: list[Adapter] = []
+    typed: list[str] = []  # beside each adapter the path that it was called by
     with usage():
         for path in dict.fromkeys(paths):  # an adapter named twice is one adapter
             try:
                 adapters += checkpoints(read_adapter(path, **reading))
             except AdapterError as error:
                 failed(error)
-    yield named_apart(adapters), failed
+            typed += [path] * (len(adapters) - len(typed))
+    adapters = named_apart(adapters)
+    names = [adapter.name for adapter in adapters]
+    click.get_current_context().meta[PLACES] = dict(zip(reversed(names), reversed(typed), strict=True))
+    yield adapters, failed
     if failures:
         raise click.exceptions.Exit(1)
 
@@ -254,3 +260,13 @@ def stop(error: object) -> NoReturn:
     """Print an error and end with exit code 1."""
     fail(error)
     raise click.exceptions.Exit(1) from None
+
+
+def reading_flags(reading: Mapping[str, Any]) -> list[str]:
+    """The options of :func:`reading` as they would be typed, those that differ from their defaults."""
+    usual = {"steps": False, "experts": "mean"}
+    words: list[str] = []
+    for name, value in reading.items():
+        if value is not None and value != usual.get(name):
+            words += [f"--{name}"] if value is True else [f"--{name}", f"{value:g}" if name == "alpha" else str(value)]
+    return words

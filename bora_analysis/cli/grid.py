@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .cells import cells_of, mean_of
+from .help import folded
 from .plain_text import cells_wide, padded, printable, wrapped
 from .short_names import cut_to, shorter
 
@@ -64,6 +65,7 @@ class Page:
     blocks: Sequence[Block]
     notes: Sequence[str] = ()
     first: Sequence[str] = ()
+    next: str = ""  # a command that goes on from here
     prose: Callable[[int | None], str] | None = None  # in place of the tables, for a width
 
 
@@ -167,9 +169,8 @@ def as_text(page: Page, view: View) -> str:
         return page.prose(view.width)
     page, width = view.chosen(page), view.width
     fit = _whole(page.blocks) if width is None else _fitted(page.blocks, width, droppable=not view.columns)
-    parts = ["\n".join(_lines(line, width)) for line in page.first]
-    if fit.told:
-        parts += ["\n".join(_lines(line, width)) for line in fit.told]
+    parts = [*answer_lines(page, width), *([""] if page.first else [])]
+    parts += [each for line in fit.told for each in _lines(line, width)]
     blocks = []
     for block in page.blocks:
         title = _lines(block.title, width) if block.title else []
@@ -179,6 +180,17 @@ def as_text(page: Page, view: View) -> str:
     notes = [] if view.quiet else [*filter(None, [legend(page, fit.dropped)]), *page.notes]
     told = [line for note in notes for line in wrapped(note, width or PIPE) or [""]]
     return "\n".join([text, *([""] if told else []), *told])
+
+
+def answer_lines(page: Page, width: int | None) -> list[str]:
+    """What the page says first, and the next command: behind it, or on lines of its own that a shell can read."""
+    first, following = list(page.first), f"next: {page.next}" if page.next else ""
+    if following and len(first) == 1 and (width is None or cells_wide(f"{printable(first[0])}; {following}") <= width):
+        first, following = [f"{first[0]}; {following}"], ""
+    lines = [line for text in first for line in _lines(text, width)]
+    if following and width is not None:
+        return [*lines, *folded(printable(following), width)]
+    return [*lines, *([printable(following)] if following else [])]
 
 
 def as_markdown(page: Page, view: View) -> str:
@@ -196,7 +208,8 @@ def as_markdown(page: Page, view: View) -> str:
         below = ["", *(f"`{line}`" if line.startswith("{") else _escaped(line) for line in block.below)]
         blocks.append("\n".join([*title, *lines, *(below if block.below else [])]))
     notes = [] if view.quiet else [note for note in (legend(page, ()), *page.notes) if note]
-    return "\n\n".join([*map(_escaped, page.first), *blocks, *map(_escaped, notes)])
+    first = answer_lines(page, None)
+    return "\n\n".join([*map(_escaped, first), *blocks, *map(_escaped, notes)])
 
 
 def _escaped(text: str) -> str:

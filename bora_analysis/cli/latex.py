@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .grid import Page, View, legend
+from .grid import Page, View, answer_lines, legend
 from .plain_text import spelled
 
 _SPECIAL = {
@@ -26,7 +26,7 @@ _FORMULA = re.compile(rf"(?:(?:ΔW|[{''.join(_MATHS)}])(?:_\{{[^}}]*\}}|_\w)?)+(
 def as_latex(page: Page, view: View) -> str:
     """The page as tabulars, one below the other; titles and notes are comments."""
     page = view.chosen(page)
-    parts = [_comment(line) for line in page.first]
+    parts = ["\n".join(map(_comment, answer_lines(page, None)))] if page.first else []
     for block in page.blocks:
         heads = [column.head for column in block.columns]
         rows = [list(cells) for cells in zip(*(column.cells for column in block.columns), strict=True)]

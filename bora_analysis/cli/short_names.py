@@ -29,11 +29,9 @@ encoder.layer.1.attention.self.value
     """
     names = list(dict.fromkeys(names))
     yield {name: name for name in names}, ""
-    if len(names) < 2:
-        return
-    width = max(map(len, names))
-    for way in (_without_ends, _without_middles):
-        for cut in _CUTS:
+    width = max(map(len, names), default=0)
+    for way in (_without_ends, _without_middles) if len(names) > 1 else (_without_ends,):
+        for cut in _CUTS[: len(names)]:  # of one name the last part of its path says most
             found = way(names, cut)
             if found and (longest := max(map(len, found[0].values()))) < width:
                 width = longest

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from bora_analysis import analyse, read_adapter, summary
+from bora_analysis import analyse, read_adapter, summary, verdict
 from bora_analysis.analysis.tables import LAYER_COLUMNS, SPECTRA_COLUMNS
 from bora_analysis.cli import main
 from bora_analysis.cli.common import tell
@@ -104,10 +104,31 @@ def test_modules_and_threshold_reach_the_analysis(folders):
     assert {(record["threshold"], record["effective_rank"]) for record in records} == {(1e9, 0)}
 
 
+def test_tables_begin_with_the_verdict_and_a_command_that_runs(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(folders)
+    for arguments in (
+        ["analyze", "lora"],
+        ["compare", "lora"],
+        ["analyze", "lora", "bora"],
+        ["compare", "run", "bora"],
+    ):
+        first, _, _ = run(*arguments, "--modules", "query").stdout.partition("\n\n")
+        for each in map(read_adapter, arguments[1:]):
+            assert verdict(each, modules="query").partition("; next")[0] in first
+        _, _, command = first.partition("next: bora-analysis ")
+        assert command.endswith(" --modules query")
+        assert run(*shlex.split(command), *(("--starts", 1) if "capture" in command else ())).exit_code == 0
+    markdown = run("compare", "lora", "--format", "markdown").stdout
+    assert markdown.startswith("99 % of the energy in ")
+    for form in ("csv", "json"):
+        assert "99 % of the energy" not in run("compare", "lora", "--format", form).output
+    assert run("analyze", "lora", "-q").stdout.startswith("99 % of the energy in ")
+
+
 def test_compare_marks_equal_budgets(folders):
     result = run("compare", folders / "lora", folders / "melora", folders / "bora")
     assert result.exit_code == 0
-    lines = {line.split()[0]: line.split() for line in result.stdout.splitlines()[:6] if line}
+    lines = {line.split()[0]: line.split() for line in result.stdout.partition("All modules")[2].splitlines()[1:5]}
     assert lines["lora"][1] == lines["melora"][1] == "a"
     assert "Projection q" in result.stdout
     as_json = run("compare", folders / "lora", folders / "bora", "--format", "json")

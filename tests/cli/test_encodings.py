@@ -22,8 +22,8 @@ LORA, BORA = str(DATA / "synthetic-lora-r8"), str(DATA / "synthetic-bora-r8-b8")
 ENCODINGS = ("ascii", "cp1252", "cp437", "gbk")
 # Name → arguments, exit code, number of the line at which an aligned table begins.
 COMMANDS = {
-    "analyze": (["analyze", BORA], 0, 1),
-    "compare": (["compare", BORA, LORA], 0, 1),
+    "analyze": (["analyze", BORA], 0, 3),
+    "compare": (["compare", BORA, LORA], 0, 5),
     "factors": (["factors", BORA, LORA], 0, None),
     "recommend": (["recommend", BORA], 0, 1),
     "similarity": (["similarity", BORA, LORA, "--modules", "query"], 0, 1),
