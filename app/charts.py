@@ -20,6 +20,7 @@ from bora_analysis.analysis.views import sigma_limits, spreads
 from bora_analysis.linalg import Array
 from bora_analysis.metrics import METRICS
 from bora_analysis.style import Look
+from bora_analysis.threshold import Threshold
 
 # About the widths, in pixels, of a chart's plot over the whole page and over half of it, in a window of 1280.
 _WHOLE, _HALF = 740, 340
@@ -44,9 +45,16 @@ def metric_title(metric: str) -> str:
     return "  ".join((METRICS[metric].label, METRICS[metric].formula))
 
 
-def spectrum(curves: pd.DataFrame, looks: Mapping[str, Look], threshold: float) -> vega.Chart:
-    """``views.curves``, σ logarithmic: line, band where there are several modules, threshold, bounds."""
-    floor, ceiling = vega.half_decades(*sigma_limits(curves["median"], curves["largest"], threshold))
+def spectrum(
+    curves: pd.DataFrame, looks: Mapping[str, Look], threshold: Threshold, limits: Mapping[str, float]
+) -> vega.Chart:
+    """``views.curves``, σ logarithmic: line, band where there are several modules, threshold, bounds.
+
+    Parameters
+    ----------
+    limits : ``views.limits_of``; a threshold that differs between adapters is a line of each.
+    """
+    floor, ceiling = vega.half_decades(*sigma_limits(curves["median"], curves["largest"], *limits.values()))
     shown = vega.dressed(curves, looks).assign(
         curve=curves["adapter"] + " " + curves["bound"].astype(str),
         y=np.fmax(curves["median"], floor),
@@ -62,7 +70,12 @@ def spectrum(curves: pd.DataFrame, looks: Mapping[str, Look], threshold: float) 
     more = {"least": "least", "largest": "largest", "modules": "modules"} if several else {}
     tips = vega.tooltip(shown, label="adapter", index="index", median="median σ" if several else "σ", **more)
     each = {"x": x, "color": colour, "detail": vega.category("curve")}
-    above, data = vega.threshold_line(threshold)
+    lowest = min((limit for limit in limits.values() if limit > 0), default=floor)
+    above, data = vega.threshold_line(threshold.value if threshold.absolute else lowest, threshold.formula)
+    if not threshold.absolute:  # the words stand at the lowest of the lines
+        each_own = pd.DataFrame({"adapter": [*limits], "y": [max(limit, floor) for limit in limits.values()]})
+        above[0] = vega.layer("limits", vega.rule(1.2, strokeDash=[5, 4]), y=vega.number("y"), color=colour)
+        data["limits"] = vega.dressed(each_own, looks)
     layers = [
         vega.layer("curves", vega.line(2, clip=True), **each, y=y, strokeDash=dash),
         vega.layer("ends", vega.rule(1, opacity=0.7), x=x, color=colour, y=y, y2={"field": "floor"}),
@@ -144,7 +157,11 @@ def heatmap(cells: pd.DataFrame, metric: str, chosen: tuple[str, str]) -> vega.C
 
 
 def families(
-    table: pd.DataFrame, titles: Mapping[str, str], *, bold: str | None = None, threshold: float | None = None
+    table: pd.DataFrame,
+    titles: Mapping[str, str],
+    *,
+    bold: str | None = None,
+    threshold: tuple[float, str] | None = None,
 ) -> vega.Chart:
     """A family of lines, coloured by a number (depth, slot, step), with one of them, or a mean, in bold.
 
@@ -152,10 +169,12 @@ def families(
     ----------
     titles : column → title, of the x axis, the y axis and the colours.
     bold : the name of the bold line in its tooltip; the column ``bold`` is then true in its rows.
-    threshold : to be marked, where y is a singular value.
+    threshold : the value to be marked, where y is a singular value, and what it is called.
     """
     x, y, by = titles
-    values, axis = vega.vertical(table[y], y == "singular_value" or spreads(table[y]), threshold)
+    values, axis = vega.vertical(
+        table[y], y == "singular_value" or spreads(table[y]), *(threshold[:1] if threshold else ())
+    )
     shown = table.assign(y=values)
     across, up = vega.step_axis(x, titles[x], table[x]), vega.number("y", titles[y], **axis)
     named = sorted(table[by].unique().tolist())
@@ -180,7 +199,7 @@ def families(
             vega.layer("bold", vega.point(45, color=vega.ink()), **heavy, tooltip=tips),
         ]
     if threshold is not None:
-        above, more = vega.threshold_line(threshold)
+        above, more = vega.threshold_line(*threshold)
         layers, data = layers + above, data | more
     return vega.layered(400, layers, data)
 

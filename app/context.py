@@ -15,6 +15,7 @@ from app.safe_markdown import markdown
 from app.sources import Source
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis.tables import LAYER_COLUMNS, SPECTRA_COLUMNS, recounted
+from bora_analysis.threshold import Threshold
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Context:
     sources: tuple[Source, ...]
     spectra: pd.DataFrame
     layer_metrics: pd.DataFrame
-    threshold: float
+    threshold: Threshold
 
 
 def current() -> Context:
@@ -32,7 +33,7 @@ def current() -> Context:
     return st.session_state["_context"]
 
 
-def load(chosen: Sequence[Source], threshold: float) -> Context:
+def load(chosen: Sequence[Source], threshold: Threshold) -> Context:
     """The tables of the chosen adapters; one that cannot be read shows its line and the others go on."""
     store, tables, read = sources.table_store(), [], []
     for source in chosen:

@@ -23,6 +23,7 @@ from bora_analysis.catalogue.formulas import Cost
 from bora_analysis.catalogue.sizes import common_divisors
 from bora_analysis.linalg import Array
 from bora_analysis.methods import form, recipe
+from bora_analysis.threshold import Threshold
 from bora_analysis.updates.contract import Blocked, Facts, Update
 
 #: The largest m and n, and r. With the two limits below, the SVD of a core takes at most 70 ms on one processor and the
@@ -175,7 +176,7 @@ def spectra_frame(outcomes: tuple[Outcome, ...], names: dict[str, str]) -> pd.Da
     return frame.astype({"step": "Int64", "layer": "Int64"})
 
 
-def ranks_frame(outcomes: tuple[Outcome, ...], threshold: float) -> pd.DataFrame:
+def ranks_frame(outcomes: tuple[Outcome, ...], threshold: Threshold | float) -> pd.DataFrame:
     """One row per method: sizes, parameters, the ranks of the three factors, bound, and ranks of ΔW."""
     rows = [
         {

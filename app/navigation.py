@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
 
 from app import sources
 from app.context import load
-from app.controls import linked
+from app.controls import choose, linked
 from app.safe_markdown import markdown
 from app.server_settings import settle
 from app.uploads import upload_box, upload_store
 from bora_analysis.adapters import AdapterError
 from bora_analysis.metrics import THRESHOLD
+from bora_analysis.threshold import Threshold
 
 #: Twelve steps a decade from 1e-6 to 100, the figures that people type among them.
 STEPS = [float(f"{digits}e{power}") for power in range(-6, 2) for digits in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)]
 STEPS.append(100.0)
+#: Percent of σ₁.
+SHARES = [float(f"{digits}e{power}") for power in range(-2, 2) for digits in (1, 1.5, 2, 3, 5, 7)]
+#: What a singular value is compared with.
+ABSOLUTE, RELATIVE, AT_NORM = KINDS = ("a number", "a share of σ₁", "a number, at ‖ΔW‖ = 1")
 
 
 def main() -> None:
@@ -43,7 +49,7 @@ def main() -> None:
     page.run()
 
 
-def picker() -> tuple[list[sources.Source], float]:
+def picker() -> tuple[list[sources.Source], Threshold]:
     """The sidebar: which adapters, and the threshold. Their state stands in the URL.
 
     Adapters in the URL by ``adapters`` (their labels, bound to the picker), those that are neither given nor bundled
@@ -70,15 +76,7 @@ def picker() -> tuple[list[sources.Source], float]:
             help="Type a part of a name to search. Trained adapters come first, then synthetic ones, whose spectra are "
             "known, then training runs with all their steps.",
         )
-        threshold = linked(
-            st.select_slider,
-            "Threshold τ of the effective rank",
-            steps(),
-            value=THRESHOLD,
-            format_func=lambda value: f"{value:g}",
-            key="threshold",
-            help="Singular values above τ count. The paper uses 0.005 (§4.5), as HiRA does.",
-        )
+        threshold = threshold_picker()
         for error in errors:
             st.error(markdown(error), icon=":material/error:")
         with st.expander("Add an adapter", icon=":material/add:"):
@@ -93,7 +91,33 @@ def picker() -> tuple[list[sources.Source], float]:
                 except AdapterError as error:
                     st.error(markdown(str(error)), icon=":material/error:")
             remember(upload_box(), known)
-    return [known[key] for key in chosen], float(threshold)
+    return [known[key] for key in chosen], threshold
+
+
+def threshold_picker() -> Threshold:
+    """Which singular values count. The slider of shares is another one: its steps are others."""
+    kind = choose(
+        "The effective rank counts σ above",
+        KINDS,
+        "counting",
+        help="A number counts more directions when α or the learning rate is higher. A share of each ΔW's σ₁, or a "
+        "number after every ΔW is scaled to ‖ΔW‖_F = 1, does not depend on the scale.",
+    )
+    slider = partial(linked, st.select_slider)
+    if kind == RELATIVE:
+        share = slider(
+            "Threshold τ, in percent of σ₁", SHARES, value=1.0, format_func=lambda value: f"{value:g}%", key="share"
+        )
+        return Threshold(share / 100, relative=True)
+    value = slider(
+        "Threshold τ of the effective rank",
+        steps(),
+        value=THRESHOLD,
+        format_func=lambda value: f"{value:g}",
+        key="threshold",
+        help="Singular values above τ count. The paper uses 0.005 (§4.5), as HiRA does.",
+    )
+    return Threshold(float(value), norm=1.0 if kind == AT_NORM else None)
 
 
 def from_link(added: dict[str, sources.Source]) -> list[str]:

@@ -264,12 +264,12 @@ def log_number(field: str, title: str, ticks: int, form: str = "~s", **scale: An
     return number(field, title, scale=log_scale(**scale), axis={"format": form, "tickCount": ticks})
 
 
-def vertical(values: Any, logarithmic: bool, threshold: float | None = None) -> tuple[Array, Spec]:
+def vertical(values: Any, logarithmic: bool, *thresholds: float) -> tuple[Array, Spec]:
     """The values, none below the floor of a logarithmic axis, and the scale and the axis."""
     values = np.asarray(values, dtype=float)
     if not logarithmic:
         return values, {"scale": {"zero": True}}
-    low, high = half_decades(*sigma_limits(values, values, threshold))
+    low, high = half_decades(*sigma_limits(values, values, *thresholds))
     return np.fmax(values, low), {"scale": log_scale(domain=[low, high]), "axis": decades(low, high)}
 
 
@@ -297,7 +297,7 @@ def _power(value: float) -> str:
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def threshold_line(threshold: float) -> tuple[list[Spec], dict[str, pd.DataFrame]]:
+def threshold_line(threshold: float, formula: str) -> tuple[list[Spec], dict[str, pd.DataFrame]]:
     """A threshold on the y axis: its layers, and its data."""
     here = number("y")
     place = {"y": here, "x": {"value": 0}, "text": category("text")}
@@ -308,4 +308,4 @@ def threshold_line(threshold: float) -> tuple[list[Spec], dict[str, pd.DataFrame
         layer("threshold", {**text, "stroke": ground(), "strokeWidth": 4}, **place),
         layer("threshold", text, **place),
     ]
-    return layers, {"threshold": pd.DataFrame({"y": [threshold], "text": [f"τ = {threshold:g}"]})}
+    return layers, {"threshold": pd.DataFrame({"y": [threshold], "text": [f"τ = {formula}"]})}

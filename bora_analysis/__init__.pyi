@@ -12,6 +12,8 @@ from .analysis.conversion import Conversion as Conversion
 from .analysis.conversion import Cut as Cut
 from .analysis.conversion import convert as convert
 from .analysis.factors import factor_table as factor_table
+from .analysis.null import Null as Null
+from .analysis.null import null as null
 from .analysis.recommendation import Recommendation as Recommendation
 from .analysis.recommendation import recommend as recommend
 from .analysis.relative import base_metrics as base_metrics
@@ -37,6 +39,7 @@ from .analysis.verdict import verdict as verdict
 from .fleet.checks import Finding as Finding
 from .fleet.checks import Report as Report
 from .fleet.checks import check as check
+from .threshold import Threshold as Threshold
 from .updates.blocks import activate as activate
 from .updates.blocks import bora as bora
 from .updates.blocks import lora as lora

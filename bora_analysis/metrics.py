@@ -24,38 +24,43 @@ from numpy.typing import ArrayLike
 from .catalogue.dtypes import EPSILON
 from .linalg import Array, norm, normalised
 from .linalg.inertia import Counted
+from .threshold import Threshold
 from .updates.contract import Facts
 
 #: The threshold of effective_rank in BoRA §4.5, which takes it from HiRA §6.1.
 THRESHOLD = 0.005
 
 
-def effective_rank(s: ArrayLike, threshold: float | Array = THRESHOLD) -> Any:
-    """Count of singular values above an absolute threshold (BoRA §4.5; HiRA, ICLR 2025, §6.1).
+def effective_rank(s: ArrayLike, threshold: float | str | Threshold | Array = THRESHOLD) -> Any:
+    """Count of singular values above a threshold (BoRA §4.5; HiRA, ICLR 2025, §6.1).
 
-    An array of thresholds gives the curve: one count per threshold.
+    An array of absolute thresholds gives the curve: one count per threshold.
 
-    >>> effective_rank(np.array([1.0, 0.01, 0.001]))
-    2
+    >>> effective_rank(np.array([1.0, 0.01, 0.001])), effective_rank(np.array([1.0, 0.01, 0.001]), "1%")
+    (2, 1)
     >>> effective_rank(np.array([1.0, 0.01, 0.001]), np.array([0.1, 0.0001])).tolist()
     [1, 3]
     """
+    if isinstance(threshold, str | Threshold):
+        threshold = Threshold.of(threshold).limit(spectral_norm(s), frobenius_norm(s))
     limits = np.asarray(threshold, dtype=np.float64)
     counts = np.size(s) - np.searchsorted(np.sort(s), limits, side="right")
     return int(counts) if limits.ndim == 0 else counts
 
 
-def effective_ranks(s: Array, lengths: Array, threshold: float = THRESHOLD) -> Array:
+def effective_ranks(s: Array, lengths: Array, threshold: float | Array = THRESHOLD) -> Array:
     """The :func:`effective_rank` of many updates, whose singular values stand one behind the other.
 
     Parameters
     ----------
     s : the values of all updates. lengths : how many each of them has, 0 allowed.
+    threshold : an absolute one, or one for each update.
 
     >>> effective_ranks(np.array([1.0, 0.001, 2.0]), np.array([2, 0, 1])).tolist()
     [1, 0, 1]
     """
-    above = np.concatenate([[0], np.cumsum(s > threshold)])
+    limits = threshold if np.ndim(threshold) == 0 else np.repeat(threshold, lengths)
+    above = np.concatenate([[0], np.cumsum(s > limits)])
     ends = np.cumsum(lengths)
     return above[ends] - above[ends - lengths]
 
@@ -104,6 +109,16 @@ def hill_number(s: ArrayLike, order: float) -> float:
 def stable_rank(s: ArrayLike) -> float:
     """‖ΔW‖_F² / ‖ΔW‖₂² (Rudelson & Vershynin, J. ACM 2007)."""
     return hill_number(s, np.inf)
+
+
+def top_share(s: ArrayLike) -> float:
+    """σ₁² / Σσ², the share of the energy in the largest direction.
+
+    >>> top_share(np.array([3.0, 1.0]))
+    0.9
+    """
+    whole = frobenius_norm(s)
+    return (spectral_norm(s) / whole) ** 2 if whole else 0.0
 
 
 def participation_ratio(s: ArrayLike) -> float:
@@ -174,7 +189,7 @@ def condition(s: ArrayLike, tolerance: float) -> float:
     return float(kept.max() / kept.min()) if kept.size else float("nan")
 
 
-def rank_utilisation(s: ArrayLike, rank_bound: int, threshold: float = THRESHOLD) -> float:
+def rank_utilisation(s: ArrayLike, rank_bound: int, threshold: float | str | Threshold = THRESHOLD) -> float:
     """effective_rank / rank_bound: the share of the directions that the method allows and the update uses.
 
     0 where no direction is allowed (AdaLoRA may prune a module to nothing).
@@ -197,9 +212,10 @@ class Metric(NamedTuple):
     Attributes
     ----------
     label, formula : for an axis; τ stands for the threshold.
-    value : a spectrum or its values, facts, threshold → the number.
+    value : a spectrum or its values, facts, absolute threshold → the number.
     counted : the same from a count, where a count is enough (see :mod:`bora_analysis.linalg.inertia`).
     source : where it comes from.
+    degree : a ΔW that is c times as large has c^degree times the value; None where it counts against a limit.
     """
 
     label: str
@@ -207,6 +223,7 @@ class Metric(NamedTuple):
     value: Callable[[Any, Facts, float], float]
     counted: Callable[[Counted, Facts], float] | None = None
     source: str = ""
+    degree: int | None = 0
 
 
 def _share(share: float) -> Metric:
@@ -217,16 +234,18 @@ def _share(share: float) -> Metric:
 METRICS: dict[str, Metric] = {
     "effective_rank": Metric(
         "effective rank", "#{σ > τ}", lambda s, facts, threshold: effective_rank(s, threshold),
-        lambda c, facts: c.above, "BoRA §4.5, from HiRA (ICLR 2025); τ = 0.005",
+        lambda c, facts: c.above, "BoRA §4.5, from HiRA (ICLR 2025); τ = 0.005, or a share of σ₁ or of ‖ΔW‖_F",
+        None,
     ),
-    "energy": Metric("energy", "Σσ²", lambda s, facts, threshold: energy(s), lambda c, facts: c.energy),
+    "energy": Metric("energy", "Σσ²", lambda s, facts, threshold: energy(s), lambda c, facts: c.energy, degree=2),
     "frobenius_norm": Metric(
-        "Frobenius norm", "√Σσ²", lambda s, facts, threshold: frobenius_norm(s), lambda c, facts: c.energy**0.5
+        "Frobenius norm", "√Σσ²", lambda s, facts, threshold: frobenius_norm(s), lambda c, facts: c.energy**0.5,
+        degree=1,
     ),
     "spectral_norm": Metric(
-        "spectral norm", "σ₁", lambda s, facts, threshold: spectral_norm(s), lambda c, facts: c.top
+        "spectral norm", "σ₁", lambda s, facts, threshold: spectral_norm(s), lambda c, facts: c.top, degree=1,
     ),
-    "nuclear_norm": Metric("nuclear norm", "Σσ", lambda s, facts, threshold: nuclear_norm(s)),
+    "nuclear_norm": Metric("nuclear norm", "Σσ", lambda s, facts, threshold: nuclear_norm(s), degree=1),
     "stable_rank": Metric(
         "stable rank", "Σσ² / σ₁²", lambda s, facts, threshold: stable_rank(s),
         lambda c, facts: c.energy / c.top**2 if c.top else 0.0, "Rudelson & Vershynin 2007",
@@ -247,6 +266,7 @@ METRICS: dict[str, Metric] = {
     "rank_above_rounding": Metric(
         "rank above rounding", "#{σ > noise floor}", lambda s, facts, threshold: rank_above_rounding(s),
         source="what rounding of the stored numbers cannot have made, see noise_floor; missing where that is not known",
+        degree=None,
     ),
     "energy_rank_90": _share(0.90),
     "energy_rank_95": _share(0.95),
@@ -255,6 +275,10 @@ METRICS: dict[str, Metric] = {
         "condition", "σ₁ / σₖ", lambda s, facts, threshold: condition(s, rounding_tolerance(s)),
         source="k is the numerical rank; missing for a zero update",
     ),
+    "top_share": Metric(
+        "share of σ₁", "σ₁² / Σσ²", lambda s, facts, threshold: top_share(s),
+        lambda c, facts: c.top**2 / c.energy if c.energy else 0.0, "1 / stable_rank; 0 for a zero update",
+    ),
     "rank_bound": Metric(
         "rank bound", "≥ rank ΔW", lambda s, facts, threshold: facts.rank_bound, lambda c, facts: facts.rank_bound,
         "highest rank that the sizes allow; min(m, n, br) for BoRA (Proposition 1)",
@@ -262,6 +286,6 @@ METRICS: dict[str, Metric] = {
     "rank_utilisation": Metric(
         "rank utilisation", "#{σ > τ} / bound",
         lambda s, facts, threshold: rank_utilisation(s, facts.rank_bound, threshold),
-        lambda c, facts: float(utilisation(c.above, facts.rank_bound)),
+        lambda c, facts: float(utilisation(c.above, facts.rank_bound)), degree=None,
     ),
 }  # fmt: skip

@@ -17,6 +17,7 @@ from . import catalogue
 from .catalogue import Method
 from .catalogue.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, YELLOW
 from .metrics import METRICS
+from .threshold import Threshold
 
 __all__ = [
     "BLACK", "BLUE", "GREEN", "GREY", "MODELS", "ORANGE", "PROJECTIONS", "PURPLE", "SKY", "VENUES",
@@ -148,14 +149,14 @@ def projections_in_order(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (PROJECTIONS.index(name) if name in PROJECTIONS else 99, name))
 
 
-def metric_label(metric: str, threshold: float, separator: str = "\n") -> str:
+def metric_label(metric: str, threshold: float | str | Threshold, separator: str = "\n") -> str:
     """Name and formula of a metric, for an axis.
 
     >>> metric_label("effective_rank", 0.005, "  ")
     'effective rank  #{σ > 0.005}'
     """
     row = METRICS[metric]
-    return f"{row.label}{separator}{row.formula.replace('τ', f'{threshold:g}')}"
+    return f"{row.label}{separator}{row.formula.replace('τ', Threshold.of(threshold).formula)}"
 
 
 def _says(name: str, label: str) -> bool:

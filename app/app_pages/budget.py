@@ -152,7 +152,9 @@ def your_adapters() -> None:
         key="adapters_pareto",
         alt=f"Mean rank bound and mean effective rank of {len(totals)} adapters against their trained parameters.",
     )
-    st.caption(f"Open: rank bound; filled: effective rank, #{{σ > {current().threshold:g}}}; means over the modules.")
+    st.caption(
+        f"Open: rank bound; filled: effective rank, #{{σ > {current().threshold.formula}}}; means over the modules."
+    )
     offer(totals, "pareto", "pareto", layers)
 
 

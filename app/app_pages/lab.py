@@ -159,7 +159,7 @@ drawable = bool(ranks["measured_rank"].any())
 if drawable:
     described = ", ".join(f"{row.label} {row.measured_rank} of {row.rank_bound}" for row in ranks.itertuples())
     draw(
-        charts.spectrum(views.curves(exact), views.looks_of(exact), threshold),
+        charts.spectrum(views.curves(exact), views.looks_of(exact), threshold, views.limits_of(exact, threshold)),
         key="lab_spectrum",
         alt=f"Singular values against index, logarithmic, of {', '.join(ranks['label'])}. Measured rank: {described}.",
     )
@@ -169,7 +169,7 @@ else:
 help_b = "Minis of MELoRA, experts of HydraLoRA and MoELoRA; C³A: gcd(m, n) / block size"
 shown = ("label", "r", "blocks", "parameters", "rank_B", "rank_sigma", "rank_A", "rank_bound", "measured_rank")
 shown += ("effective_rank", "entropy_rank", "stable_rank")
-heads = {"blocks": st.column_config.Column("b", help=help_b), "effective_rank": f"σ > {threshold:g}"}
+heads = {"blocks": st.column_config.Column("b", help=help_b), "effective_rank": f"σ > {threshold.formula}"}
 show(ranks, shown, heads)
 if ranks["r"].nunique() > 1 or setting.same == "budget":
     sizes = zip(ranks["label"], ranks["r"].astype("string").fillna(""), ranks["parameters"], strict=True)

@@ -119,7 +119,7 @@ def ranks_of(found: Inspection, method: str) -> None:
                 limits = value == ranks.upper and len(ranks.limiting) < 3
                 st.metric(f"rank {name}", value, "limits" if limits else None, delta_color="off", delta_arrow="off")
         st.metric("bound", facts.rank_bound, help="Highest rank that the sizes allow: Proposition 1")
-        st.metric(f"σ > {threshold:g}", int(row["effective_rank"]), help="Effective rank")
+        st.metric(f"σ > {threshold.formula}", int(row["effective_rank"]), help="Effective rank")
         st.metric("entropy rank", f"{row['entropy_rank']:.2f}", help="exp H(σ/Σσ)")
     if ranks is None:
         st.markdown(f"{markdown(method)} has no B′, Σ′, A′: its ΔW is not a product of block factors.")
@@ -134,7 +134,7 @@ def module_spectrum() -> None:
     mine = at_step(context.spectra[(context.spectra["adapter"] == adapter) & (context.spectra["module"] == module)])
     st.markdown("**Singular values of ΔW**")
     draw(
-        charts.spectrum(views.curves(mine), looks, threshold),
+        charts.spectrum(views.curves(mine), looks, threshold, views.limits_of(mine, threshold)),
         key="module_spectrum",
         alt=f"Singular values of {module}, {len(mine)} in all, logarithmic.",
     )

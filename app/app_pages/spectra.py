@@ -41,7 +41,7 @@ if missing:
 means = rows.groupby("adapter", sort=False)[["effective_rank", "rank_bound"]].mean()
 ranks = "; ".join(f"{name}: {value:.4g} of {bound:.4g}" for name, value, bound in means.itertuples())
 draw(
-    charts.spectrum(views.curves(shown), looks, threshold),
+    charts.spectrum(views.curves(shown), looks, threshold, views.limits_of(shown, threshold)),
     key="spectrum",
     alt=f"Singular values against their index, logarithmic, {where}. Mean effective rank of the bound: {ranks}.",
 )
@@ -50,7 +50,7 @@ totals = summary(rows)
 totals = totals[totals["projection"] == "all"].drop(columns=["projection"])
 names = ("adapter", "equal_budget", "parameters", "rank_bound", "effective_rank", "rank_utilisation")
 names += ("entropy_rank", "stable_rank", "energy_rank_99", "energy", "modules")
-show(totals, names, {"effective_rank": st.column_config.NumberColumn(f"σ > {threshold:g}", format="%.2f")})
+show(totals, names, {"effective_rank": st.column_config.NumberColumn(f"σ > {threshold.formula}", format="%.2f")})
 st.caption(
     ("Means over the modules; parameters and Σσ² are sums. " if module is None else "")
     + (

@@ -98,7 +98,7 @@ draw(
         medians.assign(bold=medians["step"] == step),
         {"index": "index of the singular value", "singular_value": "singular value σ, median", "step": "step"},
         bold=f"{step} (chosen)",
-        threshold=threshold,
+        threshold=(views.limits_of(spectra[spectra["step"] == step], threshold)[adapter], threshold.formula),
     ),
     key="step_spectrum",
     alt=f"Median singular values of {where} at step {step}, logarithmic, with other steps thin behind them.",

@@ -31,6 +31,7 @@ from ..files.layouts.peft import PREFIX
 from ..files.tensors import Raw, open_tensors
 from ..linalg import NotFiniteError
 from ..linalg.threads import in_order
+from ..threshold import Threshold
 from ..updates.contract import FactorError, Facts
 from ..updates.dense import Dense
 from .arranging import arranged, of_llama_cpp, paths, with_experts
@@ -126,7 +127,7 @@ def convert(
     layout: str = "peft",
     rank: int | None = None,
     energy: float | None = None,
-    threshold: float | None = None,
+    threshold: float | str | Threshold | None = None,
     cap_sigma: float | None = None,
     dtype: str = "float32",
     pad: bool = False,
@@ -160,7 +161,8 @@ def convert(
         ``base``, or by known ones.
     rank : at most this rank in every module.
     energy : the least rank that keeps this share of Σσ².
-    threshold : as many as there are σ above it.
+    threshold : as many as there are σ above it; also a share of σ₁ or a number at equal energy, see
+        :class:`bora_analysis.Threshold`.
     cap_sigma : σ above this are set to it.
     dtype : of the factors, see :func:`bora_analysis.write_adapter`.
     pad : fill up every module with zeros to the largest rank, for servers that know no ``alpha_pattern``.

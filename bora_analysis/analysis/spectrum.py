@@ -27,6 +27,7 @@ from ..linalg.inertia import Counted, count
 from ..linalg.solvers import ONE_AT_A_TIME, Solved, place_of, resolve, solve, svd_values
 from ..linalg.threads import available_cores, one_blas_thread
 from ..metrics import energy_rank, numerical_rank, rounding_tolerance, spectral_norm
+from ..threshold import Threshold
 from ..updates.contract import Blocked, Facts, Update
 from ..updates.dense import Dense
 
@@ -179,7 +180,7 @@ def each_spectrum(
     solver: str = "auto",
     device: str = "auto",
     workers: int | None = None,
-    quick: float | None = None,
+    quick: float | str | Threshold | None = None,
 ) -> Generator[tuple[str, Facts, Spectrum]]:
     """Singular values of many updates, as they are finished (in no particular order).
 
@@ -330,7 +331,7 @@ def _floor(update: Update, rounding: float) -> float:
     return EPSILON.get(update.facts.dtype, EPSILON["float64"]) / 12**0.5 * rounding
 
 
-def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None = None, name: str = "") -> Spectrum:
+def _dense_spectrum(update: Dense, solver: str, place: str, quick: Any = None, name: str = "") -> Spectrum:
     """The spectrum of an update without structure, which is in memory only while it is solved."""
     facts = update.facts
     with _Room.taken(32 * facts.out_features * facts.in_features):  # itself, what it is made of, LAPACK's copy
@@ -346,7 +347,7 @@ def _dense_spectrum(update: Dense, solver: str, place: str, quick: float | None 
     return replace(spectrum, noise_floor=update.noise_floor()) if update.noise_floor else spectrum
 
 
-def _count(matrix: Array, threshold: float, place: str) -> tuple[Counted | None, str]:
+def _count(matrix: Array, threshold: Any, place: str) -> tuple[Counted | None, str]:
     """The count, and where it was taken."""
     if place == "cpu":
         return count(matrix, threshold), place

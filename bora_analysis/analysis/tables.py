@@ -20,7 +20,8 @@ from ..adapters.reading import Options
 from ..catalogue.module_names import layer, projection
 from ..files.errors import AdapterError, counted
 from ..linalg import NotFiniteError
-from ..metrics import METRICS, THRESHOLD, effective_ranks, utilisation
+from ..metrics import METRICS, THRESHOLD, effective_ranks, frobenius_norm, spectral_norm, utilisation
+from ..threshold import Threshold
 from ..updates.contract import Facts
 from .progress import progress
 from .spectrum import Spectrum, each_spectrum
@@ -32,7 +33,7 @@ IDENTITY = ("adapter", "method", "step", "module", "layer", "projection")
 SPECTRA_COLUMNS = (*IDENTITY, "index", "singular_value")
 LAYER_COLUMNS = (
     *IDENTITY, "out_features", "in_features", "r", "blocks", "scaling", "parameters", "macs_per_token",
-    "threshold", *METRICS, "support_rows", "support_columns", "noise_floor",
+    "threshold", *METRICS, "support_rows", "support_columns", "noise_floor", "activation",
 )  # fmt: skip
 
 
@@ -62,7 +63,7 @@ class Tables:
 class Analysis(Options, total=False):
     """The options of :func:`analyse` as keywords."""
 
-    threshold: float
+    threshold: float | str | Threshold
     solver: str
     device: str
     quick: bool
@@ -72,7 +73,7 @@ class Analysis(Options, total=False):
 def analyse(
     adapters: Any,
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | str | Threshold = THRESHOLD,
     solver: str = "auto",
     device: str = "auto",
     quick: bool = False,
@@ -84,7 +85,8 @@ def analyse(
     Parameters
     ----------
     adapters : what :func:`bora_analysis.read_adapter` takes, or a list of it; a trajectory gives rows for each step.
-    threshold : of ``effective_rank`` and ``rank_utilisation``.
+    threshold : of ``effective_rank`` and ``rank_utilisation``: a number, a share of σ₁ such as ``"1%"``, or a number at
+        equal energy such as ``"0.005 at norm 1"``, see :class:`bora_analysis.Threshold`.
     solver, device : see :func:`bora_analysis.singular_values`.
     quick : of updates without structure, which need the base model, only what a count tells
         (:func:`bora_analysis.linalg.inertia.count`): their other columns are missing, they have no rows in ``spectra``.
@@ -98,7 +100,7 @@ def analyse(
     Raises
     ------
     ValueError
-        An invalid regular expression, a negative threshold, an unknown solver or device.
+        An invalid regular expression, a threshold that is none, an unknown solver or device.
     AdapterError
         A module that cannot be used (NaN, Inf), with file and tensor; ``modules`` found in none.
     TypeError
@@ -112,12 +114,12 @@ def analyse(
     """
     import pandas as pd
 
-    _check(threshold)
+    tau = Threshold.of(threshold)
     flat = adapters_of(adapters, **reading)
     spectra, metrics, provenance = [], [], []
     for adapter in flat:
         results: dict[str, tuple[Facts, Spectrum]] = {}
-        counting = threshold if quick else None
+        counting = tau if quick else None
         with progress(len(adapter), on_module) as step:
             try:
                 for module, facts, spectrum in each_spectrum(adapter, solver=solver, device=device, quick=counting):
@@ -125,18 +127,19 @@ def analyse(
                     step()
             except NotFiniteError as error:
                 raise AdapterError(f"{adapter.path or adapter.name}: {error}") from None
-        provenance += _provenance(adapter, [spectrum for _, spectrum in results.values()], threshold)
+        limits = {module: _limit(spectrum, tau) for module, (_, spectrum) in results.items()}
+        provenance += _provenance(adapter, {module: spectrum for module, (_, spectrum) in results.items()}, tau, limits)
         for module in adapter:
             facts, spectrum = results[module]
             who = identity(adapter, module, facts)
             spectra.append((who, spectrum.values))
             metrics.append((
                 *who, facts.out_features, facts.in_features, facts.r, facts.blocks, facts.scaling,
-                facts.parameters, facts.macs_per_token, threshold,
-                *_metrics(spectrum, facts, threshold),
+                facts.parameters, facts.macs_per_token, tau.cell,
+                *_metrics(spectrum, facts, limits[module]),
                 facts.out_features if facts.support_rows is None else facts.support_rows,
                 facts.in_features if facts.support_columns is None else facts.support_columns,
-                spectrum.noise_floor,
+                spectrum.noise_floor, facts.activation,
             ))  # fmt: skip
     lengths = [len(values) for _, values in spectra]
     columns = zip(*(who for who, _ in spectra), strict=True) if spectra else [()] * len(IDENTITY)
@@ -195,7 +198,7 @@ def layer_metrics(adapters: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
     return analyse(adapters, **options).layer_metrics
 
 
-def recounted(tables: Tables, threshold: float) -> pd.DataFrame:
+def recounted(tables: Tables, threshold: float | str | Threshold) -> pd.DataFrame:
     """layer_metrics as :func:`analyse` makes it with another threshold, counted from the spectra and not from factors.
 
     Only threshold, effective_rank and rank_utilisation depend on it. Where a quick analysis left no spectrum, both are
@@ -204,7 +207,7 @@ def recounted(tables: Tables, threshold: float) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        A negative threshold; spectra that are not those of all modules in layer_metrics, in the same order.
+        A threshold that is none; spectra that are not those of all modules in layer_metrics, in the same order.
 
     Examples
     --------
@@ -214,9 +217,9 @@ def recounted(tables: Tables, threshold: float) -> pd.DataFrame:
     >>> recounted(analyse(adapter), 1.5)[["threshold", "effective_rank", "rank_utilisation"]].values.tolist()
     [[1.5, 1.0, 0.5]]
     """
-    _check(threshold)
+    tau = Threshold.of(threshold)
     layers = tables.layer_metrics
-    stale = (layers["threshold"] != threshold).to_numpy()
+    stale = (layers["threshold"] != tau.cell).to_numpy()
     if not stale.any():
         return layers
     bounds = layers["rank_bound"].to_numpy(dtype=np.int64)
@@ -228,42 +231,54 @@ def recounted(tables: Tables, threshold: float) -> pd.DataFrame:
             f"spectra has {len(tables.spectra)} rows; expected {lengths.sum()}, the rank_bound of each module in "
             "layer_metrics: both frames must be of one analysis"
         )
-    ranks = effective_ranks(tables.spectra["singular_value"].to_numpy(), lengths, threshold)
-    fresh = layers.assign(threshold=threshold, effective_rank=ranks, rank_utilisation=utilisation(ranks, bounds))
+    limits = tau.limit(*(layers[name].to_numpy() for name in ("spectral_norm", "frobenius_norm")))
+    ranks = effective_ranks(tables.spectra["singular_value"].to_numpy(), lengths, limits)
+    fresh = layers.assign(threshold=tau.cell, effective_rank=ranks, rank_utilisation=utilisation(ranks, bounds))
     for name in ("effective_rank", "rank_utilisation") if counted.any() else ():
         fresh[name] = fresh[name].mask(counted, layers[name].mask(stale))
     return fresh
 
 
 def join(tables: Sequence[Tables]) -> Tables:
-    """The rows of several analyses, in their order."""
+    """The rows of several analyses, in their order; where they count differently, all thresholds become texts."""
     import pandas as pd
 
+    layers = [part.layer_metrics for part in tables]
+    if len({part["threshold"].dtype for part in layers if len(part)}) > 1:
+        layers = [part.assign(threshold=[str(Threshold.of(x)) for x in part["threshold"]]) for part in layers]
     return Tables(
         pd.concat([part.spectra for part in tables], ignore_index=True),
-        pd.concat([part.layer_metrics for part in tables], ignore_index=True),
+        pd.concat(layers, ignore_index=True),
         tuple(line for part in tables for line in part.provenance),
         dict(ChainMap(*(dict(part.base_models) for part in tables))),
     )
 
 
-def _check(threshold: float) -> None:
-    if not threshold >= 0:
-        raise ValueError(f"threshold is {threshold}; expected a number ≥ 0")
+def _limit(spectrum: Spectrum, tau: Threshold) -> float:
+    """The σ above which those of a ΔW count."""
+    if tau.absolute:
+        return tau.value
+    counts = spectrum.counted
+    if counts is not None:
+        return tau.limit(counts.top, counts.energy**0.5)
+    return tau.limit(spectral_norm(spectrum), frobenius_norm(spectrum))
 
 
-def _metrics(spectrum: Spectrum, facts: Facts, threshold: float) -> list[float]:
+def _metrics(spectrum: Spectrum, facts: Facts, limit: float) -> list[float]:
     """A value for each of ``METRICS``; NaN for those that a count does not tell."""
     counts = spectrum.counted
     if counts is None:
-        return [metric.value(spectrum, facts, threshold) for metric in METRICS.values()]
+        return [metric.value(spectrum, facts, limit) for metric in METRICS.values()]
     return [metric.counted(counts, facts) if metric.counted else float("nan") for metric in METRICS.values()]
 
 
-def _provenance(adapter: Adapter, found: list[Spectrum], threshold: float) -> list[str]:
+def _provenance(
+    adapter: Adapter, spectra: Mapping[str, Spectrum], tau: Threshold, limits: Mapping[str, float]
+) -> list[str]:
     def listed(values: Iterable[str]) -> str:
         return ", ".join(sorted(set(values))) or "none"
 
+    found = list(spectra.values())
     modules = "1 module" if len(found) == 1 else f"{len(found)} modules"
     stored, solvers, devices = (listed(getattr(s, name) for s in found) for name in ("dtype", "solver", "device"))
     lines = [
@@ -274,10 +289,10 @@ def _provenance(adapter: Adapter, found: list[Spectrum], threshold: float) -> li
         lines.append(f"{adapter.name}: ΔW = 0 in every module: nothing was trained")
     elif still and adapter.method == "full":
         lines.append(f"{adapter.name}: {still} of {modules} are unchanged: ΔW = 0")
-    below = [s.noise_floor for s in found if s.noise_floor > threshold]
+    below = [s.noise_floor for module, s in spectra.items() if s.noise_floor > limits[module]]
     if below:
         lines.append(
-            f"{adapter.name}: the threshold {threshold:g} lies below the noise floor of {len(below)} of {modules} (up "
+            f"{adapter.name}: the threshold {tau} lies below the noise floor of {len(below)} of {modules} (up "
             f"to {max(below):.2g}), the σ that rounding to {stored} alone can make: there effective_rank may count "
             "rounding; rank_above_rounding does not"
         )
@@ -291,5 +306,6 @@ def identity(adapter: Adapter, module: str, facts: Facts) -> tuple[Any, ...]:
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with text as text, and `step` and `layer` as nullable integers."""
-    texts = dict.fromkeys(("adapter", "method", "module", "projection"), "str")
+    names = ("adapter", "method", "module", "projection", "activation")
+    texts = dict.fromkeys((name for name in names if name in frame), "str")
     return frame.astype({**texts, "step": "Int64", "layer": "Int64"})

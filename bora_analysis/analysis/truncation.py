@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ..catalogue.dtypes import EPSILON
 from ..linalg import Array, norm
 from ..linalg.inertia import spectral_norm
 from ..metrics import effective_rank, energy_rank, numerical_rank
+from ..threshold import Threshold
 from ..updates.blocks import lora
 from ..updates.checks import is_finite
 from ..updates.contract import FactorError, Update
@@ -55,7 +57,7 @@ class Cut:
 
 
 def rule(
-    rank: int | None, energy: float | None, threshold: float | None, cap_sigma: float | None = None
+    rank: int | None, energy: float | None, threshold: Any = None, cap_sigma: float | None = None
 ) -> Callable[[Array], int]:
     """Singular values → how many to keep, be they there or not."""
     given = [
@@ -67,8 +69,7 @@ def rule(
         raise ValueError(f"rank is {rank}; expected at least 1")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"energy is {energy}; expected a share of Σσ² above 0 and up to 1")
-    if threshold is not None and not threshold >= 0:
-        raise ValueError(f"threshold is {threshold}; expected a number ≥ 0")
+    tau = None if threshold is None else Threshold.of(threshold)
     if cap_sigma is not None and not cap_sigma > 0:
         raise ValueError(f"cap_sigma is {cap_sigma}; expected a number > 0")
 
@@ -77,7 +78,7 @@ def rule(
             return rank
         if energy is not None:
             return energy_rank(values, energy)
-        return len(values) if threshold is None else effective_rank(values, threshold)
+        return len(values) if tau is None else effective_rank(values, tau)
 
     return choose
 
@@ -87,7 +88,7 @@ def truncated(
     *,
     rank: int | None = None,
     energy: float | None = None,
-    threshold: float | None = None,
+    threshold: float | str | Threshold | None = None,
     cap_sigma: float | None = None,
     dtype: str = "float64",
     scaling: float = 1.0,
@@ -123,7 +124,7 @@ def truncated_groups(
     *,
     rank: int | None = None,
     energy: float | None = None,
-    threshold: float | None = None,
+    threshold: float | str | Threshold | None = None,
     cap_sigma: float | None = None,
     dtype: str = "float64",
     scaling: float = 1.0,
@@ -150,7 +151,8 @@ def truncated_groups(
     elif energy is not None:
         k = min(k, energy_rank(np.sqrt(shares), energy))
     elif threshold is not None:
-        k = min(k, max(1, *((values > threshold).sum(axis=1))))
+        limit = Threshold.of(threshold).limit(whole.values.max(initial=0.0), norm(whole.values))
+        k = min(k, max(1, *((values > limit).sum(axis=1))))
     root = np.sqrt(values[:, :k] / scaling)
     B = np.concatenate([part.left[:, :k] * own for part, own in zip(parts, root, strict=True)])
     A = np.concatenate([own[:, None] * part.right[:k] for part, own in zip(parts, root, strict=True)])

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .. import style
+from ..threshold import Threshold
 
 #: The columns of :func:`curves`.
 CURVE_COLUMNS = ("adapter", "bound", "modules", "index", "median", "least", "largest")
@@ -67,7 +68,7 @@ def curves(spectra: Any) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(CURVE_COLUMNS))
 
 
-def counted(spectra: Any, threshold: float) -> pd.DataFrame:
+def counted(spectra: Any, threshold: float | str | Threshold) -> pd.DataFrame:
     """One row per module, of spectra at one step per adapter.
 
     Returns
@@ -75,7 +76,7 @@ def counted(spectra: Any, threshold: float) -> pd.DataFrame:
     adapter, module, layer, projection, rank_bound, energy, effective_rank.
     """
     values = spectra["singular_value"]
-    groups = spectra.assign(energy=values**2, effective_rank=values > threshold).groupby(
+    groups = spectra.assign(energy=values**2, effective_rank=values > limits(spectra, threshold)).groupby(
         ["adapter", "module"], sort=False, as_index=False
     )
     return groups.agg(
@@ -85,6 +86,26 @@ def counted(spectra: Any, threshold: float) -> pd.DataFrame:
         energy=("energy", "sum"),
         effective_rank=("effective_rank", "sum"),
     )
+
+
+def limits(spectra: Any, threshold: float | str | Threshold) -> Any:
+    """For each row the σ above which those of its module count, of spectra at one step per adapter."""
+    tau = Threshold.of(threshold)
+    values = spectra["singular_value"].astype(float)
+    if tau.absolute:
+        return pd.Series(tau.value, index=spectra.index)
+    keys = [spectra["adapter"], spectra["module"]]
+    # Σσ² of the scaled values: that of tiny ones would underflow.
+    tops = values.groupby(keys).transform("max")
+    shares = (values / tops.where(tops > 0, 1.0)) ** 2
+    return tau.limit(tops, tops * shares.groupby(keys).transform("sum") ** 0.5)
+
+
+def limits_of(spectra: Any, threshold: float | str | Threshold) -> dict[str, float]:
+    """Adapter → the median over its modules of the σ that counts; of spectra at one step per adapter."""
+    found = spectra.assign(limit=limits(spectra, threshold))
+    found = found.drop_duplicates(["adapter", "module"]).groupby("adapter", sort=False)["limit"].median()
+    return {str(adapter): float(limit) for adapter, limit in found.items()}
 
 
 def means(rows: Any, metric: str, *keys: str) -> pd.DataFrame:
@@ -140,15 +161,15 @@ def spreads(values: Any) -> bool:
     return bool(found.size and found.min() > 0 and found.max() / found.min() > 100)
 
 
-def sigma_limits(medians: Any, largest: Any, threshold: float | None = None) -> tuple[float, float]:
-    """Ends of a logarithmic axis of singular values: all medians above 0, all maxima and the threshold lie on it.
+def sigma_limits(medians: Any, largest: Any, *thresholds: float) -> tuple[float, float]:
+    """Ends of a logarithmic axis of singular values: all medians above 0, all maxima and the thresholds lie on it.
 
     Not all minima: one tiny σ of one module would press everything else together. Two decades at least, so that the
     axis has a few labels.
     """
     found = np.asarray(medians, dtype=float)
     tops = np.asarray(largest, dtype=float)
-    shown = [*found[found > 0], *([] if threshold is None else [threshold])] or [1.0]
+    shown = [*found[found > 0], *(each for each in thresholds if each > 0)] or [1.0]
     low, high = float(min(shown)) / 2, float(max([*shown, *tops[tops > 0]])) * 1.5
     widen = max(1.0, float(np.sqrt(100 * low / high)))
     return low / widen, high * widen

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from .. import catalogue
+from ..threshold import Threshold
 from .help import Command
 from .output import Decorator, is_quiet, shared, together
 from .plain_text import terminal_width, wrapped
@@ -23,6 +25,55 @@ POSITIVE = click.IntRange(min=1)
 READING = "Reading adapters"
 PLACES = "bora_analysis.places"  # of the context: adapter → the path by which it was called
 SIGMA_HELP = "How BoRA's Σ follows from the stored σ"
+
+
+class _Thresholds(click.ParamType):
+    """A :class:`bora_analysis.Threshold`."""
+
+    name = "threshold"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "T|T%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Threshold:
+        try:
+            return Threshold.of(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def threshold_options(what: str, default: str | None, group: str = "Options") -> Decorator:
+    """--threshold and --at-norm, which a command receives as one ``threshold``; None where neither is given."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def joined(*args: Any, threshold: Threshold | None, at_norm: float | None, **others: Any) -> Any:
+            if at_norm is not None:
+                if threshold is None:
+                    raise click.UsageError("--at-norm is the norm of --threshold; give both")
+                with usage():
+                    threshold = replace(threshold, norm=at_norm)
+            return function(*args, threshold=threshold, **others)
+
+        return together(
+            shared(
+                group,
+                "--threshold",
+                type=_Thresholds(),
+                default=default,
+                help=f"{what} this; 1% is a share of σ₁.",
+            ),
+            shared(
+                group,
+                "--at-norm",
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="N",
+                help="Scale every ΔW to ‖ΔW‖_F = N before --threshold.",
+            ),
+        )(joined)
+
+    return decorate
+
 
 _READ = ("modules", "steps", "initial", "base", "experts", "method", "alpha", "activation")
 
@@ -92,9 +143,7 @@ def reading(
         help = "The method, for a file that does not name it (rslora, melora); else it must agree with the file."
         options.insert(-2, shared(READING, "--method", help=help))
     if counting:
-        least = click.FloatRange(min=0)
-        help = "effective_rank counts the singular values above this."
-        options.insert(1, shared(READING, "--threshold", type=least, default=0.005, help=help))
+        options.insert(1, threshold_options("effective_rank counts the singular values above", "0.005", READING))
     if solving:
         solvers = click.Choice(["auto", "svd", "gram"])
         help = "svd is exact; gram is faster for cores of 512 and more; auto uses gram where it is as exact."

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import catalogue
-from .common import POSITIVE, command, first_of, note, progress, read_one, reading, usage
+from .common import POSITIVE, command, first_of, note, progress, read_one, reading, threshold_options, usage
 from .output import Output, output, together
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
+    from ..threshold import Threshold
 
 
 _cutting = together(
@@ -28,7 +29,7 @@ _cutting = together(
     click.option(
         "--energy", type=click.FloatRange(0, 1, min_open=True), help="Cut to the least rank with this share of Σσ²."
     ),
-    click.option("--threshold", type=click.FloatRange(min=0), help="Keep the singular values above this."),
+    threshold_options("Keep the singular values above", None),
     click.option(
         "--cap-sigma",
         type=click.FloatRange(min=0, min_open=True),
@@ -151,7 +152,7 @@ def _write(
     output: str,
     rank: int | None,
     energy: float | None,
-    threshold: float | None,
+    threshold: Threshold | None,
     cap_sigma: float | None,
     layout: str,
     dtype: str,

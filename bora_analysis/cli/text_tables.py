@@ -14,6 +14,7 @@ import pandas as pd
 from ..atomic import replacing
 from ..files.errors import counted
 from ..style import method_look
+from ..threshold import Threshold
 from .cells import error, mean_of, number, numbers, short, span
 from .grid import Block, Column, Page
 
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from ..analysis.recommendation import Recommendation
 
 
-def layer_table(layers: pd.DataFrame, threshold: float) -> Page:
+def layer_table(layers: pd.DataFrame, threshold: float | str | Threshold) -> Page:
     """What `analyze` prints: a table per adapter and step, a line per module."""
-    blocks = []
-    noisy = (layers["noise_floor"] > threshold / 10).any()
+    blocks, tau = [], Threshold.of(threshold)
+    limits = tau.limit(layers["spectral_norm"], layers["frobenius_norm"])
+    noisy = (layers["noise_floor"] > limits / 10).any()
     for title, part in _adapters(layers):
         title += f", r = {span(part['r'])}"
         if (part["blocks"] > 1).any():
@@ -32,7 +34,7 @@ def layer_table(layers: pd.DataFrame, threshold: float) -> Page:
         title += f", scaling {part['scaling'].iloc[0]:.4g}" if part["scaling"].nunique(dropna=False) == 1 else ""
         title += f"; {counted(len(part), 'module')}, {part['parameters'].sum():,} parameters"
         columns = [_column(part, "bound", "rank_bound", meaning="highest rank that the sizes allow")]
-        columns += [_column(part, f"σ>{threshold:g}", "effective_rank", meaning="effective rank")]
+        columns += [_column(part, f"σ>{tau.formula}", "effective_rank", meaning="effective rank")]
         if noisy:  # beside the effective rank, whose meaning it limits
             told = "the largest σ that rounding of the stored numbers alone can cause"
             columns += [_column(part, "noise", "noise_floor", 4, meaning=told, mean=False)]
@@ -62,7 +64,7 @@ def relative_table(frame: pd.DataFrame) -> Page:
     return Page(blocks)
 
 
-def summary_table(frame: pd.DataFrame, threshold: float) -> Page:
+def summary_table(frame: pd.DataFrame, threshold: float | str | Threshold) -> Page:
     """What `compare` prints: the adapters as a whole, then each projection, adapters side by side."""
     frame = frame.assign(
         label=[f"{name}{step_of(step)}" for name, step in zip(frame["adapter"], frame["step"], strict=True)]
@@ -79,7 +81,7 @@ def summary_table(frame: pd.DataFrame, threshold: float) -> Page:
         columns += [
             _column(part, "params", "parameters", 3, form=short, mean=False),
             _column(part, "bound", "rank_bound"),
-            _column(part, f"σ>{threshold:g}", "effective_rank", meaning="effective rank"),
+            _column(part, f"σ>{Threshold.of(threshold).formula}", "effective_rank", meaning="effective rank"),
             _column(
                 part, "used", "rank_utilisation", 4,
                 cells=[f"{value:.0%}" for value in part["rank_utilisation"]], meaning="its share of the bound",

@@ -12,6 +12,7 @@ import pandas as pd
 from .. import style
 from ..analysis import views
 from ..metrics import METRICS
+from ..threshold import Threshold
 
 #: What a figure of adapters can be drawn from: the frame, or whatever `analysis.given.tables_of` makes it from.
 Source = Any
@@ -23,7 +24,12 @@ _MARKS = {"spectra": "singular_value", "layer_metrics": "rank_bound"}
 
 
 def opened(
-    source: Source, name: str, labels: Labels | None, *, metric: str | None = None, threshold: float | None = None
+    source: Source,
+    name: str,
+    labels: Labels | None,
+    *,
+    metric: str | None = None,
+    threshold: float | str | Threshold | None = None,
 ) -> tuple[Any, dict[str, style.Look]]:
     """The table ``"spectra"`` or ``"layer_metrics"`` and the look of each adapter in it; options are checked first.
 
@@ -32,8 +38,10 @@ def opened(
     if metric is not None and metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}")
     # Below 0 every singular value counts, and 0 has no place on a logarithmic axis.
-    if threshold is not None and not (np.isfinite(threshold) and threshold > 0):
-        raise ValueError(f"threshold is {threshold}; expected a finite number above 0")
+    if threshold is not None:
+        number = threshold if isinstance(threshold, float | int) else Threshold.of(threshold).value
+        if not (np.isfinite(number) and number > 0):
+            raise ValueError(f"threshold is {threshold}; expected a finite number above 0")
     if not isinstance(source, pd.DataFrame):
         from ..analysis.given import tables_of
 
@@ -97,9 +105,9 @@ def outcomes(given: Any, column: str | None, adapters: Sequence[str]) -> Any:
     return numbers.groupby(rows["adapter"])
 
 
-def threshold_of(table: Any) -> float:
+def threshold_of(table: Any) -> Threshold:
     """The threshold for which a table of metrics was computed."""
-    return float(table["threshold"].iloc[0])
+    return Threshold.of(table["threshold"].iloc[0])
 
 
 def narrowed(table: Any, *, projection: str | None = None, module: str | None = None) -> Any:

@@ -151,6 +151,17 @@ def threshold_line(axes: Axes, threshold: float, axis: str) -> None:
     axes.annotate(f"{threshold:g}", **where, **options)
 
 
+def own_threshold(axes: Axes, limit: float, end: float, colour: str, adapter: str) -> None:
+    """A dashed line at the σ that is the threshold for one adapter, as far as its spectrum goes."""
+    axes.hlines(limit, 1, end, color=colour, lw=0.8, ls=(0, (4, 2)), zorder=1, gid=f"threshold:{adapter}")
+
+
+def threshold_text(axes: Axes, text: str) -> None:
+    """What the dashed lines are."""
+    place: dict[str, Any] = {"xy": (1, 1), "xycoords": "axes fraction", "xytext": (-3, -3), "ha": "right", "va": "top"}
+    axes.annotate(f"dashes: {text}", textcoords="offset points", size=7, color=GUIDE, **place)
+
+
 def rank_axis(axes: Axes, top: float) -> None:
     """The y axis of a count, from 0 to ``top``. Ticks at multiples of a power of two, as most bounds br are."""
     top = max(top, 1.0)

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .. import metrics, style
 from ..analysis import views
+from ..threshold import Threshold
 from . import data
 from . import drawing as layout
 
@@ -26,7 +27,7 @@ def figure4(
     table: data.Source,
     *,
     projection: str | None = None,
-    threshold: float = metrics.THRESHOLD,
+    threshold: Threshold | float | str = metrics.THRESHOLD,
     width: str = "neurips",
     title: str | None = None,
     labels: data.Labels | None = None,
@@ -38,7 +39,7 @@ def figure4(
     table : the spectra. Several modules of a layer (experts) are averaged. Modules without a layer are left out
         where others have one.
     projection : by default "q", else "qkv", else the one with most layers.
-    threshold : singular values above it count.
+    threshold : singular values above it count, see :class:`bora_analysis.Threshold`.
     width, title, labels : see :mod:`bora_analysis.figures`.
 
     Notes
@@ -98,7 +99,7 @@ def spectra(
     *,
     projection: str | None = None,
     module: str | None = None,
-    threshold: float = metrics.THRESHOLD,
+    threshold: Threshold | float | str = metrics.THRESHOLD,
     width: str = "neurips",
     title: str | None = None,
     labels: data.Labels | None = None,
@@ -113,12 +114,15 @@ def spectra(
     ----------
     table : the spectra.
     projection, module : show only these.
-    threshold : the one to mark.
+    threshold : the one to mark: a number as a line, others as a short line for each adapter, in its colour, at the
+        median of what they are for its modules.
     width, title, labels, ax : see :mod:`bora_analysis.figures`.
     """
     table, looks = data.opened(table, "spectra", labels, threshold=threshold)
-    curves: Any = views.curves(data.narrowed(views.last_steps(table), projection=projection, module=module))
-    floor, ceiling = views.sigma_limits(curves["median"], curves["largest"], threshold)
+    tau, rows = Threshold.of(threshold), data.narrowed(views.last_steps(table), projection=projection, module=module)
+    curves: Any = views.curves(rows)
+    limits = views.limits_of(rows, tau)
+    floor, ceiling = views.sigma_limits(curves["median"], curves["largest"], *limits.values())
 
     axes = layout.one_axes(width, 2.6, ax)
     for (adapter, bound), curve in curves.groupby(["adapter", "bound"], sort=False):
@@ -133,7 +137,14 @@ def spectra(
     axes.set_ylim(floor, ceiling)
     layout.decades(axes.yaxis, floor, ceiling)
     layout.index_axis(axes, curves["bound"].tolist())
-    layout.threshold_line(axes, threshold, "y")
+    if tau.absolute:
+        layout.threshold_line(axes, tau.value, "y")
+    else:
+        ends = curves.groupby("adapter")["bound"].max()
+        for adapter, limit in limits.items():
+            if limit > 0:
+                layout.own_threshold(axes, limit, ends[adapter], looks[adapter].colour, adapter)
+        layout.threshold_text(axes, tau.formula)
     axes.set_xlabel("index of the singular value")
     axes.set_ylabel("singular value σ" + ("\nmedian and range" if curves["modules"].max() > 1 else ""))
     return layout.finished(axes, ax, title, [looks[adapter] for adapter in curves["adapter"].unique()])
@@ -177,7 +188,7 @@ def threshold_sweep(
     table: data.Source,
     *,
     projection: str | None = None,
-    threshold: float = metrics.THRESHOLD,
+    threshold: Threshold | float | str = metrics.THRESHOLD,
     width: str = "neurips",
     title: str | None = None,
     labels: data.Labels | None = None,
@@ -185,21 +196,46 @@ def threshold_sweep(
 ) -> Figure:
     """Effective rank against the threshold τ: mean over the modules, and the band from least to largest.
 
+    Left τ is a number, right a share of each module's σ₁, or of its ‖ΔW‖_F where ``threshold`` is one at equal energy.
+    With ``ax`` only the axis of ``threshold`` is drawn.
+
     Parameters
     ----------
     table : the spectra.
     projection : count only its modules.
-    threshold : the one to mark.
+    threshold : the one to mark, on the axis that it belongs to.
     width, title, labels, ax : see :mod:`bora_analysis.figures`.
     """
     table, looks = data.opened(table, "spectra", labels, threshold=threshold)
+    tau = Threshold.of(threshold)
     chosen = data.narrowed(views.last_steps(table), projection=projection)
-    curves: Any = views.curves(chosen)
-    low, high = views.sigma_limits(curves["median"], curves["largest"], threshold)
-    taus = np.geomspace(low, high, 400)
+    shown = [looks[adapter] for adapter in chosen["adapter"].unique()]
+    # A number and, whatever is marked, one that does not depend on the scale.
+    absolute, free = Threshold(tau.value), Threshold(tau.value, tau.norm is None, tau.norm)
+    if ax is not None:
+        _sweep(ax, chosen, looks, absolute if tau.absolute else free, tau)
+        return layout.finished(ax, ax, title, shown, marker="")
+    wide = layout.inches(width) > 4
+    figure = layout.blank(width, 2.5 if wide else 4.4)
+    panels: Any = figure.subplots(1 if wide else 2, 2 if wide else 1, sharey=True)
+    _sweep(panels[0], chosen, looks, absolute, tau)
+    _sweep(panels[1], chosen, looks, free, tau)
+    for axes in panels[1:] if wide else ():
+        axes.set_ylabel("")
+        axes.tick_params(labelleft=False)
+    return layout.finish(figure, title, shown, marker="")
 
-    axes = layout.one_axes(width, 2.5, ax)
+
+def _sweep(axes: Axes, chosen: Any, looks: Any, kind: Threshold, marked: Threshold) -> bool:
+    """Counts against thresholds of one kind; whether they are means over several modules."""
+    scale = views.limits(chosen, replace(kind, value=1.0))
+    chosen = chosen.assign(singular_value=chosen["singular_value"] / scale.where(scale > 0, 1.0))
+    curves: Any = views.curves(chosen)
+    mark = [marked.value] if marked == replace(kind, value=marked.value) else []
+    low, high = views.sigma_limits(curves["median"], curves["largest"], *mark)
+    taus = np.geomspace(low, high, 400)
     tops, several = [1], False
+    mean_id, band_id = ("mean", "band") if kind.absolute else ("free mean", "free band")
     for adapter, rows in chosen.groupby("adapter", sort=False):
         look = looks[adapter]
         modules = rows.groupby("module", sort=False)["singular_value"]
@@ -208,18 +244,20 @@ def threshold_sweep(
         if len(counts) > 1:
             several = True
             band = counts.min(axis=0), counts.max(axis=0)
-            axes.fill_between(taus, *band, color=look.colour, alpha=0.15, lw=0, gid=f"band:{adapter}")
+            axes.fill_between(taus, *band, color=look.colour, alpha=0.15, lw=0, gid=f"{band_id}:{adapter}")
         # Dashed lines on top: two adapters of one bound then both show.
         options = {**layout.line(look), "marker": "", "zorder": 3 if look.dash else 2}
-        axes.plot(taus, counts.mean(axis=0), gid=f"mean:{adapter}", **options)
+        axes.plot(taus, counts.mean(axis=0), gid=f"{mean_id}:{adapter}", **options)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     layout.decades(axes.xaxis, low, high)
     layout.rank_axis(axes, max(tops))
-    layout.threshold_line(axes, threshold, "x")
-    axes.set_xlabel("threshold τ")
+    if mark:
+        layout.threshold_line(axes, mark[0], "x")
+    of = "" if kind.absolute else ", share of σ₁" if kind.relative else f", of ΔW at ‖ΔW‖_F = {kind.norm:g}"
+    axes.set_xlabel(f"threshold τ{of}")
     axes.set_ylabel("effective rank #{σ > τ}" + ("\nmean and range" if several else ""))
-    return layout.finished(axes, ax, title, [looks[adapter] for adapter in chosen["adapter"].unique()], marker="")
+    return several
 
 
 @layout.in_style

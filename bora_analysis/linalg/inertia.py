@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..threshold import Threshold
 from . import Array, normalised
 from .threads import BlasLimit
 
@@ -39,17 +40,18 @@ class Counted:
     top: float
 
 
-def count(matrix: Array, threshold: float, device: str = "cpu") -> Counted | None:
+def count(matrix: Array, threshold: float | str | Threshold, device: str = "cpu") -> Counted | None:
     """Count the singular values above a threshold without finding them; None where rounding could change the count.
 
     Rounding moves the eigenvalues of G − τ²I by at most e = 4 (p + q) u Σσ², u = 2⁻⁵³: q u ‖C‖_F² in the Gram matrix,
     the rest, generously, in the factorisation. The count is taken at τ² − e and at τ² + e, and holds where both agree:
-    no σ² lies between them. Otherwise, and for τ² ≤ e, only singular values can tell.
+    no σ² lies between them. Otherwise, and for τ² ≤ e, only singular values can tell. Of a threshold relative to σ₁, e
+    is larger by what the Lanczos steps leave open of σ₁², a billionth of it.
 
     Parameters
     ----------
     matrix : (p, q) float64.
-    threshold : τ ≥ 0.
+    threshold : see :class:`bora_analysis.Threshold`.
     device : ``"cpu"``, or a torch device.
 
     Examples
@@ -65,12 +67,18 @@ def count(matrix: Array, threshold: float, device: str = "cpu") -> Counted | Non
     if not matrix.any():
         return Counted(0, 0.0, 0.0, 0.0)
     error = 4 * sum(matrix.shape) * _UNIT * energy
-    if not 1e-140 < energy < 1e140 or threshold**2 <= error:  # Σσ⁴ would leave the range
+    tau = Threshold.of(threshold)
+    # Σσ⁴ would leave the range; σ₁ is at most ‖C‖_F
+    if not 1e-140 < energy < 1e140 or tau.limit(energy**0.5, energy**0.5) ** 2 <= error:
         return None
     gram, positive, product = _on_cpu(wide) if device == "cpu" else _on_torch(wide, device)
     fourth = float((gram * gram).sum())
     top = _top(product, wide.shape[0])
-    counts = {positive(threshold**2 - error), positive(threshold**2 + error)}
+    square = tau.limit(top, energy**0.5) ** 2
+    error += 2 * _TOP_TOLERANCE * square if tau.relative else 0.0
+    if square <= error:
+        return None
+    counts = {positive(square - error), positive(square + error)}
     if len(counts) > 1 or None in counts:
         return None
     return Counted(counts.pop() or 0, energy, fourth, top)

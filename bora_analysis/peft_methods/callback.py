@@ -19,6 +19,7 @@ from ..analysis.factors import factor_table
 from ..analysis.tables import layer_metrics
 from ..atomic import replacing
 from ..metrics import THRESHOLD
+from ..threshold import Threshold
 from .in_memory import keep, read_model
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class RankCallback(TrainerCallback):
     factors : a second Parquet file, with the ranks of B', Σ' and A' (eq. 6) of each module; BoRA, LoRA and MELoRA.
     name : value of the column ``adapter``; by default the name of the file.
     adapter : name of the model's adapter; by default the active one.
-    threshold : of ``effective_rank``.
+    threshold : of ``effective_rank``, see :class:`bora_analysis.Threshold`.
     budget : largest share of the training time for this callback; it skips steps that would exceed the share. The
         first and the last step are always recorded; with None all steps are.
 
@@ -90,14 +91,14 @@ class RankCallback(TrainerCallback):
         factors: str | Path | None = None,
         name: str | None = None,
         adapter: str | None = None,
-        threshold: float = THRESHOLD,
+        threshold: float | str | Threshold = THRESHOLD,
         budget: float | None = 0.05,
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every is {every!r}; expected a positive number of steps")
         if budget is not None and not 0 < budget <= 1:
             raise ValueError(f"budget is {budget!r}; expected a share of the time, above 0 and at most 1, or None")
-        self.path, self.every, self.log, self.threshold = Path(path), every, log, threshold
+        self.path, self.every, self.log, self.threshold = Path(path), every, log, Threshold.of(threshold)
         self.factors = None if factors is None else Path(factors)
         self.name, self.adapter, self.budget = name or self.path.stem, adapter, budget
         self.last: int | None = None

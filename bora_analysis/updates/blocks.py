@@ -211,7 +211,10 @@ def bora(
         diagonals = values * float(scaling)
     price = cost("bora", m, n, r, blocks=b)
     stored = coarsest((pair_dtype, sigma_dtype))
-    facts = Facts(method, m, n, r, b, float(scaling), price.parameters, price.macs_per_token, price.rank_bound, stored)
+    facts = Facts(
+        method, m, n, r, b, float(scaling), price.parameters, price.macs_per_token, price.rank_bound, stored,
+        activation=activation,
+    )  # fmt: skip
     return BlockProduct(
         facts,
         left.reshape(b, m // b, r),

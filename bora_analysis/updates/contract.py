@@ -57,6 +57,7 @@ class Facts:
         ``"task"``, one of several that share a layer (Poly).
     kernel : a convolution's kernel, whose size counts in n; empty for others.
     groups : of a grouped convolution.
+    activation : how BoRA's Σ comes from σ; empty for others.
 
     Examples
     --------
@@ -82,6 +83,7 @@ class Facts:
     kind: str = "linear"
     kernel: tuple[int, ...] = ()
     groups: int = 1
+    activation: str = ""
 
 
 class Expanded(NamedTuple):

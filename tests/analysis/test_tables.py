@@ -70,8 +70,8 @@ def test_columns_are_frozen(tables):
         "out_features", "in_features", "r", "blocks", "scaling", "parameters", "macs_per_token", "threshold",
         "effective_rank", "energy", "frobenius_norm", "spectral_norm", "nuclear_norm",
         "stable_rank", "entropy_rank", "participation_ratio", "numerical_rank", "rank_above_rounding",
-        "energy_rank_90", "energy_rank_95", "energy_rank_99", "condition", "rank_bound", "rank_utilisation",
-        "support_rows", "support_columns", "noise_floor",
+        "energy_rank_90", "energy_rank_95", "energy_rank_99", "condition", "top_share", "rank_bound",
+        "rank_utilisation", "support_rows", "support_columns", "noise_floor", "activation",
     )  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def every(adapters):
 class TestRecounted:
     """Counting anew from the spectra equals analysing anew."""
 
-    @pytest.mark.parametrize("threshold", [0.0, 1e-6, 0.005, 0.3, 1.0, 5.0, 100.0])
+    @pytest.mark.parametrize("threshold", [0.0, 1e-6, 0.005, 0.3, 5.0, 100.0, "1%", "0.1 at norm 1"])
     def test_equals_analysing_anew(self, every, threshold):
         tables = analyse(every)
         found = recounted(tables, threshold)

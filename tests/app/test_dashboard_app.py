@@ -125,7 +125,7 @@ def test_every_page_from_a_link(start, page, tmp_path):
     app = healthy(start(page, path=["mine", "run"], adapters=["mine", "run"], threshold="0.3", **LINKS[page]))
     assert shown(app) == []
     assert names(app) == ["mine", "run"]
-    assert app.session_state["_context"].threshold == 0.3
+    assert app.session_state["_context"].threshold.cell == 0.3
     for key, value in {**LINKS[page], **STATES.get(page, {})}.items():
         assert app.session_state[key] == value, key
 
@@ -361,19 +361,19 @@ def test_a_link_sets_adapters_threshold_and_path(start, tmp_path):
     app = healthy(start(path=["one", "two"], adapters=["two", BUNDLED[0]], threshold="0.0123"))
     assert names(app) == ["two", BUNDLED[0]]
     context = app.session_state["_context"]
-    assert context.threshold == 0.0123
+    assert context.threshold.cell == 0.0123
     assert (context.layer_metrics["threshold"] == 0.0123).all()
     # Another run, another page: the same.
     healthy(app.run())
     assert names(app) == ["two", BUNDLED[0]]
     healthy(app.switch_page("app_pages/layers.py").run())
     assert names(app) == ["two", BUNDLED[0]]
-    assert app.session_state["_context"].threshold == 0.0123
+    assert app.session_state["_context"].threshold.cell == 0.0123
 
 
 @pytest.mark.parametrize("threshold", ["nan", "inf", "-1", "0", "1e400", "x", "", "1e-300"])
 def test_a_link_with_an_impossible_threshold_has_the_usual_one(start, threshold):
-    assert healthy(start(threshold=threshold)).session_state["_context"].threshold == 0.005
+    assert healthy(start(threshold=threshold)).session_state["_context"].threshold.cell == 0.005
 
 
 def test_a_link_with_unknown_adapters_has_the_usual_ones(start):
@@ -387,6 +387,26 @@ def test_the_threshold_moves_every_number(start, tmp_path):
     expected = analyse(read_adapter(folder), threshold=8.0).layer_metrics
     pd.testing.assert_frame_equal(own_layers(app), expected)
     assert expected["effective_rank"].sum() < 12  # or the test would show nothing
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "threshold", "pages"),
+    [
+        ("a share of σ₁", "share", 50.0, "50%", ("spectra", "layers", "lab")),
+        ("a number, at ‖ΔW‖ = 1", "threshold", 0.5, "0.5 at norm 1", ("training", "budget")),
+    ],
+)
+def test_a_threshold_that_does_not_depend_on_the_scale(start, tmp_path, kind, key, value, threshold, pages):
+    folder = adapter(tmp_path / "mine")
+    app = start("spectra", folder)
+    healthy(app.selectbox(key="counting").set_value(kind).run())
+    healthy(app.select_slider(key=key).set_value(value).run())
+    expected = analyse(read_adapter(folder), threshold=threshold).layer_metrics
+    pd.testing.assert_frame_equal(own_layers(app), expected)
+    assert 0 < expected["effective_rank"].sum() < 12
+    for page in pages:  # as a link says it
+        linked = healthy(start(page, folder, counting=kind, **{key: threshold.partition(" ")[0]}))
+        assert str(linked.session_state["_context"].threshold) == threshold
 
 
 def test_two_adapters_of_one_name_are_told_apart(start, tmp_path):

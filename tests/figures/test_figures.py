@@ -15,7 +15,8 @@ from figure_cases import ADAPTERS, artist, cut_texts, gids, legend_texts, tables
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from bora_analysis import capture, figures, style, synthetic_adapter
+from bora_analysis import Threshold, capture, figures, style, synthetic_adapter
+from bora_analysis.analysis import views
 from bora_analysis.catalogue import METHODS
 from bora_analysis.paper import tables as paper
 
@@ -223,6 +224,39 @@ def test_threshold_sweep_counts():
         for tau, count in list(zip(*line.get_data(), strict=True))[::37]:
             assert count == pytest.approx((mine["singular_value"] > tau).sum() / 6)
     assert list(artist(figure, "threshold").get_xdata()) == [0.01, 0.01]
+
+
+@pytest.mark.parametrize("threshold", [0.01, "2%", "0.02 at norm 1"])
+def test_threshold_sweep_has_an_axis_that_does_not_depend_on_the_scale(threshold):
+    data = tables()
+    tau = Threshold.of(threshold)
+    figure = figures.draw("threshold_sweep", **data, threshold=threshold, width="icml")
+    for name, *_ in ADAPTERS:
+        mine = data["spectra"].query("adapter == @name")
+        groups = mine.groupby("module")["singular_value"]
+        size = groups.transform(np.linalg.norm) if tau.norm else groups.transform("max")
+        for share, count in list(zip(*artist(figure, f"free mean:{name}").get_data(), strict=True))[::37]:
+            assert count == pytest.approx((mine["singular_value"] > share * size).sum() / 6)
+    marks = [axes for axes in figure.axes if any(line.get_gid() == "threshold" for line in axes.lines)]
+    assert [figure.axes.index(axes) for axes in marks] == [0 if tau.absolute else 1]
+    assert list(artist(figure, "threshold").get_xdata()) == [tau.value] * 2
+
+
+@pytest.mark.parametrize("threshold", ["10%", "0.05 at norm 1"])
+def test_spectra_and_figure4_at_thresholds_of_each_adapter(threshold):
+    data = tables()
+    figure = figures.draw("spectra", **data, threshold=threshold)
+    assert gids(figure, "threshold:")
+    for name, *_ in ADAPTERS:
+        values = data["spectra"].query("adapter == @name").groupby("module")["singular_value"]
+        limits = Threshold.of(threshold).limit(values.max(), values.apply(np.linalg.norm))
+        (segment,) = artist(figure, f"threshold:{name}").get_segments()
+        assert segment[0, 1] == pytest.approx(limits.median())
+    means = views.by_layer(views.counted(data["spectra"].query("projection == 'q'"), threshold))
+    drawn = figures.draw("figure4", **data, threshold=threshold)
+    for name, *_ in ADAPTERS:
+        expected = means.query("adapter == @name")["effective_rank"].tolist()
+        assert ydata(drawn, f"effective_rank:{name}") == pytest.approx(expected)
 
 
 def test_trajectory_of_one_adapter_has_a_line_per_layer_and_the_mean():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import svdvals
 
-from bora_analysis import Adapter, analyse, dense
+from bora_analysis import Adapter, Threshold, analyse, dense
 from bora_analysis.analysis import spectrum
 from bora_analysis.linalg.inertia import count, spectral_norm
 from bora_analysis.metrics import METRICS
@@ -57,6 +57,21 @@ def test_a_value_at_the_threshold_is_left_to_the_singular_values():
     assert count(C, 0.5 + 1e-9).above == 0  # pyright: ignore[reportOptionalMemberAccess]
     assert count(C, 0.0) is None
     assert count(0 * C, 0.1).above == 0  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@pytest.mark.parametrize("threshold", ["1%", "37%", "100%", "0.05 at norm 1", "3 at norm 2"])
+def test_thresholds_that_depend_on_the_matrix(threshold):
+    C = matrix(60, 45, 4, 0.8, 3.0)
+    s = np.asarray(svdvals(C))
+    found = count(C, threshold)
+    if threshold == "100%":  # σ₁ itself: nothing but the singular values can tell
+        assert found is None
+        return
+    assert found is not None
+    assert found.above == (s > Threshold.of(threshold).limit(s[0], np.linalg.norm(s))).sum()
+    closest = Threshold(s[7] / s[0], relative=True)
+    assert count(C, closest) is None
+    assert count(C, Threshold(s[7] / s[0] * (1 - 1e-6), relative=True)).above == 8  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (2, 2), (70, 30), (30, 70)])
