@@ -98,13 +98,14 @@ def one_blas_thread() -> Iterator[None]:
                 BlasLimit.lift()
 
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
-def in_order(work: Callable[[str], T], names: Iterable[str], workers: int | None = None) -> Iterator[tuple[str, T]]:
+def in_order(work: Callable[[K], T], names: Iterable[K], workers: int | None = None) -> Iterator[tuple[K, T]]:
     """``(name, work(name))`` in the order of the names, a few of them ahead in threads of one BLAS thread each."""
     workers = workers or available_cores()
-    waiting: deque[tuple[str, Future[T]]] = deque()
+    waiting: deque[tuple[K, Future[T]]] = deque()
     with one_blas_thread(), ThreadPoolExecutor(workers, thread_name_prefix="vectors") as pool:
         try:
             for name in names:

@@ -6,6 +6,8 @@ A method's file has
   on the file is its own, and what does not fit is an error.
 * ``FORMS``: name → :class:`~bora_analysis.methods.file_form.Form`, how it lies in a file;
 * ``RECIPES``: name → :class:`~bora_analysis.methods.random_factors.Recipe`;
+* ``NULLS``: name → :class:`~bora_analysis.methods.random_factors.Null`, the singular values of its random factors,
+  where they are known without the factors, or where the recipe is not what training begins with;
 * ``NEAREST``: name → :class:`~bora_analysis.projections.Projection`, how its nearest member to an update is found;
 * ``peft_config(settings, …)`` where ``train`` takes the method.
 
@@ -16,6 +18,7 @@ name in :mod:`.unreadable`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -24,9 +27,12 @@ from ..catalogue import METHODS, Method
 from ..extras import available
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from ..linalg import Array
     from ..projections import Projection
     from .file_form import Form
-    from .random_factors import Recipe
+    from .random_factors import Null, Recipe, Sizes
 
 # The reader that takes every file.
 _LAST = METHODS["lora"].module
@@ -45,6 +51,40 @@ def form(method: str) -> Form:
 def recipe(method: str) -> Recipe:
     """How a method of :func:`bora_analysis.catalogue.made` is made at random."""
     return implementation(method).RECIPES[method]
+
+
+def null(method: str) -> Null:
+    """What an update of the method is compared with; NoNullError, with the reason, where there is nothing.
+
+    A method without an own ``NULLS`` has that of its recipe, for updates of the sizes that the recipe makes.
+    """
+    from .random_factors import NoNullError, Null
+
+    row = METHODS.get(method)
+    if row is None or not row.module:
+        raise NoNullError(f"{method} is no method, or a sum of several, with random factors of its own")
+    known = getattr(implementation(method), "NULLS", {})
+    if method in known:
+        return known[method]
+    if row.needs_base:
+        raise NoNullError(f"ΔW of {row.label} is made from the base model's weights")
+    if not row.made:
+        raise NoNullError(f"how {row.label} begins is not known here")
+    return Null(partial(_recipe_cores, method))
+
+
+def _recipe_cores(method: str, sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+    from .random_factors import NoNullError, Spec
+
+    shapes = {"null": (sizes.m, sizes.n)}
+    spec = Spec(method, shapes, sizes.r, sizes.blocks, seed=int(rng.integers(2**31)))
+    update = form(method).build(recipe(method).make(spec, rng, sizes.m, sizes.n), 1.0, sizes.activation or "exp-norm")
+    made = update.facts
+    if (made.parameters, made.rank_bound) != (sizes.parameters, sizes.rank_bound):
+        raise NoNullError(
+            f"trains {sizes.parameters:,} numbers and not {made.parameters:,}: its sizes do not tell its structure"
+        )
+    return update.cores()
 
 
 def projects(method: str) -> bool:

@@ -20,7 +20,7 @@ from ..updates.blocks import diagonal
 from ..updates.contract import Facts, Update
 from ..updates.dense import dense
 from .file_form import Arrays, Form, stored
-from .random_factors import Parts, Recipe, Spec, pair
+from .random_factors import Parts, Recipe, Spec, diagonal_null, pair
 
 
 def read(source: Source) -> Found | None:
@@ -88,4 +88,5 @@ FORMS = {
     )
 }
 RECIPES = {"adalora": Recipe(random)}
+NULLS = {"adalora": diagonal_null()}  # B and A are normal at the start, and E is zero
 NEAREST = {"adalora": Projection(nearest, scale="E")}

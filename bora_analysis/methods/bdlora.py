@@ -18,11 +18,13 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
 from ..files.parts import collect, fitted
 from ..linalg import Array
+from ..linalg.gaussian import gaussian_triangle
 from ..projections import Find, Projection, Target, Wish
 from ..updates.blocks import lora
 from ..updates.contract import Update
+from ..updates.sums import block_diagonal
 from .file_form import Arrays, Form, Settings, same, stored
-from .random_factors import Maker, Parts, Recipe, Spec, kaiming, orthonormal, pair, slots
+from .random_factors import Maker, NoNullError, Null, Parts, Recipe, Sizes, Spec, kaiming, orthonormal, pair, slots
 
 
 def read(source: Source) -> Found | None:
@@ -124,5 +126,22 @@ def nearest(side: str) -> Find:
 
 
 FORMS = {"bdlora-a": _form("A"), "bdlora-b": _form("B")}
+
+
+def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+    """Which factor has blocks, and how many, follows from the number of parameters."""
+    r, found = sizes.r, set()
+    for whole, cut in ((sizes.m, sizes.n), (sizes.n, sizes.m)):
+        N, rest = divmod(cut * r, max(1, sizes.parameters - whole * r))
+        if N > 1 and not (rest or cut % N or r % N):
+            found.add((whole, cut, N))
+    if len(found) != 1:
+        raise NoNullError("has blocks whose number its row does not tell")
+    ((whole, cut, N),) = found
+    blocks = block_diagonal(gaussian_triangle(rng, cut // N, r // N, N))
+    return [(gaussian_triangle(rng, whole, r) @ blocks.T)[None]]
+
+
+NULLS = {"bdlora": Null(null_cores)}
 RECIPES = {"bdlora-a": Recipe(random("A")), "bdlora-b": Recipe(random("B"))}
 NEAREST = {"bdlora-a": Projection(nearest("A")), "bdlora-b": Projection(nearest("B"), scale="A")}

@@ -20,13 +20,15 @@ from ..files.adapter_file import Found, Loader, Source, match_pattern, of_layer
 from ..files.errors import AdapterError
 from ..files.parts import collect, need
 from ..linalg import Array
+from ..linalg.gaussian import gaussian_triangle
 from ..projections import Projection, Target, Wish
-from ..updates.blocks import bora
+from ..updates.blocks import activate, bora
 from ..updates.checks import check_blocks
 from ..updates.contract import FactorError, Facts, Update
+from ..updates.sums import product
 from .file_form import Form, columns
 from .pairs import Pair, check_pair
-from .random_factors import Parts, Recipe, Spec, kaiming, pair
+from .random_factors import Bulk, Null, Parts, Recipe, Sizes, Spec, expect, kaiming, pair
 
 
 def read(source: Source) -> Found | None:
@@ -130,5 +132,38 @@ FORMS = {
         lambda a: {"num_blocks": a["sigma"].shape[0]},
     )
 }
+
+
+def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+    """B and A Gaussian, σ as eq. 5 begins."""
+    b, r = sizes.blocks, sizes.r
+    expect(sizes, (sizes.m + sizes.n + b * b) * r)
+    sigma = activate(kaiming(rng, (b, b, r), fan_in=b * r), sizes.activation or "exp-norm")
+    R, L = (gaussian_triangle(rng, size // b, r, b) for size in (sizes.m, sizes.n))
+    return [product(R, sigma, L.transpose(0, 2, 1))[0][None]]
+
+
+def moments(activation: str, fan_in: int) -> tuple[float, float]:
+    """E[s] and E[s²] of Σ's numbers at the start, up to a common factor.
+
+    σ is uniform up to ±1/√fan_in. Eq. 5 makes it uniform up to ±2, so that E[s] = sinh(2)/2 and E[s²] = sinh(4)/4.
+
+    >>> [round(x, 3) for x in moments("exp-norm", 64)], moments("no-exp", 64)
+    ([1.813, 6.822], (0.0, 0.3333333333333333))
+    """
+    if activation not in ("exp-norm", "no-norm"):
+        return 0.0, 1 / 3
+    c = 2.0 if activation == "exp-norm" else fan_in**-0.5
+    return np.sinh(c) / c, np.sinh(2 * c) / (2 * c)
+
+
+def bulk(sizes: Sizes) -> Bulk:
+    """The S_k (b×b) of independent numbers: their variance makes a bulk, of ratio b/b, their mean one σ above it."""
+    br = sizes.blocks * sizes.r
+    mean, square = moments(sizes.activation or "exp-norm", br)
+    return br, (br / sizes.m, br / sizes.n, 1.0), 1 - mean**2 / square
+
+
 RECIPES = {"bora": Recipe(random)}
+NULLS = {"bora": Null(null_cores, bulk)}
 NEAREST = {"bora": Projection(nearest, kind="local")}

@@ -11,10 +11,11 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import fitted, read_parts
+from ..linalg import Array
 from ..projections import Projection, Target, Wish
 from ..updates.circulant import c3a
 from .file_form import Form, patterned
-from .random_factors import Parts, Recipe, Spec, orthonormal, slots
+from .random_factors import Null, Parts, Recipe, Sizes, Spec, orthonormal, slots
 
 
 def read(source: Source) -> Found | None:
@@ -61,5 +62,13 @@ FORMS = {
         config=patterned("block_size"),
     )
 }
+
+
+def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+    s = sizes.blocks  # the size of a circulant block
+    return c3a(rng.standard_normal((sizes.m // s, sizes.n // s, s))).cores()
+
+
+NULLS = {"c3a": Null(null_cores)}
 RECIPES = {"c3a": Recipe(random)}
 NEAREST = {"c3a": Projection(nearest, scale="kernel")}

@@ -13,11 +13,12 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import fitted, read_parts
 from ..linalg import Array
+from ..linalg.gaussian import gaussian_triangle
 from ..projections import Projection, Target, Wish
 from ..updates.blocks import diagonal
 from ..updates.contract import Update
 from .file_form import Form, stored
-from .random_factors import Parts, Recipe, Spec, orthonormal, pair, slots
+from .random_factors import Null, Parts, Recipe, Sizes, Spec, orthonormal, pair, slots
 
 
 def read(source: Source) -> Found | None:
@@ -92,5 +93,15 @@ FORMS = {
         alpha=None,
     )
 }
+
+
+def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+    """Each slot divided by its norms; as if the base's columns had equal norms."""
+    R, L = (gaussian_triangle(rng, size, sizes.r) for size in (sizes.m, sizes.n))
+    R, L = (part / np.linalg.norm(part, axis=0) for part in (R, L))
+    return [(R @ L.T)[None]]
+
+
+NULLS = {"delora": Null(null_cores)}
 RECIPES = {"delora": Recipe(random, most=lambda _, m, n: min(m, n))}
 NEAREST = {"delora": Projection(nearest, scale="bound")}

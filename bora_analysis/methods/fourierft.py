@@ -20,7 +20,7 @@ from ..projections import Projection, Target, Wish
 from ..updates.contract import FactorError, Update
 from ..updates.sparse import fourierft
 from .file_form import Arrays, Form, patterned
-from .random_factors import Parts, Recipe, Spec, slots
+from .random_factors import Null, Parts, Recipe, Sizes, Spec, slots
 
 #: FourierFT's defaults in PEFT.
 SCALING, SEED = 150.0, 777
@@ -99,5 +99,14 @@ FORMS = {
         told=("shape",),
     )
 }
+
+
+def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+    place = rng.choice(sizes.m * sizes.n, sizes.parameters, replace=False)
+    values = rng.standard_normal(sizes.parameters)
+    return fourierft(values, place // sizes.n, place % sizes.n, (sizes.m, sizes.n)).cores()
+
+
+NULLS = {"fourierft": Null(null_cores)}
 RECIPES = {"fourierft": Recipe(random)}
 NEAREST = {"fourierft": Projection(nearest, scale="spectrum", needs="torch")}

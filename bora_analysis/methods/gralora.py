@@ -14,11 +14,12 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import fitted, read_parts
 from ..linalg import Array
+from ..linalg.gaussian import gaussian_triangle
 from ..projections import Projection, Target, Wish
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .file_form import Form, stored
-from .random_factors import Parts, Recipe, Spec, pair
+from .random_factors import NoNullError, Null, Parts, Recipe, Sizes, Spec, expect, pair
 
 
 def read(source: Source) -> Found | None:
@@ -92,5 +93,19 @@ FORMS = {
         alpha="alpha",
     )
 }
+
+
+def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+    expect(sizes, (sizes.m + sizes.n) * sizes.r)  # no LoRA beside the blocks
+    r, k = sizes.r, sizes.rank_bound // sizes.r  # min(m, n, kr)
+    if sizes.rank_bound % r or sizes.m % k or sizes.n % k or r % k:
+        raise NoNullError("has blocks whose number its row does not tell")
+    R, L = (gaussian_triangle(rng, size // k, r, k) for size in (sizes.m, sizes.n))  # (k, ·, r)
+    parts = [X.reshape(k, X.shape[1], k, r // k) for X in (R, L)]
+    core = np.einsum("iajp,jbip->iajb", *parts, optimize=True)
+    return [core.reshape(1, k * R.shape[1], k * L.shape[1])]
+
+
 RECIPES = {"gralora": Recipe(random)}
+NULLS = {"gralora": Null(null_cores)}
 NEAREST = {"gralora": Projection(nearest)}

@@ -17,7 +17,7 @@ from ..projections import Projection, Target, Wish
 from ..updates.contract import Update
 from ..updates.mixture import mixed
 from .file_form import Arrays, Form, columns
-from .random_factors import Parts, Recipe, Spec, kaiming, pair
+from .random_factors import Parts, Recipe, Spec, kaiming, pair, pair_null
 from .routed import loaders_of, note
 
 
@@ -73,4 +73,5 @@ FORMS = {
     )
 }
 RECIPES = {"hydralora": Recipe(random)}
+NULLS = {"hydralora": pair_null()}  # sums and stacks of Gaussian B_k are Gaussian, and A is one
 NEAREST = {"hydralora": Projection(nearest)}

@@ -15,7 +15,7 @@ from ..files.parts import collect, fitted, read_parts
 from ..updates.blocks import diagonal
 from ..updates.contract import Update
 from .file_form import Arrays, Form, stored
-from .random_factors import Parts, Recipe, Spec, pair
+from .random_factors import Parts, Recipe, Spec, diagonal_null, pair
 
 _NOTE = (
     "KaSA took the r smallest singular values out of each weight of the base model before training; ΔW is the change "
@@ -57,3 +57,4 @@ FORMS = {
     )
 }
 RECIPES = {"kasa": Recipe(random)}
+NULLS = {"kasa": diagonal_null()}

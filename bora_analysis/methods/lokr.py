@@ -17,13 +17,14 @@ from ..files.adapter_file import Found, Loader, Source, of_layer
 from ..files.errors import AdapterError
 from ..files.parts import need, read_parts
 from ..linalg import Array
+from ..linalg.gaussian import gaussian_values
 from ..projections import Projection, Target, Wish
 from ..updates.contract import Update
 from ..updates.dense import dense
 from ..updates.kronecker import lokr
 from .file_form import Form, stored
 from .loha import contracted
-from .random_factors import Parts, Recipe, Spec, orthonormal, pair
+from .random_factors import Null, Parts, Recipe, Sizes, Spec, expect, orthonormal, pair, pair_core
 
 
 def read(source: Source) -> Found | None:
@@ -144,6 +145,21 @@ FORMS = {
         alpha="alpha",
     ),
 }
+
+
+def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+    """Both factors Gaussian; the second of rank r, or whole."""
+    (p, u), (q, v) = kronecker_factors(sizes.m), kronecker_factors(sizes.n)
+    if sizes.method == "krona" or sizes.parameters == p * q + u * v:
+        expect(sizes, p * q + u * v)
+        second = gaussian_values(rng, u, v)
+    else:
+        expect(sizes, p * q + (u + v) * sizes.r)
+        second = np.linalg.svd(pair_core(rng, u, v, sizes.r), compute_uv=False)
+    return [np.outer(gaussian_values(rng, p, q), second).reshape(-1, 1, 1)]
+
+
+NULLS = {"lokr": Null(null_cores), "krona": Null(null_cores)}
 RECIPES = {"lokr": Recipe(random, most=largest_rank), "krona": Recipe(random_krona)}
 NEAREST = {
     "lokr": Projection(nearest, "w1", "local"),

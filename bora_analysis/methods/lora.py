@@ -14,7 +14,7 @@ from .file_form import Arrays, Form
 from .lora_modules import lora_loaders
 from .melora import minis_loader
 from .pairs import single, sort_keys
-from .random_factors import Parts, Recipe, Spec, pair
+from .random_factors import Parts, Recipe, Spec, pair, pair_null
 
 
 def method_name(source: Source) -> str:
@@ -82,4 +82,5 @@ def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
 
 FORMS = {"lora": _form("lora"), "rslora": _form("rslora")}
 RECIPES = {"lora": Recipe(random), "rslora": Recipe(random)}
+NULLS = dict.fromkeys(("lora", "rslora"), pair_null(lambda sizes: (sizes.m + sizes.n) * sizes.r))
 NEAREST = {"lora": Projection(nearest), "rslora": Projection(nearest)}

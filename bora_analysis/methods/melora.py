@@ -19,7 +19,7 @@ from ..updates.contract import FactorError, Update
 from .bora import check_count, of_kind, read_blocks
 from .file_form import Arrays, Form, columns
 from .pairs import Pair, check_pair
-from .random_factors import Parts, Recipe, Spec, pair
+from .random_factors import Bulk, NoNullError, Null, Parts, Recipe, Sizes, Spec, expect, pair, pair_core
 
 
 def read(source: Source) -> Found | None:
@@ -88,5 +88,22 @@ FORMS = {
         lambda a: {"num_minis": a["A"].shape[0]},
     )
 }
+
+
+def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+    """Minis of equal size."""
+    N = sizes.blocks
+    expect(sizes, (sizes.m + sizes.n) * sizes.r)
+    if sizes.m % N or sizes.n % N or sizes.rank_bound != N * min(sizes.m // N, sizes.n // N, sizes.r):
+        raise NoNullError("has minis of several sizes, which its row does not tell")
+    return [pair_core(rng, sizes.m // N, sizes.n // N, sizes.r, N)]
+
+
+def bulk(sizes: Sizes) -> Bulk:
+    Nr = sizes.blocks * sizes.r
+    return Nr, (Nr / sizes.m, Nr / sizes.n), 1.0
+
+
 RECIPES = {"melora": Recipe(random)}
+NULLS = {"melora": Null(null_cores, bulk)}
 NEAREST = {"melora": Projection(nearest)}

@@ -17,11 +17,12 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.keys import module_path
 from ..files.parts import fitted
+from ..linalg import Array
 from ..projections import Projection, Target, Wish
 from ..updates.contract import Update
 from ..updates.mixture import mixed
 from .file_form import Arrays, Form
-from .random_factors import Parts, Recipe, Spec, kaiming, pair
+from .random_factors import NoNullError, Null, Parts, Recipe, Sizes, Spec, kaiming, pair, pair_core
 from .routed import loaders_of, note
 
 _MOE = re.compile(
@@ -98,5 +99,16 @@ FORMS = {
         lambda a: {"expert_num": a["A"].shape[0]},
     )
 }
+
+
+def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+    """The mean of the experts is one product, of all their factors beside each other."""
+    m, n, inner = sizes.m, sizes.n, sizes.rank_bound  # min(m, n, Kr)
+    if inner == min(m, n) or sizes.parameters < (m + n) * inner:
+        raise NoNullError("has experts whose number its row does not tell, or is a stack of them")
+    return [pair_core(rng, m, n, inner)[None]]
+
+
 RECIPES = {"moelora": Recipe(random)}
+NULLS = {"moelora": Null(null_cores)}
 NEAREST = {"moelora": Projection(nearest)}

@@ -1,4 +1,4 @@
-"""Random factors: what the recipes of the methods have in common."""
+"""Random factors: what the recipes and the nulls of the methods have in common."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..linalg import Array
+from ..linalg.gaussian import gaussian_triangle, gaussian_values
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,88 @@ class Recipe(NamedTuple):
 
     make: Maker
     most: Callable[[Spec, int, int], int] | None = None
+
+
+class Sizes(NamedTuple):
+    """What a row of layer_metrics says of a module's sizes."""
+
+    method: str
+    m: int
+    n: int
+    r: int
+    blocks: int
+    parameters: int
+    rank_bound: int
+    activation: str = ""
+
+
+class NoNullError(Exception):
+    """Why there are no random factors to compare an update with."""
+
+
+#: Directions of the bulk, the ratios of its Gaussian factors, and the share of Σσ² that it has; see ``bulk_edge``.
+Bulk = tuple[int, tuple[float, ...], float]
+
+
+class Null(NamedTuple):
+    """Singular values of a method's random factors: what is zero at the start is Gaussian, the rest as at the start.
+
+    Gaussian factors are drawn as the triangles of their QR (:func:`bora_analysis.linalg.gaussian.gaussian_triangle`).
+    LoRA's A, Kaiming-uniform at the start, counts as Gaussian too: n independent numbers a row, of which only sums of n
+    products matter.
+
+    Attributes
+    ----------
+    cores : sizes, generator → stacks of cores, up to a factor; NoNullError where the sizes do not tell the structure.
+    bulk : the law of all but a few singular values in large layers, where it is known.
+    """
+
+    cores: Callable[[Sizes, np.random.Generator], list[Array]]
+    bulk: Callable[[Sizes], Bulk] | None = None
+
+
+def pair_core(rng: np.random.Generator, m: int, n: int, r: int, *stack: int) -> Array:
+    """Cores of B A, Gaussian (m, r) and (r, n)."""
+    return gaussian_triangle(rng, m, r, *stack) @ gaussian_triangle(rng, n, r, *stack).swapaxes(-1, -2)
+
+
+def pair_null(parameters: Callable[[Sizes], int] | None = None) -> Null:
+    """That of B A; with a count of its parameters, it is for updates that have so many."""
+
+    def cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+        if parameters is not None:
+            expect(sizes, parameters(sizes))
+        return [pair_core(rng, sizes.m, sizes.n, sizes.r)[None]]
+
+    return Null(cores, lambda sizes: (sizes.r, (sizes.r / sizes.m, sizes.r / sizes.n), 1.0))
+
+
+def diagonal_null() -> Null:
+    """That of B diag(d) A, all three Gaussian."""
+
+    def cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+        R, L = (gaussian_triangle(rng, size, sizes.r) for size in (sizes.m, sizes.n))
+        return [((R * rng.standard_normal(sizes.r)) @ L.T)[None]]
+
+    return Null(cores)
+
+
+def whole_null() -> Null:
+    """That of a Gaussian matrix."""
+
+    def bulk(sizes: Sizes) -> Bulk:
+        k = min(sizes.m, sizes.n)
+        return k, (k / max(sizes.m, sizes.n),), 1.0
+
+    return Null(lambda sizes, rng: [gaussian_values(rng, sizes.m, sizes.n).reshape(-1, 1, 1)], bulk)
+
+
+def expect(sizes: Sizes, parameters: int) -> None:
+    """NoNullError unless an update has as many trained numbers as its sizes say."""
+    if sizes.parameters != parameters:
+        raise NoNullError(
+            f"trains {sizes.parameters:,} numbers and not {parameters:,}: its sizes do not tell its structure"
+        )
 
 
 def slots(spec: Spec, count: int) -> Array:

@@ -21,12 +21,13 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
 from ..files.keys import module_path
 from ..linalg import Array
+from ..linalg.gaussian import gaussian_triangle
 from ..linalg.qr import triangle
 from ..projections import Find, Projection, Target, Wish
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .file_form import Arrays, Form
-from .random_factors import Maker, Parts, Recipe, Spec, pair
+from .random_factors import Maker, Null, Parts, Recipe, Sizes, Spec, pair
 
 _FACTOR = re.compile(r"(?P<module>.+)\.(sbora_(?P<ours>index|size|A|B)|lora_(?P<side>[AB]))(\.[^.]+?)??(\.weight)?")
 
@@ -164,6 +165,21 @@ def nearest(side: str) -> Find:
 
 
 FORMS = {"sbora-fa": _form("fa"), "sbora-fb": _form("fb")}
+
+
+def _null(side: str) -> Null:
+    """The trained factor; the other one only picks rows or columns."""
+
+    def size(sizes: Sizes) -> int:
+        return sizes.m if side == "B" else sizes.n
+
+    return Null(
+        lambda sizes, rng: [gaussian_triangle(rng, size(sizes), sizes.r)[None]],
+        lambda sizes: (sizes.r, (sizes.r / size(sizes),), 1.0),
+    )
+
+
+NULLS = {"sbora-fa": _null("B"), "sbora-fb": _null("A")}
 RECIPES = {
     "sbora-fa": Recipe(random("B"), most=lambda _, m, n: n),
     "sbora-fb": Recipe(random("A"), most=lambda _, m, n: m),

@@ -12,6 +12,7 @@ from ..files.parts import need, read_parts
 from ..files.tensors import Array
 from ..updates.contract import Update
 from ..updates.sparse import shira
+from .random_factors import Null, Sizes
 
 
 def read(source: Source) -> Found | None:
@@ -38,3 +39,12 @@ def build(spectrum: Array, indices: Array, *, size: tuple[int, int] | None, dtyp
     rows, columns = indices.astype(np.int64)
     shape = size or (int(rows.max()) + 1, int(columns.max()) + 1)
     return shira(spectrum, rows, columns, shape, dtype=dtype)
+
+
+def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
+    place = rng.choice(sizes.m * sizes.n, sizes.parameters, replace=False)
+    values = rng.standard_normal(sizes.parameters)
+    return shira(values, place // sizes.n, place % sizes.n, (sizes.m, sizes.n)).cores()
+
+
+NULLS = {"shira": Null(null_cores)}

@@ -11,6 +11,7 @@ from ..files.parts import collect
 from ..files.tensors import Array
 from ..updates.contract import Update
 from ..updates.dense import dense
+from .random_factors import whole_null
 
 
 def read(source: Source) -> Found | None:
@@ -31,3 +32,6 @@ def read(source: Source) -> Found | None:
 
 def _build(delta: Array, *, dtype: str) -> Update:
     return dense(delta.reshape(delta.shape[0], -1), dtype=dtype)
+
+
+NULLS = {"full": whole_null()}
