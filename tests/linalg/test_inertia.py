@@ -90,7 +90,7 @@ def test_a_quick_analysis_fills_what_a_count_tells(monkeypatch):
     })  # fmt: skip
     whole, quick = analyse(adapter), analyse(adapter, quick=True)
     columns = ["effective_rank", "energy", "frobenius_norm", "spectral_norm", "stable_rank", "participation_ratio",
-               "rank_bound", "rank_utilisation"]  # fmt: skip
+               "top_share", "rank_bound", "rank_utilisation"]  # fmt: skip
     for name in columns:
         np.testing.assert_allclose(quick.layer_metrics[name], whole.layer_metrics[name], rtol=1e-8, err_msg=name)
     row: Any = quick.layer_metrics.set_index("projection").loc["q"]
