@@ -39,6 +39,8 @@ from .analysis.verdict import verdict as verdict
 from .fleet.checks import Finding as Finding
 from .fleet.checks import Report as Report
 from .fleet.checks import check as check
+from .fleet.sweep import Sweep as Sweep
+from .fleet.sweep import sweep as sweep
 from .threshold import Threshold as Threshold
 from .updates.blocks import activate as activate
 from .updates.blocks import bora as bora

@@ -15,7 +15,7 @@ from ..files.tensors import DISTCP, DISTCP_INDEX, OPENERS, SHARD, shards
 
 SUFFIXES = tuple(OPENERS)
 # PEFT's, MLX's, diffusers' and AdapterHub's names. In this order: PEFT prefers safetensors where both lie in a folder.
-_WEIGHT_NAMES = (
+WEIGHT_NAMES = (
     "adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt",
     "adapters.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
     "adapter.safetensors", "pytorch_adapter.bin", "adapters.npz",
@@ -31,7 +31,8 @@ NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_arg
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 # mlx-lm's checkpoints, files beside the last one.
 STEP_FILE = re.compile(r"(\d+)_adapters\.(safetensors|npz)")
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+#: ``org/name``, or ``org/name@revision``: a branch, a tag, a commit.
+HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 
 
 def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
@@ -97,7 +98,7 @@ def located(home: Path) -> Located:
             raise AdapterError(f"{home}: {_OTHER_KINDS[home.suffix]}")
         if home.suffix and home.suffix not in SUFFIXES:
             raise AdapterError(f"{home}: is no weight file; expected {', '.join(SUFFIXES)}, or the adapter's folder")
-        named = home.suffix == DISTCP or _whole_name(home) in _WEIGHT_NAMES
+        named = home.suffix == DISTCP or whole_name(home.name) in WEIGHT_NAMES
         return Located(home, home.parent / CONFIG_NAME, home.parent if named else None)
     if is_model(home):
         return Located(home, None, home)
@@ -113,7 +114,7 @@ def _named_adapter(home: Path) -> Path | None:
     """The folder in a checkpoint into which PEFT puts an adapter with a name, or FSDP its shards; None without one."""
     if not CHECKPOINT.fullmatch(home.name):
         return None
-    names = (*_WEIGHT_NAMES, DISTCP_INDEX)
+    names = (*WEIGHT_NAMES, DISTCP_INDEX)
     inner = [folder for folder in _folders(home) if any((folder / name).is_file() for name in names)]
     inner = [folder for folder in inner if not folder.name.startswith("optimizer")]
     if len(inner) > 1:
@@ -146,7 +147,7 @@ def _folders(place: Path) -> list[Path]:
 
 def _weights_in(folder: Path) -> Path | None:
     """The weight file of a folder: PEFT's, or the only one that could be."""
-    for name in _WEIGHT_NAMES:
+    for name in WEIGHT_NAMES:
         if (folder / name).exists():
             if (folder / name).is_file():
                 return folder / name
@@ -157,7 +158,7 @@ def _weights_in(folder: Path) -> Path | None:
         if entry.suffix in SUFFIXES and entry.is_file() and not NOT_WEIGHTS.fullmatch(entry.name)
         if not STEP_FILE.fullmatch(entry.name)
     )
-    if len({Path(_whole_name(folder / name)).stem for name in others}) == 1:  # of two formats, safetensors
+    if len({Path(whole_name(name)).stem for name in others}) == 1:  # of two formats, safetensors
         return folder / min(others, key=lambda name: (SUFFIXES.index(Path(name).suffix), name))
     if others:
         raise AdapterError(f"{folder}: holds {len(others)} weight files; name one: {some(others)}")
@@ -169,29 +170,29 @@ def twins(weights: Path) -> list[str]:
     return [file.name for suffix in SUFFIXES if (file := weights.with_suffix(suffix)) != weights and file.is_file()]
 
 
-def _whole_name(path: Path) -> str:
+def whole_name(name: str) -> str:
     """The name that a weight file would have in one piece."""
-    if path.suffix == DISTCP:
+    if name.endswith(DISTCP):
         return f"checkpoint{DISTCP}"
-    hit = SHARD.fullmatch(path.name)
-    return f"{hit['stem']}{hit['suffix']}" if hit else path.name
+    hit = SHARD.fullmatch(name)
+    return f"{hit['stem']}{hit['suffix']}" if hit else name
 
 
 def _nothing_in(folder: Path, below: bool = True) -> str:
     if (folder / CONFIG_NAME).exists():
-        return f"{folder}: holds {CONFIG_NAME} but no weights; expected {' or '.join(_WEIGHT_NAMES[:2])}"
+        return f"{folder}: holds {CONFIG_NAME} but no weights; expected {' or '.join(WEIGHT_NAMES[:2])}"
     inside = [shown for entry in _folders(folder) if (shown := _shown(entry, below))]
     if inside:
         return f"{folder}: holds no adapter itself; name one of its folders: {some(inside)}"
     for entry in sorted(entries(folder)):
         if entry.suffix in _OTHER_KINDS:
             return f"{folder}: holds no adapter but {entry.name}, which {_OTHER_KINDS[entry.suffix]}"
-    return f"{folder}: holds no adapter; expected {CONFIG_NAME} and {' or '.join(_WEIGHT_NAMES[:2])}"
+    return f"{folder}: holds no adapter; expected {CONFIG_NAME} and {' or '.join(WEIGHT_NAMES[:2])}"
 
 
 def _shown(folder: Path, below: bool) -> str:
     """A folder's name where adapters lie in it, or in its checkpoints; empty where none do."""
-    if any((folder / name).exists() for name in (*_WEIGHT_NAMES, DISTCP_INDEX)):
+    if any((folder / name).exists() for name in (*WEIGHT_NAMES, DISTCP_INDEX)):
         return folder.name
     if not below:
         return ""
@@ -216,14 +217,19 @@ def some(names: list[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def download(hub_id: str) -> Path:
+def download(hub_id: str, cache: Path | None = None) -> Path:
+    """The adapter's files of a :data:`HUB_ID`, in the usual cache of the Hub or in another folder."""
     from huggingface_hub import snapshot_download  # here: only Hub ids need it
 
-    names = (CONFIG_NAME, *_WEIGHT_NAMES)
+    names = (CONFIG_NAME, *WEIGHT_NAMES)
     names += ("adapter_model-*-of-*.*", "adapter_model.*.index.json", "*.lora.h5")
     patterns = [*names, *(f"checkpoint-*/{name}" for name in names)]
+    hit = HUB_ID.fullmatch(hub_id)
+    repo, revision = hit.group("repo", "revision") if hit else (hub_id, None)
+    options = {"revision": revision, "cache_dir": cache}
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+        given = {name: value for name, value in options.items() if value is not None}
+        return Path(snapshot_download(repo, allow_patterns=patterns, **given))
     except Exception as error:  # offline, unknown, private, disk full …: its errors share no base class
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise AdapterError(

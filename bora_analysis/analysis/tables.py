@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -118,29 +118,11 @@ def analyse(
     flat = adapters_of(adapters, **reading)
     spectra, metrics, provenance = [], [], []
     for adapter in flat:
-        results: dict[str, tuple[Facts, Spectrum]] = {}
-        counting = tau if quick else None
         with progress(len(adapter), on_module) as step:
-            try:
-                for module, facts, spectrum in each_spectrum(adapter, solver=solver, device=device, quick=counting):
-                    results[module] = facts, spectrum
-                    step()
-            except NotFiniteError as error:
-                raise AdapterError(f"{adapter.path or adapter.name}: {error}") from None
-        limits = {module: _limit(spectrum, tau) for module, (_, spectrum) in results.items()}
-        provenance += _provenance(adapter, {module: spectrum for module, (_, spectrum) in results.items()}, tau, limits)
-        for module in adapter:
-            facts, spectrum = results[module]
-            who = identity(adapter, module, facts)
-            spectra.append((who, spectrum.values))
-            metrics.append((
-                *who, facts.out_features, facts.in_features, facts.r, facts.blocks, facts.scaling,
-                facts.parameters, facts.macs_per_token, tau.cell,
-                *_metrics(spectrum, facts, limits[module]),
-                facts.out_features if facts.support_rows is None else facts.support_rows,
-                facts.in_features if facts.support_columns is None else facts.support_columns,
-                spectrum.noise_floor, facts.activation,
-            ))  # fmt: skip
+            found = measure(adapter, threshold=tau, solver=solver, device=device, quick=quick, on_module=step)
+        spectra += [(row[: len(IDENTITY)], spectrum.values) for row, spectrum in found]
+        metrics += [row for row, _ in found]
+        provenance += told_of(adapter, [Origin.of(spectrum, tau) for _, spectrum in found], tau)
     lengths = [len(values) for _, values in spectra]
     columns = zip(*(who for who, _ in spectra), strict=True) if spectra else [()] * len(IDENTITY)
     frame = pd.DataFrame(
@@ -154,6 +136,45 @@ def analyse(
         tuple(provenance),
         {adapter.name: adapter.base_model for adapter in flat if adapter.base_model},
     )
+
+
+def measure(
+    adapter: Adapter,
+    *,
+    threshold: float | str | Threshold = THRESHOLD,
+    solver: str = "auto",
+    device: str = "auto",
+    quick: bool = False,
+    workers: int | None = None,
+    on_module: Callable[[], object] = lambda: None,
+) -> list[tuple[tuple[Any, ...], Spectrum]]:
+    """For each module its row of ``layer_metrics``, the values of ``LAYER_COLUMNS``, and its spectrum.
+
+    :func:`analyse` of one adapter without frames, which take longer than a small adapter. Parameters as there, and
+    ``workers`` as for :func:`bora_analysis.each_spectrum`.
+    """
+    tau = Threshold.of(threshold)
+    results: dict[str, tuple[Facts, Spectrum]] = {}
+    options: dict[str, Any] = {"solver": solver, "device": device, "workers": workers, "quick": tau if quick else None}
+    try:
+        for module, facts, spectrum in each_spectrum(adapter, **options):
+            results[module] = facts, spectrum
+            on_module()
+    except NotFiniteError as error:
+        raise AdapterError(f"{adapter.path or adapter.name}: {error}") from None
+    rows = []
+    for module in adapter:
+        facts, spectrum = results[module]
+        row = (
+            *identity(adapter, module, facts), facts.out_features, facts.in_features, facts.r, facts.blocks,
+            facts.scaling, facts.parameters, facts.macs_per_token, tau.cell,
+            *_metrics(spectrum, facts, _limit(spectrum, tau)),
+            facts.out_features if facts.support_rows is None else facts.support_rows,
+            facts.in_features if facts.support_columns is None else facts.support_columns,
+            spectrum.noise_floor, facts.activation,
+        )  # fmt: skip
+        rows.append((row, spectrum))
+    return rows
 
 
 #: The other spelling.
@@ -272,24 +293,40 @@ def _metrics(spectrum: Spectrum, facts: Facts, limit: float) -> list[float]:
     return [metric.counted(counts, facts) if metric.counted else float("nan") for metric in METRICS.values()]
 
 
-def _provenance(
-    adapter: Adapter, spectra: Mapping[str, Spectrum], tau: Threshold, limits: Mapping[str, float]
-) -> list[str]:
+class Origin(NamedTuple):
+    """How a module's numbers were found: fields of its :class:`Spectrum`, whether ΔW is not 0, from where σ count."""
+
+    dtype: str
+    solver: str
+    device: str
+    noise_floor: float
+    moved: bool
+    limit: float
+
+    @classmethod
+    def of(cls, spectrum: Spectrum, tau: Threshold) -> Origin:
+        moved = bool(spectrum.values.any() or (spectrum.counted is not None and spectrum.counted.energy))
+        limit = _limit(spectrum, tau)
+        return cls(spectrum.dtype, spectrum.solver, spectrum.device, spectrum.noise_floor, moved, limit)
+
+
+def told_of(adapter: Adapter, found: Sequence[Origin], tau: Threshold) -> list[str]:
+    """Lines on how an adapter's numbers were found; from the second on, where they need a caveat."""
+
     def listed(values: Iterable[str]) -> str:
         return ", ".join(sorted(set(values))) or "none"
 
-    found = list(spectra.values())
     modules = "1 module" if len(found) == 1 else f"{len(found)} modules"
     stored, solvers, devices = (listed(getattr(s, name) for s in found) for name in ("dtype", "solver", "device"))
     lines = [
         f"{adapter.name}: {modules}, factors stored in {stored}, singular values in float64 by {solvers} on {devices}"
     ]
-    still = sum(not s.values.any() and (s.counted is None or not s.counted.energy) for s in found)
+    still = sum(not s.moved for s in found)
     if still and still == len(found) and adapter.step != 0:
         lines.append(f"{adapter.name}: ΔW = 0 in every module: nothing was trained")
     elif still and adapter.method == "full":
         lines.append(f"{adapter.name}: {still} of {modules} are unchanged: ΔW = 0")
-    below = [s.noise_floor for module, s in spectra.items() if s.noise_floor > limits[module]]
+    below = [s.noise_floor for s in found if s.noise_floor > s.limit]
     if below:
         lines.append(
             f"{adapter.name}: the threshold {tau} lies below the noise floor of {len(below)} of {modules} (up "

@@ -25,12 +25,13 @@ from .plain_text import spell_missing_characters
 from .recommend import recommend
 from .relative import relative
 from .similarity import similarity
+from .sweep import sweep
 from .synth import synth
 from .train import train
 
 COMMANDS = (
-    analyze, compare, factors, recommend, capture, similarity, relative, check, fleet, convert, merge, figure, synth,
-    cost, train, paper, dashboard,
+    analyze, compare, factors, recommend, capture, similarity, relative, check, sweep, fleet, convert, merge, figure,
+    synth, cost, train, paper, dashboard,
 )  # fmt: skip
 
 

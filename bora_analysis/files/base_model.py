@@ -9,7 +9,7 @@ import json
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -213,9 +213,14 @@ def open_base(place: str | Path) -> BaseWeights:
 
 def is_model(folder: Path) -> bool:
     """Whether a folder holds a whole model: its configuration and weights by its own names, and no adapter."""
-    names = {entry.name for entry in entries(folder)}
+    return names_a_model({entry.name for entry in entries(folder)})
+
+
+def names_a_model(names: Collection[str]) -> bool:
+    """The same, by the names of the files in the folder."""
     weights = {f"{stem}{suffix}{end}" for stem in _STEMS for suffix in _SUFFIXES for end in ("", ".index.json")}
-    return bool(weights & names) and CONFIG_NAME in names and not any(name.startswith("adapter_") for name in names)
+    adapters = any(name.startswith("adapter_") for name in names)
+    return not weights.isdisjoint(names) and CONFIG_NAME in names and not adapters
 
 
 def model_paths(place: Path) -> Iterator[Path]:

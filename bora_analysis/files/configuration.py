@@ -14,6 +14,8 @@ CONFIG_NAME = "adapter_config.json"
 LITGPT = "litgpt"
 _LITGPT_FILES = ("model_config.yaml", "hyperparameters.yaml")
 _MODEL_CONFIG = "config.json"  # OpenDelta's, and a whole model's
+#: The names of the files that may be read.
+CONFIGURATIONS = (CONFIG_NAME, *_LITGPT_FILES, _MODEL_CONFIG)
 
 
 def configuration_files(folder: Path) -> Iterator[Path]:

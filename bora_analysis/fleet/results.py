@@ -6,11 +6,13 @@
       layer_metrics/<part>       one row per module
       spectra/<part>             one row per singular value     (with ``--spectra``)
       sketches/<part>            one row per module             (with ``--sketch``)
+      ranges/*.parquet           parts of parts, while a sweep runs that splits an adapter
 
 An **adapter** is one set of weights; a checkpoint ``checkpoint-100`` is an adapter of its own, with its step. Each has
 one file, its **part**, in every table but ``adapters``; the file's name is in column ``part``. ``id`` joins the tables.
 ``name`` (``adapter`` in the other tables) need not be unique. A part is there before its row: who reads while a sweep
-runs, or after one that was killed, takes the parts that ``adapters`` names. :class:`Results` does so.
+runs, or after one that was killed, takes the parts that ``adapters`` names, and of two rows with one id the later one.
+:class:`Results` does so.
 
 **adapters** (column: type)
 
@@ -40,7 +42,7 @@ runs, or after one that was killed, takes the parts that ``adapters`` names. :cl
 ``finished`` : time, UTC.
 
 **layer_metrics**: ``id``, then the columns of ``bora_analysis.analysis.tables.LAYER_COLUMNS``. All metrics are floats
-here, because ``--quick`` may leave some of them out.
+here, because ``--quick`` may leave some of them out. ``threshold`` is a text: ``0.005``, ``1%``.
 
 **spectra**: ``id``, then the columns of ``SPECTRA_COLUMNS``.
 
@@ -57,6 +59,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import AdapterError
+from ..threshold import Threshold
 from .storage import Storage
 
 if TYPE_CHECKING:
@@ -69,6 +72,7 @@ FORMAT = 1
 SETTINGS = "sweep.json"
 ADAPTERS, LAYER_METRICS, SPECTRA, SKETCHES = TABLES = ("adapters", "layer_metrics", "spectra", "sketches")
 PARTS = (LAYER_METRICS, SPECTRA, SKETCHES)  # the tables with one file per adapter
+RANGES = "ranges"  # of adapters that are split, until all of an adapter's are there
 
 #: module path, its update → the columns that ``sketches`` stores for it.
 Sketch = Callable[[str, "Update"], Mapping[str, Any]]
@@ -103,7 +107,7 @@ def schema(table: str) -> pa.Schema:
         SPECTRA: SPECTRA_COLUMNS,
         SKETCHES: (*IDENTITY, "out_features", "in_features"),
     }
-    texts = {"id", *IDENTITY} - {"step", "layer"}
+    texts = {"id", *IDENTITY, "threshold", "activation"} - {"step", "layer"}
 
     def kind(name: str) -> str:
         return _TEXT if name in texts else _WHOLE if name in _WHOLE_LAYER_COLUMNS else _FLOAT
@@ -204,6 +208,9 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     whole = {pa.int64(): pd.Int64Dtype()}
     nullable = {"step", "layer"} if "module" in table.column_names else set(table.column_names)
     frame = table.to_pandas()
+    if "threshold" in frame:  # numbers, as analyse has them, where they are
+        cells = {text: Threshold.of(text).cell for text in frame["threshold"].dropna().unique()}
+        frame["threshold"] = [cells.get(text) for text in frame["threshold"]]
     return frame.astype({
         field.name: whole[field.type] for field in table.schema if field.type in whole and field.name in nullable
     })  # fmt: skip

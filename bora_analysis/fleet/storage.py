@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters at least: C:\ is a drive
 #: Stores whose writes are whole or nothing, so that no second name is needed.
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
+_UNFINISHED = ".tmp"
 T = TypeVar("T")
 
 
@@ -29,6 +30,10 @@ def is_url(text: object) -> bool:
     (True, False, False)
     """
     return isinstance(text, str) and _URL.match(text) is not None
+
+
+class StorageError(AdapterError):
+    """Results that cannot be written: no fault of an adapter, and the end of a sweep."""
 
 
 def opened(url: str) -> tuple[Any, str]:
@@ -42,7 +47,7 @@ def opened(url: str) -> tuple[Any, str]:
 
 
 def _plainly(function: Callable[..., T]) -> Callable[..., T]:
-    """Errors of stores, which share no base class, as one: AdapterError."""
+    """Errors of stores, which share no base class, as one."""
 
     @wraps(function)
     def call(self: Storage, *arguments: Any) -> T:
@@ -52,7 +57,7 @@ def _plainly(function: Callable[..., T]) -> Callable[..., T]:
             if isinstance(error, AdapterError):
                 raise
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise AdapterError(f"{self}: {reason}") from None
+            raise StorageError(f"{self}: {reason}") from None
 
     return call
 
@@ -76,23 +81,28 @@ class Storage:
     def __str__(self) -> str:
         return self.place
 
-    @_plainly
     def names(self, folder: str) -> list[str]:
-        """The files in a folder; none where there is no such folder. Unfinished ones are left out."""
+        """The files in a folder; none where there is no such folder."""
+        return [name for name in self._all(folder) if not name.endswith(_UNFINISHED)]
+
+    def unfinished(self, folder: str) -> list[str]:
+        """What writers that were killed left in a folder."""
+        return [name for name in self._all(folder) if name.endswith(_UNFINISHED)]
+
+    @_plainly
+    def _all(self, folder: str) -> list[str]:
         if not is_url(self.place):
             path = Path(self.place, folder)
-            found = [entry.name for entry in os.scandir(path)] if path.is_dir() else []
-        else:
-            files, root = opened(self.place)
-            files.invalidate_cache()
-            inside = f"{root}/{folder}"
-            found = [name.rsplit("/", 1)[-1] for name in files.ls(inside, detail=False)] if files.isdir(inside) else []
-        return [name for name in found if not name.endswith(".tmp")]
+            return [entry.name for entry in os.scandir(path)] if path.is_dir() else []
+        files, root = opened(self.place)
+        files.invalidate_cache()
+        inside = f"{root}/{folder}"
+        return [name.rsplit("/", 1)[-1] for name in files.ls(inside, detail=False)] if files.isdir(inside) else []
 
     @_plainly
     def write(self, name: str, content: bytes) -> None:
         """Write a file; nobody sees it before it is whole."""
-        temporary = f"{name}.{secrets.token_hex(4)}.tmp"
+        temporary = f"{name}.{secrets.token_hex(4)}{_UNFINISHED}"
         if not is_url(self.place):
             path, target = Path(self.place, temporary), Path(self.place, name)
             try:

@@ -1,0 +1,89 @@
+"""The process that does the work: it reads tasks from a pipe and answers, until the pipe ends.
+
+Its keeper, :mod:`.keeper`, ends it where it takes too long. It ends itself where nobody keeps it any more: when the
+pipe closes, when nothing came for ``IDLE`` seconds, and, by an alarm that no computation can hold up, some time after
+its limit.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+from typing import Any, BinaryIO
+
+#: What it says first, when all is loaded.
+READY = b"ready"
+IDLE = 30.0
+_LATE = 30.0  # seconds after its limit
+
+
+def main(memory: int) -> None:
+    """Work until the pipe on stdin ends. What is printed goes to stderr: stdout carries the answers."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _bound(memory)
+    from ..linalg.threads import one_blas_thread
+    from .measuring import outcomes
+
+    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, waiting), daemon=True).start()
+    send(answers, READY)
+    with one_blas_thread():
+        while True:
+            try:
+                task, job = pickle.loads(waiting.get(timeout=IDLE))
+            except queue.Empty:
+                os._exit(0)
+            _alarm(job.timeout + _LATE)
+            found = outcomes(task, job)
+            _alarm(0)
+            send(answers, pickle.dumps(found))
+            if memory and _resident() > memory / 2:  # what is left over would be lacking for the next one
+                os._exit(0)
+
+
+def send(pipe: BinaryIO, message: bytes) -> None:
+    """A message with its length before it."""
+    pipe.write(len(message).to_bytes(8, "big") + message)
+    pipe.flush()
+
+
+def receive(pipe: BinaryIO) -> bytes:
+    """The next message; empty where the pipe ended."""
+    length = pipe.read(8)
+    if len(length) < 8:
+        return b""
+    message = pipe.read(int.from_bytes(length, "big"))
+    return message if len(message) == int.from_bytes(length, "big") else b""
+
+
+def _listen(pipe: Any, waiting: queue.SimpleQueue[bytes]) -> None:
+    while message := receive(pipe):
+        waiting.put(message)
+    os._exit(0)
+
+
+def _bound(memory: int) -> None:
+    """Let allocations fail above this many bytes, where the system can (Linux)."""
+    if memory and sys.platform == "linux" and not os.environ.get("CUDA_VISIBLE_DEVICES"):  # CUDA reserves far more
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+
+
+def _alarm(seconds: float) -> None:
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _resident() -> int:
+    """Bytes in memory; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as handle:  # noqa: PTH123
+            return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -1,0 +1,328 @@
+"""One adapter of a sweep, in the process that does the work: fetch, hash, read, measure, write parts, say the row."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..adapters import Adapter, AdapterError, read_adapter
+from ..adapters.locate import download, homes, paths_read
+from ..analysis.tables import IDENTITY, LAYER_COLUMNS, SPECTRA_COLUMNS, Origin, measure, told_of
+from ..analysis.verdict import verdicts
+from ..catalogue import METHODS
+from ..files.base_model import open_base
+from ..style import projections_in_order
+from ..threshold import Threshold
+from ..updates.contract import Update
+from .results import LAYER_METRICS, RANGES, SKETCHES, SPECTRA, schema
+from .stamps import content_hash, stamp_at_rest
+from .storage import Storage, StorageError, opened
+from .tasks import HUB, INTERNAL, JOIN, MEMORY, PLAN, RANGE, UNREADABLE, URL, Item, Job, Outcome, Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Beside the columns of layer_metrics, until the row is made: what the lines on an adapter are made from.
+_ORIGIN = tuple(name for name in Origin._fields if name not in LAYER_COLUMNS)
+
+
+def outcomes(task: Task, job: Job) -> list[Outcome]:
+    """What the task gives; nothing that an adapter does raises."""
+    item = task.item
+    start = time.monotonic()
+    try:
+        with _at_hand(item, job) as places:
+            return [_outcome(item, place, id, task, job, start) for id, place in places.items()]
+    except Exception as error:
+        return [_failed(item, item.id, error, job, start)]
+
+
+def part_of(id: str, content: str, options: str) -> str:
+    """The name of an adapter's files: readable, and that of this content and these options alone."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/\\]", id)[-1]).strip(".-")[:60]
+    mark = hashlib.sha256(f"{id}\0{content}\0{options}".encode("utf-8", "surrogateescape")).hexdigest()[:20]
+    return f"{readable or 'adapter'}-{mark}.parquet"
+
+
+def _outcome(item: Item, place: Path, id: str, task: Task, job: Job, start: float) -> Outcome:
+    hashed = task.hashed
+    try:
+        read_at = time.time()
+        if hashed is None:
+            hashed = content_hash([path for path in paths_read(place) if path.is_file()], _home(place))
+            if task.known.get(id) == hashed[0]:
+                return {"same": id, "stamp": _stamp(item, read_at)}
+        adapter = _read(item, place, job)
+        storage, part = Storage.at(job.results), part_of(id, hashed[0], job.options)
+        if task.kind == PLAN:
+            modules = len(adapter) if item.size >= job.split_from or _is_dense(adapter) else 0
+            return {"plan": modules, "hashed": hashed}
+        if task.kind == RANGE:
+            names = _pieces(part, job, task.first, task.last)
+            if names[LAYER_METRICS] not in storage.names(RANGES):
+                _write(storage, names, _tables(_only(adapter, task.first, task.last), id, job), RANGES)
+            return {"range": id, "seconds": time.monotonic() - start}
+        names: dict[str, str] = dict.fromkeys((LAYER_METRICS, SPECTRA, SKETCHES), part)
+        if task.kind == JOIN:
+            tables = _joined(storage, [_pieces(part, job, *ends) for ends in task.ranges])
+        else:
+            tables = _tables(adapter, id, job)
+        row = _row(adapter, tables[LAYER_METRICS], job)
+        tables[LAYER_METRICS] = tables[LAYER_METRICS].drop_columns(list(_ORIGIN))
+        _write(storage, names, tables)
+        mark = _stamp(item, read_at)
+        seconds = time.monotonic() - start + task.seconds
+        found = {
+            "id": id,
+            "part": part,
+            "content_hash": hashed[0],
+            "bytes": hashed[1],
+            "stamp": mark,
+            "seconds": seconds,
+        }
+        return {"row": found | row | {"options": job.options, "finished": datetime.now(UTC)}}
+    except Exception as error:
+        return _failed(item, id, error, job, start, hashed)
+
+
+def _failed(
+    item: Item, id: str, error: Exception, job: Job, start: float, hashed: tuple[str, int] | None = None
+) -> Outcome:
+    text = " ".join(str(error).split())
+    if isinstance(error, StorageError):
+        return {"fatal": text}
+    if isinstance(error, MemoryError):
+        kind, text = MEMORY, f"needs more memory than a worker may take; --memory sets it ({text or 'out of memory'})"
+    elif isinstance(error, AdapterError):
+        kind = UNREADABLE
+    elif isinstance(error, OSError) and error.filename is not None:  # it went away
+        kind, text = UNREADABLE, f"{error.filename}: {error.strerror}"
+    else:
+        kind, text = INTERNAL, f"{type(error).__name__}: {text}"
+    found = {"content_hash": hashed[0], "bytes": hashed[1]} if hashed else {}
+    seconds = time.monotonic() - start
+    last = {"stamp": item.stamp, "options": job.options, "seconds": seconds, "finished": datetime.now(UTC)}
+    return {"row": {"id": id, "name": id.rpartition("/")[2], "error_kind": kind, "error": text, **found, **last}}
+
+
+# --- from a source to an adapter -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _at_hand(item: Item, job: Job) -> Iterator[dict[str, Path]]:
+    """id → where its files lie in the file system, of each adapter in an item."""
+    if item.kind not in (HUB, URL):
+        yield {item.id: Path(item.place)}
+        return
+    with TemporaryDirectory(prefix="sweep-") as folder:
+        try:
+            if item.kind == URL:
+                yield {item.id: _fetched(item, Path(folder))}
+                return
+            home = download(item.place, None if job.keep_downloads else Path(folder))
+            places = homes(home, bool(job.reading.get("steps")))
+            yield {item.id if place == home else f"{item.id}/{place.name}": place for place in places}
+        except AdapterError as error:
+            raise AdapterError(str(error).replace(folder, item.id)) from None
+
+
+def _fetched(item: Item, folder: Path) -> Path:
+    """The files of a URL, in folders of the same names as there."""
+    files, place = opened(item.place)
+    above = place.rpartition("/")[0] if place in item.files else place
+    # The names of the folder and the one above it can be those of an adapter and its checkpoint.
+    home = folder.joinpath(*[name for name in above.split("/") if name not in ("", ".", "..")][-2:])
+    for name in item.files:
+        target = home / name[len(above) :].lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.get_file(name, str(target))
+    return home / place[len(above) :].lstrip("/")
+
+
+def _home(place: Path) -> Path:
+    return place if place.is_dir() else place.parent
+
+
+def _stamp(item: Item, read_at: float) -> str:
+    """The stamp of the files that were read; AdapterError where they changed meanwhile."""
+    if item.kind in (HUB, URL) or not item.stamp:
+        return item.stamp
+    now = stamp_at_rest(item.files, read_at)
+    if now and now != item.stamp:
+        raise AdapterError(f"{item.id}: changed while it was read; sweep again")
+    return now
+
+
+@lru_cache(1)
+def _base(place: str, options: str) -> Any:
+    """The base model, open for all adapters of a sweep; the options tell one from a later one at the same place."""
+    return open_base(place)
+
+
+def _read(item: Item, place: Path, job: Job) -> Adapter:
+    reading = dict(job.reading)
+    if reading.get("base") is not None:
+        reading["base"] = _base(reading["base"], job.options)
+    if item.kind == HUB:
+        reading["name"] = item.id.partition("/")[2]
+    found = read_adapter(place, **reading)
+    if not isinstance(found, Adapter):
+        raise AdapterError(f"{item.id}: holds {len(found)} checkpoints; expected one adapter")
+    return found
+
+
+def _is_dense(adapter: Adapter) -> bool:
+    """Whether each module takes a decomposition of all of its weight."""
+    return any(name == "full" or (name in METHODS and METHODS[name].needs_base) for name in adapter.method.split("+"))
+
+
+def _only(adapter: Adapter, first: int, last: int) -> Adapter:
+    return replace(adapter, loaders=dict(list(adapter.loaders.items())[first:last]))
+
+
+# --- from an adapter to tables ---------------------------------------------------------------------------------------
+
+
+def _tables(adapter: Adapter, id: str, job: Job) -> dict[str, pa.Table]:
+    """The tables to be stored, layer_metrics with the columns ``_ORIGIN`` besides."""
+    import pyarrow as pa
+
+    sketches: dict[str, Mapping[str, Any]] = {}
+    if job.sketch:
+        function = sketch_function(job.sketch)
+        loaders = {
+            module: partial(_sketched, module, load, function, sketches) for module, load in adapter.loaders.items()
+        }
+        adapter = replace(adapter, loaders=loaders)
+    found = measure(adapter, workers=1, **job.measuring)
+    columns = zip(*(row for row, _ in found), strict=True) if found else [()] * len(LAYER_COLUMNS)
+    values = {"id": [id] * len(found), **dict(zip(LAYER_COLUMNS, columns, strict=True))}
+    kinds = schema(LAYER_METRICS)
+    layers = pa.Table.from_arrays([_array(values[name], kinds.field(name).type) for name in kinds.names], schema=kinds)
+    tables = {LAYER_METRICS: layers}
+    if job.spectra:
+        tables[SPECTRA] = _spectra(layers, [spectrum.values for _, spectrum in found])
+    if job.sketch:
+        named = layers.select(schema(SKETCHES).names)
+        tables[SKETCHES] = _with(named, [sketches[module] for module in adapter])
+    tau = Threshold.of(job.measuring["threshold"])
+    origins = [Origin.of(spectrum, tau)._asdict() for _, spectrum in found]
+    tables[LAYER_METRICS] = _with(layers, [{name: each[name] for name in _ORIGIN} for each in origins])
+    return tables
+
+
+def _array(values: Sequence[Any], kind: Any) -> pa.Array:
+    import pyarrow as pa
+
+    if kind == pa.string():
+        values = [None if value is None else str(value) for value in values]
+    return pa.array(values, kind, from_pandas=True)  # NaN is missing
+
+
+def _spectra(layers: pa.Table, values: list[np.ndarray]) -> pa.Table:
+    import pyarrow as pa
+
+    lengths = [len(each) for each in values]
+    rows = pa.array(np.repeat(np.arange(len(values)), lengths))
+    names = ["id", *IDENTITY]
+    repeated = [layers[name].combine_chunks().take(rows) for name in names]
+    index = np.concatenate([np.arange(1, length + 1) for length in lengths] or [np.zeros(0, np.int64)])
+    sigma = np.concatenate(values or [np.zeros(0)])
+    assert (*names, "index", "singular_value") == ("id", *SPECTRA_COLUMNS)
+    return pa.Table.from_arrays([*repeated, pa.array(index), pa.array(sigma)], schema=schema(SPECTRA))
+
+
+def sketch_function(name: str) -> Callable[[str, Update], Mapping[str, Any]]:
+    """The function of a name ``package.module:function``; ValueError where there is none."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"sketch {name!r}: {error}; expected package.module:function") from None
+
+
+def _sketched(
+    module: str, load: Callable[[], Update], function: Callable[..., Any], found: dict[str, Mapping[str, Any]]
+) -> Update:
+    update = load()
+    found[module] = function(module, update)
+    return update
+
+
+def _with(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The table and further columns, one mapping a row."""
+    import pyarrow as pa
+
+    for name in rows[0] if rows else ():
+        column = [row[name] for row in rows]
+        if isinstance(column[0], np.ndarray):
+            ends = np.cumsum([0, *map(len, column)], dtype=np.int32)
+            flat = pa.array(np.concatenate(column).astype(np.float64))
+            table = table.append_column(name, pa.ListArray.from_arrays(pa.array(ends), flat))
+        else:
+            table = table.append_column(name, pa.array(column))
+    return table
+
+
+# --- from tables to parts and a row ----------------------------------------------------------------------------------
+
+
+def _pieces(part: str, job: Job, first: int, last: int) -> dict[str, str]:
+    """The names of a range's files by table."""
+    stored = {LAYER_METRICS: True, SPECTRA: job.spectra, SKETCHES: bool(job.sketch)}
+    stem = part.removesuffix(".parquet")
+    return {table: f"{stem}.{first}-{last}.{table}.parquet" for table, wanted in stored.items() if wanted}
+
+
+def _write(storage: Storage, names: Mapping[str, str], tables: Mapping[str, pa.Table], folder: str = "") -> None:
+    for table in (SPECTRA, SKETCHES, LAYER_METRICS):  # the last one says that all are there
+        if table in tables:
+            storage.write_table(f"{folder or table}/{names[table]}", tables[table])
+
+
+def _joined(storage: Storage, pieces: Sequence[Mapping[str, str]]) -> dict[str, pa.Table]:
+    import pyarrow as pa
+
+    return {
+        table: pa.concat_tables([storage.read_table(f"{RANGES}/{each[table]}") for each in pieces]).combine_chunks()
+        for table in pieces[0]
+    }
+
+
+def _row(adapter: Adapter, layers: pa.Table, job: Job) -> dict[str, Any]:
+    """The columns of ``adapters`` that come from the adapter itself."""
+    column = {name: layers[name].to_pylist() for name in {"module", "projection", "r", "parameters", *Origin._fields}}
+    column["noise_floor"] = [float("nan") if floor is None else floor for floor in column["noise_floor"]]
+    origins = [Origin(*each) for each in zip(*(column[name] for name in Origin._fields), strict=True)]
+    _, *told = told_of(adapter, origins, Threshold.of(job.measuring["threshold"]))
+    notes = [*adapter.warnings, *(line.removeprefix(f"{adapter.name}: ") for line in told)]
+    scalings = [each for each in layers["scaling"].to_pylist() if each is not None]
+    return {
+        "name": adapter.name,
+        "step": adapter.step,
+        "method": adapter.method,
+        "layout": adapter.layout,
+        "base_model": adapter.base_model,
+        "r": max(column["r"], default=None),
+        "r_min": min(column["r"], default=None),
+        "scaling": max(scalings, default=None),
+        "scaling_min": min(scalings, default=None),
+        "modules": len(layers),
+        "parameters": sum(column["parameters"]),
+        "targets": ",".join(projections_in_order(column["projection"])),
+        "dtypes": ",".join(sorted(set(column["dtype"]))),
+        "verdict": str(verdicts(layers.to_pandas())[0]),
+        "notes": "\n".join(notes),
+    }

@@ -1,0 +1,294 @@
+"""Which adapters a sweep is about: paths, globs, lists, Hub ids and URLs → items, one per adapter.
+
+Folders are searched to the bottom. In a folder, files with an adapter's usual names are one adapter, named by the
+folder; other weight files (a collection of kohya's, say) are one adapter each, shards of one together. Checkpoints
+beside a final adapter are passed over, and so are whole models, as in :func:`bora_analysis.read_adapter`.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..adapters import AdapterError
+from ..adapters.locate import (
+    CHECKPOINT,
+    HUB_ID,
+    NOT_WEIGHTS,
+    STEP_FILE,
+    SUFFIXES,
+    WEIGHT_NAMES,
+    homes,
+    named,
+    whole_name,
+)
+from ..files.base_model import names_a_model
+from ..files.configuration import CONFIG_NAME as ADAPTER_CONFIG
+from ..files.configuration import CONFIGURATIONS
+from ..files.keys import natural
+from ..files.tensors import DISTCP_INDEX
+from .stamps import Seen, local, remote, stamp
+from .storage import is_url, opened
+from .tasks import HUB, PATH, URL, Item
+
+_LISTS = (".txt", ".csv")
+#: Headings of a CSV file's column of sources; without any of them it is the first column.
+_HEADINGS = ("source", "path", "id", "url", "adapter")
+
+
+@dataclass
+class Found:
+    """What :func:`find` found: the adapters in it, sources that gave none with the reason, whole models passed over."""
+
+    items: dict[str, Item] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    models: int = 0
+
+
+class _Folder(NamedTuple):
+    """A folder as it is listed, of a file system or a store."""
+
+    path: str
+    files: dict[str, Callable[[], Seen]]
+    folders: list[str]  # their names
+
+
+class _Unit(NamedTuple):
+    """An adapter in a folder: the weight file that is read, empty for the folder itself, and its files."""
+
+    name: str
+    files: list[str]
+    whole: bool = False
+
+
+def find(sources: Iterable[str | os.PathLike[str]], *, steps: bool = False, whole: bool = False) -> Found:
+    """The adapters of all sources, each once, in the order in which they are found.
+
+    Parameters
+    ----------
+    sources : paths of weight files and of folders, patterns such as ``runs/**/final``, lists (``.txt``, one source a
+        line; ``.csv``, a column ``source``, ``path``, ``id``, ``url`` or ``adapter``, or the first), Hub ids
+        ``org/name`` and ``org/name@revision``, URLs that fsspec knows. What a list names is relative to the current
+        folder, as on the command line.
+    steps : checkpoints in place of the final adapter beside them.
+    whole : folders with a whole model too, whose update is its difference to a base model.
+    """
+    search = _Search(steps, whole)
+    for source in sources:
+        search.add(os.fspath(source))
+    return search.found
+
+
+class _Search:
+    def __init__(self, steps: bool, whole: bool):
+        self.steps, self.whole = steps, whole
+        self.found = Found()
+        self.links: set[str] = set()  # where links to folders led
+
+    def add(self, source: str) -> None:
+        try:
+            for item in self._of(source):
+                self.found.items.setdefault(item.id, item)
+        except AdapterError as error:
+            self.found.errors.append(str(error))
+
+    def _of(self, text: str) -> Iterator[Item]:
+        if is_url(text):
+            yield from self._of_url(text)
+            return
+        place = Path(text)
+        try:
+            exists = place.exists()
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"{text}: is no path: {error}") from None
+        if exists and place.suffix in _LISTS and place.is_file():
+            for source in listed(place):
+                self.add(source)
+        elif exists:
+            yield from self._of_path(named(place))
+        elif glob.has_magic(text):
+            hits = sorted(glob.glob(text, recursive=True), key=natural)  # noqa: PTH207  absolute patterns too
+            if not hits:
+                raise AdapterError(f"{text}: fits no path")
+            for hit in hits:  # it may fit files and folders of other kinds
+                if Path(hit).is_dir() or Path(hit).suffix in SUFFIXES:
+                    yield from self._of_path(named(Path(hit)), expected=False)
+        elif hit := HUB_ID.fullmatch(text):
+            fixed = re.fullmatch(r"[0-9a-f]{40}", hit["revision"] or "")  # a commit never changes
+            yield Item(text, HUB, text, stamp=text if fixed else "")
+        else:
+            raise AdapterError(f"{text}: no such file or folder")
+
+    def _of_path(self, place: Path, *, expected: bool = True) -> Iterator[Item]:
+        only = place.name if place.is_file() else None
+        top = str(place if only is None else place.parent)
+        models = self.found.models
+        count = 0
+        for count, (folder, unit, seen) in enumerate(self._units(self._local, top, os.sep, only), 1):  # noqa: B007
+            path = os.path.join(folder, unit.name) if unit.name else folder  # noqa: PTH118  10,000 times
+            files = [os.path.join(folder, name) for name in unit.files]  # noqa: PTH118
+            yield _item(path, PATH, path, files, seen, unit.whole)
+        if not count and expected and models == self.found.models:
+            homes(place, self.steps)  # says what is there instead
+            yield Item(str(place), PATH, str(place))
+
+    def _of_url(self, text: str) -> Iterator[Item]:
+        files, path = opened(text)
+        try:
+            tops = sorted(files.glob(path), key=natural) if glob.has_magic(path) else [path]
+            for top in tops:
+                yield from self._of_store(files, top.rstrip("/"))
+        except Exception as error:  # the errors of stores share no base class
+            if isinstance(error, AdapterError):
+                raise
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise AdapterError(f"{text}: cannot be listed: {reason}") from None
+        if not tops:
+            raise AdapterError(f"{text}: fits no path")
+
+    def _of_store(self, files: Any, top: str) -> Iterator[Item]:
+        only = top.rsplit("/", 1)[1] if "/" in top and files.isfile(top) else None
+        root = top if only is None else top.rsplit("/", 1)[0]
+        there: dict[str, _Folder] = defaultdict(lambda: _Folder("", {}, []))
+        for path, info in files.find(root, maxdepth=None if only is None else 1, detail=True).items():
+            folder, _, name = path.rpartition("/")
+            there[folder].files[name] = lambda info=info: remote(info)
+            while folder != root and folder.startswith(f"{root}/"):
+                above, _, name = folder.rpartition("/")
+                if name in there[above].folders:
+                    break
+                there[above].folders.append(name)
+                folder = above
+
+        def read(folder: str) -> _Folder:
+            return there[folder]._replace(path=folder)
+
+        url, count = files.unstrip_protocol, 0
+        for count, (folder, unit, seen) in enumerate(self._units(read, root, "/", only), 1):  # noqa: B007
+            path = f"{folder}/{unit.name}" if unit.name else folder
+            yield _item(url(path), URL, url(path), [f"{folder}/{name}" for name in unit.files], seen, unit.whole)
+        if not count and not self.found.models:
+            raise AdapterError(f"{url(top)}: holds no adapter; expected weights such as {WEIGHT_NAMES[0]}")
+
+    def _units(
+        self, read: Callable[[str], _Folder], top: str, mark: str, only: str | None
+    ) -> Iterator[tuple[str, _Unit, dict[str, Seen]]]:
+        """The adapters in a folder and below; of a file that was named itself only that which it belongs to."""
+        folder = read(top)
+        units = _units_in(folder.files, folder.folders, self.steps)
+        if only is not None:
+            unit = _one(only, units, folder.files)
+            yield top, unit, {name: folder.files[name]() for name in unit.files}
+            return
+        runs = [name for name in folder.folders if CHECKPOINT.fullmatch(name)]
+        final = bool(units) and not (self.steps and runs)
+        for unit in units if final else ():
+            if unit.whole and not self.whole:
+                self.found.models += 1
+            else:
+                yield top, unit, {name: folder.files[name]() for name in unit.files}
+        within: list[tuple[str, _Unit, dict[str, Seen]]] = []
+        for name in sorted(folder.folders, key=natural):
+            if final and name in runs:
+                continue
+            found = self._units(read, f"{top.rstrip(mark)}{mark}{name}", mark, None)
+            if units or not CHECKPOINT.fullmatch(top.rsplit(mark, 1)[-1]):
+                yield from found
+            elif not name.startswith("optimizer"):
+                within += found
+        if len(within) == 1 and not within[0][1].name:  # PEFT's adapter with a name, or FSDP's shards, in a checkpoint
+            ((inner, unit, seen),) = within
+            files = {f"{inner[len(top) + 1 :]}{mark}{name}": each for name, each in seen.items()}
+            yield top, _Unit("", list(files), unit.whole), files
+        else:
+            yield from within
+
+    def _local(self, path: str) -> _Folder:
+        files: dict[str, Callable[[], Seen]] = {}
+        folders = []
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        if not entry.is_symlink() or self._is_new(entry.path):
+                            folders.append(entry.name)
+                    elif entry.is_file():
+                        files[entry.name] = lambda path=entry.path: local(os.stat(path))  # noqa: PTH116
+        except OSError as error:
+            raise AdapterError(f"{path}: cannot be opened: {error.strerror or error}") from None
+        return _Folder(path, files, folders)
+
+    def _is_new(self, link: str) -> bool:
+        """Whether no other link led to the same folder, so that links cannot make a circle."""
+        target = os.path.realpath(link)
+        new = target not in self.links
+        self.links.add(target)
+        return new
+
+
+def listed(place: Path) -> list[str]:
+    """The sources in a list: lines of a text that are neither empty nor comments (#), a column of a CSV file."""
+    try:
+        with place.open(encoding="utf-8-sig", newline="") as handle:
+            if place.suffix == ".csv":
+                rows = [row for row in csv.reader(handle) if row]
+                heads = [name.strip().lower() for name in rows[0]] if rows else []
+                column = next((heads.index(name) for name in _HEADINGS if name in heads), None)
+                lines = [row[column or 0] for row in rows[column is not None :] if len(row) > (column or 0)]
+            else:
+                lines = [line for line in handle.read().splitlines() if not line.lstrip().startswith("#")]
+    except (OSError, ValueError, csv.Error) as error:
+        raise AdapterError(f"{place}: cannot be read as a list of adapters: {error}") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise AdapterError(f"{place}: lists no adapters")
+    return found
+
+
+def _item(id: str, kind: str, place: str, files: list[str], seen: dict[str, Seen], whole: bool) -> Item:
+    mark = stamp(zip(files, seen.values(), strict=True))
+    return Item(id, kind, place, tuple(files), sum(each.size for each in seen.values()), mark, whole)
+
+
+def _units_in(names: Collection[str], folders: Collection[str], steps: bool) -> list[_Unit]:
+    """The adapters among a folder's files, as :mod:`bora_analysis.adapters.locate` would find them by their names."""
+    weights = [name for name in names if _suffix(name) in SUFFIXES and not NOT_WEIGHTS.fullmatch(name)]
+    settings = _settings_in(names)
+    if not weights:
+        torn = ADAPTER_CONFIG in names and not any(CHECKPOINT.fullmatch(name) for name in folders)
+        return [_Unit("", settings)] if torn else []
+    earlier = sorted((name for name in weights if STEP_FILE.fullmatch(name)), key=natural)
+    last = {name: whole_name(name) for name in sorted(weights) if name not in earlier}
+    if earlier and (steps or not last):
+        return [_Unit(name, [name, *settings]) for name in earlier]
+    if DISTCP_INDEX in names or any(whole in WEIGHT_NAMES for whole in last.values()):
+        return [_Unit("", [*last, *settings])]
+    if names_a_model(names):
+        return [_Unit("", [*last, *settings], whole=True)]
+    stems: dict[str, list[str]] = defaultdict(list)
+    for name, whole in last.items():
+        stems[whole.removesuffix(_suffix(whole))].append(name)
+    # Of several formats one, and of several shards.
+    firsts = {min(group, key=lambda name: (SUFFIXES.index(_suffix(name)), name)): group for group in stems.values()}
+    return [_Unit(first, [*group, *settings]) for first, group in firsts.items()]
+
+
+def _one(name: str, units: list[_Unit], names: Collection[str]) -> _Unit:
+    """The adapter of a file that was named itself."""
+    files = next((unit.files for unit in units if name in unit.files), [name, *_settings_in(names)])
+    return _Unit(name, files)
+
+
+def _settings_in(names: Collection[str]) -> list[str]:
+    return [name for name in names if name in CONFIGURATIONS or name == DISTCP_INDEX or name.endswith(".index.json")]
+
+
+def _suffix(name: str) -> str:
+    return f".{name.rpartition('.')[2]}"
