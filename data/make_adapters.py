@@ -1,10 +1,17 @@
-"""Train the bundled adapters anew and write the table of what they reach.
+"""Train the bundled adapters and the experiments beside them, and write the table of what they reach.
 
     python data/prepare.py
     python data/make_adapters.py            # → out/training/runs, then data/results.csv, data/trained-*, data/runs
+    python data/make_adapters.py --only full rates
 
-Twelve adapters, two tasks, three seeds: 72 runs of 400 steps, every one of them with the same data, steps, batches and
-learning rate. A run that is finished is left alone and one that was interrupted goes on, so that the command can be
+Four groups of runs, all of 400 steps with the same data:
+
+- ``bundled``: twelve adapters, two tasks, three seeds, one learning rate;
+- ``full``: full fine-tuning of query and value, the target of ``capture``;
+- ``rates``: a grid of three learning rates, with BoRA also at the gain of LoRA;
+- ``advised``: the ranks that ``recommend`` advises for the bundled LoRAs, trained anew.
+
+A run that is finished is left alone and one that was interrupted begins again or goes on, so that the command can be
 stopped and called again. ``--list`` prints the commands. On two cores the whole takes some hours.
 """
 
@@ -22,6 +29,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any, NamedTuple
 
 WORK = Path("out/training")
 DATA = Path(__file__).parent
@@ -50,88 +58,174 @@ BUDGET = "--steps 400 --batch-size 8 --learning-rate 1e-3 --max-length 48 --grou
 SEEDS = (0, 1, 2)
 #: Whose checkpoints are bundled, of the first task and seed.
 TRAJECTORIES = ("lora-r8", "melora-r8-n4", "bora-r8-b8", "bora-r8-b16")
+#: As trained in the paper, and the changes that some adapters are trained with too.
+PLAIN, MATCHED, ADVISED = "plain", "matched-gain", "advised"
+#: The rate of BUDGET, those tried beside it, and that of full fine-tuning.
+RATE, RATES, FULL_RATE = "1e-3", ("3e-4", "1e-3", "3e-3"), "5e-5"
+#: Whose learning rates are compared. At its start BoRA's E[s²] is sinh(4)/4 = 6.8, so that α = 16 / √6.82 gives ΔW the
+#: size that LoRA's has with factors of the same size.
+RATED = (
+    ("lora-r8", PLAIN),
+    ("bora-r8-b8", PLAIN),
+    ("bora-r8-b8", MATCHED),
+    ("melora-r8-n4", PLAIN),
+    ("bora-r8-b16", PLAIN),
+)
+MATCHED_ALPHA = "6.1256"
+FULL = "full"
+#: Whose advice is tested.
+ASKED = ("lora-r8", "lora-r16", "lora-r32")
 
 
-def runs() -> Iterator[tuple[str, str, int]]:
-    """Task, adapter and seed of every run, the bundled seed first."""
+class Run(NamedTuple):
+    """What tells one training from the others."""
+
+    task: str
+    adapter: str
+    seed: int
+    variant: str = PLAIN
+    rate: str = RATE
+
+    @property
+    def folder(self) -> Path:
+        changes = [self.variant] * (self.variant != PLAIN) + [f"lr{self.rate}"] * (self.rate != RATE)
+        return WORK / "runs" / self.task / "-".join([self.adapter, *changes]) / f"seed-{self.seed}"
+
+    @property
+    def bundle(self) -> Path:
+        """The folder of the adapter in this project."""
+        seed = f"-seed{self.seed}" if self.seed != SEEDS[0] else ""
+        return DATA / f"{TASKS[self.task][1]}{self.adapter}{seed}"
+
+
+def runs(*groups: str) -> Iterator[Run]:
+    """Every run of the groups once, the bundled seed first."""
+    yield from dict.fromkeys(each for group in groups or GROUPS for each in GROUPS[group]())
+
+
+def _bundled() -> Iterator[Run]:
     for seed in SEEDS:
         for task in TASKS:
             for name in ADAPTERS:
-                yield task, name, seed
+                yield Run(task, name, seed)
 
 
-def command(task: str, name: str, seed: int) -> list[str]:
+def _full() -> Iterator[Run]:
+    for seed in SEEDS[:2]:
+        for task in TASKS:
+            yield Run(task, FULL, seed, rate=FULL_RATE)
+
+
+def _rates() -> Iterator[Run]:
+    for task in TASKS:
+        for seed in SEEDS:
+            for name, variant in RATED:
+                for rate in RATES:
+                    if (variant, rate) != (PLAIN, RATE):  # those are bundled
+                        yield Run(task, name, seed, variant, rate)
+
+
+def _advised() -> Iterator[Run]:
+    for task in TASKS:
+        for seed in SEEDS:
+            for name in ASKED:
+                yield Run(task, name, seed, ADVISED)
+
+
+GROUPS = {"bundled": _bundled, "full": _full, "rates": _rates, "advised": _advised}
+
+
+def command(run: Run) -> list[str]:
     """The command of a run, without the program."""
     model = f"--model {WORK / 'all-MiniLM-L6-v2'} --model-name {MODEL_NAME}"
-    words = f"train {model} {TASKS[task][0]} {ADAPTERS[name]} {BUDGET} --seed {seed} -o {folder(task, name, seed)}"
-    return shlex.split(words)
+    budget = BUDGET.replace(f"--learning-rate {RATE}", f"--learning-rate {run.rate}")
+    if run.adapter == FULL:
+        method, budget = "--method full", budget.replace("--batch-size 8", "--batch-size 16")
+    else:
+        method = ADAPTERS[run.adapter]
+    if run.variant == MATCHED:
+        method += f" --alpha {MATCHED_ALPHA}"
+    if run.variant == ADVISED:
+        method += f" --ranks {DATA / 'advice' / f'{run.task}-{run.adapter}.json'}"
+    if (run.variant, run.rate) != (PLAIN, RATE):
+        budget += " --checkpoints none"
+    return shlex.split(f"train {model} {TASKS[run.task][0]} {method} {budget} --seed {run.seed} -o {run.folder}")
 
 
-def folder(task: str, name: str, seed: int) -> Path:
-    return WORK / "runs" / task / name / f"seed-{seed}"
-
-
-def finished(place: Path) -> bool:
-    record = place / "run.json"
+def finished(run: Run) -> bool:
+    record = run.folder / "run.json"
     return record.exists() and json.loads(record.read_text(encoding="utf-8"))["status"] == "finished"
 
 
-def run(task: str, name: str, seed: int) -> None:
+def perform(run: Run) -> None:
     """Train one, with one thread: several at a time are faster than one with several threads."""
-    place = folder(task, name, seed)
-    if finished(place):
+    if finished(run):
         return
-    words = [*command(task, name, seed), *(["--resume"] if place.exists() else [])]
+    words = [*command(run), *(["--resume"] if run.folder.exists() else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "bora_analysis", *words], env=environment, capture_output=True, text=True
     )
-    print(f"{task} {name} seed {seed}: {(done.stdout or done.stderr).strip().splitlines()[-1]}", flush=True)
+    said = (done.stdout or done.stderr).strip().splitlines()
+    print(f"{' '.join(map(str, run))}: {said[-1] if said else done.returncode}", flush=True)
 
 
-def results() -> list[dict[str, object]]:
-    """One row per finished run."""
-    rows: list[dict[str, object]] = []
-    for task, name, seed in runs():
-        place = folder(task, name, seed)
-        if finished(place):
-            record = json.loads((place / "run.json").read_text(encoding="utf-8"))
+#: Columns of results.csv.
+COLUMNS: tuple[str, ...] = (
+    "task", "adapter", "variant", "learning_rate", "batch_size", "seed", "parameters", "steps", "metric", "value",
+)  # fmt: skip
+
+
+def results() -> list[dict[str, Any]]:
+    """One row per run: of the finished ones what they reached, of the others what the table has already."""
+    known = {_run(row): row for row in read_results()}
+    for run in runs():
+        if finished(run):
+            record = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
             ((metric, value),) = record["metric"].items()
-            parameters = record["parameters"]["adapter"]
-            row = (task, name, seed, parameters, record["steps"], metric, round(value, 6))
-            rows.append(
-                dict(zip(("task", "adapter", "seed", "parameters", "steps", "metric", "value"), row, strict=True))
-            )
-    return rows
+            row = (
+                run.task, run.adapter, run.variant, float(run.rate), record["settings"]["batch_size"], run.seed,
+                record["parameters"]["adapter"], record["steps"], metric, round(value, 6),
+            )  # fmt: skip
+            known[run] = dict(zip(COLUMNS, row, strict=True))
+    return [known[run] for run in runs() if run in known]
+
+
+def read_results() -> list[dict[str, Any]]:
+    with (DATA / "results.csv").open(encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def _run(row: dict[str, Any]) -> Run:
+    rates = {float(rate): rate for rate in (*RATES, FULL_RATE)}
+    return Run(row["task"], row["adapter"], int(row["seed"]), row["variant"], rates[float(row["learning_rate"])])
 
 
 def bundle() -> None:
-    """Copy the first seed's adapters, the trajectories and the table into this folder."""
-    for task, (_, prefix) in TASKS.items():
-        for name in ADAPTERS:
-            _copy(folder(task, name, SEEDS[0]), DATA / f"{prefix}{name}", ("run.json",))
+    """Copy the first seed's adapters, both fully fine-tuned ones, the trajectories and the table into this folder."""
+    for run in filter(finished, runs("bundled", "full")):
+        if run.seed == SEEDS[0] or run.adapter == FULL:
+            _copy(run.folder, run.bundle, ("run.json",))
     for name in TRAJECTORIES:
-        source = folder("movies", name, SEEDS[0])
-        for checkpoint in source.glob("checkpoint-*"):
+        for checkpoint in Run("movies", name, SEEDS[0]).folder.glob("checkpoint-*"):
             _copy(checkpoint, DATA / "runs" / name / checkpoint.name)
+    rows = results()
     with (DATA / "results.csv").open("w", encoding="utf-8", newline="") as handle:
-        rows = results()
-        writer = csv.DictWriter(handle, list(rows[0]))
+        writer = csv.DictWriter(handle, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
 
 
 def table() -> str:
-    """The results as Markdown, in the shape of the paper's table 1: mean ± standard deviation over the seeds."""
-    with (DATA / "results.csv").open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
+    """The bundled runs as Markdown, in the shape of the paper's table 1: mean ± standard deviation over the seeds."""
+    rows = {_run(row): row for row in read_results()}
     lines = ["| adapter | parameters | movies, accuracy | products, Pearson |", "|---|--:|--:|--:|"]
     for name in ADAPTERS:
         cells = []
         for task in TASKS:
-            values = [100 * float(row["value"]) for row in rows if (row["task"], row["adapter"]) == (task, name)]
+            values = [100 * float(rows[Run(task, name, seed)]["value"]) for seed in SEEDS]
             cells.append(f"{mean(values):.2f} ± {stdev(values):.2f}")
-        parameters = next(int(row["parameters"]) for row in rows if row["adapter"] == name)
+        parameters = int(rows[Run("movies", name, SEEDS[0])]["parameters"])
         lines.append(f"| {name} | {parameters:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -145,22 +239,31 @@ def _copy(source: Path, target: Path, beside: tuple[str, ...] = ()) -> None:
 def main() -> None:
     """Train what is missing, then bundle it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of runs, in their order"
+    )
+    parser.add_argument("--task", choices=TASKS, help="the runs of this task only")
     parser.add_argument("--list", action="store_true", help="print the commands and exit")
     parser.add_argument("--table", action="store_true", help="print the table of results.csv and exit")
+    parser.add_argument("--bundle", action="store_true", help="write what is finished, and train nothing")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
     arguments = parser.parse_args()
+    chosen = [run for run in runs(*arguments.only) if arguments.task in (None, run.task)]
     if arguments.list:
-        for task, name, seed in runs():
-            print("bora-analysis", shlex.join(command(task, name, seed)))
+        for run in chosen:
+            print("bora-analysis", shlex.join(command(run)))
         return
     if arguments.table:
         print(table())
         return
+    if arguments.bundle:
+        bundle()
+        return
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda each: run(*each), runs()))
-    missing = [place for each in runs() if not finished(place := folder(*each))]
+        list(pool.map(perform, chosen))
+    missing = [run for run in chosen if not finished(run)]
     if missing:
-        sys.exit(f"{len(missing)} runs did not finish, {missing[0]} the first; nothing was bundled")
+        sys.exit(f"{len(missing)} runs did not finish, {missing[0].folder} the first; nothing was bundled")
     bundle()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shlex
@@ -73,19 +72,18 @@ def test_the_readme_says_what_was_trained_and_measured():
         assert f"| `trained-{name}` | `bora-analysis train MODEL --task classification" in README
         assert f"{words} BUDGET -o" in README
     assert made.BUDGET in README
-    with (DATA / "results.csv").open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    runs = {(row["task"], row["adapter"], int(row["seed"])): row for row in rows}
-    assert runs.keys() == set(made.runs())
-    assert {row["steps"] for row in rows} == {"400"}  # equal budgets
-    for (task, name, seed), row in runs.items():
-        if seed == 0:
-            record = json.loads((DATA / f"{made.TASKS[task][1]}{name}" / "run.json").read_text(encoding="utf-8"))
+    rows = {made._run(row): row for row in made.read_results()}
+    assert set(made.runs("bundled")) <= rows.keys() <= set(made.runs())
+    assert {row["steps"] for row in rows.values()} == {"400"}  # equal budgets
+    assert {row["batch_size"] for run, row in rows.items() if run.adapter != made.FULL} == {"8"}
+    for run, row in rows.items():
+        if run in made.runs("full") or (run in made.runs("bundled") and run.seed == 0):
+            record = json.loads((run.bundle / "run.json").read_text(encoding="utf-8"))
             assert record["metric"][row["metric"]] == pytest.approx(float(row["value"]), abs=1e-6)
             assert record["parameters"]["adapter"] == int(row["parameters"])
-            assert shlex.join(made.command(task, name, seed)).endswith(
-                f"--seed {record['settings']['seed']} -o {made.folder(task, name, seed)}"
-            )
+            assert record["settings"]["learning_rate"] == float(row["learning_rate"]) == float(run.rate)
+            assert record["settings"]["batch_size"] == int(row["batch_size"])
+            assert shlex.join(made.command(run)).endswith(f"--seed {record['settings']['seed']} -o {run.folder}")
             for package, version in record["versions"].items():
                 assert f"{package} {version.partition('+')[0]}" in README
 
@@ -155,7 +153,9 @@ def test_what_the_readme_says_of_ranks_and_energy() -> None:
 
 
 def test_the_differences_to_lora_are_those_of_the_results() -> None:
-    results = pd.read_csv(DATA / "results.csv").set_index(["task", "adapter", "seed"]).sort_index()["value"] * 100
+    table = pd.read_csv(DATA / "results.csv")
+    table = table[(table["variant"] == "plain") & (table["learning_rate"] == 1e-3)]
+    results = table.set_index(["task", "adapter", "seed"]).sort_index()["value"] * 100
     text = README.replace("−", "-")
     for name in set(results.index.get_level_values("adapter")) - {"lora-r8"}:
         apart = [results[task, name] - results[task, "lora-r8"] for task in TASKS]

@@ -343,5 +343,6 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     Method(
         "full", "full fine-tuning", BLACK, "*", ".whole_difference",
         update="the difference of two models, or LyCORIS's `diff`", core=THROUGH, ranked=False, scaled=False,
+        training=Training(""),
     ),
 )}  # fmt: skip

@@ -34,7 +34,7 @@ class Training:
 
     Attributes
     ----------
-    config : module and class of the configuration.
+    config : module and class of PEFT's configuration; empty: the matrices themselves are trained, without PEFT.
     fixed : settings of the configuration that select this method.
     passed : further settings of the configuration → the :class:`bora_analysis.training.Settings` they come from.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,39 @@ def _steps(context: click.Context, option: click.Parameter, value: str | None) -
         raise click.BadParameter(f"{value!r} is not a list of steps; expected e.g. 0,100,400, or none") from None
 
 
+# PEFT's settings that `recommend --pattern` prints → ours, and what they hold.
+_RANKS: dict[str, tuple[str, type | tuple[type, ...], str]] = {
+    "r": ("r", int, "a whole number"),
+    "lora_alpha": ("alpha", (int, float), "a number"),
+    "use_rslora": ("rslora", bool, "true or false"),
+    "rank_pattern": ("rank_pattern", dict, "patterns"),
+    "alpha_pattern": ("alpha_pattern", dict, "patterns"),
+    "num_blocks": ("blocks", int, "one number for all modules"),
+    "num_minis": ("blocks", int, "one number for all modules"),
+}
+
+
+def _ranks(context: click.Context, option: click.Parameter, value: str | None) -> dict[str, Any]:
+    """Settings of a run, from PEFT's settings as ``recommend --pattern`` prints them."""
+    if value is None:
+        return {}
+    try:
+        with click.open_file(value, encoding="utf-8") as file:
+            told = json.load(file)
+    except OSError as error:
+        raise click.BadParameter(f"{value}: {error.strerror}; expected a file") from None
+    except ValueError as error:
+        raise click.BadParameter(f"{value}: is no JSON ({error}); expected what `recommend --pattern` prints") from None
+    if not isinstance(told, dict) or "r" not in told or not set(told) <= set(_RANKS):
+        found = ", ".join(map(str, told)) if isinstance(told, dict) else type(told).__name__
+        raise click.BadParameter(f"{value}: holds {found}; expected r and some of {', '.join(list(_RANKS)[1:])}")
+    for key, entry in told.items():
+        _, kind, expected = _RANKS[key]
+        if not isinstance(entry, kind) or (isinstance(entry, bool) and kind is not bool):
+            raise click.BadParameter(f"{value}: {key} is {entry!r}; expected {expected}")
+    return {_RANKS[key][0]: entry for key, entry in told.items()}
+
+
 def _columns(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",")) if value is not None else ()
 
@@ -44,6 +78,9 @@ def _columns(context: click.Context, option: click.Parameter, value: str | None)
 @click.option("--method", type=click.Choice(trained()), default="bora")
 @click.option("-r", "--rank", "r", type=int, default=8)
 @click.option("--blocks", type=int, help="b of BoRA or minis of MELoRA.  [default: 16; 4 for MELoRA]")
+@click.option(
+    "--ranks", metavar="FILE", callback=_ranks, help="r and α by module: the JSON of `recommend --pattern`, or - ."
+)
 @click.option("--experts", type=int, default=3, help="Matrices B of HydraLoRA.")
 @click.option("--alpha", type=float, help="α.  [default: 2r]")
 @click.option("--rslora", is_flag=True, help="Scale by α/√r.")
@@ -96,6 +133,7 @@ def train(
     device: str,
     resume: bool,
     output: str | None,
+    ranks: dict[str, Any],
     **given: Any,
 ) -> None:
     """Train an adapter with transformers and PEFT (extra `train`).
@@ -122,7 +160,9 @@ def train(
     }
     if "method" in chosen and "blocks" not in chosen:  # the recipe's blocks are for BoRA
         settings.pop("blocks", None)
-    settings |= chosen
+    if twice := sorted(ranks.keys() & chosen.keys()):
+        raise click.UsageError(f"got --ranks and {', '.join(f'--{name}' for name in twice)}; expected one of them")
+    settings |= chosen | ranks
     missing = [f"--{name}" for name in ("model", "data") if not settings.get(name)] + ([] if output else ["-o DIR"])
     if missing:
         raise click.UsageError(f"missing {', '.join(missing)}")

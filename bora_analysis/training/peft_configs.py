@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from ..catalogue import METHODS
+from ..catalogue import METHODS, Training
 from ..catalogue.architectures import LETTERS
 from ..catalogue.module_names import projection
 from ..catalogue.sizes import check_blocks
@@ -32,8 +32,7 @@ def peft_config(settings: Settings, model: Any) -> Any:
         "target_modules": _short(model, list(chosen)),
         "task_type": TaskType.CAUSAL_LM if settings.task == "causal-lm" else TaskType.SEQ_CLS,
     }
-    row = METHODS[settings.method]
-    assert row.training is not None  # Settings has checked it
+    row, training = METHODS[settings.method], method_of(settings)
     values = {
         **vars(settings),
         "blocks": settings.blocks or (row.blocks and (row.blocks.trained or row.blocks.default)),
@@ -43,9 +42,18 @@ def peft_config(settings: Settings, model: Any) -> Any:
             check_blocks(values["blocks"], chosen.values())
         except ValueError as error:
             raise TrainingError(f"blocks is {values['blocks']}: {error}") from None
-    module, _, name = row.training.config.rpartition(".")
-    own = {theirs: values[ours] for theirs, ours in row.training.passed.items()}
-    return getattr(import_module(module), name)(**shared, **row.training.fixed, **own)
+    module, _, name = training.config.rpartition(".")
+    own = {theirs: values[ours] for theirs, ours in training.passed.items()}
+    patterns = {"rank_pattern": settings.rank_pattern, "alpha_pattern": settings.alpha_pattern}
+    own |= {name: dict(pattern) for name, pattern in patterns.items() if pattern}
+    return getattr(import_module(module), name)(**shared, **training.fixed, **own)
+
+
+def method_of(settings: Settings) -> Training:
+    """How the method is configured."""
+    training = METHODS[settings.method].training
+    assert training is not None  # Settings has checked it
+    return training
 
 
 def target_modules(settings: Settings, model: Any) -> dict[str, tuple[int, int]]:

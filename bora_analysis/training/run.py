@@ -15,9 +15,10 @@ from .checkpoints import discard_after, keep_adapter, newest_state, prune, set_b
 from .data import Data, load_data
 from .errors import TrainingError
 from .models import base_model, collator, encoded_example, quiet, tokenizer_of
-from .peft_configs import peft_config
+from .peft_configs import method_of, peft_config, target_modules
 from .scoring import scorer, token_losses
 from .settings import Settings
+from .whole import STATE, Whole
 
 RECORD = "run.json"
 _PACKAGES = ("bora_analysis", "peft", "transformers", "torch", "numpy")
@@ -102,6 +103,7 @@ class _Run:
         self.kept = settings.kept_steps(self.steps)
         self.began = time.monotonic()
         self.spent: float = record["seconds"]
+        self.whole: Whole | None = None
 
     def train(self, resume: bool, device: str, callbacks: tuple[Any, ...]) -> dict[str, Any]:
         import transformers
@@ -113,7 +115,8 @@ class _Run:
         tokenizer = tokenizer_of(settings)
         model = self._adapted(tokenizer)
         sizes = {name: value.numel() for name, value in model.named_parameters() if value.requires_grad}
-        adapter = sum(size for name, size in sizes.items() if "modules_to_save" not in name)
+        heads = self.whole.head if self.whole else [name for name in sizes if "modules_to_save" in name]
+        adapter = sum(size for name, size in sizes.items() if name not in heads)
         self.record |= {
             "versions": {name: version(name) for name in _PACKAGES},
             "parameters": {"adapter": adapter, "trained": sum(sizes.values())},
@@ -164,6 +167,11 @@ class _Run:
         if settings.gradient_checkpointing:
             model.enable_input_require_grads()  # else no gradient reaches the first adapted layer
         try:
+            if not method_of(settings).config:
+                self.whole = Whole(
+                    model, target_modules(settings, model), settings.model, heads=settings.task != "causal-lm"
+                )
+                return model
             return get_peft_model(model, peft_config(settings, model))
         except ValueError as error:
             raise TrainingError(str(error)) from None
@@ -244,7 +252,10 @@ class _Run:
             self.report(_line(step, self.steps, self.record["history"][-1], self.settings.scored_by))
 
     def _finish(self) -> None:
-        (self.folder / "README.md").unlink(missing_ok=True)  # PEFT's model card repeats run.json
+        for name in ("README.md", STATE):  # PEFT's model card repeats run.json
+            (self.folder / name).unlink(missing_ok=True)
+        if self.whole:
+            self.record["rounding"] = self.whole.rounding
         prune(self.folder, self.kept, None)
         if self.settings.model_name:
             for place in (self.folder, *(self.folder / f"checkpoint-{step}" for step in self.kept)):

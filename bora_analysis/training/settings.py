@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class Settings:
     task : one of ``TASKS``. method : one of :func:`bora_analysis.catalogue.trained`.
     r, alpha, rslora, dropout : rank, α (default 2r), α/√r, probability of dropping an input of the adapter.
     blocks : b of BoRA (default 16) or minis of MELoRA (default 4). experts : matrices B of HydraLoRA.
+    rank_pattern, alpha_pattern : pattern of module paths → another r or α, as in PEFT's ``LoraConfig``.
     activation : for BoRA, see :func:`bora_analysis.updates.blocks.activate`.
     target : letters of QKVOGUD, or names of modules with commas between them.
     text, label : columns; by default those with usual names. metric : by default the task's first in ``METRICS``.
@@ -79,6 +81,8 @@ class Settings:
     resume_every: int = 500
     seed: int = 0
     model_name: str | None = None
+    rank_pattern: Mapping[str, int] | None = None
+    alpha_pattern: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         choices = {"task": TASKS, "method": trained(), "dtype": DTYPES}
@@ -97,6 +101,8 @@ class Settings:
         _expect(0 <= self.dropout < 1, "dropout", self.dropout, "a probability below 1")
         _expect(0 < self.validation_share < 1, "validation_share", self.validation_share, "a share between 0 and 1")
         _expect(all(step >= 0 for step in self.checkpoints or ()), "checkpoints", self.checkpoints, "steps from 0 on")
+        for pattern, r in (self.rank_pattern or {}).items():
+            _expect(type(r) is int and r >= 1, f"rank_pattern of {pattern}", r, "a whole number from 1 on")
         if self.blocks is not None and not CATALOGUE[self.method].cut:
             raise TrainingError(f"blocks is {self.blocks}, but {self.method} has no blocks; leave it out")
 

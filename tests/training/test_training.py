@@ -163,7 +163,7 @@ def killer(step: int) -> Any:
     return Killer()
 
 
-@pytest.mark.parametrize(("method", "epochs"), [("bora", 2.0), ("dora", 2.0), ("hydralora", 2.0)])
+@pytest.mark.parametrize(("method", "epochs"), [("bora", 2.0), ("dora", 2.0), ("hydralora", 2.0), ("full", 2.0)])
 def test_going_on_after_a_kill_changes_nothing(home, tmp_path, method, epochs):
     told = settings(
         home, method=method, steps=None, epochs=epochs, checkpoints=(0, 4, 9), resume_every=5, group_by_length=True,
