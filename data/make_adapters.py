@@ -73,7 +73,8 @@ RATED = (
 )
 MATCHED_ALPHA = "6.1256"
 FULL = "full"
-#: Whose advice is tested.
+#: Whose advice is tested, and where it lies: what ``recommend --pattern`` prints for the adapter of the first seed.
+ADVICE = Path("data/advice")
 ASKED = ("lora-r8", "lora-r16", "lora-r32")
 
 
@@ -146,7 +147,7 @@ def command(run: Run) -> list[str]:
     if run.variant == MATCHED:
         method += f" --alpha {MATCHED_ALPHA}"
     if run.variant == ADVISED:
-        method += f" --ranks {DATA / 'advice' / f'{run.task}-{run.adapter}.json'}"
+        method = f"--method lora --ranks {ADVICE / f'{run.task}-{run.adapter}.json'}"
     if (run.variant, run.rate) != (PLAIN, RATE):
         budget += " --checkpoints none"
     return shlex.split(f"train {model} {TASKS[run.task][0]} {method} {budget} --seed {run.seed} -o {run.folder}")
