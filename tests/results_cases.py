@@ -28,7 +28,7 @@ def store(
         layers = tables.layer_metrics
         for table, frame in ((LAYER_METRICS, layers), (SPECTRA, tables.spectra)):
             columns = {"id": [name] * len(frame), **{column: frame[column].tolist() for column in frame}}
-            own = {field.name: _plain(columns[field.name]) for field in schema(table)}
+            own = {field.name: _plain(columns[field.name], field.type == pa.string()) for field in schema(table)}
             storage.write_table(f"{table}/{part}", pa.table(own, schema=schema(table)))
         if sketch is not None:
             found = [sketch(module, adapter[module]) for module in adapter]
@@ -48,8 +48,8 @@ def store(
     return place
 
 
-def _plain(values: list[Any]) -> list[Any]:
-    """Without pandas' missing values."""
+def _plain(values: list[Any], text: bool = False) -> list[Any]:
+    """Without pandas' missing values; as text where the column has text."""
     import pandas as pd
 
-    return [None if pd.isna(value) else value for value in values]
+    return [None if pd.isna(value) else str(value) if text else value for value in values]

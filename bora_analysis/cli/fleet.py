@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from .grid import Page
 
 #: What --show may name.
-VIEWS = ("distributions", "growth", "outliers", "ranks")
+VIEWS = ("distributions", "growth", "outliers", "ranks", "similarity", "duplicates", "clusters")
 
 
 @command("fleet results", "fleet results --show outliers --top 20", "fleet results --show ranks --share 0.95")
@@ -32,7 +33,8 @@ def fleet(results: str, show: str, base_model: str | None, share: float, metric:
 
     distributions: stable rank, energy rank and σ₁'s share by base model, method, projection and r. growth: the
     exponent with which a metric grows with r, with its interval. outliers: modules that stand out of their projection.
-    ranks: the smallest rank that serves each adapter, and so all of them.
+    ranks: the smallest rank that serves each adapter, and so all of them. similarity, duplicates, clusters: every pair
+    of one base model, where the sweep stored sketches (`--sketch bora_analysis.fleet.sketches:sketch`).
     """
     from ..files.errors import counted
     from ..fleet.numbers import read_fleet
@@ -153,8 +155,63 @@ def _ranks(fleet: Fleet, share: float, metric: str | None) -> tuple[pd.DataFrame
     return frame, page
 
 
+def _similarity(fleet: Fleet, share: float, metric: str | None) -> tuple[pd.DataFrame, Callable[[], Page]]:
+    from ..fleet.pairs import compare_all
+
+    pairs = compare_all(fleet, phi=True)
+    frame = pairs.table()
+
+    def page() -> Page:
+        columns = [
+            _text(frame, "name_a", "adapter"), _text(frame, "name_b", "other"), _decimals(frame, "cosine"),
+            _decimals(frame, "deviation", "±", 1), _decimals(frame, "phi_left", "φ left", 2),
+            _decimals(frame, "phi_right", "φ right", 2),
+        ]  # fmt: skip
+        columns[1] = replace(columns[1], key=True)
+        told = (
+            "From sketches. cosine: tr(ΔWᵀΔW') / (‖ΔW‖ ‖ΔW'‖) over all modules; ±: the bound on its standard "
+            "deviation; φ: overlap of the top 4 directions above chance, the mean over the modules that both have. "
+            "similarity PATH PATH has the exact φ of a pair."
+        )
+        return _page(f"{len(frame):,} pairs{_of(fleet)}, the most similar first", columns, frame, told)
+
+    return frame, page
+
+
+def _duplicates(fleet: Fleet, share: float, metric: str | None) -> tuple[pd.DataFrame, Callable[[], Page]]:
+    from ..fleet.pairs import compare_all
+
+    frame = compare_all(fleet).duplicates()
+
+    def page() -> Page:
+        from .grid import Column
+
+        same = ["yes" if value else "no" for value in frame["same_file"]]
+        columns = [
+            _text(frame, "name_a", "adapter"), replace(_text(frame, "name_b", "other"), key=True),
+            _decimals(frame, "factor"), Column("same file", same, "same_file"),
+        ]  # fmt: skip
+        told = "factor: ‖ΔW'‖ / ‖ΔW‖, with the sign; same file: all files have the same content."
+        return _page(f"{len(frame)} pairs have one ΔW, but for a factor", columns, frame, told)
+
+    return frame, page
+
+
+def _clusters(fleet: Fleet, share: float, metric: str | None) -> tuple[pd.DataFrame, Callable[[], Page]]:
+    from ..fleet.pairs import compare_all
+
+    frame = compare_all(fleet).clusters()
+
+    def page() -> Page:
+        columns = [_text(frame, "name", "adapter"), _column(frame, "cluster"), _column(frame, "size")]
+        told = "Average linkage of the distance 1 − cosine, cut where the mean cosine falls below 0.5."
+        return _page(f"{frame['cluster'].nunique()} clusters of {len(frame)} adapters", columns, frame, told)
+
+    return frame, page
+
+
 _VIEWS: dict[str, Callable[[Fleet, float, str | None], tuple[pd.DataFrame, Callable[[], Page]]]] = dict(
-    zip(VIEWS, (_distributions, _growth, _outliers, _ranks), strict=True)
+    zip(VIEWS, (_distributions, _growth, _outliers, _ranks, _similarity, _duplicates, _clusters), strict=True)
 )
 
 
@@ -163,8 +220,8 @@ def _known(fleet: Fleet, metric: str) -> Fleet:
     from ..metrics import METRICS
     from .grid import no_column
 
-    if metric not in (*METRICS, "top_share"):
-        raise ValueError(no_column(metric, [*METRICS, "top_share"]))
+    if metric not in METRICS:
+        raise ValueError(no_column(metric, METRICS))
     return fleet
 
 
@@ -196,6 +253,13 @@ def _column(frame: pd.DataFrame, name: str, head: str = "", spare: int = 0) -> A
     from .grid import Column
 
     return Column(head or name, numbers(frame[name].astype(float)), name, [*frame[name]], spare=spare)
+
+
+def _decimals(frame: pd.DataFrame, name: str, head: str = "", spare: int = 0) -> Any:
+    from .grid import Column
+
+    cells = ["–" if value != value else f"{value:.3f}" for value in frame[name].astype(float)]
+    return Column(head or name, cells, name, [*frame[name]], spare=spare)
 
 
 def _size(frame: pd.DataFrame, name: str, head: str, spare: int) -> Any:

@@ -51,8 +51,8 @@ class Fleet:
     Attributes
     ----------
     adapters : one row per adapter that was analysed, as in the results.
-    layers : one row per module with ΔW ≠ 0: ``layer_metrics`` with ``base_model``, ``family`` (its path without
-        numbers) and ``top_share`` (σ₁² / Σσ²).
+    layers : one row per module with ΔW ≠ 0: ``layer_metrics`` with ``base_model`` and ``family``, its path
+        without numbers.
     results : where the other tables are; None for frames in memory.
 
     Examples
@@ -260,7 +260,7 @@ def percentiles(layers: pd.DataFrame, reference: Any, base_model: str | None = N
         theirs = theirs[theirs["base_model"] == base_model]
         if theirs.empty:
             raise AdapterError(f"the reference has no adapter of {base_model}; {_bases(fleet)}")
-    mine = _with_share(layers[layers["energy"] > 0].assign(id=""))
+    mine = layers[layers["energy"] > 0].assign(id="")
     values, others = of_adapters(mine), of_adapters(theirs)
     rows = []
     for name, row in OF_ADAPTERS.items():
@@ -349,7 +349,7 @@ def _joined(adapters: pd.DataFrame, layers: pd.DataFrame, results: Results | Non
     layers = layers[layers["id"].isin(bases.index)]
     families = {module: family(module) for module in layers["module"].unique()}
     named = layers.assign(base_model=layers["id"].map(bases), family=layers["module"].map(families))
-    return Fleet(adapters, _with_share(named).reset_index(drop=True), results)
+    return Fleet(adapters, named.reset_index(drop=True), results)
 
 
 def _ordinal(number: int) -> str:
@@ -365,10 +365,6 @@ def _bases(fleet: Fleet) -> str:
     counts = fleet.bases()
     more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
     return "there are those of " + ", ".join(f"{name} ({count})" for name, count in counts.head(5).items()) + more
-
-
-def _with_share(layers: pd.DataFrame) -> pd.DataFrame:
-    return layers.assign(top_share=1 / layers["stable_rank"])
 
 
 def _line(x: Array, y: Array) -> tuple[float, float, float]:

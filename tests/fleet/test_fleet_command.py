@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bora_analysis.cli import main
 from bora_analysis.cli.fleet import VIEWS
 from bora_analysis.fleet import numbers
 from bora_analysis.fleet.numbers import read_fleet
+from bora_analysis.fleet.sketches import sketch
 
 SHAPES = {f"model.layers.{k}.self_attn.{name}": (40, 24) for k in range(9) for name in ("q_proj", "v_proj")}
 
@@ -39,7 +41,7 @@ def test_every_view_has_its_table(results: Path) -> None:
     fleet = read_fleet(results)
     assert repr(fleet) == "<Fleet of 9 adapters, 162 modules, 1 base model>"
     for view, function in zip(
-        VIEWS, (numbers.distributions, numbers.growth, numbers.outliers, numbers.serving_ranks), strict=True
+        VIEWS[:4], (numbers.distributions, numbers.growth, numbers.outliers, numbers.serving_ranks), strict=True
     ):
         shown = run("fleet", results, "--show", view)
         assert shown.exit_code == 0, shown.output
@@ -104,3 +106,21 @@ def test_the_place_of_an_adapter(results: Path, tmp_path: Path) -> None:
     assert "the reference has no adapter of org/other" in " ".join(other.stderr.split())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
     assert "of all base models" in run("analyze", folder, "--reference", results).stdout
+
+
+def test_pairs_and_clusters(tmp_path: Path) -> None:
+    made = [synthetic_adapter("lora", SHAPES, r=2, seed=seed) for seed in (1, 2, 1)]
+    adapters = {f"a{k}": replace(adapter, name=f"a{k}") for k, adapter in enumerate(made)}
+    results = store(tmp_path / "results", adapters, sketch=sketch)
+    table = pd.read_csv(StringIO(run("fleet", results, "--show", "similarity", "--format", "csv", "-q").stdout))
+    assert [table[name].tolist()[0] for name in ("name_a", "name_b")] == ["a0", "a2"]
+    assert table["cosine"].tolist()[0] == pytest.approx(1, abs=1e-6)
+    assert max(map(abs, table["cosine"].tolist()[1:])) < 0.1
+    double = run("fleet", results, "--show", "duplicates").stdout
+    assert double.startswith("1 pairs have one ΔW, but for a factor\nadapter  other  factor  same file\n")
+    assert "2 clusters of 3 adapters" in run("fleet", results, "--show", "clusters").stdout
+    shown = run("fleet", results, "--show", "similarity").stdout
+    assert "3 pairs, org/base, the most similar first" in shown
+    none = run("fleet", store(tmp_path / "none", {"a": made[0]}), "--show", "clusters")
+    assert (none.exit_code, none.stdout) == (1, "")
+    assert "no such file" in none.stderr
