@@ -24,15 +24,33 @@ from .paper import paper
 from .plain_text import spell_missing_characters
 from .recommend import recommend
 from .relative import relative
+from .report import report
 from .similarity import similarity
 from .sweep import sweep
 from .synth import synth
 from .train import train
 
 COMMANDS = (
-    analyze, compare, factors, recommend, capture, similarity, relative, check, sweep, fleet, convert, merge, figure,
-    synth, cost, train, paper, dashboard,
-)  # fmt: skip
+    analyze,
+    compare,
+    factors,
+    recommend,
+    capture,
+    similarity,
+    relative,
+    report,
+    check,
+    sweep,
+    fleet,
+    convert,
+    merge,
+    figure,
+    synth,
+    cost,
+    train,
+    paper,
+    dashboard,
+)
 
 
 class _Main(click.Group):

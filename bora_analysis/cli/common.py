@@ -249,13 +249,25 @@ def tell(adapters: list[Adapter], further: Sequence[str] = ()) -> None:
     once, with their names.
     """
     notes = [f"{adapter.name}: {line}" for adapter in adapters for line in (*adapter.warnings, *_passed_over(adapter))]
-    said: dict[str, list[str]] = {}  # line → names of its adapters
-    for line in dict.fromkeys([*notes, *further]):
-        name = next((adapter.name for adapter in adapters if line.startswith(f"{adapter.name}: ")), "")
+    for line in gathered([adapter.name for adapter in adapters], [*notes, *further]):
+        note(line)
+
+
+def gathered(names: Sequence[str], lines: Sequence[str]) -> list[str]:
+    """Lines, some of which begin with a name and a colon: what holds for several names is said once.
+
+    >>> gathered(["a", "b"], ["a: float32", "a: trained", "b: float32", "all read"])
+    ['a, b: float32', 'a: trained', 'all read']
+    """
+    said: dict[str, list[str]] = {}  # line → names
+    for line in dict.fromkeys(lines):
+        name = next((name for name in names if line.startswith(f"{name}: ")), "")
         said.setdefault(line.removeprefix(f"{name}: "), []).append(name)
-    for words, names in said.items():
-        of_whom = ", ".join(filter(None, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        note(f"{of_whom}{': ' if of_whom else ''}{words}")
+    found = []
+    for words, known in said.items():
+        of_whom = ", ".join(filter(None, known[:4])) + (f" and {len(known) - 4} more" if len(known) > 4 else "")
+        found.append(f"{of_whom}{': ' if of_whom else ''}{words}")
+    return found
 
 
 def read_one(path: str, reading: dict[str, Any]) -> Adapter:
