@@ -27,8 +27,17 @@ VIEWS = ("distributions", "growth", "outliers", "ranks", "similarity", "duplicat
 @click.option("--base-model", metavar="NAME", help="Only adapters of this base model, as their configurations name it.")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=0.99, help="Of Σσ², for ranks.")
 @click.option("--metric", metavar="COLUMN", help="For growth (stable_rank) and outliers (spectral_norm).")
+@click.option("--figure", metavar="FILE", help="Draw growth, or similarity with its dendrogram: .pdf, .svg or .png.")
 @output()
-def fleet(results: str, show: str, base_model: str | None, share: float, metric: str | None, out: Output) -> None:
+def fleet(
+    results: str,
+    show: str,
+    base_model: str | None,
+    share: float,
+    metric: str | None,
+    figure: str | None,
+    out: Output,
+) -> None:
     """What the adapters of a sweep show together. RESULTS is a folder or URL of `sweep -o`.
 
     distributions: stable rank, energy rank and σ₁'s share by base model, method, projection and r. growth: the
@@ -39,11 +48,17 @@ def fleet(results: str, show: str, base_model: str | None, share: float, metric:
     from ..files.errors import counted
     from ..fleet.numbers import read_fleet
 
+    if figure is not None and show not in _FIGURES:
+        raise click.UsageError(f"--figure goes with --show {' or '.join(_FIGURES)}; got {show}")
     with usage():
         whole = read_fleet(results)
         if base_model is not None:
             whole = whole.of_base(base_model)
         frame, page = _VIEWS[show](whole, share, metric)
+        if figure is not None:
+            from ..figures import save
+
+            click.echo(f"wrote {save(_FIGURES[show](whole, metric), figure)}", err=True)
     failed = 0 if whole.results is None else int(whole.results.adapters()["error"].notna().sum())
     if failed:
         note(f"{counted(failed, 'adapter')} of the sweep could not be analysed, and left out")
@@ -213,6 +228,32 @@ def _clusters(fleet: Fleet, share: float, metric: str | None) -> tuple[pd.DataFr
 _VIEWS: dict[str, Callable[[Fleet, float, str | None], tuple[pd.DataFrame, Callable[[], Page]]]] = dict(
     zip(VIEWS, (_distributions, _growth, _outliers, _ranks, _similarity, _duplicates, _clusters), strict=True)
 )
+
+
+def _draw_growth(fleet: Fleet, metric: str | None) -> Any:
+    from ..figures.fleet import fleet_growth
+    from ..fleet.numbers import growth, growth_points
+
+    name = metric or "stable_rank"
+    own = fleet.of_base(str(fleet.bases().index[0]))
+    return fleet_growth(growth_points(own, name), growth(own, name), metric=name)
+
+
+def _draw_map(fleet: Fleet, metric: str | None) -> Any:
+    from ..figures.fleet import fleet_map
+    from ..fleet.pairs import compare_all
+
+    pairs = compare_all(fleet)
+    if len(pairs.adapters) < 2:
+        raise ValueError(f"{pairs.base_model} has one adapter; expected two or more")
+    return fleet_map(pairs.cosine, pairs.linkage(), pairs.adapters["name"].tolist())
+
+
+_FIGURES: dict[str, Callable[[Fleet, str | None], Any]] = {
+    "growth": _draw_growth,
+    "similarity": _draw_map,
+    "clusters": _draw_map,
+}
 
 
 def _known(fleet: Fleet, metric: str) -> Fleet:

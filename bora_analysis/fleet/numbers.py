@@ -146,10 +146,10 @@ def distributions(fleet: Any, by: Sequence[str] = GROUP) -> pd.DataFrame:
 def growth(fleet: Any, metric: str = "stable_rank", confidence: float = 0.95) -> pd.DataFrame:
     """How a metric grows with r: metric = c · r^β, by base model, method and projection.
 
-    The line of least squares through the logarithms, one point per adapter: the mean over its modules of that
-    projection. The interval is Student's, with the variance HC3 (MacKinnon & White, "Some heteroskedasticity-consistent
-    covariance matrix estimators", J. Econometrics 29, 1985): adapters are taken as independent, their spread may
-    differ with r.
+    The line of least squares through the logarithms, one point per adapter: the geometric mean over its modules of
+    that projection. The interval is Student's, with the variance HC3 (MacKinnon & White, "Some
+    heteroskedasticity-consistent covariance matrix estimators", J. Econometrics 29, 1985): adapters are taken as
+    independent, their spread may differ with r.
 
     Returns
     -------
@@ -160,11 +160,8 @@ def growth(fleet: Any, metric: str = "stable_rank", confidence: float = 0.95) ->
     import pandas as pd
     from scipy.stats import t as student
 
-    layers = read_fleet(fleet).layers
-    points = layers.assign(y=np.log(layers[metric]), x=np.log(layers["r"].astype(float)))
-    points = points[np.isfinite(points["x"]) & np.isfinite(points["y"])]
     keys = ["base_model", "method", "projection"]
-    points = points.groupby([*keys, "id"], sort=True)[["x", "y"]].mean()
+    points = growth_points(fleet, metric).assign(x=lambda p: np.log(p["r"]), y=lambda p: np.log(p["value"]))
     rows = []
     for key, part in points.groupby(keys):
         x, y = part["x"].to_numpy(), part["y"].to_numpy()
@@ -175,6 +172,15 @@ def growth(fleet: Any, metric: str = "stable_rank", confidence: float = 0.95) ->
         bounds = (slope - reach, slope + reach) if np.isfinite(reach) else (np.nan, np.nan)
         rows.append((*key, len(x), round(np.exp(x.min())), round(np.exp(x.max())), slope, *bounds, np.exp(start)))
     return pd.DataFrame(rows, columns=[*keys, "adapters", "r_min", "r_max", "exponent", "low", "high", "factor"])
+
+
+def growth_points(fleet: Any, metric: str = "stable_rank") -> pd.DataFrame:
+    """The points of :func:`growth`: base_model, method, projection, id, r, value (the geometric mean over modules)."""
+    layers = read_fleet(fleet).layers
+    points = layers.assign(value=np.log(layers[metric].astype(float)), r=np.log(layers["r"].astype(float)))
+    points = points[np.isfinite(points["r"]) & np.isfinite(points["value"])]
+    means = points.groupby(["base_model", "method", "projection", "id"], sort=True)[["r", "value"]].mean().reset_index()
+    return means.assign(r=np.exp(means["r"]), value=np.exp(means["value"]))
 
 
 def outliers(fleet: Any, metric: str = "spectral_norm", z: float = 6.0, times: float = 3.0) -> pd.DataFrame:

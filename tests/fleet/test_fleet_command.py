@@ -121,6 +121,11 @@ def test_pairs_and_clusters(tmp_path: Path) -> None:
     assert "2 clusters of 3 adapters" in run("fleet", results, "--show", "clusters").stdout
     shown = run("fleet", results, "--show", "similarity").stdout
     assert "3 pairs, org/base, the most similar first" in shown
+    for view in ("similarity", "growth"):
+        drawn = run("fleet", results, "--show", view, "--figure", tmp_path / f"{view}.svg", "-q")
+        assert (drawn.exit_code, (tmp_path / f"{view}.svg").read_bytes()[:5]) == (0, b"<?xml"), drawn.output
+    wrong = run("fleet", results, "--figure", tmp_path / "x.svg")
+    assert (wrong.exit_code, "--figure goes with --show growth or similarity" in wrong.stderr) == (2, True)
     none = run("fleet", store(tmp_path / "none", {"a": made[0]}), "--show", "clusters")
     assert (none.exit_code, none.stdout) == (1, "")
     assert "no such file" in none.stderr
