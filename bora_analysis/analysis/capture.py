@@ -10,27 +10,26 @@ The captured share says nothing about what training finds, or about what the tas
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
+from math import ceil
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from ..adapters import Adapter
 from ..adapters.given import adapters_of, one_of
 from ..adapters.reading import Options
-from ..catalogue import ACTIVATIONS, METHODS, names
-from ..catalogue.cost import cost
+from ..catalogue import ACTIVATIONS
 from ..catalogue.module_names import layer, projection
 from ..files.errors import AdapterError
 from ..linalg import NotFiniteError, normalised
 from ..linalg.threads import in_order
 from ..methods import projection as projection_of
-from ..methods import projects, recipe
-from ..methods.random_factors import Spec
 from ..projections import ENOUGH, Target, Wish
 from ..updates.contract import Update
+from .members import Member, member_of, sized, with_default
 from .progress import progress
 from .tables import typed
 
@@ -41,45 +40,6 @@ CAPTURE_COLUMNS = (
     "adapter", "step", "module", "layer", "projection", "target", "energy", "method", "r", "blocks", "activation",
     "parameters", "captured", "kind", "starts", "spread", "drawn", "lora_rank", "lora_captured",
 )  # fmt: skip
-#: Budgets without one given, as multiples of the target's own parameters.
-MULTIPLES = (0.5, 1.0, 2.0, 4.0)
-#: The r of the LoRA whose parameters stand for those of a target without factors.
-WHOLE = 8
-#: The largest r that is tried without one given: LoHa works with r² rows, VeRA gains little.
-_MOST = {"loha": 16, "vera": 256}
-
-
-class Member(NamedTuple):
-    """A method at its sizes.
-
-    >>> str(Member("bora", 8, 16)), str(Member("c3a", 1, 4))
-    ('BoRA r = 8, b = 16', 'C³A b = 4')
-    """
-
-    method: str
-    r: int = 1
-    blocks: int = 1
-
-    def __str__(self) -> str:
-        row = METHODS[self.method]
-        sizes = [f"r = {self.r}"] * row.ranked + [f"b = {self.blocks}"] * (row.blocks is not None)
-        return f"{row.label} {', '.join(sizes)}".rstrip()
-
-    def parameters(self, m: int, n: int) -> int:
-        row = METHODS[self.method]
-        return cost(
-            self.method,
-            m,
-            n,
-            self.r,
-            blocks=self.blocks if row.cut else 1,
-            experts=self.blocks if row.experts else None,
-        ).parameters
-
-
-def capturing() -> tuple[str, ...]:
-    """The methods whose nearest member can be found, and counted."""
-    return names(lambda row: row.cost is not None and projects(row.name))
 
 
 def capture(
@@ -90,6 +50,7 @@ def capture(
     like: Any = None,
     bora_activation: str = "exp-norm",
     starts: int = 3,
+    sample: int | None = None,
     known: pd.DataFrame | None = None,
     on_module: Callable[[], object] | None = None,
     **reading: Unpack[Options],
@@ -100,14 +61,16 @@ def capture(
     ----------
     targets, reading : adapters, or fine-tuned models with ``base=``; as for :func:`bora_analysis.analyse`.
     members : ``("bora", 8, 16)`` is BoRA of r = 8 and b = 16; a name alone is sized by the budget: the largest r with
-        which all modules together cost at most so much, and the catalogue's default of blocks. Default: every method of
-        :func:`capturing` that the budget reaches.
+        which all modules together cost at most so much, and the catalogue's default of blocks. Default: every set of
+        :func:`bora_analysis.analysis.members.capturing` that the budget reaches; LoRA stands for rsLoRA, AdaLoRA and
+        DeLoRA, which have the same.
     budget : trained parameters of the adapter; default those of ``like``, or else half, once, twice and four times
         those of the target, or of LoRA r = 8 where ΔW has no factors (full fine-tuning).
     like : an adapter whose parameters are the budget.
     bora_activation : of the BoRA that is looked for; ``"identity"`` allows any Σ.
     starts : of the local methods: one from the truncated SVD, the others from random factors (seeds 1, 2, …). The best
         counts.
+    sample : at most so many modules of each adapter, see :func:`sampled`; sizes and budget are still of all modules.
     known : an earlier table; its rows are not computed again.
     on_module : called after each module, for progress.
 
@@ -136,8 +99,9 @@ def capture(
     """
     rows: list[tuple[Any, ...]] = []
     chosen = adapters_of(targets, **reading)
-    with progress(sum(map(len, chosen)), on_module) as step:
+    with progress(sum(len(sampled(adapter, sample)) for adapter in chosen), on_module) as step:
         options: dict[str, Any] = {"budget": budget, "like": like, "bora_activation": bora_activation, "starts": starts}
+        options["sample"] = sample
         for found in each_capture(chosen, members, **options, known=known):
             rows += found
             step()
@@ -152,6 +116,7 @@ def each_capture(
     like: Any = None,
     bora_activation: str = "exp-norm",
     starts: int = 3,
+    sample: int | None = None,
     known: pd.DataFrame | None = None,
 ) -> Iterator[list[tuple[Any, ...]]]:
     """The rows of one module after another, for a caller who keeps them as they come; see :func:`capture`."""
@@ -167,10 +132,46 @@ def each_capture(
     given = None if members is None else [member_of(each) for each in members]
     old = _by_key(known)
     for adapter in adapters:
-        sized = _sized(adapter, given, budget)
-        work = partial(_of_module, adapter, members=sized, activation=bora_activation, starts=starts, old=old)
-        for _, rows in in_order(work, adapter):
+        tried = sized(adapter, given, budget)
+        room = room_of(adapter)
+        work = partial(
+            _of_module, adapter, members=tried, wish=Wish(1, 1, bora_activation, room=room), starts=starts, old=old
+        )
+        for _, rows in in_order(work, sampled(adapter, sample)):
             yield rows
+
+
+def room_of(adapter: Adapter) -> tuple[int, int]:
+    """The largest m and n of its modules."""
+    facts = [adapter[module].facts for module in adapter]
+    return max(each.out_features for each in facts), max(each.in_features for each in facts)
+
+
+def sampled(adapter: Adapter, count: int | None) -> list[str]:
+    """At most so many modules: of every projection in turn, spread over the layers; all of them for None.
+
+    Examples
+    --------
+    >>> from bora_analysis import synthetic_adapter
+    >>> shapes = {f"layers.{k}.{name}_proj": (8, 8) for k in range(4) for name in "qv"}
+    >>> sampled(synthetic_adapter("lora", shapes, r=1), 4)
+    ['layers.0.q_proj', 'layers.0.v_proj', 'layers.3.q_proj', 'layers.3.v_proj']
+    """
+    if count is None or count >= len(adapter):
+        return list(adapter)
+    groups: dict[str, list[str]] = {}
+    for module in adapter:
+        groups.setdefault(projection(module), []).append(module)
+    counts = dict.fromkeys(groups, 0)
+    while (left := count - sum(counts.values())) > 0:
+        for name in [name for name, group in groups.items() if counts[name] < len(group)][:left]:
+            counts[name] += 1
+    chosen = {
+        group[round(k * (len(group) - 1) / max(1, counts[name] - 1))]
+        for name, group in groups.items()
+        for k in range(counts[name])
+    }
+    return [module for module in adapter if module in chosen]
 
 
 def table_of(rows: Iterable[tuple[Any, ...]]) -> pd.DataFrame:
@@ -193,7 +194,7 @@ def shares(table: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         adapter, step, target, method, r, blocks, activation, kind, member (the method at its sizes, in words),
         parameters (of all modules), captured, least and most (over the modules), lora_captured, spread (the largest),
-        modules (with ΔW ≠ 0); fewest parameters first.
+        starts, modules (with ΔW ≠ 0); fewest parameters first.
 
     Examples
     --------
@@ -207,16 +208,33 @@ def shares(table: pd.DataFrame) -> pd.DataFrame:
     used = used.assign(weighted=used["captured"] * used["energy"], lora=used["lora_captured"] * used["energy"])
     found = used.groupby(keys, sort=False, dropna=False).agg(
         parameters=("parameters", "sum"), weighted=("weighted", "sum"), lora=("lora", "sum"), energy=("energy", "sum"),
-        least=("captured", "min"), most=("captured", "max"), spread=("spread", "max"), modules=("module", "size"),
+        least=("captured", "min"), most=("captured", "max"), spread=("spread", "max"), starts=("starts", "max"),
+        modules=("module", "size"),
     ).reset_index()  # fmt: skip
     found["captured"], found["lora_captured"] = found["weighted"] / found["energy"], found["lora"] / found["energy"]
     found["member"] = [str(Member(*row)) for row in found[["method", "r", "blocks"]].itertuples(index=False)]
-    columns = [*keys, "member", "parameters", "captured", "least", "most", "lora_captured", "spread", "modules"]
+    columns = [
+        *keys,
+        "member",
+        "parameters",
+        "captured",
+        "least",
+        "most",
+        "lora_captured",
+        "spread",
+        "starts",
+        "modules",
+    ]
     return found[columns].sort_values(["adapter", "step", "parameters"], kind="stable", ignore_index=True)
 
 
 def nearest(
-    update: Update, member: Member | tuple[Any, ...], *, bora_activation: str = "exp-norm", starts: int = 3
+    update: Update,
+    member: Member | tuple[Any, ...],
+    *,
+    bora_activation: str = "exp-norm",
+    starts: int = 3,
+    room: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """The nearest member's parts, by the names of :func:`bora_analysis.write_adapter`; their scaling is 1.
 
@@ -225,6 +243,7 @@ def nearest(
     update : the target.
     member : method, r, blocks.
     bora_activation, starts : as for :func:`capture`.
+    room : the largest m and n of the modules, for a method whose modules share something of these sizes (VeRA).
 
     Returns
     -------
@@ -243,119 +262,46 @@ def nearest(
     >>> (parts["B"] @ parts["A"]).round(9).tolist()[0][:2]
     [3.0, 0.0]
     """
-    member = member_of(member)
-    if reason := _misfit(member, *update.shape):
+    member = with_default(member_of(member), [update.shape])
+    if reason := member.misfit(*update.shape):
         raise ValueError(reason)
     target, size = _target(update)
     if target is None:  # the start of the search, times 0
         target = Target(np.eye(update.shape[0], 1), np.eye(1, update.shape[1]))
-    parts, *_ = _best(target, member, bora_activation, starts)
+    parts, *_ = _best(target, member, Wish(1, 1, bora_activation, room=room), starts)
     scale = projection_of(member.method).scale
     return {**parts, scale: parts[scale] * size}
 
 
-def member_of(given: Member | tuple[Any, ...] | str) -> Member:
-    """Method, r and blocks; r is 0 where it is still to be found. ValueError for a method that cannot be."""
-    method, *sizes = (given,) if isinstance(given, str) else given
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown; expected one of {', '.join(capturing())}")
-    if method not in capturing():
-        known = ", ".join(capturing())
-        raise ValueError(f"the nearest {METHODS[method].label} of an update is not known; expected one of {known}")
-    row = METHODS[method]
-    r, blocks = (*(sizes or [0]), 0)[:2]  # 0: to be sized
-    r = r or (0 if row.ranked else 1)
-    return Member(method, int(r), int(blocks) or (row.blocks.default if row.blocks else 1))
-
-
-def _sized(adapter: Adapter, given: Sequence[Member] | None, budget: int | None) -> list[Member]:
-    """The members to try, each with its r: those without one are sized by the budgets."""
-    if given is not None and all(member.r for member in given):
-        return list(given)
-    facts = [adapter[module].facts for module in adapter]
-    shapes = [(each.out_features, each.in_features) for each in facts]
-    own = sum(min(each.parameters, WHOLE * sum(shape)) if each.parameters >= np.prod(shape) else each.parameters
-              for each, shape in zip(facts, shapes, strict=True))  # fmt: skip
-    budgets = [budget] if budget is not None else [int(own * factor) for factor in MULTIPLES]
-    found: dict[Member, None] = {}
-    for member in given or [member_of(method) for method in capturing()]:
-        if given is not None and member.r and METHODS[member.method].ranked:
-            found[member] = None
-            continue
-        for limit in budgets:
-            if (largest := _largest(member, shapes, limit)) is not None:
-                found[largest] = None
-    if not found:
-        raise ValueError(
-            f"{adapter.name}: no method has as few as {max(budgets):,} parameters in {len(shapes)} modules; "
-            "expected a larger budget"
-        )
-    return list(found)
-
-
-def _largest(member: Member, shapes: Sequence[tuple[int, int]], budget: int) -> Member | None:
-    """The member with the largest r that all modules have for the budget."""
-    row = METHODS[member.method]
-    step = member.blocks if row.splits else 1
-    top = min(min(shape) for shape in shapes)
-    most = recipe(member.method).most
-    if most is not None:
-        spec = Spec(member.method, {}, 1, member.blocks)
-        top = min([top, *(most(spec, m, n) for m, n in set(shapes))])
-    top = min(top, _MOST.get(member.method, top)) if row.ranked else 1
-
-    def total(r: int) -> float:
-        sized = member._replace(r=r)
-        if any(_misfit(sized, m, n) for m, n in set(shapes)):
-            return float("inf")
-        return sum(sized.parameters(m, n) for m, n in shapes)
-
-    possible = range(step, top + 1, step) if row.ranked else range(1, 2)
-    fitting = bisect_right(possible, budget, key=total)
-    return member._replace(r=possible[fitting - 1]) if fitting else None
-
-
-def _misfit(member: Member, m: int, n: int) -> str | None:
-    """Why the member has no such sizes."""
-    try:
-        member.parameters(m, n)
-    except ValueError as error:
-        return f"{member}: {error}"
-    return None
-
-
 def _of_module(
-    adapter: Adapter, module: str, members: Sequence[Member], activation: str, starts: int, old: Mapping[Any, Any]
+    adapter: Adapter, module: str, members: Sequence[Member], wish: Wish, starts: int, old: Mapping[Any, Any]
 ) -> list[tuple[Any, ...]]:
+    update = adapter[module]
+    m, n = update.shape
+    most = max(max(member.r, ceil(member.parameters(m, n) / (m + n))) for member in members)
     rows: list[tuple[Any, ...]] = []
     target: Target | None = None
-    update, energy, curve = None, 0.0, np.zeros(1)
+    energy, curve = -1.0, np.zeros(1)  # still to be found
     for member in members:
         local = projection_of(member.method).kind == "local"
-        own = activation if member.method == "bora" else ""
+        own = wish.activation if member.method == "bora" else ""
         key = (adapter.name, adapter.step, module, *member, own, starts if local else 1)
         if key in old:
             rows.append(old[key])
             continue
-        if update is None:
-            update = adapter[module]
+        if energy < 0:
             try:
                 target, size = _target(update)
             except NotFiniteError as error:
                 raise AdapterError(f"{adapter.path or adapter.name}: {module}: {error}") from None
             energy = size**2
-            curve = np.array([0.0]) if target is None else np.concatenate([[0.0], np.cumsum(target.svd[1] ** 2)])
-        m, n = update.shape
-        if reason := _misfit(member, m, n):
-            raise ValueError(f"{adapter.name}: {module}: {reason}")
+            curve = curve if target is None else target.curve(min(most, m, n))
         parameters = member.parameters(m, n)
         rank = parameters / (m + n)
-        found = (float("nan"),) * 3
+        captured = spread = drawn = lora = float("nan")
         if target is not None:
-            _, captured, spread, drawn = _best(target, member, activation, starts)
-            found = captured, spread, drawn
-        captured, spread, drawn = found
-        lora = float(np.interp(rank, np.arange(len(curve)), curve)) if target is not None else float("nan")
+            _, captured, spread, drawn = _best(target, member, wish, starts)
+            lora = float(np.interp(rank, np.arange(len(curve)), curve))
         rows.append((
             adapter.name, adapter.step, module, layer(module), projection(module), update.facts.method, energy,
             *member, own, parameters, captured, projection_of(member.method).kind,
@@ -364,18 +310,16 @@ def _of_module(
     return rows
 
 
-def _best(
-    target: Target, member: Member, activation: str = "exp-norm", starts: int = 3
-) -> tuple[dict[str, Any], float, float, float]:
+def _best(target: Target, member: Member, wish: Wish, starts: int = 3) -> tuple[dict[str, Any], float, float, float]:
     """Parts and captured share of the best start, the spread over the starts, and the share of a random choice."""
     method = projection_of(member.method)
+    wish = replace(wish, r=member.r, blocks=member.blocks)
     found = []
     for start in range(starts if method.kind == "local" else 1):
-        found.append(method.find(target, Wish(member.r, member.blocks, activation, start)))
+        found.append(method.find(target, replace(wish, start=start)))
         if found[-1][1] > 1 - ENOUGH:
             break
     parts, captured = max(found, key=lambda each: each[1])
-    wish = Wish(member.r, member.blocks)
     spread = captured - min(each[1] for each in found)
     return parts, captured, spread, method.drawn(target, wish) if method.drawn else float("nan")
 

@@ -21,8 +21,9 @@ from ..linalg import norm
 from ..linalg.threads import in_order
 from ..methods import form
 from ..updates.contract import FactorError
-from .capture import member_of, nearest
+from .capture import nearest, room_of
 from .conversion import kept_others, refuse_biases, refuse_held, refuse_own_folder, shared_settings
+from .members import member_of, with_default
 from .progress import progress
 
 if TYPE_CHECKING:
@@ -79,11 +80,16 @@ def represent(
     """
     import pandas as pd
 
-    wished = member_of(member)
-    row = METHODS[wished.method]
-    if not wished.r:
-        raise ValueError(f"{row.label} has an r, and none was given; expected for example {wished._replace(r=8)}")
+    asked = member_of(member)
+    row = METHODS[asked.method]
+    if not asked.r:
+        raise ValueError(f"{row.label} has an r, and none was given; expected for example r = 8")
     given = one_of(source, **reading)
+    wished = with_default(asked, [given[module].shape for module in given])
+    for module in given:
+        if reason := wished.misfit(*given[module].shape):
+            raise ValueError(f"{given.name}: {module}: {reason}")
+    room = room_of(given)
     folder = Path(folder)
     refuse_own_folder(folder, [given])
     refuse_held(folder, "peft", force)
@@ -95,7 +101,7 @@ def represent(
     def work(module: str) -> tuple[dict[str, Any], dict[str, Any]]:
         update = given[module]
         (m, n), facts = update.shape, update.facts
-        parts = nearest(update, wished, bora_activation=bora_activation, starts=starts)
+        parts = nearest(update, wished, bora_activation=bora_activation, starts=starts, room=room)
         if dtype != "float64":  # what the file holds; narrower types round once more
             parts = {name: part.astype(np.float32) if part.dtype.kind == "f" else part for name, part in parts.items()}
         written = form(wished.method).build(parts, 1.0, bora_activation)

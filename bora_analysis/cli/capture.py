@@ -9,9 +9,12 @@ from typing import Any
 import click
 
 from .. import catalogue
-from .common import SIGMA_HELP, command, opened, progress, reading, tell, usage
+from .common import SIGMA_HELP, command, note, opened, progress, reading, tell, usage
 from .help import Command
 from .output import Output, output
+
+#: Modules of an adapter that are tried where no method is named: all methods take seconds for each.
+SURVEY = 8
 
 
 class _Members(Command):
@@ -60,7 +63,8 @@ class _Members(Command):
     help="Trained parameters in all.  [default: ½, 1, 2 and 4 times those of the target]",
 )
 @click.option("--like", metavar="PATH", help="An adapter whose parameters are the budget.")
-@click.option("--starts", type=click.IntRange(min=1), default=3, show_default=True, help="Of the local methods.")
+@click.option("--starts", type=click.IntRange(min=1), help="Of the local methods.  [default: 3, without --method 1]")
+@click.option("--all", "whole", is_flag=True, help=f"All modules; without --method {SURVEY} of each adapter are tried.")
 @click.option(
     "--bora-activation",
     type=click.Choice(catalogue.ACTIVATIONS),
@@ -75,7 +79,8 @@ def capture(
     members: list[tuple[str, int, int]] | None,
     budget: int | None,
     like: str | None,
-    starts: int,
+    starts: int | None,
+    whole: bool,
     bora_activation: str,
     resume: bool,
     out: Output,
@@ -84,20 +89,27 @@ def capture(
     """How much of ΔW another method, or a smaller rank, could have represented.
 
     Finds the nearest ΔW of each method, by the same parameters or by the given sizes, and prints the share of Σσ²
-    that it keeps, beside the LoRA of as many parameters. Without --method it tries every method that it can.
+    that it keeps, beside the LoRA of as many parameters. Without --method it tries every method that it can, in some
+    modules of every projection.
     """
     from ..adapters import AdapterError
-    from ..analysis.capture import each_capture, table_of
+    from ..analysis.capture import each_capture, sampled, table_of
     from .text_tables import capture_table
 
     if resume and out.path is None:
         raise click.UsageError("--resume needs the table so far; add -o FILE")
-    options: dict[str, Any] = {"budget": budget, "like": like, "starts": starts, "bora_activation": bora_activation}
+    sample = None if members or whole else SURVEY
+    options: dict[str, Any] = {"budget": budget, "like": like, "bora_activation": bora_activation, "sample": sample}
+    options["starts"] = starts or (3 if members else 1)
     with opened(paths, reading) as (chosen, failed), usage():
         if resume:
             options["known"] = _known(Path(str(out.path)), out.file_format)
         rows, saved = [], time.monotonic()
-        with progress(sum(map(len, chosen))) as step:
+        counts = [len(sampled(adapter, sample)) for adapter in chosen]
+        for adapter, count in zip(chosen, counts, strict=True):
+            if count < len(adapter):
+                note(f"{adapter.name}: {count} of {len(adapter)} modules, of every projection; --all takes them all")
+        with progress(sum(counts)) as step:
             for adapter in chosen:
                 try:
                     for found in each_capture([adapter], members, **options):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .capture import SURVEY
 from .common import command, note, opened, progress, read_one, reading, results, usage
 from .similarity import compared
 
@@ -81,12 +82,15 @@ def figure(
             grid, _ = compared(paths, 64, 64, reading)
             write(similarity=grid)
     elif spec.source == "capture":
-        from ..analysis.capture import capture
+        from ..analysis.capture import capture, sampled
 
         with usage():
             adapter = read_one(next(iter(paths)), reading)
-            with progress(len(adapter)) as step:
-                write(capture=capture(adapter, starts=1, on_module=step))
+            modules = len(sampled(adapter, SURVEY))
+            if modules < len(adapter):
+                note(f"{adapter.name}: {modules} of {len(adapter)} modules; --modules chooses others")
+            with progress(modules) as step:
+                write(capture=capture(adapter, starts=1, sample=SURVEY, on_module=step))
     elif spec.adapters == "required":
         with results(paths, reading, analysis) as tables:
             write(spectra=tables.spectra, layer_metrics=tables.layer_metrics)

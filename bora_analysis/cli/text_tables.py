@@ -119,10 +119,11 @@ def factor_ranks_table(frame: pd.DataFrame) -> Page:
 def capture_table(frame: pd.DataFrame) -> Page:
     """What `capture` prints: a line per adapter and member, weighted over the modules."""
     from ..analysis.capture import shares
+    from ..analysis.members import same_set
 
     blocks = []
     for title, part in _adapters(shares(frame).rename(columns={"method": "nearest", "target": "method"})):
-        found = zip(part["kind"], part["spread"], strict=True)
+        found = zip(part["kind"], part["spread"], part["starts"], strict=True)
         ranges = [f"{low:.0%} – {high:.0%}" for low, high in zip(part["least"], part["most"], strict=True)]
         more = part["captured"] - part["lora_captured"]
         columns = [
@@ -139,16 +140,19 @@ def capture_table(frame: pd.DataFrame) -> Page:
             ),
             Column("more", [f"{x:+.2%}" for x in more], "more", list(more)),
             Column(
-                "found", [f"local ±{spread:.1%}" if kind == "local" else kind for kind, spread in found], "kind",
-                spare=4, meaning="exact, or local: the best of several starts, ± their spread",
+                "found", [f"local ±{spread:.1%}" if starts > 1 else kind for kind, spread, starts in found], "kind",
+                spare=4,
+                meaning="exact, local (the best start, ± the spread of all), or the best case of what training draws",
             ),
         ]  # fmt: skip
         columns = [replace(column, last="") for column in columns]
         blocks.append(Block(f"{title}; {counted(part['modules'].max(), 'module')} with ΔW ≠ 0", columns, part))
-    limits = (
-        "This is the best case: training draws at random what is chosen here. It is what a method can represent, not "
-        "what training finds."
-    )
+    limits = "The table says what a method can represent, not what training finds."
+    there = set(frame["method"])
+    for first, *others in {same_set(method) for method in there}:
+        if others and there.isdisjoint(others):
+            names = [method_look(each).label for each in others]
+            limits += f" {', '.join(names[:-1])} and {names[-1]} have the set of {method_look(first).label}."
     return Page(blocks, [limits])
 
 
@@ -173,7 +177,7 @@ def cut_table(frame: pd.DataFrame) -> Page:
 
 def representation_table(frame: pd.DataFrame) -> Page:
     """What `convert --to` prints: how near each module is, and the parameters before and after."""
-    from ..analysis.capture import Member
+    from ..analysis.members import Member
 
     columns = [
         _column(

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from .. import style
 from ..analysis.capture import capture as capture_of
 from ..analysis.capture import shares
+from ..analysis.members import same_set, set_label
+from ..catalogue import METHODS
 from . import data
 from . import drawing as layout
 
@@ -26,8 +28,8 @@ def capture(
 ) -> Figure:
     """Share of ΔW's energy that each method's nearest member keeps, against its trained parameters.
 
-    One line per method, over all modules of one adapter. Dashed: LoRA between whole ranks. Open markers: the best case
-    of a method that draws at random what is chosen here.
+    One line per set of updates, named for all methods that have it, over all modules of one adapter. Dashed: LoRA
+    between whole ranks. Open markers: the best case of a method that draws at random what is chosen here.
 
     Parameters
     ----------
@@ -46,12 +48,14 @@ def capture(
         raise ValueError(f"the table has {', '.join(adapters['adapter'].astype(str))}; expected one adapter and step")
 
     axes = layout.one_axes(width, 3.0, ax)
-    looks = style.looks((style.method_look(method).label, method) for method in found["method"].unique())
+    found["set"] = [same_set(method)[0] for method in found["method"]]
+    shown = [method for method in METHODS if method in set(found["set"])]  # in the catalogue's order: LoRA has its blue
+    looks = style.looks(((set_label(first), first) for first in shown), limit=40)
     curve = found.sort_values("parameters")
     dashed: dict[str, Any] = {"color": layout.GUIDE, "lw": 0.8, "ls": (0, (4, 2)), "zorder": 1}
     axes.plot(curve["parameters"], curve["lora_captured"], gid="lora", **dashed)
-    for method, part in found.groupby("method", sort=False):
-        look = looks[style.method_look(str(method)).label]
+    for method, part in found.groupby("set", sort=False):
+        look = looks[set_label(str(method))]
         options = {**layout.line(look), "clip_on": False}
         if part["kind"].iloc[0] == "best case":
             options |= {"markerfacecolor": "white", "markeredgecolor": look.colour, "markeredgewidth": 0.8, "lw": 0.6}

@@ -89,4 +89,4 @@ FORMS = {
 }
 RECIPES = {"adalora": Recipe(random)}
 NULLS = {"adalora": diagonal_null()}  # B and A are normal at the start, and E is zero
-NEAREST = {"adalora": Projection(nearest, scale="E")}
+NEAREST = {"adalora": Projection(nearest, scale="E", same="lora")}

@@ -144,4 +144,7 @@ def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
 
 NULLS = {"bdlora": Null(null_cores)}
 RECIPES = {"bdlora-a": Recipe(random("A")), "bdlora-b": Recipe(random("B"))}
-NEAREST = {"bdlora-a": Projection(nearest("A")), "bdlora-b": Projection(nearest("B"), scale="A")}
+NEAREST = {  # each of the N pairs has r/N
+    "bdlora-a": Projection(nearest("A"), useful=lambda m, n, N: N * min(m, n // N)),
+    "bdlora-b": Projection(nearest("B"), scale="A", useful=lambda m, n, N: N * min(m // N, n)),
+}

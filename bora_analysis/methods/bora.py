@@ -21,7 +21,7 @@ from ..files.errors import AdapterError
 from ..files.parts import collect, need
 from ..linalg import Array
 from ..linalg.gaussian import gaussian_triangle
-from ..projections import Projection, Target, Wish
+from ..projections import Projection, Target, Wish, longer_side
 from ..updates.blocks import activate, bora
 from ..updates.checks import check_blocks
 from ..updates.contract import FactorError, Facts, Update
@@ -166,4 +166,4 @@ def bulk(sizes: Sizes) -> Bulk:
 
 RECIPES = {"bora": Recipe(random)}
 NULLS = {"bora": Null(null_cores, bulk)}
-NEAREST = {"bora": Projection(nearest, kind="local")}
+NEAREST = {"bora": Projection(nearest, kind="local", limit=longer_side)}

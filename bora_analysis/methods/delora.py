@@ -104,4 +104,4 @@ def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
 
 NULLS = {"delora": Null(null_cores)}
 RECIPES = {"delora": Recipe(random, most=lambda _, m, n: min(m, n))}
-NEAREST = {"delora": Projection(nearest, scale="bound")}
+NEAREST = {"delora": Projection(nearest, scale="bound", same="lora")}

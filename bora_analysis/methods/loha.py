@@ -86,4 +86,4 @@ FORMS = {
     )
 }
 RECIPES = {"loha": Recipe(random)}
-NEAREST = {"loha": Projection(nearest, "w1_a", "local")}
+NEAREST = {"loha": Projection(nearest, "w1_a", "local", tried=8)}

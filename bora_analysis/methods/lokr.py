@@ -115,6 +115,10 @@ def random_krona(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
 
 def largest_rank(_: Spec, m: int, n: int) -> int:
     """PEFT keeps w2 whole from max(u, v) / 2 on."""
+    return _largest(m, n)
+
+
+def _largest(m: int, n: int, _: int = 1) -> int:
     u, v = kronecker_factors(m)[1], kronecker_factors(n)[1]
     return min(u, v, (max(u, v) - 1) // 2)
 
@@ -162,6 +166,6 @@ def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
 NULLS = {"lokr": Null(null_cores), "krona": Null(null_cores)}
 RECIPES = {"lokr": Recipe(random, most=largest_rank), "krona": Recipe(random_krona)}
 NEAREST = {
-    "lokr": Projection(nearest, "w1", "local"),
+    "lokr": Projection(nearest, "w1", "local", useful=_largest, limit=_largest),
     "krona": Projection(nearest_whole, "w1"),
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..files.adapter_file import Found, Source, peft_type
-from ..projections import Projection, Target, Wish
+from ..projections import Projection, Target, Wish, longer_side
 from ..updates.blocks import lora
 from ..updates.contract import FactorError, Update
 from .bora import bora_loader
@@ -83,4 +83,7 @@ def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
 FORMS = {"lora": _form("lora"), "rslora": _form("rslora")}
 RECIPES = {"lora": Recipe(random), "rslora": Recipe(random)}
 NULLS = dict.fromkeys(("lora", "rslora"), pair_null(lambda sizes: (sizes.m + sizes.n) * sizes.r))
-NEAREST = {"lora": Projection(nearest), "rslora": Projection(nearest)}
+NEAREST = {
+    "lora": Projection(nearest, limit=longer_side),
+    "rslora": Projection(nearest, same="lora", limit=longer_side),
+}

@@ -13,7 +13,7 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
 from ..linalg import Array
-from ..projections import Projection, Target, Wish
+from ..projections import Projection, Target, Wish, longer_side
 from ..updates.blocks import melora
 from ..updates.contract import FactorError, Update
 from .bora import check_count, of_kind, read_blocks
@@ -106,4 +106,8 @@ def bulk(sizes: Sizes) -> Bulk:
 
 RECIPES = {"melora": Recipe(random)}
 NULLS = {"melora": Null(null_cores, bulk)}
-NEAREST = {"melora": Projection(nearest)}
+NEAREST = {
+    "melora": Projection(
+        nearest, useful=lambda m, n, b: min(m, n) // b, limit=lambda m, n, b: longer_side(m, n, b) // b
+    )
+}

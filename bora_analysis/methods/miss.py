@@ -107,4 +107,4 @@ FORMS = {
     )
 }
 RECIPES = {"miss": Recipe(random, most=lambda _, m, n: min(m, n))}
-NEAREST = {"miss": Projection(nearest, scale="block")}
+NEAREST = {"miss": Projection(nearest, scale="block", useful=lambda _, n, __: n, limit=lambda _, n, __: n)}

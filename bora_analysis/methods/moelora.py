@@ -111,4 +111,4 @@ def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
 
 RECIPES = {"moelora": Recipe(random)}
 NULLS = {"moelora": Null(null_cores)}
-NEAREST = {"moelora": Projection(nearest)}
+NEAREST = {"moelora": Projection(nearest, useful=lambda m, n, K: -(-min(m, n) // K))}

@@ -185,6 +185,19 @@ RECIPES = {
     "sbora-fb": Recipe(random("A"), most=lambda _, m, n: m),
 }
 NEAREST = {
-    "sbora-fa": Projection(nearest("B"), kind="best case", drawn=lambda target, wish: wish.r / target.shape[1]),
-    "sbora-fb": Projection(nearest("A"), "A", "best case", drawn=lambda target, wish: wish.r / target.shape[0]),
+    "sbora-fa": Projection(
+        nearest("B"),
+        kind="best case",
+        drawn=lambda target, wish: wish.r / target.shape[1],
+        useful=lambda _, n, __: n,
+        limit=lambda _, n, __: n,
+    ),
+    "sbora-fb": Projection(
+        nearest("A"),
+        "A",
+        "best case",
+        drawn=lambda target, wish: wish.r / target.shape[0],
+        useful=lambda m, _, __: m,
+        limit=lambda m, _, __: m,
+    ),
 }

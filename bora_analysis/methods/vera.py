@@ -161,23 +161,30 @@ def from_parts(a: Arrays, _: float, __: str) -> Update:
 
 
 def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
-    """λ_b and λ_d in turn, beside random projections of these sizes; each has a closed form."""
+    """λ_b and λ_d in turn, each in closed form, beside random projections of one seed, which all modules share."""
     (m, n), r = target.shape, wish.r
-    rng = np.random.default_rng([wish.start, crc32(b"vera")])
-    A, B = math.sqrt(6) * kaiming(rng, (r, n)).astype(float), math.sqrt(6) * kaiming(rng, (m, r)).astype(float)
+    rows, columns = wish.room or (m, n)
+    frozen = np.random.default_rng([0, crc32(b"vera")])
+    A = math.sqrt(6) * kaiming(frozen, (r, columns))
+    B = math.sqrt(6) * kaiming(frozen, (rows, r))
+    parts = {"A": A, "B": B, "shape": np.array([m, n])}
+    A, B = A[:, :n].astype(float), B[:m].astype(float)
     seen, gram = target.left @ (target.right @ A.T), A @ A.T  # T Aᵀ (m, r)
-    b, d, captured = np.ones(m), np.ones(r), -1.0
+    b = np.random.default_rng(wish.start).standard_normal(m) if wish.start else np.ones(m)
+    d, captured = np.ones(r), -1.0
     for _ in range(200):
         last, scaled = captured, b[:, None] * B
-        d = np.linalg.lstsq((scaled.T @ scaled) * gram, (scaled * seen).sum(0), rcond=1e-12)[0]
-        rows = B * d
-        top = (rows * seen).sum(1)
-        squares = ((rows @ gram) * rows).sum(1)
+        normal = (scaled.T @ scaled) * gram
+        ridge = 1e-13 * float(np.trace(normal)) or 1.0  # where r is larger than what it can add, this is singular
+        d = np.linalg.solve(normal + ridge * np.eye(r), (scaled * seen).sum(0))
+        right = B * d
+        top = (right * seen).sum(1)
+        squares = ((right @ gram) * right).sum(1)
         b = top / np.where(squares > 0, squares, 1.0)
         captured = float((b * top).sum())
         if captured - last <= 1e-6 * (1 - captured):
             break
-    return {"lambda_b": b, "lambda_d": d, "A": A, "B": B, "shape": np.array([m, n])}, captured
+    return {"lambda_b": b, "lambda_d": d, **parts}, captured
 
 
 FORMS = {
@@ -192,4 +199,4 @@ FORMS = {
     )
 }
 RECIPES = {"vera": Recipe(random)}
-NEAREST = {"vera": Projection(nearest, "lambda_b", "local")}
+NEAREST = {"vera": Projection(nearest, "lambda_b", "local", useful=lambda m, n, _: m * n, tried=256)}

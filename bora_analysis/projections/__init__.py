@@ -7,6 +7,6 @@ T is used through its factors, see :class:`Target`.
 In all of this T has the norm 1; every method's set is closed under multiples.
 """
 
-from .target import ENOUGH, Find, Projection, Target, Wish
+from .target import ENOUGH, Find, Projection, Target, Wish, longer_side
 
-__all__ = ["ENOUGH", "Find", "Projection", "Target", "Wish"]
+__all__ = ["ENOUGH", "Find", "Projection", "Target", "Wish", "longer_side"]

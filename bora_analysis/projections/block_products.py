@@ -23,10 +23,15 @@ from ..linalg import Array
 from ..linalg.qr import thin_qr
 from .target import ENOUGH, Target, Wish
 
-#: Most sweeps, and the share of the missing energy (or of 1e-4, if less is missing) that each must find, to go on.
+#: Most sweeps. To go on, each must find this share of the missing energy, or of 10 times the captured if that is less,
+#: or of 1e-4 if less than that is missing.
 SWEEPS, GAIN = 300, 1e-5
-#: Most sweeps over B and A while s is held in its range.
-HELD = 100
+#: With more entries than this, what T is multiplied by is found in float32, and finished in float64.
+COARSE = 2**20
+#: How far beyond the last sweep's end, in its lengths, the next one may begin.
+FARTHEST = 20.0
+#: Most sweeps with any s before it must be positive, and over B and A while s is held in its range.
+FREE, HELD = 20, 100
 #: Tries to move s within its range.
 ROUNDS = 8
 #: exp is never 0: what stands for s = 0, relative to the largest s of its slot.
@@ -38,52 +43,89 @@ Diagonals = Callable[[Array, Array, Array], Array]  # H (b, b, r, r), right side
 def nearest(target: Target, wish: Wish) -> tuple[dict[str, Array], float]:
     """The parts B (m, r), A (r, n) and raw σ (b, b, r), and the captured energy."""
     b, r = wish.blocks, wish.r
-    # T_ij = Q_i (R_i L_jᵀ) P_jᵀ: in the bases Q_i and P_j, in which the minimum lies, the blocks are at most k×k.
-    Q, R = zip(*(thin_qr(rows) for rows in np.split(target.left, b)), strict=True)
-    P, L = zip(*(thin_qr(columns.T) for columns in np.split(target.right, b, axis=1)), strict=True)
-    blocks = np.stack(R)[:, None] @ np.stack(L).transpose(0, 2, 1)[None]  # (b, b, p, q)
+    blocks, Q, P = _reduced(target, b)
     _, _, p, q = blocks.shape
     if wish.start == 0:
-        core = Target(blocks.transpose(0, 2, 1, 3).reshape(b * p, b * q), np.eye(b * q))
-        B, A, lora = core.pair(r)
-        B, A = B.reshape(b, p, r), A.reshape(r, b, q).transpose(1, 0, 2)
+        B, A, lora = target.pair(r)
+        B = Q.transpose(0, 2, 1) @ B.reshape(b, -1, r)
+        A = A.reshape(r, b, -1).transpose(1, 0, 2) @ P
     else:
         rng, lora = np.random.default_rng(wish.start), 0.0
         B, A = rng.standard_normal((b, p, r)), rng.standard_normal((b, r, q))
     positive = wish.activation in ("exp-norm", "no-norm")
-    reach = 1.0 if wish.activation == "exp-norm" else np.inf
     start, (s, captured) = (B, np.ones((b, b, r)), A), (np.ones((b, b, r)), lora)
+    coarse = blocks.astype(np.float32) if blocks.size > COARSE else blocks
     if lora <= 1 - ENOUGH:  # else a LoRA of this r is T itself
-        B, s, A, captured = _alternate(blocks, *start, _any)
+        B, s, A, captured = _alternate(coarse, *start, _any, FREE if positive else SWEEPS)
         if positive:
-            B, s, A, _ = _alternate(blocks, *_mostly_positive(B, s, A), _positive)
+            B, s, A, _ = _alternate(coarse, *_mostly_positive(B, s, A), _positive)
     if positive:
-        B, s, A, captured = _in_range(blocks, B, s, A, reach)
-        if wish.start == 0 and captured < lora:
-            B, s, A, captured = _in_range(blocks, *start, reach)
-    whole = np.concatenate([basis @ part for basis, part in zip(Q, B, strict=True)])
-    right = np.concatenate([part @ basis.T for basis, part in zip(P, A, strict=True)], axis=1)
+        B, s, A, captured = _in_range(coarse, B, s, A)
+        if wish.activation == "no-norm":  # a wider set, so that this can only gain
+            B, s, A = _unit(*_alternate(coarse, B, s, A, _positive)[:3])
+            B, s, A, captured = _alternate(coarse, B, _above_zero(s), A, _fixed)
+    if coarse is not blocks:
+        B, s, A, captured = _alternate(blocks, B, s, A, _fixed if positive else _any)
+    if positive and wish.start == 0 and captured < lora:
+        B, s, A, captured = _in_range(blocks, *start)
+    whole = (Q @ B).reshape(-1, r)
+    right = (A @ P.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(r, -1)
     if wish.activation == "no-exp":
         whole = whole * np.abs(s).mean()  # by which σ is divided
     return {"B": whole, "A": right, "sigma": np.log(s) if positive else s}, captured
 
 
+def _reduced(target: Target, b: int) -> tuple[Array, Array, Array]:
+    """The blocks of T in orthonormal bases Q_i and P_j in which the minimum lies: T_ij = Q_i X_ij P_jᵀ.
+
+    X (b, b, p, q), Q (b, m/b, p), P (b, n/b, q). Where T has thin factors, T_ij = Q_i (R_i L_jᵀ) P_jᵀ is small.
+    """
+    (m, n), k = target.shape, target.left.shape[1]
+    if k >= max(m, n) // b:  # no smaller
+        whole = target.dense() if target.whole is None else target.whole
+        blocks = whole.reshape(b, m // b, b, n // b).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(blocks), np.eye(m // b)[None], np.eye(n // b)[None]
+    Q, R = zip(*(thin_qr(rows) for rows in np.split(target.left, b)), strict=True)
+    P, L = zip(*(thin_qr(columns.T) for columns in np.split(target.right, b, axis=1)), strict=True)
+    return np.stack(R)[:, None] @ np.stack(L).transpose(0, 2, 1)[None], np.stack(Q), np.stack(P)
+
+
 def _alternate(
     T: Array, B: Array, s: Array, A: Array, diagonals: Diagonals, sweeps: int = SWEEPS
 ) -> tuple[Array, Array, Array, float]:
-    """Sweeps over s, B and A until the missing energy hardly falls."""
+    """Sweeps over s, B and A until the missing energy hardly falls.
+
+    Each begins beyond where the last one ended, in its direction, and farther each time that this pays; where it does
+    not, at the end of the last one. So a third of the sweeps do, and none loses energy.
+    """
     turned = np.ascontiguousarray(T.transpose(1, 0, 3, 2))
-    captured = -1.0
+    captured, reach = -1.0, 1.0
+    before: tuple[Array, Array, Array] | None = None
     for _ in range(sweeps):
-        last = captured
-        if diagonals is not _fixed:
-            B, s, A = _unit(B, s, A)
-        B, s, captured = _half(T, B, s, A, diagonals)
-        A, s, captured = _half(turned, A.transpose(0, 2, 1), s.transpose(1, 0, 2), B.transpose(0, 2, 1), diagonals)
-        A, s = A.transpose(0, 2, 1), s.transpose(1, 0, 2)
-        if captured - last <= GAIN * max(1 - captured, 1e-4):
+        here = (B, s, A) if diagonals is _fixed else _unit(B, s, A)
+        ahead = here
+        if before is not None:
+            Bs, ss, As = (x + reach * (x - old) for x, old in zip(here, before, strict=True))
+            ahead = Bs, ss, As
+        found = _sweep(T, turned, *ahead, diagonals)
+        if found[3] >= captured:
+            reach, before = min(1.3 * reach, FARTHEST), here
+        else:
+            reach, before = max(reach / 2, 0.5), None
+            found = _sweep(T, turned, *here, diagonals)
+        B, s, A, now = found
+        gain, captured = now - captured, now
+        if gain <= GAIN * max(min(1 - captured, 10 * captured), 1e-4):
             break
     return B, s, A, captured
+
+
+def _sweep(
+    T: Array, turned: Array, B: Array, s: Array, A: Array, diagonals: Diagonals
+) -> tuple[Array, Array, Array, float]:
+    B, s, _ = _half(T, B, s, A, diagonals)
+    A, s, captured = _half(turned, A.transpose(0, 2, 1), s.transpose(1, 0, 2), B.transpose(0, 2, 1), diagonals)
+    return B, s.transpose(1, 0, 2), A.transpose(0, 2, 1), captured
 
 
 def _unit(B: Array, s: Array, A: Array) -> tuple[Array, Array, Array]:
@@ -95,7 +137,7 @@ def _unit(B: Array, s: Array, A: Array) -> tuple[Array, Array, Array]:
 
 def _half(T: Array, B: Array, s: Array, A: Array, diagonals: Diagonals) -> tuple[Array, Array, float]:
     """s, then B, then s, with A fixed; and the captured energy."""
-    seen = T @ A.transpose(0, 2, 1)[None]  # T_ij A_jᵀ (b, b, p, r)
+    seen = (T @ A.astype(T.dtype).transpose(0, 2, 1)[None]).astype(np.float64)  # T_ij A_jᵀ (b, b, p, r)
     grams = A @ A.transpose(0, 2, 1)
 
     def best(s: Array) -> tuple[Array, float]:
@@ -146,16 +188,15 @@ def _fixed(_: Array, __: Array, s: Array) -> Array:
     return s
 
 
-def _in_range(T: Array, B: Array, s: Array, A: Array, reach: float) -> tuple[Array, Array, Array, float]:
-    """The best s > 0 found with mean |log s| = ``reach`` for exp-norm, or below it, and its B and A."""
+def _in_range(T: Array, B: Array, s: Array, A: Array) -> tuple[Array, Array, Array, float]:
+    """The best s > 0 found with mean |log s| = 1, and its B and A."""
     best: tuple[Array, Array, Array, float] | None = None
     for _ in range(ROUNDS):
         B, s, A = _unit(B, s, A)
-        top = s.max((0, 1))
-        logs = np.log(np.maximum(s, np.where(top > 0, _LEAST * top, 1.0)))
+        logs = np.log(_above_zero(s))
         a, c = _additive(logs)
         rest = logs - a[:, None] - c[None]
-        cut = _root(lambda cut, rest=rest: np.minimum(np.abs(rest), cut).mean() - reach, float(np.abs(rest).max()))
+        cut = _root(lambda cut, rest=rest: np.minimum(np.abs(rest), cut).mean() - 1, float(np.abs(rest).max()))
         s, B, A = np.exp(np.clip(rest, -cut, cut)), B * np.exp(a)[:, None], A * np.exp(c)[..., None]
         B, _, A, captured = _alternate(T, B, s, A, _fixed, HELD)
         if best is not None and captured <= best[3]:
@@ -166,11 +207,14 @@ def _in_range(T: Array, B: Array, s: Array, A: Array, reach: float) -> tuple[Arr
         B, s, A, _ = _alternate(T, B, s, A, _positive, 1)
     assert best is not None
     B, s, A, captured = best
-    if reach < np.inf:  # the mean is 1 for some common factor of all s
-        logs = np.log(s)
-        shift = _root(lambda shift: np.abs(logs + shift).mean() - reach, 2 * reach + float(np.abs(logs).max()))
-        B, s = B * np.exp(-shift), np.exp(logs + shift)
-    return B, s, A, captured
+    logs = np.log(s)
+    shift = _root(lambda shift: np.abs(logs + shift).mean() - 1, 2 + float(np.abs(logs).max()))
+    return B * np.exp(-shift), np.exp(logs + shift), A, captured  # the same ΔW; a common factor makes the mean 1
+
+
+def _above_zero(s: Array) -> Array:
+    top = s.max((0, 1))
+    return np.maximum(s, np.where(top > 0, _LEAST * top, 1.0))
 
 
 def _additive(logs: Array) -> tuple[Array, Array]:

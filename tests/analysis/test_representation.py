@@ -7,7 +7,8 @@ from click.testing import CliRunner
 from bora_analysis import Adapter, AdapterError, lora, read_adapter, synthetic_adapter
 from bora_analysis.adapters.given import one_of
 from bora_analysis.adapters.synthetic import Synthetic, write_synthetic
-from bora_analysis.analysis.capture import capture, capturing
+from bora_analysis.analysis.capture import capture
+from bora_analysis.analysis.members import capturing
 from bora_analysis.analysis.representation import represent
 from bora_analysis.catalogue import METHODS
 from bora_analysis.cli import main

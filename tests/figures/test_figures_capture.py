@@ -21,6 +21,15 @@ def test_a_line_for_each_method_over_its_budgets(table):
     assert artist(figure, "captured:sbora-fa").get_markerfacecolor() == "white"  # a best case
 
 
+def test_methods_of_one_set_are_one_line_named_for_all(table):
+    doubled = pd.concat([table, table[table["method"] == "lora"].assign(method="rslora")])
+    for frame in (table, doubled):
+        figure = figures.capture(frame)
+        assert {*gids(figure, "captured:")} == {"captured:lora", "captured:bora", "captured:sbora-fa"}
+        names = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert names == ["LoRA, rsLoRA, AdaLoRA, DeLoRA", "BoRA", "SBoRA-FA"]
+
+
 def test_only_the_modules_of_a_projection(table):
     own = table[(table["projection"] == "q") & (table["method"] == "bora")]
     shown = ydata(figures.capture(table, projection="q"), "captured:bora")
