@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 from peft.config import PeftConfig
@@ -91,10 +91,17 @@ class BoraConfig(AdapterConfig):
     activation : how Σ follows from σ: ``"exp-norm"`` (eq. 5), its ablations ``"no-exp"`` (σ/Mav(σ)) and ``"no-norm"``
         (Exp(σ)) of §4.3, or ``"identity"`` (σ is Σ).
 
+    Other Parameters
+    ----------------
+    init, target : ``init="svd"`` starts at the member of BoRA's set that is nearest to a known update, what PiSSA is to
+        LoRA: ``target`` is an adapter, its path, or a mapping module → update or matrix (m, n), such as the ΔW of full
+        fine-tuning. The base weight stays as it is, and training starts at W0 + X, with X near to the target
+        (:func:`bora_analysis.capture` says how near). Neither is saved.
+
     Raises
     ------
     ValueError
-        A setting out of range; b that does not divide m and n, once the model is known.
+        A setting out of range; b that does not divide m and n, or a target without a module, once the model is known.
 
     Examples
     --------
@@ -105,10 +112,13 @@ class BoraConfig(AdapterConfig):
 
     num_blocks: int | str | dict[str, int | str] = "auto"
     activation: Literal["exp-norm", "no-exp", "no-norm", "identity"] = "exp-norm"
+    init: InitVar[str] = "default"  # not upstream
+    target: InitVar[Any] = None  # not upstream
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, init: str, target: Any) -> None:
         super().__post_init__()
         self._check("BORA")
+        self.near = _near(init, target, self.init_lora_weights)  # not upstream
         for b in _values(self.num_blocks):
             _expect(_is_count(b) or b == "auto", "num_blocks", b, "a positive integer, 'auto', or a pattern of them")
         _expect(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}")
@@ -194,6 +204,15 @@ class HydraloraConfig(AdapterConfig):
 def _expect(condition: bool, name: str, value: Any, expected: str) -> None:
     if not condition:
         raise ValueError(f"{name} is {value!r}; expected {expected}")
+
+
+def _near(init: str, target: Any, trained: bool) -> Any:
+    """What the factors start near to; None for the usual start."""
+    if init == "default" and target is None:
+        return None
+    from .initial import target_of  # here: the analysis is a slow import
+
+    return target_of(init, target, trained)
 
 
 def _is_count(value: Any) -> bool:

@@ -37,6 +37,7 @@ class BoraLinear(AdapterLayer):
         self.bora_A[adapter_name] = initialised(r, *self.input_shape)
         self.bora_B[adapter_name] = initialised(self.out_features, r, zero=config.init_lora_weights)
         self.bora_sigma[adapter_name] = initialised(b, b, r)
+        _ = config.near and config.near.start(self, adapter_name)  # not upstream
 
     def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
         B, sigma, A = self.blocks(adapter_name, self.bora_B[adapter_name], self.bora_A[adapter_name])
