@@ -8,6 +8,8 @@ from .adapters import read_adapter as read_adapter
 from .adapters import write_adapter as write_adapter
 from .adapters.synthetic import synthetic_adapter as synthetic_adapter
 from .analysis.capture import capture as capture
+from .analysis.consensus import Consensus as Consensus
+from .analysis.consensus import consensus as consensus
 from .analysis.conversion import Conversion as Conversion
 from .analysis.conversion import Cut as Cut
 from .analysis.conversion import convert as convert

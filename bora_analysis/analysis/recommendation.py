@@ -162,15 +162,14 @@ def recommend(
     metrics, spectra = tables.layer_metrics, tables.spectra
     names = list(dict.fromkeys(metrics["adapter"]))
     if len(names) != 1:
-        raise ValueError(f"there are {len(names)} adapters ({', '.join(names)}); expected one")
+        raise ValueError(
+            f"there are {len(names)} adapters ({', '.join(names)}); expected one. bora_analysis.consensus compares them"
+        )
     step = metrics["step"].max()
     if not pd.isna(step):
-        metrics, spectra = metrics[metrics["step"] == step], spectra[spectra["step"] == step]
-    values = {name: part.to_numpy() for name, part in spectra.groupby("module", sort=False)["singular_value"]}
+        metrics = metrics[metrics["step"] == step]
     method = "+".join(sorted(set(metrics["method"])))
-    rows: list[Any] = metrics.to_dict("records")
-    modules = [_module(row, values[row["module"]], energy) for row in rows if row["spectral_norm"] > 0]
-    unused = tuple(row["module"] for row in rows if not row["spectral_norm"] > 0)
+    modules, unused = module_advice(metrics, spectra, energy)
     if not modules:
         raise ValueError(f"{names[0]}: ΔW = 0 in every module, as before the first step; there is nothing to advise on")
     whole = method if method in _BLOCKED else "lora"
@@ -195,6 +194,17 @@ def recommend(
         unused,
         tables.base_models.get(names[0]),
     )
+
+
+def module_advice(metrics: Any, spectra: Any, energy: float) -> tuple[list[_Module], tuple[str, ...]]:
+    """The advice for each module of one adapter's last step, and the modules with ΔW = 0."""
+    step = metrics["step"].max()
+    if not metrics["step"].isna().all():
+        metrics, spectra = metrics[metrics["step"] == step], spectra[spectra["step"] == step]
+    values = {name: part.to_numpy() for name, part in spectra.groupby("module", sort=False)["singular_value"]}
+    rows: list[Any] = metrics.to_dict("records")
+    modules = [_module(row, values[row["module"]], energy) for row in rows if row["spectral_norm"] > 0]
+    return modules, tuple(row["module"] for row in rows if not row["spectral_norm"] > 0)
 
 
 def _module(row: Mapping[str, Any], values: Any, energy: float) -> _Module:

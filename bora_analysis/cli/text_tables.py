@@ -19,6 +19,7 @@ from .cells import error, mean_of, number, numbers, short, span
 from .grid import Block, Column, Page
 
 if TYPE_CHECKING:
+    from ..analysis.consensus import Consensus
     from ..analysis.recommendation import Recommendation
 
 
@@ -195,8 +196,13 @@ def representation_table(frame: pd.DataFrame) -> Page:
     return Page([Block("", _modules(frame, columns), frame)], notes)
 
 
-def advice_table(found: Sequence[Recommendation], energy: float) -> Page:
-    """What `recommend` prints: a table per adapter, the saving, the settings for PEFT, and the limits of the advice."""
+def advice_table(
+    found: Sequence[Recommendation], energy: float, common: Consensus | None = None, method: pd.DataFrame | None = None
+) -> Page:
+    """What `recommend` prints: a table per adapter, the saving, the settings for PEFT, and the limits of the advice.
+
+    Then what the adapters agree on, and which method keeps most of them.
+    """
     from ..analysis.recommendation import LIMITS
 
     blocks = []
@@ -241,7 +247,48 @@ def advice_table(found: Sequence[Recommendation], energy: float) -> Page:
         if each.unused:
             below.append(f"No advice for {counted(len(each.unused), 'module')} with ΔW = 0 ({each.unused[0]} …).")
         blocks.append(Block(title, [replace(column, last="") for column in columns], frame, below))
-    return Page(blocks, ["The settings for PEFT keep the scaling of each module.", "", LIMITS])
+    notes = ["The settings for PEFT keep the scaling of each module.", "", LIMITS]
+    if common is not None:
+        agreed = consensus_table(common)
+        blocks, notes = [*blocks, *agreed.blocks], [*agreed.notes, "", *notes]
+    if method is not None:
+        from ..analysis import method_advice
+
+        notes += ["", *method_advice.in_words(method), "", method_advice.LIMITS]
+    return Page(blocks, notes)
+
+
+def consensus_table(common: Consensus) -> Page:
+    """What several adapters agree on."""
+    from ..analysis.consensus import sentence
+
+    frame = common.table
+    ranks = [
+        "?" if pd.isna(low) else f"{low}" if low == high else f"{low} – {high}"
+        for low, high in zip(frame["needed_least"], frame["needed_most"], strict=True)
+    ]
+    advised = [f"{'≥' if row.agreement == 'open' else ''}{row.rank}" for row in frame.itertuples()]
+    labels = ["all" if name == "all" else method_look(name).label for name in frame["method"]]
+    columns = [
+        _column(frame, "projection", "projection", cells=frame["projection"]),
+        _column(frame, "method", "method", cells=labels),
+        _column(frame, "adapters", "adapters", 1),
+        _column(frame, "exhausted", "exhausted", 3, meaning="those whose spectrum ends before it decays"),
+        _column(frame, "ranks", "needed_most", cells=ranks, meaning="least and most that an adapter needs"),
+        _column(
+            frame, "agreement", "agreement", cells=frame["agreement"],
+            meaning="stable where the most is at most 1.5 times the least",
+        ),
+        _column(frame, "common rank", "rank", cells=advised),
+    ]  # fmt: skip
+    told = [sentence(common)]
+    for side in ("above", "below"):
+        named = [name for names in frame.loc[frame["adapters"] > 1, side] if names for name in names.split(", ")]
+        if named := list(dict.fromkeys(named)):
+            word, more = "More" if side == "above" else "Less", " …" * (len(named) > 6)
+            told.append(f"{word} than their projection in every adapter: {', '.join(named[:6])}{more}.")
+    title = f"What {len(common.adapters)} adapters agree on"
+    return Page([Block(title, [replace(column, last="") for column in columns], frame)], told)
 
 
 def similarity_table(frame: pd.DataFrame) -> Page:
