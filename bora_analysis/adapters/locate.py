@@ -110,6 +110,55 @@ def located(home: Path) -> Located:
     return Located(weights, weights.parent / CONFIG_NAME, home)
 
 
+def adapters_below(folder: Path, steps: bool = False, depth: int = 6) -> list[Path]:
+    """The adapters in the folders below one that is none: folders, runs, and files where several lie side by side.
+
+    Hidden folders and whole models are left out, links to folders are not followed.
+    """
+    found: list[Path] = []
+    for entry in sorted(entries(folder), key=lambda entry: natural(entry.name)):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            try:
+                inside = [] if is_model(entry) else [entry][: len(homes(entry, steps, below=False))]
+            except AdapterError:
+                faulty = (entry / CONFIG_NAME).exists()  # an adapter: its error is to be told
+                inside = [entry] if faulty else adapters_below(entry, steps, depth - 1) if depth else []
+            found += inside
+        elif entry.suffix in SUFFIXES and entry.is_file() and not NOT_WEIGHTS.fullmatch(entry.name):
+            found.append(entry)
+    return found
+
+
+def is_other(place: Path) -> bool:
+    """Whether it is there and no adapter by its kind, such as README.md or a folder of tables."""
+    if place.is_file():
+        return place.suffix not in (*SUFFIXES, *_OTHER_KINDS)
+    if not place.is_dir() or (place / CONFIG_NAME).exists():
+        return False
+    return not any(entry.suffix in (*SUFFIXES, *_OTHER_KINDS) for entry in entries(place))
+
+
+def near(text: str) -> str:
+    """``; did you mean PATH?`` for a path that is not there, where one that is there is called nearly so."""
+    from difflib import get_close_matches  # here: a miss is rare
+
+    place = Path(Path(text).anchor)
+    for part in Path(text).parts[len(place.parts) :]:
+        if (place / part).exists():
+            place /= part
+            continue
+        try:
+            close = get_close_matches(part, [entry.name for entry in entries(place)], 1, 0.7)
+        except AdapterError:
+            close = []
+        if not close:
+            return ""
+        place /= close[0]
+    return f"; did you mean {place}?"
+
+
 def _named_adapter(home: Path) -> Path | None:
     """The folder in a checkpoint into which PEFT puts an adapter with a name, or FSDP its shards; None without one."""
     if not CHECKPOINT.fullmatch(home.name):
@@ -233,5 +282,5 @@ def download(hub_id: str, cache: Path | None = None) -> Path:
     except Exception as error:  # offline, unknown, private, disk full …: its errors share no base class
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise AdapterError(
-            f"{hub_id}: is no path here, and the Hugging Face Hub gave no such adapter: {reason}"
+            f"{hub_id}: is no path here, and the Hugging Face Hub gave no such adapter: {reason}{near(hub_id)}"
         ) from None

@@ -27,7 +27,7 @@ from ..updates.contract import Update
 from .adapter import Adapter, Trajectory
 from .in_memory import BaseInMemory, InMemory, is_state_dict, model_of, open_model, settings_of
 from .initialisation import init_warnings, relative
-from .locate import HUB_ID, Located, checkpoints_in, download, homes, located, named, some, step_of, twins
+from .locate import HUB_ID, Located, checkpoints_in, download, homes, located, named, near, some, step_of, twins
 from .model_difference import difference
 from .reading import Options, Reading
 
@@ -152,7 +152,7 @@ def _read_path(text: str, wish: Reading) -> Adapter | Trajectory:
         raise AdapterError(f"{text}: is no path: {error}") from None
     if not exists:
         if not HUB_ID.fullmatch(text):
-            raise AdapterError(f"{text}: no such file or folder")
+            raise AdapterError(f"{text}: no such file or folder{near(text)}")
         place, wish = download(text), replace(wish, name=wish.name or text.partition("/")[2])
     places = homes(place, wish.steps)
     if places != [place]:

@@ -7,9 +7,11 @@ still reported), 2 wrong usage. This module imports click alone, and each comman
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from .. import __version__
 from .analyze import analyze, compare, factors
@@ -20,6 +22,7 @@ from .cost import cost
 from .dashboard import dashboard
 from .figure import figure
 from .fleet import fleet
+from .glance import glance
 from .paper import paper
 from .plain_text import spell_missing_characters
 from .recommend import recommend
@@ -54,16 +57,40 @@ COMMANDS = (
 
 
 class _Main(click.Group):
+    """The commands; what is no command's name and may be a PATH is shown at a glance."""
+
     def main(self, *arguments: Any, **settings: Any) -> Any:
         spell_missing_characters()
         return super().main(*arguments, **settings)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in self.commands or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        if not Path(name).exists():
+            from difflib import get_close_matches  # here: a miss is rare
+
+            close = get_close_matches(name, self.commands, 1, 0.7)
+            if close:
+                raise click.UsageError(f"no command and no path {name!r}; did you mean {close[0]}?", ctx)
+            if not any(sign in name for sign in "/\\."):  # a Hub id has a slash
+                from ..adapters.locate import near
+
+                raise click.UsageError(f"no command and no path {name!r}{near(name) or '; --help lists commands'}", ctx)
+        return glance.name, glance, args
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return [*super().shell_complete(ctx, incomplete), CompletionItem(incomplete, type="file")]
 
 
 @click.group(
     cls=_Main,
     commands=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
-    epilog="\b\nExamples:\n  bora-analysis compare first-adapter second-adapter\n  bora-analysis analyze --help",
+    epilog="\b\nExamples:\n  bora-analysis my-adapter\n  bora-analysis compare first-adapter second-adapter\n"
+    "  bora-analysis analyze --help",
 )
 @click.version_option(__version__, prog_name="bora-analysis")
 def main() -> None:
@@ -71,4 +98,5 @@ def main() -> None:
 
     Computes the exact singular values of LoRA, MELoRA and BoRA (arXiv 2508.06953) adapters from the adapter file
     alone, in seconds. A PATH is a PEFT folder, a weights file, a folder of checkpoints, or a Hub id such as org/name.
+    `bora-analysis PATH` shows an adapter at a glance; one with a command's name is given as ./NAME.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from .help import PROGRAM
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..analysis.verdict import Verdict
     from .grid import Page
 
 
@@ -32,13 +33,19 @@ def answered(page: Page, layers: pd.DataFrame, reading: Mapping[str, Any], asked
     for each in found:
         name = f"{each.adapter}{'' if each.step is None else f' step {each.step}'}: "
         lines.append(f"{name if len(found) > 1 or each.step is not None else ''}{each.sentence}")
+    following = command_for(next_of(found, asked), [each.adapter for each in found], reading)
+    return replace(page, first=lines, next=following)
+
+
+def next_of(found: Sequence[Verdict], asked: str) -> str:
+    """The command to go on with: compare for several adapters, else what most of the verdicts name."""
     wanted = [each.next for each in found]
+    if len(found) > 1 and asked != "compare":
+        return "compare"
     following = max(dict.fromkeys(wanted), key=wanted.count) if wanted else ""
-    if len({each.adapter for each in found}) > 1 and asked != "compare":
-        following = "compare"
-    elif following == "capture" and any(each.step is not None for each in found):
-        following = "recommend"  # of a run's many checkpoints it takes the last
-    return replace(page, first=lines, next=command_for(following, [each.adapter for each in found], reading))
+    if following == "capture" and any(each.step is not None for each in found):
+        return "recommend"  # of a run's many checkpoints it takes the last
+    return following
 
 
 def command_for(name: str, adapters: list[str], reading: Mapping[str, Any]) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from .. import catalogue
 from ..threshold import Threshold
@@ -107,7 +109,7 @@ def reading(
     read = [name for name in _READ if naming or name != "method"]
     measured = ["threshold"] * counting + ["device", "solver"] * solving
     options = [
-        click.argument("paths", nargs=count, required=required, metavar=metavar),
+        click.argument("paths", nargs=count, required=required, metavar=metavar, shell_complete=_files),
         shared(READING, "--modules", metavar="REGEX", help="Only modules whose path contains a match of REGEX."),
         shared(READING, "--steps", is_flag=True, help="Read the checkpoint-N folders instead of the final adapter."),
         shared(
@@ -163,6 +165,10 @@ def reading(
     return decorate
 
 
+def _files(context: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
+
+
 @contextmanager
 def usage() -> Iterator[None]:
     """Wrong settings (ValueError) end with exit code 2, files that cannot be read or written with 1; each in a line."""
@@ -170,6 +176,8 @@ def usage() -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:  # `| head`: click ends quietly
+        raise
     except (AdapterError, OSError) as error:
         stop(error)
     except ValueError as error:
@@ -184,6 +192,7 @@ def opened(paths: tuple[str, ...], reading: dict[str, Any]) -> Iterator[tuple[li
     """
     from ..adapters import AdapterError, checkpoints, read_adapter
     from ..adapters.given import named_apart
+    from ..adapters.locate import is_other
 
     failures: list[object] = []
 
@@ -193,19 +202,49 @@ def opened(paths: tuple[str, ...], reading: dict[str, Any]) -> Iterator[tuple[li
 
     adapters: list[Adapter] = []
     typed: list[str] = []  # beside each adapter the path that it was called by
+    others: dict[str, AdapterError] = {}
     with usage():
-        for path in dict.fromkeys(paths):  # an adapter named twice is one adapter
-            try:
+        found = [(place, given) for given in dict.fromkeys(paths) for place in _places(given, reading["steps"])]
+        for path, given in {place: (place, given) for place, given in found}.values():
+            try:  # an adapter named twice is one adapter
                 adapters += checkpoints(read_adapter(path, **reading))
             except AdapterError as error:
-                failed(error)
-            typed += [path] * (len(adapters) - len(typed))
+                if is_other(Path(path)):
+                    others[path] = error
+                else:
+                    failed(error)
+            typed += [given] * (len(adapters) - len(typed))
+    if others and adapters:
+        note(f"passed over, no adapters: {first_of([*others])}")
+    else:
+        for error in others.values():
+            failed(error)
     adapters = named_apart(adapters)
     names = [adapter.name for adapter in adapters]
     click.get_current_context().meta[PLACES] = dict(zip(reversed(names), reversed(typed), strict=True))
     yield adapters, failed
     if failures:
         raise click.exceptions.Exit(1)
+
+
+def _places(path: str, steps: bool) -> list[str]:
+    """The path, or the adapters below it where it is a folder of them."""
+    from ..adapters import AdapterError
+    from ..adapters.locate import adapters_below, homes
+    from ..files.configuration import CONFIG_NAME
+    from ..files.errors import counted
+
+    place = Path(path)
+    try:
+        if not place.is_dir() or homes(place, steps, below=False):
+            return [path]
+    except (AdapterError, OSError, ValueError):
+        if (place / CONFIG_NAME).exists():
+            return [path]
+    found = adapters_below(place, steps)
+    if found:
+        note(f"{path}: a folder of {counted(len(found), 'adapter')}")
+    return [*map(str, found)] or [path]
 
 
 @contextmanager
