@@ -71,13 +71,13 @@ def slot_spectra(update: Blocked) -> pd.DataFrame:
 
 def _update(source: Source, module: str, step: int | None) -> Update:
     """The factors of the one module, read now and kept by nobody."""
-    for checkpoint in _opened(source.path, stamp(source.path)):
+    for checkpoint in opened(source.path, stamp(source.path)):
         if step in (None, checkpoint.step) and module in checkpoint:
             return checkpoint[module]
     raise AdapterError(f"{source.label}: {module} is no longer in the file; reload the page")
 
 
 @lru_cache(maxsize=8)
-def _opened(path: Path, _: int) -> tuple[Adapter, ...]:
+def opened(path: Path, _: int) -> tuple[Adapter, ...]:
     """The names in a file of that time stamp, no tensors: for 224 modules they take 45 ms."""
     return checkpoints(read(path))

@@ -16,6 +16,7 @@ from app.inspection import Inspection, inspect
 from app.pictures import Picture
 from app.safe_markdown import markdown
 from app.vega import draw
+from app.verdicts import verdict_on
 from bora_analysis import style
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis import views
@@ -50,6 +51,7 @@ def named_layers(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 numbered = at_step(table)
+verdict_on(context, numbered)
 table = named_layers(numbered)
 cells = named_layers(views.cells(numbered, metric))
 in_order = list(dict.fromkeys(cells["layer"]))

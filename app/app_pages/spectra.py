@@ -12,6 +12,7 @@ from app.downloads import offer
 from app.explain import explanation, folded, question
 from app.safe_markdown import markdown
 from app.vega import draw
+from app.verdicts import verdict_on
 from bora_analysis import style
 from bora_analysis.analysis import views
 from bora_analysis.analysis.summary import summary
@@ -21,6 +22,7 @@ context = adapters_or_stop()
 threshold = context.threshold
 spectra, layers = views.last_steps(context.spectra), views.last_steps(context.layer_metrics)
 looks = views.looks_of(context.layer_metrics)
+verdict_on(context, layers)
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
     view = segments("Show", ["all layers", "one module"], "view")

@@ -16,6 +16,7 @@ from app.downloads import offer
 from app.explain import explanation, progress, question, table
 from app.safe_markdown import markdown
 from app.vega import draw
+from app.verdicts import verdict_on
 from bora_analysis import factor_table
 from bora_analysis.adapters import AdapterError, checkpoints
 from bora_analysis.analysis import views
@@ -52,6 +53,7 @@ places = st.columns([3, 3, 2])
 adapter = choose("Run", trajectories, "run", places[0])
 saved = context.layer_metrics[context.layer_metrics["step"].notna()].astype({"step": int})
 mine = saved[saved["adapter"] == adapter]
+verdict_on(context, mine)
 metrics = ["entropy_rank", *(name for name in METRICS if name != "entropy_rank")]
 metric = choose("Metric", metrics, "metric", places[1], format_func=charts.metric_name)
 projection = choose("Projection", projections(mine), "projection", places[2])

@@ -20,12 +20,13 @@ _HEADER = {
 }  # fmt: skip
 
 
-def overview(adapter: Adapter, layers: Any) -> dict[str, str]:
+def overview(adapter: Adapter, layers: Any, *, beside: bool = True) -> dict[str, str]:
     """Method, r, b, α or scaling, targets, parameters, dtype, base model, and what its trainer left beside it.
 
     Parameters
     ----------
     adapter : of one step. layers : its rows of :func:`bora_analysis.layer_metrics`.
+    beside : whether to look into the files that trainers leave beside the adapter's own, and one folder above.
 
     Returns
     -------
@@ -57,7 +58,7 @@ def overview(adapter: Adapter, layers: Any) -> dict[str, str]:
     found["parameters"] = f"{layers['parameters'].sum():,}"
     found["dtype"] = _dtype(adapter)
     found["base"] = adapter.base_model or ""
-    found["trained"] = ", ".join(_trained(adapter, config))
+    found["trained"] = ", ".join(_trained(adapter, config, beside))
     return {name: words for name, words in found.items() if words}
 
 
@@ -81,19 +82,19 @@ def _configuration(adapter: Adapter) -> Mapping[str, Any]:
         return {}
 
 
-def _trained(adapter: Adapter, config: Mapping[str, Any]) -> list[str]:
+def _trained(adapter: Adapter, config: Mapping[str, Any], beside: bool) -> list[str]:
     """What the files say of the training, in the order of their worth."""
     if adapter.path is None:
         return []
     folder = adapter.path.parent
     words = []
-    state = _json(folder / "trainer_state.json")
+    state = _json(folder / "trainer_state.json") if beside else {}
     if isinstance(state.get("global_step"), int):
         of = f" of {state['max_steps']}" if isinstance(state.get("max_steps"), int) and state["max_steps"] > 0 else ""
         words.append(f"step {state['global_step']:,}{of}")
     if isinstance(state.get("best_metric"), int | float):
         words.append(f"best metric {state['best_metric']:.4g}")
-    for home in (folder, folder.parent):  # a run of `train` has it beside its checkpoints
+    for home in (folder, folder.parent) if beside else ():  # a run of `train` has it beside its checkpoints
         metric = _json(home / "run.json").get("metric")
         if isinstance(metric, dict) and all(isinstance(value, int | float) for value in metric.values()):
             words += [f"{name} {value:.4g}" for name, value in metric.items()]

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
 from app import inspection, server, sources, uploads
-from bora_analysis import analyse, bundled, factor_ranks, read_adapter
+from bora_analysis import analyse, bundled, factor_ranks, read_adapter, verdict
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis.tables import join
 
@@ -55,6 +55,20 @@ def shown(app: AppTest) -> list[str]:
 def in_url(app: AppTest, name: str) -> list[str]:
     value = app.query_params[name]
     return [value] if isinstance(value, str) else list(value)
+
+
+@pytest.mark.parametrize("page", ["spectra", "layers", "training"])
+def test_pages_about_adapters_begin_with_the_verdict(start, tmp_path, page):
+    for step in (1, 20):
+        adapter(tmp_path / "mine" / f"checkpoint-{step}", seed=step)
+    app = healthy(start(page, tmp_path / "mine", adapter="mine", adapters="mine"))
+    own = sources.within_roots(str(tmp_path / "mine"))
+    texts = [each.value.replace("\\", "") for each in app.markdown]
+    (text,) = [text for text in texts if text.startswith(f"**{own.label} step 20**: 99 % of the energy in ")]
+    sentence = verdict(tmp_path / "mine").partition("; next")[0]
+    assert text.partition("**: ")[2].startswith(f"{sentence}.")
+    assert "LoRA, r = 3, α = 6, q, v in 2 layers (4 modules), 336 parameters, float64" in text
+    assert texts.index(text) == 1  # below the question
 
 
 def names(app: AppTest) -> list[str]:

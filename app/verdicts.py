@@ -1,0 +1,72 @@
+"""The top of a page about adapters: the verdict on each, and what it is."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from app.bounded import bounded
+from app.context import Context
+from app.inspection import opened
+from app.safe_markdown import markdown
+from app.sources import Source, stamp
+from bora_analysis.adapters import AdapterError
+from bora_analysis.analysis import views
+from bora_analysis.analysis.overview import overview
+from bora_analysis.analysis.verdict import verdicts
+
+#: Adapters that are shown without a click.
+_AT_ONCE = 4
+_CHARACTERS = 200_000  # of overviews that are kept
+_PLAIN = {"method": "{}", "parameters": "{} parameters", "dtype": "{}", "targets": "{}", "base": "base model {}"}
+_PLAIN |= {"scaling": "scaling {}"}
+
+
+def verdict_on(context: Context, layers: pd.DataFrame) -> None:
+    """The verdict on each adapter of ``layers``, and its method, r, α, targets, dtype and base model.
+
+    These stand below the verdict of one adapter; for several they are in a box that is closed at first, and so are the
+    verdicts behind the first few.
+    """
+    layers = views.last_steps(layers)
+    sources = {source.label: source for source in context.sources}
+    lines, words = [], []
+    for each in verdicts(layers):
+        if each.adapter in sources:
+            step = "" if each.step is None else f" step {each.step}"
+            lines.append((f"**{markdown(each.adapter)}{step}**: " if step else "", markdown(each.sentence)))
+            own = _words(sources[each.adapter], each.step, layers[layers["adapter"] == each.adapter])
+            words.append((f"**{markdown(each.adapter)}{step}**: ", markdown(own)))
+    if len(lines) == 1:
+        (name, sentence), (_, own) = lines[0], words[0]
+        st.markdown(f"{name}{sentence}.  \n:small[{own}]" if own else f"{name}{sentence}.")
+        return
+    told = [f":small[{name}{sentence}.]" for (name, _), (_, sentence) in zip(words, lines, strict=True)]
+    if told:
+        st.markdown("  \n".join(told[:_AT_ONCE]))
+        with st.expander("Method, r, α, targets, dtype and base model", icon=":material/info:"):
+            st.markdown("  \n".join([*told[_AT_ONCE:], *(f":small[{name}{own}]" for name, own in words if own)]))
+
+
+def _words(source: Source, step: int | None, layers: pd.DataFrame) -> str:
+    try:
+        return _told(source, step, layers)
+    except (
+        AdapterError,
+        StopIteration,
+    ):  # the file has changed since its tables were made
+        return ""
+
+
+def _key(source: Source, step: int | None, layers: pd.DataFrame) -> tuple[str, int, int | None]:
+    return str(source.path), stamp(source.path), step
+
+
+def _overview(source: Source, step: int | None, layers: pd.DataFrame) -> str:
+    adapter = next(each for each in opened(source.path, stamp(source.path)) if step in (None, each.step))
+    known = overview(adapter, layers, beside=False)
+    known.pop("trained", None)
+    return ", ".join(_PLAIN.get(name, f"{name} = {{}}").format(words) for name, words in known.items())
+
+
+_told = bounded(_CHARACTERS, len, _key)(_overview)
