@@ -35,6 +35,7 @@ def main() -> None:
                 st.Page("app_pages/spectra.py", title="Spectra", icon=":material/show_chart:", default=True),
                 st.Page("app_pages/layers.py", title="Layers", icon=":material/grid_on:"),
                 st.Page("app_pages/training.py", title="Training", icon=":material/timeline:"),
+                st.Page("app_pages/fleet.py", title="Fleet", icon=":material/scatter_plot:"),
             ],
             "Method": [
                 st.Page("app_pages/lab.py", title="Synthetic lab", icon=":material/science:"),

@@ -108,11 +108,12 @@ def joined(tables: Sequence[Tables]) -> Tables:
 
 @cache
 def arguments() -> argparse.Namespace:
-    """What ``bora-analysis dashboard`` (or ``streamlit run app/streamlit_app.py --``) was given: paths, root, base."""
+    """What ``bora-analysis dashboard`` (or ``streamlit run app/streamlit_app.py --``) was given."""
     parser = argparse.ArgumentParser(prog="dashboard", add_help=False)
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--root", action="append", type=Path)
     parser.add_argument("--base")
+    parser.add_argument("--fleet")
     program, *words = sys.argv
     if Path(program).name == "server.py" and "--" in words:  # before Streamlit has taken its own away
         ours = words[words.index("--") + 1 :]

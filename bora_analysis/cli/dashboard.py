@@ -24,8 +24,11 @@ from .common import command, stop
     help="Visitors may open adapters below DIR by their path; repeatable.  [default: the working directory]",
 )
 @click.option("--base", metavar="DIR_OR_HUB_ID", help="The base model of adapters that need it (DoRA, HiRA …).")
+@click.option("--fleet", metavar="RESULTS", help="The results of a sweep, for the page Fleet.")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
-def dashboard(paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ...], base: str | None) -> None:
+def dashboard(
+    paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ...], base: str | None, fleet: str | None
+) -> None:
     """Look at adapters in the browser: those at PATH..., or the bundled ones. Ctrl-C ends it."""
     from ..bundled import app_folder
     from ..extras import require
@@ -44,6 +47,8 @@ def dashboard(paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ..
     served = [f"--root={Path(root).resolve()}" for root in roots or (".",)]
     if base is not None:
         served.append(f"--base={os.path.abspath(base) if Path(base).exists() else base}")  # noqa: PTH100
+    if fleet is not None:
+        served.append(f"--fleet={os.path.abspath(fleet) if Path(fleet).exists() else fleet}")  # noqa: PTH100
     script = str(app / "streamlit_app.py")
     arguments = [sys.executable, str(app / "server.py"), *options, script, "--", *served, "--", *named]
     sys.stdout.flush()

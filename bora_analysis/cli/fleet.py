@@ -134,9 +134,9 @@ def _outliers(fleet: Fleet, share: float, metric: str | None) -> tuple[pd.DataFr
             _column(frame, "z"), _column(frame, "peers", spare=2),
         ]  # fmt: skip
         told = (
-            "expected: the median of the same layer over the adapters of one base model, or the trend over depth; z: "
-            "robust, of the logarithm, by median and MAD of the peers. Shown are |z| > 6 and 3 times as much or as "
-            "little."
+            "expected: the median of the same layer over the adapters of one base model, or the trend over depth, at "
+            "the adapter's own level; z: robust, of the logarithm, by median and MAD of the peers. Shown are |z| > 6 "
+            "and 3 times as much or as little."
         )
         return _page(f"{len(frame)} modules stand out by {name}", columns, frame, told)
 

@@ -187,7 +187,9 @@ def outliers(fleet: Any, metric: str = "spectral_norm", z: float = 6.0, times: f
     """Modules that stand out of their base model and family, the farthest first.
 
     Robust z-scores of log(metric), with the trend over depth removed: the median of each layer over the adapters, of
-    fewer than five the line of Theil and Sen through these medians (:func:`bora_analysis.fleet.robust.standing`).
+    fewer than five the line of Theil and Sen through these medians (:func:`bora_analysis.fleet.robust.standing`). Each
+    adapter's own level, the median of what is left over its modules of the family, from five on, is taken out too:
+    an adapter that is larger as a whole is no outlier here; see :func:`percentiles`.
 
     Parameters
     ----------
@@ -214,7 +216,10 @@ def outliers(fleet: Any, metric: str = "spectral_norm", z: float = 6.0, times: f
             line = standing(middle.to_numpy(), middle.index.to_numpy())
             middle = pd.Series(line.expected, index=middle.index)
         rest = known["y"] - depth.map(middle)
-        rest -= rest.median()
+        if known["id"].nunique() > 1:  # α and the length of training move an adapter as a whole
+            levels = rest.groupby(known["id"])
+            rest = rest - levels.transform("median").where(levels.transform("size") >= ENOUGH, rest.median())
+        rest = rest - rest.median()
         spread = float(rest.abs().median())
         with np.errstate(divide="ignore", invalid="ignore"):
             scores = np.where(rest.abs() < 1e-12, 0.0, NORMAL_MAD * rest / spread)

@@ -119,7 +119,7 @@ def test_an_outlier_is_found_whatever_the_depth_does(count: int) -> None:
         values = curve * np.exp(0.05 * rng.standard_normal(layers))
         if k == count - 1:
             values[[7, 20]] *= [20, 1 / 20]
-        frames.append(frame.assign(spectral_norm=values, adapter=f"a{k}"))
+        frames.append(frame.assign(spectral_norm=values * 7.0 ** (k % 3), adapter=f"a{k}"))  # levels differ
     found = outliers(Fleet.of_metrics(frames))
     assert sorted(zip(found["adapter"], found["module"], strict=True)) == [
         (f"a{count - 1}", "layers.20.q_proj"), (f"a{count - 1}", "layers.7.q_proj"),

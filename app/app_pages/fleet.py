@@ -1,0 +1,105 @@
+"""Page: what many adapters show together, of a sweep's results or of the adapters that are chosen."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from app import charts, fleet_charts, fleets
+from app.context import current
+from app.controls import choose, linked
+from app.downloads import offer
+from app.explain import explanation, question, table
+from app.safe_markdown import markdown
+from app.vega import draw
+from bora_analysis.adapters import AdapterError
+from bora_analysis.fleet import numbers
+from bora_analysis.metrics import METRICS
+
+context = current()
+question("Fleet", "What do many adapters show together, and where does one of them stand?")
+try:
+    fleet = fleets.of_sweep() or fleets.of_chosen(context.layer_metrics)
+except AdapterError as error:
+    st.error(markdown(str(error)), icon=":material/error:")
+    st.stop()
+if fleet is None:
+    st.info("Choose adapters in the sidebar.", icon=":material/arrow_back:")
+    st.stop()
+if fleet.results is None:
+    st.caption(
+        "Shown are the adapters that are chosen. For many: `bora-analysis sweep FOLDER -o RESULTS`, then "
+        "`bora-analysis dashboard --fleet RESULTS`."
+    )
+
+places = st.columns([3, 3, 2])
+bases = [str(name) for name in fleet.bases().index]
+base = choose("Base model", bases, "fleet_base", places[0])
+fleet = fleet.of_base(base)
+metrics = ["stable_rank", *(name for name in METRICS if name not in ("stable_rank", "rank_bound"))]
+metric = choose("Metric", metrics, "fleet_metric", places[1], format_func=charts.metric_name)
+share = choose("Share of Σσ²", [0.99, 0.95, 0.9], "fleet_share", places[2], format_func=lambda x: f"{x:.0%}")
+
+ranks = numbers.serving_ranks(fleet, share)
+whole = numbers.rank_for_all(ranks)
+cards = st.columns(4)
+cards[0].metric("Adapters", f"{len(fleet.adapters):,}")
+cards[1].metric("Modules", f"{len(fleet.layers):,}")
+cards[2].metric(f"Rank that keeps {share:.0%} in all", f"{whole['rank']} of {whole['rank_now']}")
+cards[3].metric("Memory of a server saved", f"{whole['saved']:.0%}")
+
+points = numbers.growth_points(fleet, metric)
+draw(
+    fleet_charts.growth(points, charts.metric_title(metric), fleets.names(fleet)),
+    key="fleet_growth",
+    alt=f"{metric} against r, a point per adapter and projection, {len(points)} in all.",
+)
+lines = numbers.growth(fleet, metric)
+for line in lines.to_dict("records"):
+    interval = "" if line["low"] != line["low"] else f", 95 % from {line['low']:.3f} to {line['high']:.3f}"
+    words = f"{line['method']}, {line['projection']}: grows as r to the power of {line['exponent']:.3f}{interval}"
+    st.caption(markdown(f"{words}; {line['adapters']} adapters."))
+offer(points, "fleet_points")
+
+st.subheader("Where the chosen adapters stand", anchor=False)
+chosen = []
+for name, part in context.layer_metrics.groupby("adapter", sort=False):
+    found = numbers.percentiles(part, fleet)
+    chosen += [{"adapter": name, **{row["label"]: row["percentile"] for row in found.to_dict("records")}}]
+standing = pd.DataFrame(chosen)
+st.caption(f"Percentiles among the {len(fleet.adapters):,} adapters of this base model: 50 is the middle.")
+st.dataframe(standing, hide_index=True)
+offer(standing, "fleet_percentiles")
+
+st.subheader("Modules that stand out", anchor=False)
+found = numbers.outliers(fleet, metric)
+if found.empty:
+    st.caption("None is beyond a robust z of 6 and 3 times what its layer and projection lead to expect.")
+else:
+    st.dataframe(found.drop(columns=["id", "base_model"]).head(200), hide_index=True)
+    offer(found, "fleet_outliers")
+
+if fleet.results is not None and fleets.has_sketches(fleet):
+    st.subheader("Every adapter beside every other", anchor=False)
+    if linked(st.toggle, "Cosines of all pairs, from sketches", key="fleet_pairs"):
+        pairs = fleets.pairs(fleet, base)
+        if len(pairs.adapters) > 1:
+            shown = fleet_charts.ordered(pairs)
+            draw(
+                fleet_charts.cosines(shown), key="fleet_map", alt=f"Cosines of {shown['a'].nunique()} adapters in the "
+                "order of their clusters.",
+            )  # fmt: skip
+            double = pairs.duplicates()
+            st.caption(f"{len(double)} pairs have one ΔW, but for a factor; {len(pairs.adapters):,} adapters.")
+            nearest = pairs.table(500)
+            table(nearest)
+            offer(nearest, "fleet_nearest")
+
+st.subheader("The rank that serves each", anchor=False)
+st.dataframe(ranks.drop(columns=["id", "base_model"]).head(500), hide_index=True)
+offer(ranks, "fleet_ranks")
+with st.expander("Distributions by method, projection and r", icon=":material/table:"):
+    spread = numbers.distributions(fleet)
+    st.dataframe(spread, hide_index=True)
+    offer(spread, "fleet_distributions")
+explanation("fleet")

@@ -1,0 +1,78 @@
+"""The page Fleet: of a sweep's results, of the chosen adapters, of results that are none."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import pytest
+from dashboard_cases import APP
+from results_cases import store
+from streamlit.testing.v1 import AppTest
+
+from app import fleets, sources
+from bora_analysis import synthetic_adapter
+from bora_analysis.fleet.sketches import sketch
+
+SHAPES = {f"model.layers.{k}.self_attn.{name}": (40, 24) for k in range(9) for name in ("q_proj", "v_proj")}
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., AppTest]]:
+    def started(*words: str, **query: str) -> AppTest:
+        arguments = [str(APP / "streamlit_app.py"), f"--root={tmp_path}", *words]
+        monkeypatch.setattr(sys, "argv", arguments)
+        sources.arguments.cache_clear()
+        fleets._read.cache_clear()
+        app = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=180)
+        for name, value in query.items():
+            app.query_params[name] = value
+        app.switch_page("app_pages/fleet.py")
+        return app.run()
+
+    yield started
+    sources.arguments.cache_clear()
+
+
+def charts(app: AppTest) -> list[Any]:
+    assert not app.exception, [error.value for error in app.exception]
+    found = [element.proto for element in app.get("vega_lite_chart")]
+    for chart in found:
+        alt.Chart.from_dict(json.loads(chart.spec), validate=True)
+        assert chart.alt
+    return found
+
+
+def test_a_sweep_with_sketches(start: Callable[..., AppTest], tmp_path: Path) -> None:
+    adapters = {}
+    for k, r in enumerate((2, 2, 4, 4, 8, 8)):
+        adapters[f"a{k}"] = replace(synthetic_adapter("lora", SHAPES, r=r, seed=k, kind="decay"), name=f"a{k}")
+    adapters["copy"] = replace(adapters["a0"], name="copy")
+    results = store(tmp_path / "results", adapters, sketch=sketch)
+    app = start(f"--fleet={results}", fleet_pairs="true")
+    assert len(charts(app)) == 2
+    cards = {card.label: card.value for card in app.metric}
+    assert cards["Adapters"] == "7"
+    assert cards["Modules"] == "126"
+    told = " ".join(caption.value for caption in app.caption)
+    assert "grows as r to the power of" in told
+    assert "1 pairs have one ΔW" in told
+    assert [error.value for error in app.error] == []
+
+
+def test_the_chosen_adapters_without_a_sweep(start: Callable[..., AppTest]) -> None:
+    app = start()
+    assert len(charts(app)) == 1
+    assert "dashboard --fleet RESULTS" in app.caption[0].value
+    assert any("Where the chosen adapters stand" in header.value for header in app.subheader)
+
+
+def test_results_that_are_none(start: Callable[..., AppTest], tmp_path: Path) -> None:
+    app = start(f"--fleet={tmp_path}")
+    assert not app.exception
+    assert "holds no results of a sweep" in app.error[0].value
