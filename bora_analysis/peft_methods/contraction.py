@@ -31,7 +31,8 @@ def effective_sigma(sigma: Tensor, activation: str, scaling: float) -> Tensor:
 
 def add_bora(result: Tensor, x: Tensor, B: Tensor, sigma: Tensor, A: Tensor) -> Tensor:
     """result + B' Σ' A' x, with the scaling in Σ. ``result`` is (…, m) and x (…, n)."""
-    return _add(result, x, B, sigma.permute(2, 0, 1), A)
+    # Contiguous slots: with others torch multiplies one slot at a time, and copies each.
+    return _add(result, x, B, sigma.permute(2, 0, 1).contiguous(), A)
 
 
 def add_melora(result: Tensor, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
