@@ -179,6 +179,20 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 f"{self.module_name}: ΔW cannot be merged into {_a(base)} with a quantised weight; "
                 "expected a floating-point weight: load the base model unquantised to merge"
             )
+        self._check_readable()
+
+    def _check_readable(self) -> None:
+        """``ValueError`` if bitsandbytes has put a 4-bit weight in an order that PEFT's backend reads as another one.
+
+        It does so on processors with AVX512-BF16, in the first forward pass in evaluation mode.
+        """
+        state = getattr(getattr(self.get_base_layer(), "weight", None), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise ValueError(
+                f"{self.module_name}: bitsandbytes has reordered the 4-bit weight for this processor in a forward "
+                "pass, and PEFT would read a wrong one; expected it as it was loaded: merge before the first pass in "
+                "evaluation mode, or into the base model unquantised"
+            )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add ΔW to the base weight with one rounding, and quantise the sum again where the weight is quantised.
@@ -209,6 +223,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Subtract ΔW from the base weight. The result differs from the original W by two roundings to its dtype."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        self._check_readable()
         while self.merged_adapters:
             name = self.merged_adapters.pop()
             if name in self.scaling:
