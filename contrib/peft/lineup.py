@@ -56,7 +56,7 @@ ALONE = (
     "test_no_warning_without_naming_conflict_add_adapter", "test_no_warning_without_naming_conflict_save_and_load",
     "test_hotswap_raises_when_target_adapter_merged", "test_hotswap_allowed_when_other_adapter_merged",
     "test_weight_tying_tied_model_lora", "test_alt_weight_tying_tied_model_lora",
-    "test_ensure_weight_tying_not_tying_when_model_config_tie_false",
+    "test_weight_tying_enc_dec_modules_to_save_lora", "test_ensure_weight_tying_not_tying_when_model_config_tie_false",
 )  # fmt: skip
 #: Part of a refusal's message → why a test that meets it is expected to fail.
 EXPECTED = {

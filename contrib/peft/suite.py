@@ -6,6 +6,7 @@ method takes its place; all other tests are dropped. :mod:`run_suite` starts it,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -123,7 +124,8 @@ def _same_each_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         own = METHODS[name]
 
         def make(**settings: Any) -> PeftConfig:
-            made.append(own.config(**{**own.small, **settings}))
+            # PEFT changes the list of modules_to_save in place; the next method gets the test's own list again.
+            made.append(own.config(**copy.deepcopy({**own.small, **settings})))
             return made[-1]
 
         monkeypatch.setattr(request.module, "LoraConfig", make)
