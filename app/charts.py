@@ -46,13 +46,18 @@ def metric_title(metric: str) -> str:
 
 
 def spectrum(
-    curves: pd.DataFrame, looks: Mapping[str, Look], threshold: Threshold, limits: Mapping[str, float]
+    curves: pd.DataFrame,
+    looks: Mapping[str, Look],
+    threshold: Threshold,
+    limits: Mapping[str, float],
+    null: pd.DataFrame | None = None,
 ) -> vega.Chart:
     """``views.curves``, σ logarithmic: line, band where there are several modules, threshold, bounds.
 
     Parameters
     ----------
     limits : ``views.limits_of``; a threshold that differs between adapters is a line of each.
+    null : ``views.null_curves``: dotted, with its band.
     """
     floor, ceiling = vega.half_decades(*sigma_limits(curves["median"], curves["largest"], *limits.values()))
     shown = vega.dressed(curves, looks).assign(
@@ -86,6 +91,18 @@ def spectrum(
     if several:
         band = {"type": "area", "opacity": 0.16, "clip": True}
         layers.insert(0, vega.layer("curves", band, **each, y=vega.number("low"), y2={"field": "high"}))
+    if null is not None and len(null):
+        dotted = vega.dressed(null, looks).assign(curve=null["adapter"] + " " + null["bound"].astype(str))
+        for name in ("mean", "low", "high"):
+            dotted[name] = np.fmax(dotted[name], floor)
+        own = {"x": x, "color": colour, "detail": vega.category("curve")}
+        area = {"type": "area", "opacity": 0.3, "clip": True}
+        mean = vega.number("mean")
+        layers[:0] = [
+            vega.layer("null", area, **own, y=vega.number("low"), y2={"field": "high"}),
+            vega.layer("null", vega.line(1.5, clip=True, strokeDash=[1.5, 2.5]), **own, y=mean),
+        ]
+        data["null"] = dotted
     data |= {"curves": shown, "ends": shown[shown["index"] == shown["bound"]]}
     return vega.layered(430 + vega.legend_height(shown, _WHOLE), layers, data)
 

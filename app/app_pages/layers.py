@@ -20,6 +20,7 @@ from app.verdicts import verdict_on
 from bora_analysis import style
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis import views
+from bora_analysis.analysis.null import null
 from bora_analysis.metrics import METRICS
 
 OUTSIDE = "none"  # the "layer" of modules outside the layers
@@ -134,13 +135,15 @@ def ranks_of(found: Inspection, method: str) -> None:
 
 def module_spectrum() -> None:
     mine = at_step(context.spectra[(context.spectra["adapter"] == adapter) & (context.spectra["module"] == module)])
-    st.markdown("**Singular values of ΔW**")
+    drawn = null(numbered[numbered["module"] == module])
+    beside = views.null_curves(drawn.spectra)
+    st.markdown("**Singular values of ΔW**" + (", dotted: random factors of the same norm" if len(beside) else ""))
     draw(
-        charts.spectrum(views.curves(mine), looks, threshold, views.limits_of(mine, threshold)),
+        charts.spectrum(views.curves(mine), looks, threshold, views.limits_of(mine, threshold), beside),
         key="module_spectrum",
         alt=f"Singular values of {module}, {len(mine)} in all, logarithmic.",
     )
-    offer(mine, "module_spectrum", "spectra", threshold=threshold)
+    offer(mine, "module_spectrum", "spectra", threshold=threshold, null=drawn)
 
 
 def slot_chart(found: Inspection, slots: pd.DataFrame, method: str) -> None:

@@ -7,7 +7,7 @@ import streamlit as st
 from app import charts
 from app.columns import show
 from app.context import adapters_or_stop
-from app.controls import ALL, choose, of_projection, projections, segments
+from app.controls import ALL, choose, linked, of_projection, projections, segments
 from app.downloads import offer
 from app.explain import explanation, folded, question
 from app.safe_markdown import markdown
@@ -15,6 +15,7 @@ from app.vega import draw
 from app.verdicts import verdict_on
 from bora_analysis import style
 from bora_analysis.analysis import views
+from bora_analysis.analysis.null import null
 from bora_analysis.analysis.summary import summary
 
 question("Spectra", "How many directions does each adapter really use, and how many does its method allow?")
@@ -42,8 +43,14 @@ if missing:
 
 means = rows.groupby("adapter", sort=False)[["effective_rank", "rank_bound"]].mean()
 ranks = "; ".join(f"{name}: {value:.4g} of {bound:.4g}" for name, value, bound in means.itertuples())
+beside = drawn = None
+if linked(st.toggle, "Null: random factors of the same sizes and ‖ΔW‖_F", key="null"):
+    drawn = null(rows)
+    beside = views.null_curves(drawn.spectra)
+    if drawn.missing:
+        st.caption(markdown("; ".join(drawn.missing)))
 draw(
-    charts.spectrum(views.curves(shown), looks, threshold, views.limits_of(shown, threshold)),
+    charts.spectrum(views.curves(shown), looks, threshold, views.limits_of(shown, threshold), beside),
     key="spectrum",
     alt=f"Singular values against their index, logarithmic, {where}. Mean effective rank of the bound: {ranks}.",
 )
@@ -61,7 +68,7 @@ st.caption(
         else "No two of these adapters have equal parameters within 5 %."
     )
 )
-offer(shown, "spectra", "spectra", threshold=threshold)
+offer(shown, "spectra", "spectra", threshold=threshold, null=drawn)
 
 if module is None:
     st.subheader("Over the layers", anchor=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
@@ -11,8 +11,14 @@ from ..style import PROJECTIONS
 from .given import layers_of
 from .tables import Analysis
 
+if TYPE_CHECKING:
+    from .null import Null
 
-def summary(adapters: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
+#: The metrics whose null stands beside them.
+OF_NULL = ("effective_rank", "entropy_rank", "energy_rank_99")
+
+
+def summary(adapters: Any, *, null: Null | None = None, **options: Unpack[Analysis]) -> pd.DataFrame:
     """Per adapter, step and projection, with a row ``all`` for the whole adapter: what `compare` prints.
 
     Sums: modules, parameters, multiply-adds, energy. Means over modules: the ranks. ``equal_budget`` gives the same
@@ -21,6 +27,8 @@ def summary(adapters: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
     Parameters
     ----------
     adapters : a frame of :func:`bora_analysis.layer_metrics`, or what that takes, with its options.
+    null : what :func:`bora_analysis.null` makes of the same: adds null_effective_rank, null_entropy_rank and
+        null_energy_rank_99, each with ``_low`` and ``_high``, means over the modules.
 
     Returns
     -------
@@ -34,6 +42,9 @@ def summary(adapters: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
     [['all', 2, 448, 8.0], ['q', 1, 224, 8.0], ['v', 1, 224, 8.0]]
     """
     layers = layers_of(adapters, **options)
+    beside = [] if null is None else [f"null_{name}{end}" for name in OF_NULL for end in ("", "_low", "_high")]
+    if null is not None:
+        layers = _with_null(layers, null)
     keys = ["adapter", "method", "step"]
     whole = layers.assign(projection="all")
     both = pd.concat([whole, layers], ignore_index=True)
@@ -50,6 +61,7 @@ def summary(adapters: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
         stable_rank=("stable_rank", "mean"),
         energy_rank_99=("energy_rank_99", "mean"),
         energy=("energy", "sum"),
+        **{name: (name, "mean") for name in beside},
     ).reset_index()
     first = {key: position for position, key in enumerate(dict.fromkeys(zip(*(layers[k] for k in keys), strict=True)))}
     frame["_adapter"] = [first[key] for key in zip(*(frame[k] for k in keys), strict=True)]
@@ -59,6 +71,16 @@ def summary(adapters: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
     letters = equal_budgets(dict(zip(budgets["adapter"], budgets["parameters"], strict=True)))
     frame["equal_budget"] = [letters[name] for name in frame["adapter"]]
     return frame.drop(columns=["_adapter", "_projection"])
+
+
+def _with_null(layers: Any, null: Null) -> Any:
+    """With columns of the null of each module; missing where it has none."""
+    keys = ["adapter", "step", "module"]
+    for name in OF_NULL:
+        rows = null.layer_metrics[null.layer_metrics["metric"] == name]
+        heads = {"null_mean": f"null_{name}", "null_low": f"null_{name}_low", "null_high": f"null_{name}_high"}
+        layers = layers.merge(rows[[*keys, *heads]].rename(columns=heads), how="left", on=keys)
+    return layers
 
 
 #: As the command is called.

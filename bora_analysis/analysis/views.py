@@ -68,6 +68,31 @@ def curves(spectra: Any) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(CURVE_COLUMNS))
 
 
+def null_curves(spectra: Any) -> pd.DataFrame:
+    """Medians over the modules of a null's mean, least and largest, of :attr:`bora_analysis.Null.spectra` at one step.
+
+    Returns
+    -------
+    adapter, bound, modules, index, mean, low, high; one row per adapter, bound and index.
+    """
+    names = ("mean", "low", "high")
+    parts = [curves(spectra.assign(singular_value=spectra[f"null_{name}"])) for name in names]
+    keys = ["adapter", "bound", "modules", "index"]
+    return parts[0][keys].assign(**{name: part["median"] for name, part in zip(names, parts, strict=True)})
+
+
+def null_means(layers: Any, metric: str, *keys: str) -> pd.DataFrame:
+    """Means over the modules of a null's mean, least and largest of a metric, of the null's ``layer_metrics``.
+
+    Returns
+    -------
+    the keys, mean, low, high.
+    """
+    rows = layers[layers["metric"] == metric]
+    found = rows.groupby(list(keys), sort=False, dropna=False)[["null_mean", "null_low", "null_high"]].mean()
+    return found.rename(columns=lambda name: name.removeprefix("null_")).reset_index()
+
+
 def counted(spectra: Any, threshold: float | str | Threshold) -> pd.DataFrame:
     """One row per module, of spectra at one step per adapter.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import command, opened, progress, reading, results, tell, usage
+from .common import command, null_of, opened, progress, reading, results, tell, usage
 from .output import Output, output
 
 if TYPE_CHECKING:
@@ -71,7 +71,10 @@ def _places(tables: Tables, reference: str) -> list[str]:
 @command("compare first-adapter second-adapter")
 @reading()
 @output("Write the summary there; its end names the format: .csv, .json, .parquet, .md, .tex.")
-def compare(paths: tuple[str, ...], out: Output, reading: dict[str, Any], analysis: dict[str, Any]) -> None:
+@click.option("--null", "beside", is_flag=True, help="With the ranks of random factors of the same sizes and ‖ΔW‖_F.")
+def compare(
+    paths: tuple[str, ...], out: Output, beside: bool, reading: dict[str, Any], analysis: dict[str, Any]
+) -> None:
     """Adapters side by side: one row per adapter, then one per projection.
 
     Ranks are means over modules; parameters and energy are sums. Adapters with the same letter under "budget" train
@@ -82,7 +85,7 @@ def compare(paths: tuple[str, ...], out: Output, reading: dict[str, Any], analys
     from .text_tables import summary_table
 
     with results(paths, reading, analysis) as tables:
-        frame = summary(tables.layer_metrics)
+        frame = summary(tables.layer_metrics, null=null_of(tables) if beside else None)
         layers = tables.layer_metrics
         out.deliver(frame, lambda: answered(summary_table(frame, analysis["threshold"]), layers, reading, "compare"))
 

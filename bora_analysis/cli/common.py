@@ -261,6 +261,16 @@ def results(paths: tuple[str, ...], reading: dict[str, Any], analysis: dict[str,
             yield join(parts)
 
 
+def null_of(tables: Tables) -> Any:
+    """The null of what was read; what has none is told on stderr."""
+    from ..analysis.null import null
+
+    found = null(tables)
+    for line in found.missing:
+        note(line)
+    return found
+
+
 def each_analysed(
     adapters: list[Adapter],
     failed: Callable[[object], None],

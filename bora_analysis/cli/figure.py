@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .capture import SURVEY
-from .common import command, note, opened, progress, read_one, reading, results, usage
+from .common import command, note, null_of, opened, progress, read_one, reading, results, usage
 from .similarity import compared
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--model", help="Layer shapes of a known model (optimal_blocks).  [default: queries of the paper's five]")
 @click.option("--y", metavar="COLUMN", help="An outcome such as accuracy, with --from: then with its front (pareto).")
 @click.option("--from", "outcome", metavar="FILE", help="CSV or JSON with the columns adapter and COLUMN (pareto).")
+@click.option("--null", is_flag=True, default=None, help="With that of random factors (spectra, figure4, trajectory).")
 @click.option("--lower", is_flag=True, default=None, help="Lower values of COLUMN are better (pareto).")
 @click.option("--width", help="Text width of a venue: neurips, iclr, icml, icml2.")
 @click.argument("name", required=False)
@@ -93,6 +94,8 @@ def figure(
                 write(capture=capture(adapter, starts=1, sample=SURVEY, on_module=step))
     elif spec.adapters == "required":
         with results(paths, reading, analysis) as tables:
+            if wished.get("null") and "null" in spec.options:
+                wished["null"] = null_of(tables)
             write(spectra=tables.spectra, layer_metrics=tables.layer_metrics)
     elif paths:
         with first_modules(paths, reading) as updates:

@@ -90,8 +90,21 @@ def summary_table(frame: pd.DataFrame, threshold: float | str | Threshold) -> Pa
             *_spectrum(part),
             _column(part, "Σσ²", "energy", 2),
         ]  # fmt: skip
-        blocks.append(Block(title, [replace(column, last="") for column in columns], part.drop(columns="label")))
+        columns = [replace(column, last="") for column in beside_null(columns, part)]
+        blocks.append(Block(title, columns, part.drop(columns="label")))
     return Page(blocks)
+
+
+def beside_null(columns: list[Column], part: pd.DataFrame) -> list[Column]:
+    """With the null's rank after each rank that has one."""
+    out = []
+    for column in columns:
+        out.append(column)
+        name = f"null_{column.name}"
+        if name in part:
+            told = "" if len(out) > 9 else "that of random factors of the same sizes and ‖ΔW‖_F, mean of the draws"
+            out.append(_column(part, f"{column.head} null", name, 1, meaning=told))
+    return out
 
 
 def factor_ranks_table(frame: pd.DataFrame) -> Page:

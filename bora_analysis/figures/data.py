@@ -54,6 +54,26 @@ def opened(
     return source, looks | renamed
 
 
+def with_null(source: Source, name: str, null: Any, threshold: Any) -> tuple[Source, Any]:
+    """The source, and its null where one is wished: True makes it, from adapters or layer_metrics."""
+    from ..analysis.given import tables_of
+    from ..analysis.null import Null
+    from ..analysis.null import null as made
+
+    if not null:
+        return source, None
+    if isinstance(null, Null):
+        return source, null
+    if isinstance(source, pd.DataFrame):
+        if name == "spectra":
+            raise ValueError(
+                "null=True needs adapters; beside a frame of spectra give null=bora_analysis.null(adapters)"
+            )
+        return source, made(source)
+    tables = tables_of(source, **({} if threshold is None else {"threshold": threshold}))
+    return getattr(tables, name), made(tables)
+
+
 def relabelled(names: Iterable[str], labels: Labels | None) -> dict[str, str]:
     """Name → new label, for the names that get one.
 

@@ -108,7 +108,7 @@ def _columns(looks: Sequence[style.Look], room: float) -> tuple[int, int]:
 
 
 def _legend(place: Figure | Axes, looks: Sequence[style.Look], changes: Mapping[str, Any], **options: Any) -> None:
-    handles = [Line2D([], [], **{**line(look), **changes}) for look in looks]
+    handles = [Line2D([], [], **{**line(look), **(changes if look is not NULL else {})}) for look in looks]
     legend = place.legend(handles, ["·"] * len(looks), **options)
     # Set afterwards: a legend drops labels that begin with an underscore.
     for text, look in zip(legend.get_texts(), looks, strict=True):
@@ -149,6 +149,16 @@ def threshold_line(axes: Axes, threshold: float, axis: str) -> None:
     else:
         where = {"xy": (1, threshold), "xycoords": ("axes fraction", "data"), "xytext": (2, 0), "va": "center"}
     axes.annotate(f"{threshold:g}", **where, **options)
+
+
+#: The legend's line of a null.
+NULL = style.Look("null: random factors", style.GREY, "", (1.0, 1.2), True)
+
+
+def null_band(axes: Axes, x: Any, null: Any, colour: str, name: str) -> None:
+    """Mean of a null, dotted, and its range over the draws; columns mean, low, high."""
+    axes.fill_between(x, null["low"], null["high"], color=colour, alpha=0.3, lw=0, zorder=1, gid=f"null band:{name}")
+    axes.plot(x, null["mean"], color=colour, lw=1.0, ls=(0, NULL.dash), zorder=2, gid=f"null:{name}")
 
 
 def own_threshold(axes: Axes, limit: float, end: float, colour: str, adapter: str) -> None:

@@ -7,7 +7,7 @@ table holds several steps of an adapter, every figure but :func:`trajectory` sho
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,9 @@ from ..threshold import Threshold
 from . import data
 from . import drawing as layout
 
+if TYPE_CHECKING:
+    from ..analysis.null import Null
+
 
 @layout.in_style
 def figure4(
@@ -28,6 +31,7 @@ def figure4(
     *,
     projection: str | None = None,
     threshold: Threshold | float | str = metrics.THRESHOLD,
+    null: bool | Null | None = None,
     width: str = "neurips",
     title: str | None = None,
     labels: data.Labels | None = None,
@@ -40,6 +44,8 @@ def figure4(
         where others have one.
     projection : by default "q", else "qkv", else the one with most layers.
     threshold : singular values above it count, see :class:`bora_analysis.Threshold`.
+    null : that of the effective rank, dotted with its range: made of the adapters, or :func:`bora_analysis.null` at the
+        same threshold. (Σσ² is the same.)
     width, title, labels : see :mod:`bora_analysis.figures`.
 
     Notes
@@ -47,6 +53,7 @@ def figure4(
     Thin dashed: the rank bound. Adapters that use their whole bound may coincide: their markers are set apart
     sideways or, where there is no room, take turns along the layers.
     """
+    table, drawn = data.with_null(table, "spectra", null, threshold)
     table, looks = data.opened(table, "spectra", labels, threshold=threshold)
     modules = views.counted(views.last_steps(table), threshold)
     projection = projection or data.default_projection(modules)
@@ -77,6 +84,12 @@ def figure4(
         else:
             bound = {"gid": f"bound:{adapter}", "color": look.colour, "lw": 0.6, "ls": (0, (4, 2)), "zorder": 1}
             lower.plot(x, mine["rank_bound"], **bound)
+        if drawn is not None:
+            nulls = views.last_steps(drawn.layer_metrics)
+            nulls = nulls[(nulls["projection"] == projection) & (nulls["adapter"] == adapter)]
+            nulls = nulls if placed else nulls.assign(layer=0)
+            band = views.null_means(nulls[nulls["layer"].notna()], "effective_rank", "layer").sort_values("layer")
+            layout.null_band(lower, band["layer"].astype(int), band, look.colour, adapter)
     layout.bound_lines(lower, bounds, looks)
     if views.spreads(means["energy"]):
         upper.set_yscale("log")
@@ -90,7 +103,8 @@ def figure4(
     several = means["modules"].max() > 1
     lower.set_xlabel(f"layer ({layout.plain(projection)} projection{', mean over modules' if several else ''})")
     figure.align_ylabels()
-    return layout.finish(figure, title, [looks[adapter] for adapter in shown], linestyle="-", linewidth=0.7)
+    legend = [*(looks[adapter] for adapter in shown), *([layout.NULL] if drawn is not None else [])]
+    return layout.finish(figure, title, legend, linestyle="-", linewidth=0.7)
 
 
 @layout.in_style
@@ -100,6 +114,7 @@ def spectra(
     projection: str | None = None,
     module: str | None = None,
     threshold: Threshold | float | str = metrics.THRESHOLD,
+    null: bool | Null | None = None,
     width: str = "neurips",
     title: str | None = None,
     labels: data.Labels | None = None,
@@ -116,8 +131,11 @@ def spectra(
     projection, module : show only these.
     threshold : the one to mark: a number as a line, others as a short line for each adapter, in its colour, at the
         median of what they are for its modules.
+    null : that of each adapter, dotted with its range over the draws (medians over the modules): made of the adapters,
+        or :func:`bora_analysis.null`.
     width, title, labels, ax : see :mod:`bora_analysis.figures`.
     """
+    table, drawn = data.with_null(table, "spectra", null, None)
     table, looks = data.opened(table, "spectra", labels, threshold=threshold)
     tau, rows = Threshold.of(threshold), data.narrowed(views.last_steps(table), projection=projection, module=module)
     curves: Any = views.curves(rows)
@@ -133,6 +151,11 @@ def spectra(
         options = {**layout.line(look), "markevery": [bound - 1], "clip_on": False}
         axes.plot(curve["index"], median, gid=f"median:{name}", **options)
         axes.vlines(bound, floor, median[-1], color=look.colour, lw=0.6, gid=f"bound:{name}")
+    if drawn is not None:
+        nulls = data.narrowed(views.last_steps(drawn.spectra), projection=projection, module=module)
+        nulls = nulls[nulls["adapter"].isin(set(rows["adapter"]))]
+        for (adapter, bound), band in views.null_curves(nulls).groupby(["adapter", "bound"], sort=False):
+            layout.null_band(axes, band["index"], band, looks[adapter].colour, f"{adapter}:{bound}")
     axes.set_yscale("log")
     axes.set_ylim(floor, ceiling)
     layout.decades(axes.yaxis, floor, ceiling)
@@ -147,7 +170,11 @@ def spectra(
         layout.threshold_text(axes, tau.formula)
     axes.set_xlabel("index of the singular value")
     axes.set_ylabel("singular value σ" + ("\nmedian and range" if curves["modules"].max() > 1 else ""))
-    return layout.finished(axes, ax, title, [looks[adapter] for adapter in curves["adapter"].unique()])
+    legend = [
+        *(looks[adapter] for adapter in curves["adapter"].unique()),
+        *([layout.NULL] if drawn is not None else []),
+    ]
+    return layout.finished(axes, ax, title, legend)
 
 
 @layout.in_style
@@ -266,6 +293,7 @@ def trajectory(
     *,
     metric: str = "entropy_rank",
     projection: str | None = None,
+    null: bool | Null | None = None,
     width: str = "neurips",
     title: str | None = None,
     labels: data.Labels | None = None,
@@ -281,9 +309,16 @@ def trajectory(
     table : the layer metrics, with at least two steps of one adapter. Rows without a step are left out.
     metric : any metric column.
     projection : only its modules.
+    null : the metric's, mean over all modules, dotted with its range over the draws: made of the adapters, or
+        :func:`bora_analysis.null`.
     width, title, labels, ax : see :mod:`bora_analysis.figures`.
     """
+    table, band = data.with_null(table, "layer_metrics", null, None)
     table, looks = data.opened(table, "layer_metrics", labels, metric=metric)
+    if band is not None and len(band.layer_metrics) and metric not in set(band.layer_metrics["metric"]):
+        raise ValueError(
+            f"{metric} has no null; expected one of {', '.join(dict.fromkeys(band.layer_metrics['metric']))}"
+        )
     rows = data.narrowed(table, projection=projection)
     rows = rows[rows["step"].notna()].astype({"step": int})
     most = rows.groupby("adapter")["step"].nunique().max() if len(rows) else 0
@@ -312,6 +347,14 @@ def trajectory(
             axes.fill_between(mean.index, *band, color=look.colour, alpha=0.15, lw=0, gid=f"band:{adapter}")
         options = {**layout.line(look), **(changes or {"markevery": max(1, len(mean) // 20)})}
         axes.plot(mean.index, mean, gid=f"mean:{adapter}", **options)
+        if band is not None:
+            nulls = band.layer_metrics[(band.layer_metrics["adapter"] == adapter) & band.layer_metrics["step"].notna()]
+            nulls = nulls if projection is None else nulls[nulls["projection"] == projection]
+            found = views.null_means(nulls, metric, "step").sort_values("step")
+            colour = style.GREY if len(shown) == 1 else look.colour
+            layout.null_band(axes, found["step"].astype(int), found, colour, adapter)
+    if band is not None:
+        drawn.append(layout.NULL)
     if views.spreads(rows[metric]):
         axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

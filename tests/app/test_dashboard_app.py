@@ -423,6 +423,16 @@ def test_a_threshold_that_does_not_depend_on_the_scale(start, tmp_path, kind, ke
         assert str(linked.session_state["_context"].threshold) == threshold
 
 
+def test_the_null_stands_beside_the_spectra(start, tmp_path):
+    folder = adapter(tmp_path / "mine")
+    app = healthy(start("spectra", folder, null="true"))
+    data = json.loads(app.get("vega_lite_chart")[0].proto.spec)
+    assert any(layer["data"]["name"] == "null" for layer in data["layer"])
+    without = json.loads(healthy(start("spectra", folder)).get("vega_lite_chart")[0].proto.spec)
+    assert not any(layer["data"]["name"] == "null" for layer in without["layer"])
+    healthy(start("layers", folder))
+
+
 def test_two_adapters_of_one_name_are_told_apart(start, tmp_path):
     one, two = adapter(tmp_path / "a" / "lora", seed=1), adapter(tmp_path / "b" / "lora", seed=2)
     app = healthy(start("spectra", one, two))
