@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from .catalogue import METHODS
-from .metrics import METRICS
+from .metrics import METRICS, STATISTICS
 
 
 def method_table() -> str:
@@ -28,7 +28,11 @@ def method_table() -> str:
 def metric_table() -> str:
     """One line per metric: the column, its formula, where it comes from."""
     lines = ["| column | formula | |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {row.formula} | {row.source} |" for name, row in METRICS.items())])
+    for name, row in METRICS.items():
+        lines.append(f"| {name} | {row.formula} | {row.source} |")
+    for name, row in STATISTICS.items():
+        lines.append(f"| {name} | {row.formula} | on request, `--statistics`: {row.source} |")
+    return "\n".join(lines)
 
 
 def rule_table() -> str:

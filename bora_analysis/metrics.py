@@ -206,6 +206,89 @@ def utilisation(ranks: Any, rank_bounds: Any) -> Any:
     return np.divide(ranks, rank_bounds, out=np.zeros(np.shape(ranks)), where=np.asarray(rank_bounds) > 0)
 
 
+class Entries(NamedTuple):
+    """What :func:`bora_analysis.analysis.entries.entries` finds of one update, whose entries w are times 2^power.
+
+    Attributes
+    ----------
+    count : m·n. sums : Σw, Σw², Σw³, Σw⁴. rows, columns : (m,) and (n,), Σw² of each.
+    """
+
+    count: int
+    sums: Array
+    rows: Array
+    columns: Array
+    power: int
+
+
+def participation(weights: ArrayLike) -> float:
+    """(Σa)² / Σa², the effective number of equal parts; 0 where all are 0.
+
+    The inverse of the Herfindahl-Hirschman index; Hill's number of order 2 (Ecology 54, 1973).
+
+    >>> participation([1.0, 1.0, 0.0, 0.0])
+    2.0
+    """
+    a = np.asarray(weights, dtype=float)
+    top = a.max(initial=0.0)
+    a = a / top if top else a
+    return float(a.sum() ** 2 / (a * a).sum()) if top else 0.0
+
+
+def kurtosis(found: Entries) -> float:
+    """m₄ / m₂² of the entries of ΔW about their mean (Pearson 1905): 3 for Gaussian ones, 1 for ±c, n for one of n.
+
+    NaN where all entries are the same.
+    """
+    mean, second, third, fourth = found.sums / found.count
+    about = second - mean**2
+    if not about > 1e-12 * second:
+        return float("nan")
+    return float((fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / about**2)
+
+
+class Statistic(NamedTuple):
+    """A number of an update that is computed on request: a column after the metrics.
+
+    Attributes
+    ----------
+    label, formula, source : as of a :class:`Metric`.
+    value : the entries, the spectrum, the edge of the null's bulk → the number.
+    """
+
+    label: str
+    formula: str
+    value: Callable[[Entries, Any, float], float]
+    source: str = ""
+
+
+def above(s: ArrayLike, edge: float) -> float:
+    """Count of σ above the edge of a bulk; NaN where that, or the spectrum, is not known."""
+    return float("nan") if edge != edge or not np.size(s) else float(np.count_nonzero(np.greater(s, edge)))
+
+
+#: Column → its row.
+STATISTICS: dict[str, Statistic] = {
+    "row_participation": Statistic(
+        "effective rows", "(Σa)² / Σa², a = ‖row‖²", lambda found, s, edge: participation(found.rows),
+        "of ΔW's m rows how many hold the energy, were it in equal parts (Hill 1973)",
+    ),
+    "column_participation": Statistic(
+        "effective columns", "(Σa)² / Σa², a = ‖column‖²", lambda found, s, edge: participation(found.columns),
+        "the same of its n columns",
+    ),
+    "kurtosis": Statistic(
+        "kurtosis", "m₄ / m₂² of the entries", lambda found, s, edge: kurtosis(found),
+        "about their mean (Pearson 1905): 3 for Gaussian ones",
+    ),
+    "above_bulk": Statistic(
+        "above the bulk", "#{σ > edge}", lambda found, s, edge: above(s, edge),
+        "directions above the bulk of random factors (Marchenko & Pastur 1967, for products), see below; missing where "
+        "its law is not known",
+    ),
+}  # fmt: skip
+
+
 class Metric(NamedTuple):
     """One metric: a row here is a column of the tables, a name on axes and in menus, a line of the documentation.
 

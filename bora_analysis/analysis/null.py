@@ -23,7 +23,7 @@ from ..linalg import Array
 from ..linalg.solvers import svd_values
 from ..linalg.threads import in_order, one_blas_thread
 from ..methods import null as null_of
-from ..methods.random_factors import NoNullError, Sizes
+from ..methods.random_factors import NoNullError, Sizes, bulk_edge
 from ..metrics import METRICS
 from ..threshold import Threshold
 from .given import layers_of
@@ -31,6 +31,8 @@ from .tables import IDENTITY, Analysis, typed
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ..updates.contract import Facts
 
 DRAWS = 20
 _RANGE = ("null_mean", "null_low", "null_high", "draws", "seed")
@@ -155,6 +157,22 @@ def unit_draws(sizes: Sizes, draws: int, seed: int) -> Draws | str:
     facts: Any = sizes  # no metric with a degree looks at them
     each = {name: [METRICS[name].value(s, facts, 0.0) for s in spectra] for name in _SCALED}
     return Draws(spectra, {name: np.array(values, dtype=float) for name, values in each.items()})
+
+
+@lru_cache(maxsize=256)
+def unit_edge(sizes: Sizes) -> float:
+    """The largest σ of the null's bulk at ‖ΔW‖_F = 1; NaN where its law is not known."""
+    try:
+        law = null_of(sizes.method).bulk
+        return bulk_edge(law(sizes)) if law else float("nan")
+    except NoNullError:
+        return float("nan")
+
+
+def sizes_of(facts: Facts) -> Sizes:
+    """What the null needs to know of an update."""
+    names = facts.method, facts.out_features, facts.in_features, facts.r, facts.blocks
+    return Sizes(*names, facts.parameters, facts.rank_bound, facts.activation)
 
 
 def _values(made: list[list[Array]], bound: int) -> Array:

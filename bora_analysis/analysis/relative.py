@@ -6,6 +6,9 @@
 * Intruder dimensions (Shuttleworth et al., arXiv 2410.21228): of the k largest left singular vectors y_j of W0 + ΔW
   those with max_i |cos(y_j, x_i)| < ε over all left singular vectors x_i of W0.
 
+* Shares of ‖ΔW‖² within W0's k largest directions: ‖U_kᵀ ΔW‖² of its outputs, ‖ΔW V_k‖² of its inputs, and
+  ‖U_kᵀ ΔW V_k‖² of both. A random ΔW has k/m, k/n and k²/mn.
+
 Where ΔW is a product of thin factors it is never formed. A full SVD of W0 is taken for small matrices, and where a few
 of its largest directions leave an intruder undecided.
 """
@@ -43,6 +46,7 @@ BASE_COLUMNS = (
     *IDENTITY, "out_features", "in_features", "frobenius_norm", "base_frobenius_norm", "relative_norm",
     "spectral_norm", "base_spectral_norm", "relative_spectral_norm", "directions", "amplification",
     "intruder_dimensions", "intruder_k", "intruder_epsilon",
+    "subspace_k", "share_left", "share_right", "share_both",
 )  # fmt: skip
 #: Up to this smaller side all singular vectors are found at once: an iterative solver would be slower.
 DENSE_UP_TO = 512
@@ -54,6 +58,7 @@ def base_metrics(
     *,
     k: int = 10,
     epsilon: float = 0.5,
+    subspace: int = 10,
     on_module: Callable[[], object] | None = None,
     **reading: Any,
 ) -> pd.DataFrame:
@@ -64,6 +69,7 @@ def base_metrics(
     adapters, on_module, reading : as for :func:`bora_analysis.analyse`.
     base : the base model, as for :func:`bora_analysis.read_adapter`, which reads adapters with it.
     k, epsilon : of the intruder dimensions. k is at most the smaller side of the matrix; the columns say it.
+    subspace : how many of W0's largest directions make the subspaces of share_left, share_right and share_both.
 
     Returns
     -------
@@ -96,8 +102,9 @@ def base_metrics(
     """
     import pandas as pd
 
-    if k < 1 or not 0 <= epsilon <= 1:
-        raise ValueError(f"got k = {k}, ε = {epsilon:g}; expected k ≥ 1 and 0 ≤ ε ≤ 1")
+    if k < 1 or subspace < 1 or not 0 <= epsilon <= 1:
+        told = "" if subspace >= 1 else f", subspace = {subspace}"
+        raise ValueError(f"got k = {k}, ε = {epsilon:g}{told}; expected k ≥ 1, 0 ≤ ε ≤ 1 and subspace ≥ 1")
     weights = base if isinstance(base, BaseWeights) else open_base(base)
     rows = []
     given = adapters_of(adapters, base=weights, **reading)
@@ -112,7 +119,7 @@ def base_metrics(
             raise AdapterError(f"{weights.path}: {matrix.key} of the base model holds NaN or Inf")
         try:
             with one_blas_thread():
-                found = _compare(update, W0, k, epsilon)
+                found = _compare(update, W0, k, epsilon, subspace)
         except NotFiniteError as error:
             raise AdapterError(f"{where}: {module}: {error}") from None
         rows.append((*identity(adapter, module, facts), facts.out_features, facts.in_features, *found))
@@ -153,10 +160,10 @@ def counterpart(weights: BaseWeights, module: str, shape: tuple[int, int], where
     return matrix
 
 
-def _compare(update: Update, W0: Array, k: int, epsilon: float) -> tuple[float, ...]:
+def _compare(update: Update, W0: Array, k: int, epsilon: float, subspace: int) -> tuple[float, ...]:
     W0 = W0.astype(np.float64, copy=False)
     base_norm, base_top = norm(W0), spectral_norm(W0)
-    k = min(k, *W0.shape)
+    k, subspace = min(k, *W0.shape), min(subspace, *W0.shape)
     if isinstance(update, Dense):
         whole = check_finite(update.to_dense())
         size, parts, r = norm(whole), _largest(whole, k), k
@@ -171,11 +178,27 @@ def _compare(update: Update, W0: Array, k: int, epsilon: float) -> tuple[float, 
         seen = norm(parts.left[:, :r].T @ W0 @ parts.right[:r].T)
         amplification = size / seen if seen else float("inf")
     tuned = _tuned(update, W0, None if isinstance(update, Dense) else parts)
-    intruders = _intruders(tuned, W0, k, epsilon)
+    least = min(W0.shape)
+    base = _largest(W0, least if least <= DENSE_UP_TO else min(max(subspace, 4 * k), least))
+    intruders = _intruders(tuned, W0, k, epsilon, base)
+    shares = _shares(whole if isinstance(update, Dense) else parts, base, subspace)
     return (
         size, base_norm, _ratio(size, base_norm), top, base_top, _ratio(top, base_top),
-        r, amplification, intruders, k, epsilon,
+        r, amplification, intruders, k, epsilon, subspace, *shares,
     )  # fmt: skip
+
+
+def _shares(update: Array | SingularVectors, base: SingularVectors, k: int) -> tuple[float, float, float]:
+    """Shares of ‖ΔW‖² within W0's k largest directions: of its outputs, of its inputs, of both."""
+    U, V = base.left[:, :k], base.right[:k]
+    if isinstance(update, SingularVectors):  # whose vectors are orthonormal
+        size, out, into = norm(update.values), (U.T @ update.left) * update.values, update.right @ V.T
+        within = out, update.values[:, None] * into, out @ into
+    else:
+        size, out = norm(update), U.T @ update
+        within = out, update @ V.T, out @ V.T
+    one, two, both = (_ratio(norm(part), size) ** 2 for part in within)
+    return one, two, both
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -195,17 +218,17 @@ def _tuned(update: Update, W0: Array, parts: SingularVectors | None = None) -> A
     return LinearOperator(W0.shape, **products)
 
 
-def _intruders(tuned: Any, W0: Array, k: int, epsilon: float) -> int:
+def _intruders(tuned: Any, W0: Array, k: int, epsilon: float, base: SingularVectors | None = None) -> int:
     k = min(k, *W0.shape)
     new = _largest(tuned, k).left
     if min(W0.shape) > max(DENSE_UP_TO, 8 * k):
-        cosines = np.abs(_largest(W0, 4 * k).left.T @ new)
+        cosines = np.abs((base or _largest(W0, 4 * k)).left.T @ new)
         # What the largest directions leave of a y bounds its cosine with any of the others.
         rest = np.sqrt(np.maximum(1.0 - (cosines**2).sum(axis=0), 0.0))
         closest = cosines.max(axis=0)
         if ((closest >= epsilon) | (rest < epsilon)).all():
             return int((closest < epsilon).sum())
-    old = svd_with_vectors(W0)[0]
+    old = base.left if base and base.left.shape[1] == min(W0.shape) else svd_with_vectors(W0)[0]
     return int((np.abs(old.T @ new).max(axis=0) < epsilon).sum())
 
 

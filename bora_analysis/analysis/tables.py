@@ -8,7 +8,7 @@ outside the layers). Rows are ordered by adapter as given, step, and module in n
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
@@ -20,9 +20,18 @@ from ..adapters.reading import Options
 from ..catalogue.module_names import layer, projection
 from ..files.errors import AdapterError, counted
 from ..linalg import NotFiniteError
-from ..metrics import METRICS, THRESHOLD, effective_ranks, frobenius_norm, spectral_norm, utilisation
+from ..metrics import (
+    METRICS,
+    STATISTICS,
+    THRESHOLD,
+    Entries,
+    effective_ranks,
+    frobenius_norm,
+    spectral_norm,
+    utilisation,
+)  # fmt: skip
 from ..threshold import Threshold
-from ..updates.contract import Facts
+from ..updates.contract import Facts, Update
 from .progress import progress
 from .spectrum import Spectrum, each_spectrum
 
@@ -67,6 +76,7 @@ class Analysis(Options, total=False):
     solver: str
     device: str
     quick: bool
+    statistics: bool
     on_module: Callable[[], object] | None
 
 
@@ -77,6 +87,7 @@ def analyse(
     solver: str = "auto",
     device: str = "auto",
     quick: bool = False,
+    statistics: bool = False,
     on_module: Callable[[], object] | None = None,
     **reading: Unpack[Options],
 ) -> Tables:
@@ -90,6 +101,8 @@ def analyse(
     solver, device : see :func:`bora_analysis.singular_values`.
     quick : of updates without structure, which need the base model, only what a count tells
         (:func:`bora_analysis.linalg.inertia.count`): their other columns are missing, they have no rows in ``spectra``.
+    statistics : with the columns of :data:`bora_analysis.metrics.STATISTICS`, which need the entries of ΔW: how many
+        rows and columns hold its energy, kurtosis; and directions above the bulk of random factors.
     on_module : called after each module, for progress. Without it terminals and notebooks show a bar.
     reading : options of :func:`bora_analysis.read_adapter`, ``modules`` among them.
 
@@ -119,7 +132,8 @@ def analyse(
     spectra, metrics, provenance = [], [], []
     for adapter in flat:
         with progress(len(adapter), on_module) as step:
-            found = measure(adapter, threshold=tau, solver=solver, device=device, quick=quick, on_module=step)
+            options: Any = {"solver": solver, "device": device, "quick": quick, "statistics": statistics}
+            found = measure(adapter, threshold=tau, on_module=step, **options)
         spectra += [(row[: len(IDENTITY)], spectrum.values) for row, spectrum in found]
         metrics += [row for row, _ in found]
         provenance += told_of(adapter, [Origin.of(spectrum, tau) for _, spectrum in found], tau)
@@ -132,7 +146,7 @@ def analyse(
     frame["singular_value"] = np.concatenate([values for _, values in spectra] or [np.zeros(0)])
     return Tables(
         typed(frame),
-        typed(pd.DataFrame(metrics, columns=list(LAYER_COLUMNS))),
+        typed(pd.DataFrame(metrics, columns=[*LAYER_COLUMNS, *(STATISTICS if statistics else ())])),
         tuple(provenance),
         {adapter.name: adapter.base_model for adapter in flat if adapter.base_model},
     )
@@ -145,6 +159,7 @@ def measure(
     solver: str = "auto",
     device: str = "auto",
     quick: bool = False,
+    statistics: bool = False,
     workers: int | None = None,
     on_module: Callable[[], object] = lambda: None,
 ) -> list[tuple[tuple[Any, ...], Spectrum]]:
@@ -156,8 +171,9 @@ def measure(
     tau = Threshold.of(threshold)
     results: dict[str, tuple[Facts, Spectrum]] = {}
     options: dict[str, Any] = {"solver": solver, "device": device, "workers": workers, "quick": tau if quick else None}
+    watched = Watched(adapter) if statistics else None
     try:
-        for module, facts, spectrum in each_spectrum(adapter, **options):
+        for module, facts, spectrum in each_spectrum(watched or adapter, **options):
             results[module] = facts, spectrum
             on_module()
     except NotFiniteError as error:
@@ -172,9 +188,38 @@ def measure(
             facts.out_features if facts.support_rows is None else facts.support_rows,
             facts.in_features if facts.support_columns is None else facts.support_columns,
             spectrum.noise_floor, facts.activation,
+            *(watched.statistics(module, spectrum, facts) if watched else ()),
         )  # fmt: skip
         rows.append((row, spectrum))
     return rows
+
+
+class Watched(Mapping[str, Update]):
+    """Updates whose entries are summed when they are loaded, in the thread that loads them."""
+
+    def __init__(self, updates: Mapping[str, Update]) -> None:
+        self.updates = updates
+        self.found: dict[str, Entries] = {}
+
+    def __getitem__(self, module: str) -> Update:
+        from .entries import entries  # here: few ask for it
+
+        update = self.updates[module]
+        self.found[module] = entries(update)
+        return update
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.updates)
+
+    def __len__(self) -> int:
+        return len(self.updates)
+
+    def statistics(self, module: str, spectrum: Spectrum, facts: Facts) -> list[float]:
+        """The values of ``STATISTICS``."""
+        from .null import sizes_of, unit_edge
+
+        edge = unit_edge(sizes_of(facts)) * frobenius_norm(spectrum)
+        return [row.value(self.found[module], spectrum, edge) for row in STATISTICS.values()]
 
 
 #: The other spelling.

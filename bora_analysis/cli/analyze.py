@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     metavar="RESULTS",
     help="The results of a sweep; each adapter's place among those of its base model is told.",
 )
+@click.option("--statistics", is_flag=True, help="With what the entries of ΔW are like: rows, columns, kurtosis, bulk.")
 def analyze(
     paths: tuple[str, ...],
     out: Output,
     quick: bool,
+    statistics: bool,
     reference: str | None,
     reading: dict[str, Any],
     analysis: dict[str, Any],
@@ -43,7 +45,7 @@ def analyze(
     from .answer import answered
     from .text_tables import layer_table
 
-    with results(paths, reading, analysis | {"quick": quick}) as tables:
+    with results(paths, reading, analysis | {"quick": quick, "statistics": statistics}) as tables:
         if out.path is not None:
             for name in ("layer_metrics", "spectra"):
                 out.write(getattr(tables, name), Path(out.path) / f"{name}.{out.file_format}")

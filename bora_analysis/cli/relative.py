@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .common import command, each_analysed, opened, reading, tell, usage
+from .common import POSITIVE, command, each_analysed, opened, reading, tell, usage
 from .output import Output, output
 
 
@@ -14,9 +14,12 @@ from .output import Output, output
 @reading(solving=False, counting=False)
 @click.option("-k", default=10, help="Directions of W0 + ΔW to test for intruders.")
 @click.option("--epsilon", default=0.5, help="A direction with a smaller cosine is an intruder.")
+@click.option("--subspace", type=POSITIVE, default=10, help="Directions of W0 for the shares of ΔW within them.")
 @output()
-def relative(paths: tuple[str, ...], k: int, epsilon: float, out: Output, reading: dict[str, Any]) -> None:
-    """Updates beside the base model's weights W0 (--base): relative norms, amplification, intruder dimensions."""
+def relative(
+    paths: tuple[str, ...], k: int, epsilon: float, subspace: int, out: Output, reading: dict[str, Any]
+) -> None:
+    """Updates beside the base model's weights W0 (--base): relative norms, amplification, intruders, shares in W0."""
     if reading["base"] is None:
         raise click.UsageError("expected --base DIR_OR_HUB_ID: the base model that the updates are compared with")
     import pandas as pd
@@ -28,7 +31,7 @@ def relative(paths: tuple[str, ...], k: int, epsilon: float, out: Output, readin
     with usage():
         reading["base"] = open_base(reading["base"])
     with opened(paths, reading) as (chosen, failed):
-        frames = each_analysed(chosen, failed, base_metrics, reading["base"], k=k, epsilon=epsilon)
+        frames = each_analysed(chosen, failed, base_metrics, reading["base"], k=k, epsilon=epsilon, subspace=subspace)
         tell(chosen)
         if not frames:
             raise click.exceptions.Exit(1)

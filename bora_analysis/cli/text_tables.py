@@ -40,7 +40,7 @@ def layer_table(layers: pd.DataFrame, threshold: float | str | Threshold) -> Pag
             told = "the largest σ that rounding of the stored numbers alone can cause"
             columns += [_column(part, "noise", "noise_floor", 4, meaning=told, mean=False)]
             columns += [_column(part, "σ>noise", "rank_above_rounding", 3, meaning="the rank above it")]
-        columns += [*_spectrum(part), _column(part, "‖ΔW‖_F", "frobenius_norm", 2)]
+        columns += [*_spectrum(part), _column(part, "‖ΔW‖_F", "frobenius_norm", 2), *_statistics(part)]
         blocks.append(Block(title, _modules(part, columns), part))
     return Page(blocks)
 
@@ -49,6 +49,7 @@ def relative_table(frame: pd.DataFrame) -> Page:
     """What `relative` prints: one line per module."""
     told = f"how many of the {span(frame['intruder_k'])} largest directions of W0 + ΔW have a cosine below "
     told += f"{span(frame['intruder_epsilon'])} with every direction of W0"
+    shared = f"share of ‖ΔW‖² within the {span(frame['subspace_k'])} largest directions of W0, on both sides"
     blocks = []
     for title, part in _adapters(frame):
         columns = [
@@ -60,6 +61,7 @@ def relative_table(frame: pd.DataFrame) -> Page:
                 meaning="‖ΔW‖_F/‖UᵀW0V‖_F, U and V the top r directions of ΔW",
             ),
             _column(part, "intruders", "intruder_dimensions", meaning=told),
+            _column(part, "within W0", "share_both", 2, form=_percent, meaning=shared),
         ]  # fmt: skip
         blocks.append(Block(f"{title}, {counted(len(part), 'module')}", _modules(part, columns), part))
     return Page(blocks)
@@ -93,6 +95,16 @@ def summary_table(frame: pd.DataFrame, threshold: float | str | Threshold) -> Pa
         columns = [replace(column, last="") for column in beside_null(columns, part)]
         blocks.append(Block(title, columns, part.drop(columns="label")))
     return Page(blocks)
+
+
+def _statistics(part: pd.DataFrame) -> list[Column]:
+    """What was computed on request."""
+    from ..metrics import STATISTICS
+
+    heads = dict(zip(STATISTICS, ("rows", "columns", "kurtosis", "σ>bulk"), strict=True))
+    return [
+        _column(part, head, name, 1, meaning=STATISTICS[name].label) for name, head in heads.items() if name in part
+    ]
 
 
 def beside_null(columns: list[Column], part: pd.DataFrame) -> list[Column]:

@@ -313,11 +313,11 @@ def trajectory(
         :func:`bora_analysis.null`.
     width, title, labels, ax : see :mod:`bora_analysis.figures`.
     """
-    table, band = data.with_null(table, "layer_metrics", null, None)
+    table, beside = data.with_null(table, "layer_metrics", null, None)
     table, looks = data.opened(table, "layer_metrics", labels, metric=metric)
-    if band is not None and len(band.layer_metrics) and metric not in set(band.layer_metrics["metric"]):
+    if beside is not None and len(beside.layer_metrics) and metric not in set(beside.layer_metrics["metric"]):
         raise ValueError(
-            f"{metric} has no null; expected one of {', '.join(dict.fromkeys(band.layer_metrics['metric']))}"
+            f"{metric} has no null; expected one of {', '.join(dict.fromkeys(beside.layer_metrics['metric']))}"
         )
     rows = data.narrowed(table, projection=projection)
     rows = rows[rows["step"].notna()].astype({"step": int})
@@ -347,13 +347,15 @@ def trajectory(
             axes.fill_between(mean.index, *band, color=look.colour, alpha=0.15, lw=0, gid=f"band:{adapter}")
         options = {**layout.line(look), **(changes or {"markevery": max(1, len(mean) // 20)})}
         axes.plot(mean.index, mean, gid=f"mean:{adapter}", **options)
-        if band is not None:
-            nulls = band.layer_metrics[(band.layer_metrics["adapter"] == adapter) & band.layer_metrics["step"].notna()]
+        if beside is not None:
+            nulls = beside.layer_metrics[
+                (beside.layer_metrics["adapter"] == adapter) & beside.layer_metrics["step"].notna()
+            ]
             nulls = nulls if projection is None else nulls[nulls["projection"] == projection]
             found = views.null_means(nulls, metric, "step").sort_values("step")
             colour = style.GREY if len(shown) == 1 else look.colour
             layout.null_band(axes, found["step"].astype(int), found, colour, adapter)
-    if band is not None:
+    if beside is not None:
         drawn.append(layout.NULL)
     if views.spreads(rows[metric]):
         axes.set_yscale("log")

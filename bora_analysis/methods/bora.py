@@ -159,6 +159,7 @@ def moments(activation: str, fan_in: int) -> tuple[float, float]:
 
 def bulk(sizes: Sizes) -> Bulk:
     """The S_k (b×b) of independent numbers: their variance makes a bulk, of ratio b/b, their mean one σ above it."""
+    expect(sizes, (sizes.m + sizes.n + sizes.blocks**2) * sizes.r)
     br = sizes.blocks * sizes.r
     mean, square = moments(sizes.activation or "exp-norm", br)
     return br, (br / sizes.m, br / sizes.n, 1.0), 1 - mean**2 / square

@@ -100,6 +100,7 @@ def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
 
 
 def bulk(sizes: Sizes) -> Bulk:
+    expect(sizes, (sizes.m + sizes.n) * sizes.r)
     Nr = sizes.blocks * sizes.r
     return Nr, (Nr / sizes.m, Nr / sizes.n), 1.0
 

@@ -87,6 +87,31 @@ class Null(NamedTuple):
     bulk: Callable[[Sizes], Bulk] | None = None
 
 
+def bulk_edge(bulk: Bulk) -> float:
+    """The largest σ of a bulk in large layers, of a ΔW with ‖ΔW‖_F = 1.
+
+    A Gaussian matrix of k directions whose other side is k/c long has squared singular values of the law of Marchenko
+    & Pastur (1967), with the S-transform 1/(1 + cz) for a mean of 1; that of a product of free factors is the product
+    (Voiculescu 1987). Its inverse function (1 + z) Π(1 + c_i z) / z has the edge as its minimum over z > 0: for one
+    factor (1 + √c)². So σ_edge² = share · ‖ΔW‖_F² / k · min_z (1 + z) Π(1 + c_i z) / z.
+
+    >>> round(bulk_edge((100, (0.25,), 1.0)) ** 2 * 100, 6), round(bulk_edge((100, (0.0, 0.0), 1.0)) ** 2 * 100, 6)
+    (2.25, 1.0)
+    """
+    k, ratios, share = bulk
+    coefficients = np.array([1.0, 1.0])  # of (1 + z) Π(1 + c z), ascending
+    for c in ratios:
+        coefficients = np.convolve(coefficients, [1.0, c])
+    falling = coefficients * (np.arange(len(coefficients)) - 1)  # z² times the derivative: one positive root
+    while len(falling) > 1 and falling[-1] == 0:
+        falling = falling[:-1]
+    if len(falling) == 1:  # no spread: the minimum is at z = ∞
+        return float(np.sqrt(share / k * coefficients[1]))
+    roots = np.roots(falling[::-1])
+    z = float(roots[(np.abs(roots.imag) < 1e-9 * np.abs(roots)) & (roots.real > 0)].real.max())
+    return float(np.sqrt(share / k * np.polyval(coefficients[::-1], z) / z))
+
+
 def pair_core(rng: np.random.Generator, m: int, n: int, r: int, *stack: int) -> Array:
     """Cores of B A, Gaussian (m, r) and (r, n)."""
     return gaussian_triangle(rng, m, r, *stack) @ gaussian_triangle(rng, n, r, *stack).swapaxes(-1, -2)
@@ -100,7 +125,12 @@ def pair_null(parameters: Callable[[Sizes], int] | None = None) -> Null:
             expect(sizes, parameters(sizes))
         return [pair_core(rng, sizes.m, sizes.n, sizes.r)[None]]
 
-    return Null(cores, lambda sizes: (sizes.r, (sizes.r / sizes.m, sizes.r / sizes.n), 1.0))
+    def bulk(sizes: Sizes) -> Bulk:
+        if parameters is not None:
+            expect(sizes, parameters(sizes))
+        return sizes.r, (sizes.r / sizes.m, sizes.r / sizes.n), 1.0
+
+    return Null(cores, bulk)
 
 
 def diagonal_null() -> Null:

@@ -155,7 +155,7 @@ class BlockProduct(Arithmetic):
         b, _, r = self.sigma.shape
         if b * r >= min(self.shape):
             return super().factors()
-        B, sigma, A, power = _balanced(self.B, self.sigma, self.A)
+        B, sigma, A, power = balanced(self.B, self.sigma, self.A)
         # Row (i, k) of Σ'A' is, in column block j, sigma[i, j, k] times row k of A_j.
         right = np.ldexp(sigma.transpose(0, 2, 1)[..., None] * A.transpose(1, 0, 2)[None], power)  # (b, r, b, n/b)
         return block_diagonal(B), right.reshape(b * r, self.facts.in_features)
@@ -263,12 +263,12 @@ def _product(B: Array, sigma: Array, A: Array) -> tuple[Array, float, tuple[Arra
 
 
 def _in_range(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array, tuple[Array, Array, Array], int]:
-    """B, Σ, A in float64, their sizes and k, up to a factor 2^k; see :func:`_balanced`."""
+    """B, Σ, A in float64, their sizes and k, up to a factor 2^k; see :func:`balanced`."""
     B, A, power = B.astype(np.float64, copy=False), A.astype(np.float64, copy=False), 0
     sizes = _sizes(B, sigma, A)
     every = np.concatenate([size.ravel() for size in sizes])
     if not (every.min() > 1e-45 and every.max() < 1e45):  # a product of three, squared, could leave the range
-        B, sigma, A, power = _balanced(B, sigma, A)
+        B, sigma, A, power = balanced(B, sigma, A)
         sizes = _sizes(B, sigma, A)
     return B, sigma, A, sizes, power
 
@@ -278,7 +278,7 @@ def _sizes(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array]:
     return np.sqrt(np.einsum("ipr,ipr->ir", B, B)), np.abs(sigma), np.sqrt(np.einsum("irq,irq->ir", A, A))
 
 
-def _balanced(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array, int]:
+def balanced(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array, int]:
     """B, Σ, A and k with the same B_i Σ_ij A_j up to a factor 2^k, all of them at most 1 and no product out of range.
 
     Columns of B_i, rows of A_j and Σ are divided by powers of two, which rounds nothing, so that factors like 1e-200

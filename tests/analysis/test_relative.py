@@ -26,7 +26,7 @@ def parts(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def by_definition(delta: np.ndarray, W0: np.ndarray, r: int, k: int, epsilon: float) -> dict[str, float]:
     U, s, Vt = np.linalg.svd(delta)
-    x, s0, _ = np.linalg.svd(W0, full_matrices=False)
+    x, s0, z = np.linalg.svd(W0, full_matrices=False)
     y, _, _ = np.linalg.svd(W0 + delta, full_matrices=False)
     cosines = np.abs(x.T @ y[:, :k]).max(axis=0)
     return {
@@ -34,6 +34,9 @@ def by_definition(delta: np.ndarray, W0: np.ndarray, r: int, k: int, epsilon: fl
         "relative_spectral_norm": s[0] / s0[0],
         "amplification": float(np.linalg.norm(delta) / np.linalg.norm(U[:, :r].T @ W0 @ Vt[:r].T)),
         "intruder_dimensions": int((cosines < epsilon).sum()),
+        "share_left": (np.linalg.norm(x[:, :7].T @ delta) / np.linalg.norm(delta)) ** 2,
+        "share_right": (np.linalg.norm(delta @ z[:7].T) / np.linalg.norm(delta)) ** 2,
+        "share_both": (np.linalg.norm(x[:, :7].T @ delta @ z[:7].T) / np.linalg.norm(delta)) ** 2,
     }
 
 
@@ -47,14 +50,14 @@ def test_the_definitions_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s
     sigma = np.random.default_rng(9).standard_normal((2, 2, R))
     update = {"lora": lora(B, A, scaling=2.0), "bora": bora(B, A, sigma), "dense": dense(B @ A)}[structure]
     adapter = Adapter.from_updates("demo", {"layers.0.q_proj": update})
-    frame = base_metrics(adapter, tmp_path, k=5, epsilon=0.5)
+    frame = base_metrics(adapter, tmp_path, k=5, epsilon=0.5, subspace=7)
     assert tuple(frame.columns) == BASE_COLUMNS
     row = frame.iloc[0]
     assert row["directions"] == R
     expected = by_definition(update.to_dense(), W0, R, 5, 0.5)
     for name, value in expected.items():
         assert row[name] == pytest.approx(value, rel=1e-8), name
-    assert (row["intruder_k"], row["intruder_epsilon"]) == (5, 0.5)
+    assert (row["intruder_k"], row["intruder_epsilon"], row["subspace_k"]) == (5, 0.5, 7)
 
 
 def test_a_strong_new_direction_is_an_intruder_and_a_strengthened_old_one_is_not(

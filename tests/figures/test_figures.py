@@ -472,7 +472,7 @@ def test_the_registry_tells_what_the_functions_take():
         assert "\n" not in spec.description
     assert figures.FIGURES["figure2"].options == ("width", "title")
     assert figures.FIGURES["spectra"].options == (
-        "projection", "module", "threshold", "width", "title", "labels", "ax",
+        "projection", "module", "threshold", "null", "width", "title", "labels", "ax",
     )  # fmt: skip
 
 
