@@ -111,9 +111,9 @@ def _growth(fleet: Fleet, share: float, metric: str | None) -> tuple[pd.DataFram
             Column("c", [number(value) for value in frame["factor"]], "factor", spare=1),
         ]  # fmt: skip
         told = (
-            f"{name} = c · r^β: least squares through the logarithms, a point per adapter, its mean over the modules; "
-            "95 %: Student's interval with HC3, – where an r has one adapter that decides alone. Groups of fewer than "
-            "three adapters, or of one r, have no line."
+            f"{name} = c · r^β: least squares through the logarithms, a point per adapter, its geometric mean "
+            "over the modules; 95 %: Student's interval with HC3, – where an r has one adapter that decides alone. "
+            "Groups of fewer than three adapters, or of one r, have no line."
         )
         return _page(f"How {name} grows with r{_of(fleet)}", columns, frame, told)
 
