@@ -211,10 +211,10 @@ class Entries(NamedTuple):
 
     Attributes
     ----------
-    count : m·n. sums : Σw, Σw², Σw³, Σw⁴. rows, columns : (m,) and (n,), Σw² of each.
+    size : m·n. sums : Σw, Σw², Σw³, Σw⁴. rows, columns : (m,) and (n,), Σw² of each.
     """
 
-    count: int
+    size: int
     sums: Array
     rows: Array
     columns: Array
@@ -240,7 +240,7 @@ def kurtosis(found: Entries) -> float:
 
     NaN where all entries are the same.
     """
-    mean, second, third, fourth = found.sums / found.count
+    mean, second, third, fourth = found.sums / found.size
     about = second - mean**2
     if not about > 1e-12 * second:
         return float("nan")

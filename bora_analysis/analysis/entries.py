@@ -42,7 +42,7 @@ def entries(update: Update) -> Entries:
     >>> import numpy as np
     >>> from bora_analysis import lora
     >>> found = entries(lora(np.array([[1.0], [2.0]]), np.array([[1.0, 0.0, 3.0]])))
-    >>> (found.sums * 2.0 ** (found.power * np.arange(1, 5))).tolist(), found.count
+    >>> (found.sums * 2.0 ** (found.power * np.arange(1, 5))).tolist(), found.size
     ([12.0, 50.0, 252.0, 1394.0], 6)
     """
     if isinstance(update, BlockProduct):
@@ -52,7 +52,7 @@ def entries(update: Update) -> Entries:
     if isinstance(update, KroneckerProduct):
         one, two = entries(update.first), entries(update.second)
         rows, columns = np.kron(one.rows, two.rows), np.kron(one.columns, two.columns)
-        return Entries(one.count * two.count, one.sums * two.sums, rows, columns, one.power + two.power)
+        return Entries(one.size * two.size, one.sums * two.sums, rows, columns, one.power + two.power)
     if isinstance(update, BlockCirculant):
         kernel, power = _scaled(update.kernel)  # each of its numbers stands in b places
         b = kernel.shape[2]

@@ -99,7 +99,7 @@ def null(adapters: Any, *, draws: int = DRAWS, seed: int = 0, **options: Unpack[
     >>> from bora_analysis import null, synthetic_adapter
     >>> adapter = synthetic_adapter("lora", {"layers.0.q_proj": (640, 320)}, r=4, kind="decay")
     >>> rows = null(adapter).layer_metrics.set_index("metric").loc["entropy_rank"]
-    >>> round(rows["value"], 1), round(rows["null_mean"], 1)
+    >>> round(float(rows["value"]), 1), round(float(rows["null_mean"]), 1)
     (3.5, 4.0)
     """
     import pandas as pd

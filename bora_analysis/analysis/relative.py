@@ -163,7 +163,7 @@ def counterpart(weights: BaseWeights, module: str, shape: tuple[int, int], where
 def _compare(update: Update, W0: Array, k: int, epsilon: float, subspace: int) -> tuple[float, ...]:
     W0 = W0.astype(np.float64, copy=False)
     base_norm, base_top = norm(W0), spectral_norm(W0)
-    k, subspace = min(k, *W0.shape), min(subspace, *W0.shape)
+    k, subspace, whole = min(k, *W0.shape), min(subspace, *W0.shape), None
     if isinstance(update, Dense):
         whole = check_finite(update.to_dense())
         size, parts, r = norm(whole), _largest(whole, k), k
@@ -181,7 +181,7 @@ def _compare(update: Update, W0: Array, k: int, epsilon: float, subspace: int) -
     least = min(W0.shape)
     base = _largest(W0, least if least <= DENSE_UP_TO else min(max(subspace, 4 * k), least))
     intruders = _intruders(tuned, W0, k, epsilon, base)
-    shares = _shares(whole if isinstance(update, Dense) else parts, base, subspace)
+    shares = _shares(parts if whole is None else whole, base, subspace)
     return (
         size, base_norm, _ratio(size, base_norm), top, base_top, _ratio(top, base_top),
         r, amplification, intruders, k, epsilon, subspace, *shares,

@@ -154,7 +154,8 @@ def spectra(
     if drawn is not None:
         nulls = data.narrowed(views.last_steps(drawn.spectra), projection=projection, module=module)
         nulls = nulls[nulls["adapter"].isin(set(rows["adapter"]))]
-        for (adapter, bound), band in views.null_curves(nulls).groupby(["adapter", "bound"], sort=False):
+        beside: Any = views.null_curves(nulls)
+        for (adapter, bound), band in beside.groupby(["adapter", "bound"], sort=False):
             layout.null_band(axes, band["index"], band, looks[adapter].colour, f"{adapter}:{bound}")
     axes.set_yscale("log")
     axes.set_ylim(floor, ceiling)

@@ -154,7 +154,7 @@ def moments(activation: str, fan_in: int) -> tuple[float, float]:
     if activation not in ("exp-norm", "no-norm"):
         return 0.0, 1 / 3
     c = 2.0 if activation == "exp-norm" else fan_in**-0.5
-    return np.sinh(c) / c, np.sinh(2 * c) / (2 * c)
+    return float(np.sinh(c) / c), float(np.sinh(2 * c) / (2 * c))
 
 
 def bulk(sizes: Sizes) -> Bulk:

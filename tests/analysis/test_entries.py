@@ -28,7 +28,7 @@ def agrees(update: Any) -> None:
     sums = [(np.abs(W) ** k).sum() for k in range(1, 5)]
     for k in range(1, 5):
         assert found.sums[k - 1] * scale**k == pytest.approx((W**k).sum(), abs=1e-10 * sums[k - 1])
-    assert found.count == W.size
+    assert found.size == W.size
     assert kurtosis(found) == pytest.approx(scipy_kurtosis(W.ravel(), fisher=False), rel=1e-8)
 
 
