@@ -114,7 +114,7 @@ def stable_rank(s: ArrayLike) -> float:
 def top_share(s: ArrayLike) -> float:
     """σ₁² / Σσ², the share of the energy in the largest direction.
 
-    >>> top_share(np.array([3.0, 1.0]))
+    >>> round(top_share(np.array([3.0, 1.0])), 12)
     0.9
     """
     whole = frobenius_norm(s)
