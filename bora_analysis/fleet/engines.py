@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -82,12 +83,27 @@ def _dask(address: str | None, workers: int) -> Iterator[Callable[..., Iterator[
     from dask.distributed import Client
 
     with _reaching(f"engine dask: {address or 'this machine'}"):
-        settings: dict[str, Any] = {"address": address, "timeout": "20s"} if address else {}
+        settings: dict[str, Any] = {"address": address, "timeout": "10s"} if address else {}
         if not address:
             settings = {"n_workers": workers or available_cores(), "threads_per_worker": 1, "dashboard_address": None}
         client = Client(set_as_default=False, **settings)
-    with client:
+    with _quiet("distributed"), client:  # a lost scheduler is told in one line, and not in its tracebacks
         yield lambda function, waiting: _unordered(function, waiting, workers or -1, backend="dask", client=client)
+
+
+@contextmanager
+def _quiet(package: str) -> Iterator[None]:
+    """Nothing from a package's loggers."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == package]
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
 
 
 @contextmanager
