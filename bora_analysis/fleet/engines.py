@@ -114,12 +114,13 @@ def _ray(address: str | None, workers: int) -> Iterator[Callable[..., Iterator[A
     with _reaching(f"engine ray: {address or 'this machine'}"):
         began = not ray.is_initialized()
         if began:
-            count = {} if address else {"num_cpus": workers or available_cores()}
-            ray.init(address=address, log_to_driver=False, include_dashboard=False, **count)
+            count = {} if address else {"num_cpus": workers or available_cores(), "include_dashboard": False}
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **count)
         register_ray()
     try:
         count = workers or int(ray.cluster_resources().get("CPU", 1))
-        yield lambda function, waiting: _in_waves(function, waiting, count, backend="ray")
+        with _quiet("ray"):
+            yield lambda function, waiting: _in_waves(function, waiting, count, backend="ray")
     finally:
         if began:
             ray.shutdown()

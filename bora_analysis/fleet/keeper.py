@@ -46,15 +46,15 @@ class Ended(Exception):
 class Child:
     """A process, its pipes, and a thread that waits for its answers."""
 
-    def __init__(self, memory: int, gpu: bool):
-        self.made_for = memory, gpu
+    def __init__(self, memory: int, gpu: bool, path: tuple[str, ...] = ()):
+        self.made_for = memory, gpu, path
         self.device = claimed() if gpu else None
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         threads |= {"VECLIB_MAXIMUM_THREADS": "1"}
         shown = {"CUDA_VISIBLE_DEVICES": self.device.name} if self.device else {}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  as long as the process
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT.format(memory=memory), json.dumps(sys.path)],
+            [sys.executable, "-c", _BOOT.format(memory=memory), json.dumps(list(dict.fromkeys([*sys.path, *path])))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env={**os.environ, **threads, **shown},
         )  # fmt: skip
         self.answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -160,7 +160,7 @@ def end_all() -> None:
 
 
 def _taken(job: Job) -> Child:
-    wanted = job.memory, job.measuring.get("device") in ("auto", "cuda")
+    wanted = job.memory, job.measuring.get("device") in ("auto", "cuda"), job.path
     while True:
         with _lock:
             fitting = [child for child in _idle if child.made_for == wanted]

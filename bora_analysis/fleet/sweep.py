@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -190,7 +191,7 @@ def sweep(
     storage = Storage.at(results)
     job = Job(
         storage.place, _hash(settings), measuring, reading, spectra, sketch or "", timeout, memory, split_from,
-        keep_downloads,
+        keep_downloads, tuple(sys.path),
     )  # fmt: skip
     with _alone(storage):
         _settle(storage, settings)

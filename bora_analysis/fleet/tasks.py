@@ -53,6 +53,7 @@ class Job:
     timeout : seconds for one try. memory : bytes of one worker, 0 for no bound.
     split_from : bytes from which an adapter is split into ranges of modules.
     keep_downloads : in the Hub's cache.
+    path : where the driver finds modules, a sketch's among them; a worker looks there after its own places.
     """
 
     results: str
@@ -65,6 +66,7 @@ class Job:
     memory: int = 4 << 30
     split_from: int = 256 << 20
     keep_downloads: bool = False
+    path: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
