@@ -28,7 +28,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 WORK = Path("out/training")
@@ -61,7 +60,7 @@ TRAJECTORIES = ("lora-r8", "melora-r8-n4", "bora-r8-b8", "bora-r8-b16")
 #: As trained in the paper, and the changes that some adapters are trained with too.
 PLAIN, MATCHED, ADVISED = "plain", "matched-gain", "advised"
 #: The rate of BUDGET, those tried beside it, and that of full fine-tuning.
-RATE, RATES, FULL_RATE = "1e-3", ("3e-4", "1e-3", "3e-3"), "5e-5"
+RATE, RATES, FULL_RATES = "1e-3", ("3e-4", "1e-3", "3e-3"), ("5e-5", "2e-4")
 #: Whose learning rates are compared. At its start BoRA's E[s²] is sinh(4)/4 = 6.8, so that α = 16 / √6.82 gives ΔW the
 #: size that LoRA's has with factors of the same size.
 RATED = (
@@ -95,8 +94,9 @@ class Run(NamedTuple):
     @property
     def bundle(self) -> Path:
         """The folder of the adapter in this project."""
-        seed = f"-seed{self.seed}" if self.seed != SEEDS[0] else ""
-        return DATA / f"{TASKS[self.task][1]}{self.adapter}{seed}"
+        if self.adapter == FULL:
+            return DATA / "full" / f"{self.task}-lr{self.rate}-seed{self.seed}"
+        return DATA / f"{TASKS[self.task][1]}{self.adapter}"
 
 
 def runs(*groups: str) -> Iterator[Run]:
@@ -114,7 +114,8 @@ def _bundled() -> Iterator[Run]:
 def _full() -> Iterator[Run]:
     for seed in SEEDS[:2]:
         for task in TASKS:
-            yield Run(task, FULL, seed, rate=FULL_RATE)
+            for rate in FULL_RATES:
+                yield Run(task, FULL, seed, rate=rate)
 
 
 def _rates() -> Iterator[Run]:
@@ -179,7 +180,7 @@ COLUMNS: tuple[str, ...] = (
 
 def results() -> list[dict[str, Any]]:
     """One row per run: of the finished ones what they reached, of the others what the table has already."""
-    known = {_run(row): row for row in read_results()}
+    known = {run_of(row): row for row in read_results()}
     for run in runs():
         if finished(run):
             record = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
@@ -197,8 +198,8 @@ def read_results() -> list[dict[str, Any]]:
         return list(csv.DictReader(handle))
 
 
-def _run(row: dict[str, Any]) -> Run:
-    rates = {float(rate): rate for rate in (*RATES, FULL_RATE)}
+def run_of(row: dict[str, Any]) -> Run:
+    rates = {float(rate): rate for rate in (*RATES, *FULL_RATES)}
     return Run(row["task"], row["adapter"], int(row["seed"]), row["variant"], rates[float(row["learning_rate"])])
 
 
@@ -217,20 +218,6 @@ def bundle() -> None:
         writer.writerows(rows)
 
 
-def table() -> str:
-    """The bundled runs as Markdown, in the shape of the paper's table 1: mean ± standard deviation over the seeds."""
-    rows = {_run(row): row for row in read_results()}
-    lines = ["| adapter | parameters | movies, accuracy | products, Pearson |", "|---|--:|--:|--:|"]
-    for name in ADAPTERS:
-        cells = []
-        for task in TASKS:
-            values = [100 * float(rows[Run(task, name, seed)]["value"]) for seed in SEEDS]
-            cells.append(f"{mean(values):.2f} ± {stdev(values):.2f}")
-        parameters = int(rows[Run("movies", name, SEEDS[0])]["parameters"])
-        lines.append(f"| {name} | {parameters:,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def _copy(source: Path, target: Path, beside: tuple[str, ...] = ()) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in ("adapter_config.json", "adapter_model.safetensors", *beside):
@@ -245,7 +232,6 @@ def main() -> None:
     )
     parser.add_argument("--task", choices=TASKS, help="the runs of this task only")
     parser.add_argument("--list", action="store_true", help="print the commands and exit")
-    parser.add_argument("--table", action="store_true", help="print the table of results.csv and exit")
     parser.add_argument("--bundle", action="store_true", help="write what is finished, and train nothing")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
     arguments = parser.parse_args()
@@ -253,9 +239,6 @@ def main() -> None:
     if arguments.list:
         for run in chosen:
             print("bora-analysis", shlex.join(command(run)))
-        return
-    if arguments.table:
-        print(table())
         return
     if arguments.bundle:
         bundle()

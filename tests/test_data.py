@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from importlib.util import module_from_spec, spec_from_file_location
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
-from bora_analysis import Adapter, factor_table, layer_metrics, read_adapter, singular_values
+from bora_analysis import Adapter, factor_table, layer_metrics, read_adapter, recommend, singular_values
 from bora_analysis.adapters import checkpoints
 from bora_analysis.cli import main
 
@@ -26,12 +27,20 @@ COMMANDS = re.findall(r"`bora-analysis (synth [^`]*-o data/(\S+))`", README)
 
 def maker() -> Any:
     """The script that trained the adapters."""
-    spec = spec_from_file_location("make_adapters", DATA / "make_adapters.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("make_adapters")
+
+
+def script(name: str) -> Any:
+    """A script of the data folder, which may import its neighbours."""
+    sys.path.insert(0, str(DATA))
+    try:
+        return import_module(name)
+    finally:
+        sys.path.remove(str(DATA))
+
+
+def tables() -> dict[str, str]:
+    return {name: table() for name, table in script("tables").TABLES.items()}
 
 
 def bundled(name: str) -> Adapter:
@@ -67,17 +76,18 @@ def test_the_spectra_are_the_ones_promised():
 
 def test_the_readme_says_what_was_trained_and_measured():
     made = maker()
-    assert made.table() in README
+    for name, table in tables().items():
+        assert table in README, name
     for name, words in made.ADAPTERS.items():
         assert f"| `trained-{name}` | `bora-analysis train MODEL --task classification" in README
         assert f"{words} BUDGET -o" in README
     assert made.BUDGET in README
-    rows = {made._run(row): row for row in made.read_results()}
+    rows = {made.run_of(row): row for row in made.read_results()}
     assert set(made.runs("bundled")) <= rows.keys() <= set(made.runs())
     assert {row["steps"] for row in rows.values()} == {"400"}  # equal budgets
     assert {row["batch_size"] for run, row in rows.items() if run.adapter != made.FULL} == {"8"}
     for run, row in rows.items():
-        if run in made.runs("full") or (run in made.runs("bundled") and run.seed == 0):
+        if run.adapter == made.FULL or (run in made.runs("bundled") and run.seed == 0):
             record = json.loads((run.bundle / "run.json").read_text(encoding="utf-8"))
             assert record["metric"][row["metric"]] == pytest.approx(float(row["value"]), abs=1e-6)
             assert record["parameters"]["adapter"] == int(row["parameters"])
@@ -161,3 +171,86 @@ def test_the_differences_to_lora_are_those_of_the_results() -> None:
         apart = [results[task, name] - results[task, "lora-r8"] for task in TASKS]
         cells = [f"{each.min():+.1f} to {each.max():+.1f}" for each in apart]
         assert f"| {name} | {cells[0]} | {cells[1]} |" in text, (name, cells)
+
+
+def test_the_sizes_of_what_the_experiments_add() -> None:
+    weights = [path.stat().st_size for path in DATA.glob("full/*/*.safetensors")]
+    assert len(weights) >= 2
+    assert max(weights) <= 4e6
+    added = sum(path.stat().st_size for folder in ("full", "seeds", "advice") for path in (DATA / folder).rglob("*"))
+    assert added <= 25e6
+
+
+def test_full_fine_tuning_is_read_without_the_base_model_and_captured_as_told() -> None:
+    """LoRA's shares against a dense SVD; BoRA's are at least those of its start, LoRA of the same r."""
+    table = pd.read_csv(DATA / "capture.csv")
+    assert set(table["adapter"]) <= {folder.name for folder in (DATA / "full").iterdir()}
+    for name in set(table["adapter"]):
+        adapter = bundled(f"full/{name}")
+        assert adapter.method == "full"
+        record = json.loads((DATA / "full" / name / "run.json").read_text(encoding="utf-8"))
+        assert 0 < record["rounding"] < 2.0**-11
+        for module in list(adapter)[::5]:
+            squares = np.linalg.svd(adapter[module].to_dense(), compute_uv=False) ** 2
+            own = table[(table["adapter"] == name) & (table["module"] == module)].set_index(["method", "r", "blocks"])
+            for r in (8, 9, 11):
+                expected = squares[:r].sum() / squares.sum()
+                assert own.loc[("lora", r, 1), "captured"] == pytest.approx(expected, abs=1e-9)
+            for b in (8, 16):
+                assert own.loc[("bora", 8, b), "captured"] >= own.loc[("lora", 8, 1), "captured"]
+
+
+def test_the_tables_of_the_seeds_are_those_of_the_adapters() -> None:
+    """To float32's rounding, for the runs whose adapters are bundled."""
+    made = maker()
+    layers = pd.read_parquet(DATA / "seeds/layer_metrics.parquet")
+    spectra = pd.read_parquet(DATA / "seeds/spectra.parquet")
+    keys = ["task", "adapter", "variant", "learning_rate", "seed"]
+    known = pd.read_csv(DATA / "results.csv")[keys].apply(tuple, axis=1)
+    compared = 0
+    for key, part in layers.groupby(keys):
+        assert key in set(known)
+        run = made.run_of(dict(zip(keys, key, strict=True)))
+        if run.adapter == made.FULL or run in made.runs("bundled"):
+            own = layer_metrics(run.bundle)
+            for column in ("module", "effective_rank", "rank_bound", "parameters"):
+                assert part[column].tolist() == own[column].tolist()
+            np.testing.assert_allclose(part["energy"], own["energy"], rtol=1e-5)
+            compared += 1
+    assert compared >= 3
+    sums = (
+        spectra.assign(energy=spectra["singular_value"].astype(float) ** 2).groupby([*keys, "module"])["energy"].sum()
+    )
+    whole = layers.set_index([*keys, "module"])["energy"]
+    np.testing.assert_allclose(sums.to_numpy(), whole.loc[sums.index].to_numpy(), rtol=1e-5)
+
+
+def test_the_advice_is_what_recommend_says_of_the_bundled_adapters() -> None:
+    made = maker()
+    for run in made.runs("advised"):
+        if run.seed == 0:
+            told = json.loads((DATA / "advice" / f"{run.task}-{run.adapter}.json").read_text(encoding="utf-8"))
+            assert told == json.loads(json.dumps(recommend(run.bundle).config))
+
+
+def test_a_student_reaches_what_its_method_can_represent(monkeypatch) -> None:
+    """LoRA's distilled ΔW against Eckart and Young, and its rank; the table has every run."""
+    task = script("rank_task")
+    matrix = task.target("1/k", 0)
+    assert np.linalg.norm(matrix) == pytest.approx(task.NORM)
+    np.testing.assert_allclose(
+        np.linalg.svd(matrix, compute_uv=False) * np.arange(1, task.SIZE + 1), np.linalg.norm(matrix, 2), rtol=1e-10
+    )
+    student = task.STUDENTS["LoRA r = 6"]
+    change = task.distil(student, matrix, 1e-2, 0, steps=300)
+    squares = np.linalg.svd(matrix, compute_uv=False) ** 2
+    most = squares[:6].sum() / squares.sum()
+    assert most - 0.02 < task.captured(matrix, change) < most + 1e-6
+    assert np.linalg.matrix_rank(change, tol=1e-4) == 6
+    assert task.reachable(student, matrix)[0] == pytest.approx(most, abs=1e-9)
+    rows = pd.read_csv(task.TABLE)
+    columns = ["spectrum", "student", "learning_rate", "seed"]
+    assert [tuple(row) for row in rows[columns].itertuples(index=False)] == list(task.runs())
+    exact = rows[rows["student"].str.contains("LoRA")]
+    assert (exact["trained"] <= exact["reachable"] + 1e-5).all()
+    assert set(rows["parameters"]) == {768}

@@ -118,7 +118,10 @@ def _claims() -> tuple[pd.DataFrame, Page]:
 
     frame = claims()
     counts = frame["verdict"].value_counts()
-    names = {"holds": "hold", "holds under a condition": "hold under a condition", "erratum": "errata"}
+    names = {
+        "holds": "hold", "holds under a condition": "hold under a condition", "erratum": "errata", "fails": "fail",
+        "cannot be told": "cannot be told",
+    }  # fmt: skip
     total = f"{len(frame)} claims: " + ", ".join(f"{counts.get(verdict, 0)} {name}" for verdict, name in names.items())
 
     def prose(width: int | None) -> str:

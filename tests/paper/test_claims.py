@@ -14,16 +14,20 @@ from bora_analysis.catalogue.formulas import Cost
 from bora_analysis.cli import main
 from bora_analysis.paper import claims as paper_claims
 from bora_analysis.paper import tables
-from bora_analysis.paper.claims import CLAIMS, accuracy, claims, costs, rank, sigma
+from bora_analysis.paper.claims import CLAIMS, accuracy, claims, costs, expressiveness, rank, sigma, trained
 from bora_analysis.paper.claims.accuracy import BORA, LORA32, mean_gain
-from bora_analysis.paper.claims.common import CONDITION, ERRATUM, HOLDS
+from bora_analysis.paper.claims.common import CONDITION, ERRATUM, FAILS, HOLDS, UNTOLD
 from bora_analysis.updates import blocks
 from bora_analysis.updates.blocks import BlockProduct, activate, bora
 
 JUDGES = {claim.id: claim.judge for claim in CLAIMS}
 
-UNDER_A_CONDITION = {"C7", "C12", "C17", "C18", "C19", "C20", "C21", "C26", "C27", "C28", "C29", "C31", "C33"}
+UNDER_A_CONDITION = {
+    "C7", "C12", "C17", "C18", "C19", "C20", "C21", "C26", "C27", "C28", "C29", "C31", "C33",
+    "C34", "C35", "C37", "C40", "C41",
+}  # fmt: skip
 ERRATA = {"C10", "C13"}
+FAILED = {"C38"}
 
 
 def verdict(claim):
@@ -46,7 +50,8 @@ def test_ids_and_columns(frame):
 def test_verdicts(frame):
     assert set(frame.index[frame["verdict"] == CONDITION]) == UNDER_A_CONDITION
     assert set(frame.index[frame["verdict"] == ERRATUM]) == ERRATA
-    assert set(frame["verdict"]) == {HOLDS, CONDITION, ERRATUM}
+    assert set(frame.index[frame["verdict"] == FAILS]) == FAILED
+    assert set(frame["verdict"]) == {HOLDS, CONDITION, ERRATUM, FAILS}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +69,12 @@ def test_verdicts(frame):
         ("C19", ["768×768 (27)", "5120×5120 (71)"]),
         ("C21", ["1.680", "printed 2: rounds to it, and is off by more than 5 %"]),
         ("C26", ["0.793", "printed 0.77: off by less than 5 %"]),
+        ("C34", ["34 of 36 query layers", "r = 8 8"]),
+        ("C35", ["falls at 2; most at movies, layer 5: r = 16 69.3, r = 32 43.2"]),
+        ("C38", ["60.3 and 57.7 σ > 0.005", "3.8 and 1.2 times LoRA's"]),
+        ("C39", ["movies b = 8 94% (83% to 98%)", "limit 90%"]),
+        ("C40", ["b = 8 3.4e-04", "which is e^−b"]),
+        ("C41", ["whose spectrum is flat, 0.308 and 0.294"]),
     ],
 )
 def test_evidence_is_computed(frame, claim, parts):
@@ -207,6 +218,78 @@ def test_means_are_compared_to_the_digits_printed():
     assert mean_gain(3, LORA32, "0.79").verdict == HOLDS
 
 
+# --- Claims on trained adapters
+
+
+def changed_queries(monkeypatch, change):
+    """Let the claims read metrics of the query layers that were changed by ``change(frame, name)``."""
+    usual = trained.queries
+    monkeypatch.setattr(trained, "queries", lambda task, name: change(usual(task, name).copy(), name))
+
+
+def test_adapters_that_use_every_direction_hold(monkeypatch):
+    def whole(frame, name):
+        return frame.assign(effective_rank=frame["r"] * frame["blocks"], energy=1.0 * frame["r"] ** 2)
+
+    changed_queries(monkeypatch, whole)
+    assert [verdict(claim) for claim in ("C34", "C35", "C36", "C39")] == [HOLDS] * 4
+    assert verdict("C37") == FAILS  # Σσ² as LoRA's of the same r
+    assert verdict("C38") == HOLDS  # nothing is gained that the ablation lacks
+
+
+def test_adapters_that_use_one_direction_fail(monkeypatch):
+    changed_queries(monkeypatch, lambda frame, name: frame.assign(effective_rank=1, energy=1.0 / frame["r"]))
+    assert [verdict(claim) for claim in ("C34", "C35", "C36", "C37", "C39")] == [FAILS] * 5
+
+
+def test_an_ablation_of_another_rank_tells_nothing(monkeypatch):
+    changed_queries(monkeypatch, lambda frame, name: frame.assign(effective_rank=3) if "no-exp" in name else frame)
+    assert verdict("C38") == UNTOLD
+
+
+def test_expressiveness_without_targets_cannot_be_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(expressiveness, "gain_at_equal_budget", lambda matrix: (0.2, 0.3))
+    assert verdict("C41") == ERRATUM
+    monkeypatch.setattr(expressiveness, "gain_at_equal_budget", lambda matrix: (0.3, 0.2))
+    assert verdict("C41") == HOLDS
+    monkeypatch.setattr(expressiveness, "data_folder", lambda: tmp_path)
+    assert verdict("C41") == UNTOLD
+
+
+def test_melora_off_the_diagonal_is_least_at_e_to_the_minus_b():
+    """The derivation of C40 against a linear programme: min over a, c of mean |−M (1 − δ_ij) + a_i + c_j| is M/b."""
+    from scipy.optimize import linprog
+
+    for b in (2, 3, 5, 8):
+        apart = -(1 - np.eye(b)).ravel()
+        spread = np.zeros((b * b, 2 * b))  # a_i + c_j of each (i, j)
+        for i in range(b):
+            for j in range(b):
+                spread[i * b + j, i] = spread[i * b + j, b + j] = 1
+        ones = np.eye(b * b)
+        rows = np.block([[spread, -ones], [-spread, -ones]])
+        found = linprog(
+            np.r_[np.zeros(2 * b), np.ones(b * b)],
+            rows,
+            np.r_[-apart, apart],
+            bounds=[(None, None)] * (2 * b) + [(0, None)] * b * b,
+        )
+        assert found.fun / b**2 == pytest.approx(1 / b)
+
+
+def test_bora_of_twice_r_is_melora_under_eq_5():
+    """Two slots of opposite sign cancel off the diagonal, so that only the same r keeps BoRA from MELoRA."""
+    rng = np.random.default_rng(0)
+    b, r, p, q = 4, 3, 5, 6
+    B, A = rng.standard_normal((b * p, r)), rng.standard_normal((r, b * q))
+    raw = np.broadcast_to(np.eye(b)[:, :, None], (b, b, r))
+    sigma = np.concatenate([raw, np.zeros_like(raw)], axis=2)  # Σ = e^2b on the diagonal of the first half, else 1
+    gain = np.exp(2 * b) - 1
+    twice = bora(np.hstack([B, -B]) / gain, np.vstack([A, A]), sigma, activation="exp-norm")
+    minis = blocks.melora(np.split(B, b), np.split(A, b, axis=1))
+    np.testing.assert_allclose(twice.to_dense(), minis.to_dense(), rtol=0, atol=1e-12)
+
+
 # --- The command
 
 
@@ -229,5 +312,5 @@ def test_the_table_is_wrapped_and_loses_nothing(frame, monkeypatch):
     whole = " ".join(result.stdout.split())
     for row in frame.to_dict("records"):
         assert f"{row['verdict'].upper()} · {row['where']} {row['claim']} → {row['evidence']}" in whole
-    assert result.stdout.endswith("33 claims: 18 hold, 13 hold under a condition, 2 errata\n")
+    assert result.stdout.endswith("41 claims: 20 hold, 18 hold under a condition, 2 errata, 1 fail, 0 cannot be told\n")
     assert "\N{NO-BREAK SPACE}" not in result.stdout

@@ -11,10 +11,13 @@ import numpy as np
 
 from ...linalg import Array
 
-Verdict = Literal["holds", "holds under a condition", "erratum"]
+Verdict = Literal["holds", "holds under a condition", "erratum", "fails", "cannot be told"]
 HOLDS: Verdict = "holds"
 CONDITION: Verdict = "holds under a condition"
 ERRATUM: Verdict = "erratum"
+#: Of a claim on trained adapters: in none of the bundled ones, or the bundled ones are not enough to judge it.
+FAILS: Verdict = "fails"
+UNTOLD: Verdict = "cannot be told"
 
 Judge = TypeVar("Judge", bound="Callable[..., Finding]")
 
@@ -66,6 +69,13 @@ def verdict(everywhere: bool, partly: bool = False) -> Verdict:
     if everywhere:
         return HOLDS
     return CONDITION if partly else ERRATUM
+
+
+def cut(cases: Sequence[bool]) -> Verdict:
+    """Of a claim on trained adapters: it fails where no more than half of the cases are as it says."""
+    if all(cases):
+        return HOLDS
+    return CONDITION if sum(cases) > len(cases) / 2 else FAILS
 
 
 def draws(
