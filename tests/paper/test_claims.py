@@ -74,7 +74,7 @@ def test_verdicts(frame):
         ("C38", ["60.3 and 57.7 σ > 0.005", "3.8 and 1.2 times LoRA's"]),
         ("C39", ["movies b = 8 94% (83% to 98%)", "limit 90%"]),
         ("C40", ["b = 8 3.4e-04", "which is e^−b"]),
-        ("C41", ["whose spectrum is flat, 0.308 and 0.294"]),
+        ("C41", ["whose spectrum is flat, 0.3", "and 0.294; full fine-tuning, movies"]),
     ],
 )
 def test_evidence_is_computed(frame, claim, parts):
