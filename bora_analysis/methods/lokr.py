@@ -18,6 +18,7 @@ from ..files.errors import AdapterError
 from ..files.parts import need, read_parts
 from ..linalg import Array
 from ..linalg.gaussian import gaussian_values
+from ..linalg.solvers import svd_values
 from ..projections import Projection, Target, Wish
 from ..updates.contract import Update
 from ..updates.dense import dense
@@ -159,7 +160,7 @@ def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
         second = gaussian_values(rng, u, v)
     else:
         expect(sizes, p * q + (u + v) * sizes.r)
-        second = np.linalg.svd(pair_core(rng, u, v, sizes.r), compute_uv=False)
+        second = svd_values(pair_core(rng, u, v, sizes.r))[0]
     return [np.outer(gaussian_values(rng, p, q), second).reshape(-1, 1, 1)]
 
 

@@ -577,7 +577,7 @@ def test_table_has_totals_memory_and_convention():
     assert lines[0] == "llama-3-8b, q k v: BoRA, r = 8, b = 16"
     assert lines[5].split() == ["total", "96", "4,915,200", "4,915,200", "128"]
     assert "weights 9.83 MB, gradients 9.83 MB, AdamW's moments and float32 copy 59 MB: 78.6 MB" in result.stdout
-    assert "the paper's FLOPs; usual FLOPs are twice that: here 9,830,400" in result.stdout
+    assert "the paper's FLOPs; usual FLOPs are twice that: here 9,830,400" in " ".join(result.stdout.split())
     assert result.stderr == ""
 
 
