@@ -203,3 +203,28 @@ def runs(rows: pd.DataFrame, title: str, methods: Sequence[str]) -> vega.Chart:
         vega.layer("rows", vega.point(75), **each, x=x, **looks),
     )
     return vega.layered(26 * len(order) + 50, layers, {"rows": rows})
+
+
+# Capture -------------------------------------------------------------------------------------------------------------
+
+
+def captured(found: pd.DataFrame, methods: Sequence[str]) -> vega.Chart:
+    """Captured share against parameters, a line per method; a table of ``bora_analysis.analysis.capture.shares``."""
+    told = {"label": "method", "member": "nearest", "parameters": "parameters", "captured": "captured"}
+    told |= {"lora_captured": "LoRA of as many", "kind": "found"}
+    shown = vega.labelled(found)
+    x = vega.log_number("parameters", "trained parameters", 5, padding=14)
+    y = vega.number("captured", "captured share of Σσ²", scale={"domain": [0, 1]}, axis={"format": "%"})
+    each = {"x": x, "y": y, **vega.by_method(methods, vega.legend())}
+    line, dots = {key: value for key, value in each.items() if key != "shape"}, vega.point(60)
+    dashes = vega.line(1.2, color=vega.guide(), strokeDash=vega.DASHED)
+    tips = vega.tooltip(shown, **told)
+    layers = [
+        vega.layer("shares", dashes, x=x, y=vega.number("lora_captured")),
+        vega.layer("shares", vega.line(1.5), **line),
+    ]
+    # A layer without rows would have no extent, of which the browser's console warns.
+    for words, filled in (("datum.kind != 'best case'", True), ("datum.kind == 'best case'", False)):
+        if ((shown["kind"] != "best case") == filled).any():
+            layers.append(vega.layer("shares", {**dots, "filled": filled}, words, **each, tooltip=tips))
+    return vega.layered(340, layers, {"shares": shown[list(told)]})

@@ -135,7 +135,7 @@ def each_capture(
         tried = sized(adapter, given, budget)
         room = room_of(adapter)
         work = partial(
-            _of_module, adapter, members=tried, wish=Wish(1, 1, bora_activation, room=room), starts=starts, old=old
+            of_module, adapter, members=tried, wish=Wish(1, 1, bora_activation, room=room), starts=starts, old=old
         )
         for _, rows in in_order(work, sampled(adapter, sample)):
             yield rows
@@ -273,7 +273,7 @@ def nearest(
     return {**parts, scale: parts[scale] * size}
 
 
-def _of_module(
+def of_module(
     adapter: Adapter, module: str, members: Sequence[Member], wish: Wish, starts: int, old: Mapping[Any, Any]
 ) -> list[tuple[Any, ...]]:
     update = adapter[module]

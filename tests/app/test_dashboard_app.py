@@ -107,6 +107,7 @@ LINKS = {
     "spectra": {"view": "one module", "module": "model.layers.1.self_attn.v_proj"},
     "layers": {"adapter": "mine", "metric": "stable rank", "projection": "v", "layer": "1"},
     "training": {"run": "run", "metric": "stable rank", "projection": "q", "step": "20", "factors": "true"},
+    "capture": {"adapter": "mine", "projection": "v", "capture_methods": ["LoRA", "BoRA"]},
     "lab": {"lab_m": "64", "lab_n": "32", "lab_r": "4", "lab_b": "16", "lab_kind": "decay", "lab_decay": "2.0",
             "lab_seed": "7", "lab_activation": "no-exp", "lab_same": "same budget", "lab_others": ["LoHa", "C³A"]},
     "budget": {"budget_model": "roberta-base", "budget_parameters": "300000", "budget_target": ["Q", "V"],
@@ -116,6 +117,7 @@ LINKS = {
 STATES = {
     "layers": {"metric": "stable_rank"},
     "training": {"metric": "stable_rank", "step": 20, "factors": True},
+    "capture": {"capture_methods": ["lora", "bora"]},
     "lab": {
         "lab_m": 64,
         "lab_n": 32,

@@ -40,12 +40,20 @@ FLAGS = [
     "--no-first-run", "--disable-quic",
 ]  # fmt: skip
 TITLES: dict[str, str] = dict(
-    zip(PAGES, ("Spectra", "Layers", "Training", "Synthetic lab", "Budget", "Paper"), strict=True)
+    zip(PAGES, ("Spectra", "Layers", "Training", "Capture", "Synthetic lab", "Budget", "Paper"), strict=True)
 )
 #: Charts that each page shows at first, or more.
-CHARTS = {"spectra": 3, "layers": 4, "training": 2 if sources.runs() else 0, "lab": 4, "budget": 3, "paper": 3}
+CHARTS = {
+    "spectra": 3,
+    "layers": 4,
+    "training": 2 if sources.runs() else 0,
+    "capture": 1,
+    "lab": 4,
+    "budget": 3,
+    "paper": 3,
+}
 #: Streamlit asks below a page's own address first and then at the root: these, and nothing else, may be missing.
-HARMLESS = re.compile(r"/(layers|training|lab|budget|paper)/_stcore/(health|host-config)")
+HARMLESS = re.compile(r"/(layers|training|capture|lab|budget|paper)/_stcore/(health|host-config)")
 WAIT = 120_000  # ms; machines are shared
 SETTLED = """count => {
   const app = document.querySelector('[data-testid=stApp]');
