@@ -31,12 +31,12 @@ def by_definition(delta: np.ndarray, W0: np.ndarray, r: int, k: int, epsilon: fl
     cosines = np.abs(x.T @ y[:, :k]).max(axis=0)
     return {
         "relative_norm": float(np.linalg.norm(delta) / np.linalg.norm(W0)),
-        "relative_spectral_norm": s[0] / s0[0],
+        "relative_spectral_norm": float(s[0] / s0[0]),
         "amplification": float(np.linalg.norm(delta) / np.linalg.norm(U[:, :r].T @ W0 @ Vt[:r].T)),
         "intruder_dimensions": int((cosines < epsilon).sum()),
-        "share_left": (np.linalg.norm(x[:, :7].T @ delta) / np.linalg.norm(delta)) ** 2,
-        "share_right": (np.linalg.norm(delta @ z[:7].T) / np.linalg.norm(delta)) ** 2,
-        "share_both": (np.linalg.norm(x[:, :7].T @ delta @ z[:7].T) / np.linalg.norm(delta)) ** 2,
+        "share_left": float(np.linalg.norm(x[:, :7].T @ delta) / np.linalg.norm(delta)) ** 2,
+        "share_right": float(np.linalg.norm(delta @ z[:7].T) / np.linalg.norm(delta)) ** 2,
+        "share_both": float(np.linalg.norm(x[:, :7].T @ delta @ z[:7].T) / np.linalg.norm(delta)) ** 2,
     }
 
 
