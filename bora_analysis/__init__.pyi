@@ -44,6 +44,7 @@ from .fleet.checks import check as check
 from .fleet.sweep import Sweep as Sweep
 from .fleet.sweep import sweep as sweep
 from .threshold import Threshold as Threshold
+from .training.evaluation import evaluate as evaluate
 from .updates.blocks import activate as activate
 from .updates.blocks import bora as bora
 from .updates.blocks import lora as lora

@@ -20,6 +20,7 @@ from .check import check
 from .convert import convert, merge
 from .cost import cost
 from .dashboard import dashboard
+from .evaluate import evaluate
 from .figure import figure
 from .fleet import fleet
 from .glance import glance
@@ -51,6 +52,7 @@ COMMANDS = (
     synth,
     cost,
     train,
+    evaluate,
     paper,
     dashboard,
 )

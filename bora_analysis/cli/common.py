@@ -330,11 +330,9 @@ def read_one(path: str, reading: dict[str, Any]) -> Adapter:
 
 
 @contextmanager
-def progress(length: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on stderr if that is a terminal; the yielded function counts one module."""
-    with click.progressbar(
-        length=length, label="modules", width=24, file=sys.stderr, hidden=not sys.stderr.isatty()
-    ) as bar:
+def progress(length: int, what: str = "modules") -> Iterator[Callable[[], None]]:
+    """Show a bar on stderr if that is a terminal; the yielded function counts one module, or another thing."""
+    with click.progressbar(length=length, label=what, width=24, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         yield lambda: bar.update(1)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .capture import SURVEY
-from .common import command, note, null_of, opened, progress, read_one, reading, results, usage
+from .common import command, fail, note, null_of, opened, progress, read_one, reading, results, usage
 from .similarity import compared
 
 if TYPE_CHECKING:
@@ -23,12 +23,17 @@ if TYPE_CHECKING:
 )
 @click.option("--list", "listing", is_flag=True, help="List the figures and exit.")
 @click.option("-o", "--output", metavar="FILE", multiple=True, help="A .pdf, .svg or .png file; repeatable.")
-@click.option("--metric", help="A column of the metrics table (heatmap, trajectory).")
+@click.option(
+    "--metric",
+    help="A column of the metrics table (heatmap, trajectory, accuracy_by_measured_rank); one of `evaluate` "
+    "(accuracy_by_rank).",
+)
 @click.option("--projection", help="q, k, v … (figure4, spectra, threshold_sweep, trajectory, similarity).")
 @click.option("--model", help="Layer shapes of a known model (optimal_blocks).  [default: queries of the paper's five]")
 @click.option("--y", metavar="COLUMN", help="An outcome such as accuracy, with --from: then with its front (pareto).")
 @click.option("--from", "outcome", metavar="FILE", help="CSV or JSON with the columns adapter and COLUMN (pareto).")
 @click.option("--null", is_flag=True, default=None, help="With that of random factors (spectra, figure4, trajectory).")
+@click.option("--order", help="Which k directions were kept: largest, smallest, random, energy (accuracy_by_rank).")
 @click.option("--lower", is_flag=True, default=None, help="Lower values of COLUMN are better (pareto).")
 @click.option("--width", help="Text width of a venue: neurips, iclr, icml, icml2.")
 @click.argument("name", required=False)
@@ -66,6 +71,8 @@ def figure(
         raise click.UsageError(f"{name} needs two adapters: expected {name} PATH PATH -o FILE")
     if spec.source == "capture" and len(paths) > 1:
         raise click.UsageError(f"{name} shows one adapter: expected {name} PATH -o FILE")
+    if spec.source == "evaluation" and len(paths) != 1:
+        raise click.UsageError(f"{name} is drawn from the table of `evaluate`: expected {name} TABLE.csv -o FILE")
     if spec.adapters == "none" and paths:
         raise click.UsageError(f"{name} takes no adapters: expected {name} -o FILE, without {' '.join(paths)}")
     reading["steps"] |= name == "trajectory"
@@ -92,6 +99,11 @@ def figure(
                 note(f"{adapter.name}: {modules} of {len(adapter)} modules; --modules chooses others")
             with progress(modules) as step:
                 write(capture=capture(adapter, starts=1, sample=SURVEY, on_module=step))
+    elif spec.source == "evaluation":
+        with usage():
+            write(evaluation=next(iter(paths)))
+    elif spec.source == "runs":
+        _of_runs(paths, write)
     elif spec.adapters == "required":
         with results(paths, reading, analysis) as tables:
             if wished.get("null") and "null" in spec.options:
@@ -108,6 +120,22 @@ def figure(
                 write(accuracy=paper_tables())
             else:
                 write()
+
+
+def _of_runs(paths: tuple[str, ...], write: Callable[..., None]) -> None:
+    """Runs that cannot be read are reported; the others are drawn."""
+    from ..analysis.runs import run_table
+
+    failures: list[Exception] = []
+
+    def failed(error: Exception) -> None:
+        failures.append(error)
+        fail(error)
+
+    with usage():
+        write(runs=run_table(paths, failed=failed))
+    if failures:
+        raise click.exceptions.Exit(1)
 
 
 @contextmanager

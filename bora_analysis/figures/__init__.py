@@ -24,6 +24,7 @@ from .block_products import figure1
 from .capture import capture
 from .cost import optimal_blocks, pareto
 from .drawing import in_style
+from .evaluation import accuracy_by_measured_rank, accuracy_by_rank
 from .forward_pass import figure2
 from .from_tables import figure4, heatmap, spectra, threshold_sweep, trajectory
 from .subspaces import similarity
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "FIGURES", "Spec", "capture", "draw", "figure1", "figure2", "figure3", "figure4", "heatmap", "optimal_blocks",
-    "pareto", "save", "similarity", "spectra", "threshold_sweep", "trajectory",
+    "FIGURES", "Spec", "accuracy_by_measured_rank", "accuracy_by_rank", "capture", "draw", "figure1", "figure2",
+    "figure3", "figure4", "heatmap", "optimal_blocks", "pareto", "save", "similarity", "spectra",
+    "threshold_sweep", "trajectory",
 ]  # fmt: skip
 
 # Source of a figure → whether adapters have to be given for it.
@@ -42,6 +44,8 @@ _ADAPTERS = {
     "layer_metrics": "required",
     "similarity": "required",
     "capture": "required",
+    "evaluation": "required",
+    "runs": "required",
     "updates": "optional",
 }
 _SOURCES = (*_ADAPTERS, "accuracy")
@@ -66,6 +70,8 @@ class Spec:
 
         * ``"spectra"``, ``"layer_metrics"``: a tidy table of adapters, or what it can be made from;
         * ``"capture"``: the table of :func:`bora_analysis.capture`, or an adapter;
+        * ``"evaluation"``: the table of :func:`bora_analysis.evaluate`, or its file;
+        * ``"runs"``: the table of :func:`bora_analysis.analysis.runs.run_table`, or folders of runs;
         * ``"similarity"``: the grid of two adapters, or these;
         * ``"updates"``: label → the factors of one module, or adapters; synthetic ones where none are given;
         * ``"accuracy"``: the paper's tables as one frame;
@@ -100,6 +106,12 @@ FIGURES: dict[str, Spec] = {
     "similarity": Spec(similarity, "subspace similarity of two adapters, as LoRA's figure 3", "similarity"),
     "pareto": Spec(pareto, "ranks, or an outcome with its front, against trained parameters", "layer_metrics"),
     "capture": Spec(capture, "share of ΔW that each method can represent, against parameters", "capture"),
+    "accuracy_by_rank": Spec(
+        accuracy_by_rank, "what the task loses: its metric against the directions kept of each ΔW", "evaluation"
+    ),
+    "accuracy_by_measured_rank": Spec(
+        accuracy_by_measured_rank, "what runs reached against their rank, one point for all seeds", "runs"
+    ),
     "optimal_blocks": Spec(optimal_blocks, "parameters per unit of rank against the number of blocks", None),
 }
 
@@ -111,8 +123,8 @@ def draw(name: str, source: Any = None, /, **options: Any) -> Figure:
     ----------
     source : what the figure is drawn from, see :class:`Spec`: its table, or adapters or paths to make it from.
     options : keyword options of the figure; also ``spectra``, ``layer_metrics``, ``similarity``, ``capture``,
-        ``updates`` and ``accuracy``, the sources by name, several at once: the figure takes its own and leaves the
-        others.
+        ``evaluation``, ``runs``, ``updates`` and ``accuracy``, the sources by name, several at once: the figure takes
+        its own and leaves the others.
 
     Raises
     ------

@@ -31,10 +31,15 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Example:
-    """One or two texts, and a class, a number, or nothing (causal-lm)."""
+    """One or two texts, and a class, a number, or nothing (causal-lm).
+
+    An instruction has its prompt, without the output, and the answer to it: the column ``answer``, or the output.
+    """
 
     texts: tuple[str, ...]
     label: int | float | None = None
+    prompt: str | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -194,8 +199,9 @@ def _examples(
     if settings.task == "causal-lm":
         if texts == list(_INSTRUCTION):
             inputs = frame["input"] if "input" in frame.columns else [""] * len(frame)
-            rows = zip(frame["instruction"], inputs, frame["output"], strict=True)
-            return [Example((_prompt(*map(_text, row)),)) for row in rows]
+            answers = frame["answer"] if "answer" in frame.columns else frame["output"]
+            rows = zip(frame["instruction"], inputs, frame["output"], answers, strict=True)
+            return [_instruction(*map(_text, row)) for row in rows]
         return [Example((" ".join(map(_text, row)),)) for row in zip(*(frame[column] for column in texts), strict=True)]
     labels = frame[label]
     if labels.isna().any():
@@ -230,6 +236,11 @@ def _numbers(name: str, label: str, values: list[Any]) -> list[float]:
 
 def _text(value: Any) -> str:
     return "" if value is None or value != value else str(value)  # NaN, a missing text, is unequal to itself
+
+
+def _instruction(instruction: str, given: str, output: str, answer: str) -> Example:
+    prompt = _prompt(instruction, given, "")
+    return Example((prompt + output,), prompt=prompt, answer=answer)
 
 
 def _prompt(instruction: str, given: str, output: str) -> str:

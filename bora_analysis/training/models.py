@@ -23,8 +23,15 @@ def tokenizer_of(settings: Settings) -> Any:
     return _loaded(settings, transformers.AutoTokenizer)
 
 
-def base_model(settings: Settings, classes: int, tokenizer: Any) -> Any:
-    """The base model with the head of the task. A tokenizer without padding pads with the end of text.
+def is_place(model: str) -> bool:
+    """Whether a model's name is a path that exists, or may be a Hub id."""
+    return Path(model).exists() or bool(_HUB_ID.fullmatch(model))
+
+
+def base_model(settings: Settings, classes: int, tokenizer: Any) -> tuple[Any, tuple[str, ...]]:
+    """The base model with the task's head, and the names of the parameters that its files lack, such as the head's.
+
+    A tokenizer without padding pads with the end of text.
 
     Raises
     ------
@@ -41,12 +48,12 @@ def base_model(settings: Settings, classes: int, tokenizer: Any) -> Any:
         classify = settings.task == "classification"
         options["num_labels"] = classes if classify else 1
         options["problem_type"] = "single_label_classification" if classify else "regression"
-    model = _loaded(settings, kind, **options)
+    model, told = _loaded(settings, kind, output_loading_info=True, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return model
+    return model, tuple(sorted(told["missing_keys"]))
 
 
 def encoded_example(example: Example, tokenizer: Any, settings: Settings) -> dict[str, Any]:
@@ -70,7 +77,7 @@ def collator(tokenizer: Any, causal: bool) -> Any:
 
 
 def _loaded(settings: Settings, kind: Any, **options: Any) -> Any:
-    if not Path(settings.model).exists() and not _HUB_ID.fullmatch(settings.model):
+    if not is_place(settings.model):
         raise TrainingError(
             f"{settings.model}: no such folder; expected a folder of transformers, or a Hub id org/name"
         )

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..analysis.runs import RECORD
 from ..atomic import replacing
 from ..extras import require
 from .checkpoints import discard_after, keep_adapter, newest_state, prune, set_base_name
@@ -20,7 +21,6 @@ from .scoring import scorer, token_losses
 from .settings import Settings
 from .whole import STATE, Whole
 
-RECORD = "run.json"
 _PACKAGES = ("bora_analysis", "peft", "transformers", "torch", "numpy")
 
 
@@ -163,7 +163,7 @@ class _Run:
         from peft import get_peft_model
 
         settings = self.settings
-        model = base_model(settings, len(self.data.classes), tokenizer)
+        model, _ = base_model(settings, len(self.data.classes), tokenizer)
         if settings.gradient_checkpointing:
             model.enable_input_require_grads()  # else no gradient reaches the first adapted layer
         try:

@@ -295,13 +295,16 @@ def test_every_listed_figure_can_be_drawn(folders, tmp_path):
     lines = [line.split() for line in result.stdout.splitlines()]
     names = (
         "figure1 figure2 figure3 figure4 spectra heatmap threshold_sweep trajectory similarity pareto capture "
-        "optimal_blocks"
+        "accuracy_by_rank accuracy_by_measured_rank optimal_blocks"
     )
     assert [line[0] for line in lines] == names.split()
     for name, mark, *_ in lines:
         first = "lora" if name == "similarity" else "run"  # two adapters, not a run
         paths = [folders / first, folders / "bora"] if "PATH..." in mark else []
         paths = paths[1:] if name == "capture" else paths  # one adapter
+        if name.startswith("accuracy"):
+            data = Path(__file__).parents[2] / "data"
+            paths = [data / ("accuracy_by_rank.csv" if name == "accuracy_by_rank" else "trained-lora-r8")]
         drawn = run("figure", name, *paths, "-o", tmp_path / f"{name}.png", "-o", tmp_path / f"{name}.pdf")
         assert drawn.exit_code == 0, drawn.stderr
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,125 @@
+"""Training runs in a folder: what each reached, and what rank its ΔW has."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..adapters import Adapter, AdapterError, read_adapter
+from ..adapters.given import named_apart
+from .progress import progress
+from .summary import summary
+from .tables import layer_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD = "run.json"
+# What may differ between runs of one group.
+_APART = ("seed",)
+_SEED = re.compile(r"seed[-_]?\d+")
+
+
+def run_table(
+    places: Any, *, failed: Callable[[Exception], object] | None = None, on_module: Callable[[], object] | None = None
+) -> pd.DataFrame:
+    """One row per finished run: what it reached, and the means of the metrics over its modules.
+
+    Parameters
+    ----------
+    places : folders; every ``run.json`` in them and below, beside its adapter, is a run. A method that needs the base
+        model takes the one of its run, if that folder is here.
+    failed : is called with the error of a run that cannot be read; without it the error is raised.
+    on_module : called after each module, for progress.
+
+    Returns
+    -------
+    DataFrame
+        adapter, group (name of the runs that differ in their seed alone), seed, outcome (the metric's name), value, and
+        the columns of :func:`bora_analysis.summary` for all modules.
+
+    Raises
+    ------
+    AdapterError
+        No finished run there; a record or adapter that cannot be read.
+    """
+    import pandas as pd
+
+    found: list[tuple[Adapter, dict[str, Any], Path]] = []
+    for record in _records(places):
+        try:
+            told = _told(record)
+            if told is not None:
+                base = told["settings"].get("model")
+                base = base if base and Path(base).is_dir() else None
+                adapter: Any = read_adapter(record.parent, base=base)
+                found.append((adapter, told, record.parent))
+        except AdapterError as error:
+            _pass_on(error, failed)
+    if not found:
+        raise AdapterError(
+            f"{places}: no finished run; expected folders with {RECORD}, as `bora-analysis train` writes"
+        )
+    named = named_apart([adapter for adapter, _, _ in found])
+    groups = _groups([told for _, told, _ in found], [place for _, _, place in found])
+    rows = []
+    with progress(sum(map(len, named)), on_module) as step:
+        for adapter, (_, told, _), group in zip(named, found, groups, strict=True):
+            try:
+                table = summary(layer_metrics(adapter, on_module=step))
+            except AdapterError as error:
+                _pass_on(error, failed)
+                continue
+            ((outcome, value),) = told["metric"].items()
+            row = table[table["projection"] == "all"].iloc[0].to_dict()
+            mine = {"group": group, "seed": told["settings"].get("seed"), "outcome": outcome, "value": value}
+            rows.append({"adapter": row.pop("adapter"), **mine, **row})
+    return pd.DataFrame(rows)
+
+
+def _records(places: Any) -> Iterator[Path]:
+    for place in [places] if isinstance(places, str | Path) else places:
+        folder = Path(place)
+        if not folder.is_dir():
+            raise AdapterError(f"{place}: no such folder; expected one with runs, as `bora-analysis train` writes them")
+        yield from sorted(folder.rglob(RECORD))
+
+
+def _told(path: Path) -> dict[str, Any] | None:
+    """A run's record; None for a run that is not finished."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record.get("status") != "finished":
+            return None
+        dict(record["settings"])
+        ((_, value),) = record["metric"].items()
+        float(value)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(f"{path}: not a record of a run ({type(error).__name__})") from None
+    return record
+
+
+def _groups(records: Iterable[dict[str, Any]], places: Iterable[Path]) -> list[str]:
+    """The name of each run's group, that of the folder of its first run without the seed."""
+    names: dict[str, str] = {}
+    found = []
+    for record, place in zip(records, places, strict=True):
+        own = {key: value for key, value in record["settings"].items() if key not in _APART}
+        key = json.dumps(own, sort_keys=True)
+        if key not in names:
+            name = (
+                place.parent.name if _SEED.fullmatch(place.name) else re.sub(rf"[-_.]?{_SEED.pattern}$", "", place.name)
+            )
+            taken = set(names.values())
+            names[key] = name if name not in taken else f"{place.parent.name}/{place.name}"
+        found.append(names[key])
+    return found
+
+
+def _pass_on(error: AdapterError, failed: Callable[[Exception], object] | None) -> None:
+    if failed is None:
+        raise error
+    failed(error)
