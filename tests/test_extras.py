@@ -106,6 +106,7 @@ LACKING: dict[str, tuple[list[str], str, str, int]] = {
     "spectrum has places": (["synth", "--method", "fourierft", "-o", "{}/none"], "torch", "torch", 1),
     "dashboard": (["dashboard"], "dashboard", "streamlit", 1),
     "training an adapter": (TRAIN, "train", "torch", 1),
+    "evaluating an adapter": (["evaluate", SHOWN[0]], "train", "torch", 1),
     "/model'": (["cost", "--model", "{}/model", "--target", "qv", "--method", "lora"], "train", "torch", 2),
 }
 
