@@ -31,7 +31,7 @@ def extracted(text: str, expected: str) -> str | None:
     """The answer in a generated text, of the kind of the expected one; None where the text has none.
 
     >>> extracted("12 + 3 = 15, so 1,015 in all.", "15"), extracted("it is option2, not option1", "option1")
-    ('1015.', 'option2')
+    ('1015', 'option2')
     """
     text, expected = text.partition(_RESPONSE)[0].strip(), expected.strip()
     if _as_number(expected) is not None:
