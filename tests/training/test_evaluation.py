@@ -472,7 +472,7 @@ def test_an_interrupted_call_goes_on(home, tmp_path, monkeypatch):
         pd.read_parquet(tmp_path / f"{name}.parquet").sort_values(["adapter", "keep", "example"])
         for name in ("part", "whole")
     ]
-    pd.testing.assert_frame_equal(*(each.reset_index(drop=True) for each in stored))
+    pd.testing.assert_frame_equal(stored[0].reset_index(drop=True), stored[1].reset_index(drop=True))
     calls[:] = [1] * 10
     assert run(*part).exit_code == 0
     assert len(calls) == 10  # nothing is left to do
