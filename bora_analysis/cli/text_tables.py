@@ -101,10 +101,14 @@ def _statistics(part: pd.DataFrame) -> list[Column]:
     """What was computed on request."""
     from ..metrics import STATISTICS
 
-    heads = dict(zip(STATISTICS, ("rows", "columns", "kurtosis", "σ>bulk"), strict=True))
-    return [
-        _column(part, head, name, 1, meaning=STATISTICS[name].label) for name, head in heads.items() if name in part
-    ]
+    told = (
+        ("rows", "how many hold the energy, were it in equal parts"),
+        ("columns", "the same of the columns"),
+        ("kurtosis", "of ΔW's entries, 3 for Gaussian ones"),
+        ("σ>bulk", "directions above the bulk of random factors"),
+    )
+    heads = zip(STATISTICS, told, strict=True)
+    return [_column(part, head, name, 1, meaning=meaning) for name, (head, meaning) in heads if name in part]
 
 
 def beside_null(columns: list[Column], part: pd.DataFrame) -> list[Column]:
