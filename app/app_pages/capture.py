@@ -18,8 +18,8 @@ from bora_analysis.analysis.capture import shares
 from bora_analysis.analysis.members import set_label
 from bora_analysis.catalogue import METHODS
 
-#: The paper's three, and one that also cuts the layer into blocks.
-USUAL = ["lora", "melora", "bora", "gralora"]
+#: The paper's three.
+USUAL = ["lora", "melora", "bora"]
 
 question("Capture", "How much of an update could another method, or a smaller rank, have represented?")
 context = adapters_or_stop()
