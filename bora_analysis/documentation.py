@@ -1,7 +1,7 @@
 """The tables of the documentation that are derived: of the catalogue's methods, of the metrics, of the rules of checks.
 
-``python -m bora_analysis.documentation README.md docs/*.md`` writes them anew between marks, ``<!-- methods -->`` and
-``<!-- end -->``; a test says when that is due.
+``python -m bora_analysis.documentation docs`` writes them anew in the pages below that folder, between the marks
+``<!-- methods -->`` and ``<!-- end -->``; a test says when that is due.
 """
 
 from __future__ import annotations
@@ -61,5 +61,5 @@ def renewed(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for place in map(Path, sys.argv[1:]):
-        place.write_text(renewed(place.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (page for folder in sys.argv[1:] for page in Path(folder).rglob("*.md")):
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
