@@ -108,8 +108,8 @@ def _quiet(package: str) -> Iterator[None]:
 
 @contextmanager
 def _ray(address: str | None, workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    import ray  # pyright: ignore[reportMissingImports]
-    from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
+    import ray
+    from ray.util.joblib import register_ray
 
     with _reaching(f"engine ray: {address or 'this machine'}"):
         began = not ray.is_initialized()

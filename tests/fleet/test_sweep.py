@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -260,12 +262,21 @@ def test_wrong_settings_and_places(fleet: Path, tmp_path: Path):
         run(fleet, tmp_path / "other")
 
 
-def test_the_tables_are_read_by_pandas_pyarrow_and_duckdb(fleet: Path, tmp_path: Path):
-    duckdb = pytest.importorskip("duckdb")
-    run(fleet, tmp_path)
-    tables = f"'{tmp_path}/layer_metrics/*.parquet' JOIN '{tmp_path}/adapters/*.parquet' a USING (id)"
-    count, energy = duckdb.sql(f"SELECT count(*), sum(energy) FROM {tables}").fetchall()[0]
-    frame = pd.read_parquet(tmp_path / "layer_metrics").merge(pd.read_parquet(tmp_path / "adapters"), on="id")
-    assert (count, len(frame)) == (18, 18)
-    assert energy == pytest.approx(frame["energy"].sum(), rel=1e-12)
-    assert Results(tmp_path).layer_metrics()["energy"].sum() == pytest.approx(energy, rel=1e-12)
+def test_the_documentation_reads_the_tables_with_pandas_duckdb_and_polars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = (DATA.parent / "docs/sweeps.md").read_text(encoding="utf-8")
+    sessions = re.findall(r"```pycon\n(.*?)```", text, re.DOTALL)
+    assert [re.findall(r"import (\w+)", each) for each in sessions] == [["pandas"], ["duckdb"], ["polars"]]
+    done = run(str(DATA / "trained-lora-r*"), tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    for each in sessions:
+        example = doctest.DocTestParser().get_doctest(each, {}, "docs/sweeps.md", None, None)
+        said: list[str] = []
+        assert doctest.DocTestRunner(verbose=False).run(example, out=said.append).failed == 0, "".join(said)
+    row: Any  # what the sessions show, from the adapters themselves
+    for row in done.results.adapters().itertuples():
+        own = analyse(row.id).layer_metrics.groupby("projection")["stable_rank"].median().round(2)
+        assert re.search(rf"{row.name} +{own['q']:.2f}  {own['v']:.2f}\n", sessions[0])
+        assert f"('{row.name}', 'q', {own['q']})" in sessions[1]
+        assert f"('{row.name}', {own['v']})" in sessions[2]
