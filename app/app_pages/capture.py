@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 
 from app import capturing, method_charts
@@ -9,8 +11,10 @@ from app.columns import show
 from app.context import adapters_or_stop
 from app.controls import ALL, choose, pills, projections, segments
 from app.downloads import offer
-from app.explain import explanation, progress, question
+from app.explain import explanation, question
+from app.jobs import aside
 from app.safe_markdown import markdown
+from app.sources import stamp
 from app.vega import draw
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis import views
@@ -45,17 +49,21 @@ if not chosen:
     st.stop()
 
 source, steps = known[name], own["step"].dropna()
-slot = st.empty()
 try:
     adapter = capturing.adapter_of(source, None if steps.empty else int(steps.max()))
     modules = capturing.modules_of(adapter, None if projection == ALL else projection, whole)
-    frame = capturing.captured(
-        source, adapter, chosen, modules, lambda done, total: progress(slot, f"{markdown(name)}: ", done, total)
+    frame = aside(
+        "capture",
+        (source, stamp(source.path), adapter.step, tuple(modules), tuple(chosen)),
+        partial(capturing.captured, source, adapter, chosen, modules),
+        markdown(name),
     )
 except (AdapterError, ValueError) as error:
-    slot.error(markdown(str(error)), icon=":material/error:")
+    st.error(markdown(str(error)), icon=":material/error:")
     st.stop()
-slot.empty()
+if frame is None:
+    explanation("capture")
+    st.stop()
 
 found = shares(frame)
 if found.empty:

@@ -13,7 +13,8 @@ from app import charts, sources
 from app.context import current, load
 from app.controls import ALL, choose, linked, of_projection, projections
 from app.downloads import offer
-from app.explain import explanation, progress, question, table
+from app.explain import explanation, question, table
+from app.jobs import Told, aside
 from app.safe_markdown import markdown
 from app.vega import draw
 from app.verdicts import verdict_on
@@ -111,8 +112,8 @@ st.subheader("Which factor limits the rank", anchor=False)
 source = next(source for source in context.sources if source.label == adapter)
 
 
-def read_factors() -> pd.DataFrame:
-    """Ranks of the three factors, module by module and step by step, read anew; with progress."""
+def read_factors(told: Told) -> pd.DataFrame:
+    """Ranks of the three factors, module by module and step by step, read anew."""
     modules = set(rows["module"])
     wanted = [
         replace(checkpoint, loaders={name: load for name, load in checkpoint.loaders.items() if name in modules})
@@ -120,12 +121,7 @@ def read_factors() -> pd.DataFrame:
         if checkpoint.step in steps
     ]
     total, done = sum(map(len, wanted)), count(1)
-    bar = st.progress(0.0, "Reading the factors")
-    found = factor_table(wanted, on_module=lambda: progress(bar, "", next(done), total))
-    bar.empty()
-    if found.empty:
-        raise ValueError(f"{adapter} has no B', Σ', A' (eq. 6): its update is not a product of block factors")
-    return found
+    return factor_table(wanted, on_module=lambda: told(next(done), total))
 
 
 def limits(ranks: Any) -> None:
@@ -147,16 +143,16 @@ def limits(ranks: Any) -> None:
     offer(ranks, "factor_ranks")
 
 
-st.caption("This reads the factors again, module by module. To stop it, leave the page or change a choice.")
-if linked(st.toggle, "Ranks of B′, Σ′, A′ by step", key="factors"):
-    key = (str(source.path), projection, tuple(steps))
+if linked(st.toggle, "Ranks of B′, Σ′, A′ by step", key="factors", help="This reads the factors again."):
+    key = (str(source.path), sources.stamp(source.path), projection, tuple(steps))
     try:
-        if st.session_state.get("_factors", (None,))[0] != key:
-            st.session_state["_factors"] = (key, read_factors())
-        limits(st.session_state["_factors"][1])
+        found = aside("factors", key, read_factors, markdown(adapter))
+        if found is not None and found.empty:
+            words = f"{adapter} has no B', Σ', A' (eq. 6): its update is not a product of block factors"
+            st.info(markdown(words), icon=":material/info:")
+        elif found is not None:
+            limits(found)
     except AdapterError as error:
         st.error(markdown(str(error)), icon=":material/error:")
-    except ValueError as error:  # a method that has no such factors
-        st.info(markdown(str(error)), icon=":material/info:")
 
 explanation("training")

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote
 
 import pandas as pd
 import pytest
+from browser_cases import SHOTS, alts, downloaded, in_url, playwright, settled, shoot, shows, visit
 from dashboard_cases import PAGES, adapter, contents, zipped
 
 from app import sources
@@ -28,17 +20,6 @@ from bora_analysis import analyse, read_adapter
 from bora_analysis.figures import save, spectra
 from bora_analysis.style import METRICS
 
-CHROMIUM = Path("/usr/bin/chromium")
-if not CHROMIUM.exists():
-    pytest.skip(f"no browser: {CHROMIUM} is missing (apt-get install chromium)", allow_module_level=True)
-playwright = pytest.importorskip("playwright.sync_api")
-
-ROOT = Path(__file__).parents[2]
-SHOTS = ROOT / "out" / "screenshots"
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--no-first-run", "--disable-quic",
-]  # fmt: skip
 TITLES: dict[str, str] = dict(
     zip(PAGES, ("Spectra", "Layers", "Training", "Capture", "Synthetic lab", "Budget", "Paper"), strict=True)
 )
@@ -52,139 +33,12 @@ CHARTS = {
     "budget": 3,
     "paper": 3,
 }
-#: Streamlit asks below a page's own address first and then at the root: these, and nothing else, may be missing.
-HARMLESS = re.compile(r"/(layers|training|capture|lab|budget|paper)/_stcore/(health|host-config)")
-WAIT = 120_000  # ms; machines are shared
-SETTLED = """count => {
-  const app = document.querySelector('[data-testid=stApp]');
-  const charts = [...document.querySelectorAll('[data-testid=stVegaLiteChart]')];
-  return app && app.dataset.testScriptState === 'notRunning' && charts.length >= count
-    && charts.every(chart => chart.querySelector('svg.marks, canvas.marks'))
-    && !document.querySelector('[data-testid=stSkeleton], [data-stale=true]');
-}"""
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    """What the server may open: an adapter and a run."""
-    with tempfile.TemporaryDirectory() as home:
-        adapter(Path(home) / "mine", seed=1, layers=6)
-        for step in (10, 20, 30):
-            adapter(Path(home) / "run" / f"checkpoint-{step}", seed=step, rank=3)
-        yield Path(home)
-
-
-@pytest.fixture(scope="module")
-def site(folder) -> Iterator[str]:
-    """The address of the server, started as a user does; it ends with the module."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "bora_analysis", "dashboard", "--port", str(port), "--root", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    address = f"http://localhost:{port}"
-    with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
-        try:
-            for _ in range(600):
-                try:
-                    with urllib.request.urlopen(f"{address}/_stcore/health", timeout=5):
-                        break
-                except (urllib.error.URLError, OSError):
-                    assert server.poll() is None, "the server has ended"
-                    time.sleep(0.2)
-            yield address
-        finally:
-            server.terminate()
-            try:
-                server.wait(timeout=15)
-            except subprocess.TimeoutExpired:  # a tab may keep it
-                server.kill()
-                server.wait()
-        log.seek(0)
-        said = log.read().decode()
-    assert "Traceback" not in said, said
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        made = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        try:
-            yield made
-        finally:
-            made.close()
-
-
-@contextmanager
-def visit(browser: Any, theme: str = "light", width: int = 1280) -> Iterator[Any]:
-    """A visitor's tab; at its end nothing may have gone wrong in it."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, accept_downloads=True)
-    context.set_default_timeout(WAIT)
-    page = context.new_page()
-    trouble: list[str] = []
-
-    def said(message: Any) -> None:
-        if message.type in ("error", "warning") and not HARMLESS.fullmatch(urlsplit(message.location["url"]).path):
-            trouble.append(f"{message.type}: {message.text} ({message.location['url']})")
-
-    page.on("console", said)
-    page.on("pageerror", lambda error: trouble.append(f"exception: {error}"))
-    page.on(
-        "response",
-        lambda response: (
-            trouble.append(f"{response.status}: {response.url}")
-            if response.status >= 400 and not HARMLESS.fullmatch(urlsplit(response.url).path)
-            else None
-        ),
-    )
-    try:
-        yield page
-        assert page.locator("[data-testid=stException]").count() == 0
-    finally:
-        context.close()
-    assert trouble == []
-
-
-def settled(page: Any, charts: int = 0) -> None:
-    """The script has run, and every chart is drawn."""
-    page.wait_for_function(SETTLED, arg=charts)
 
 
 def opened(page: Any, site: str, name: str, query: str = "") -> None:
     page.goto(f"{site}/{'' if name == 'spectra' else name}{query}")
     page.get_by_role("heading", name=TITLES[name], exact=True).wait_for()
     settled(page, CHARTS[name])
-
-
-def alts(page: Any) -> list[str]:
-    return page.locator("[data-testid=stVegaLiteChart]").evaluate_all("all => all.map(x => x.ariaLabel)")
-
-
-def shows(page: Any, chart: int, *words: str) -> None:
-    """Wait until that chart's words for the blind hold all of these.
-
-    A quiet page is not enough: between two runs of the script (an upload, a new address) it is quiet with old charts.
-    """
-    holds = f"""words => {{
-      const said = document.querySelectorAll('[data-testid=stVegaLiteChart]')[{chart}]?.ariaLabel ?? '';
-      return words.every(word => said.includes(word));
-    }}"""
-    try:
-        page.wait_for_function(holds, arg=list(words))
-    except playwright.TimeoutError:
-        assert words == alts(page)[chart : chart + 1]  # fails, and shows what is there
-    settled(page)
-
-
-def in_url(page: Any) -> dict[str, list[str]]:
-    return parse_qs(urlsplit(page.url).query)
-
-
-def downloaded(page: Any, label: str) -> bytes:
-    with page.expect_download() as waiting:
-        page.get_by_test_id("stDownloadButton").filter(has_text=label).first.click()
-    return Path(waiting.value.path()).read_bytes()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -209,15 +63,6 @@ def test_every_page_wide_and_on_a_phone(browser, site, theme):
             shoot(page, f"{name}-{theme}-phone")
             page.set_viewport_size({"width": 1280, "height": 900})
             page.get_by_test_id("stExpandSidebarButton").wait_for(state="detached")
-
-
-def shoot(page: Any, name: str) -> None:
-    """The whole page, in one picture."""
-    size = page.viewport_size
-    height = page.get_by_test_id("stMain").evaluate("x => x.scrollHeight")
-    page.set_viewport_size({"width": size["width"], "height": min(6000, max(size["height"], height))})
-    page.wait_for_timeout(250)  # charts are drawn to their new size
-    page.screenshot(path=SHOTS / f"{name}.png")
 
 
 def test_the_threshold_moves_by_the_keyboard(browser, site, folder):
