@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import charts, method_charts
+from app import charts, method_charts, random_target
 from app import lab_model as lab
 from app.columns import show
 from app.context import current
@@ -18,6 +18,7 @@ from app.explain import explanation, question, table
 from app.vega import draw, labelled
 from bora_analysis import style
 from bora_analysis.analysis import views
+from bora_analysis.analysis.capture import shares
 from bora_analysis.catalogue import ACTIVATIONS
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -208,5 +209,27 @@ else:
             draw(chart, key=f"sweep{k}", alt=words)
     table(curve)
     offer(curve, "lab-blocks")
+
+st.subheader("Is the rank worth it?", anchor=False)
+size_m, size_n = random_target.fitting(setting.m, setting.n, setting.blocks)
+st.caption(
+    f"A random {size_m} × {size_n} update with σ_k = k⁻ᵖ, which needs all of its rank for p = 0 and little of it for "
+    "p = 2, and the nearest that LoRA, MELoRA and BoRA have at ½, 1, 2 and 4 times the parameters of LoRA r."
+)
+power = linked(st.slider, "p of the update", 0.0, 2.0, 0.5, 0.25, key="lab_target")
+if linked(st.toggle, "Find the nearest updates", key="lab_capture", help="Takes some seconds for each p."):
+    with st.spinner("Looking for the nearest updates …"):
+        sizes = (size_m, size_n, setting.r, setting.blocks)
+        nearest = random_target.captured(*sizes, setting.activation, float(power), setting.seed)
+    found = shares(nearest)
+    if found.empty:
+        st.info("None of the three has so few parameters: choose a larger r.", icon=":material/info:")
+    else:
+        best = found.loc[found.groupby("method")["captured"].idxmax()]
+        told = ", ".join(f"{row.member} {row.captured:.1%}" for row in best.itertuples())
+        alt = f"Captured share of a random update's Σσ² against trained parameters. Highest: {told}."
+        draw(method_charts.captured(found, lab.METHODS), key="lab_captured", alt=alt)
+        st.caption("Dashed: LoRA between whole ranks. BoRA is found by a search, so its share is a lower bound.")
+        offer(nearest, "lab-capture", "capture")
 
 explanation("lab")

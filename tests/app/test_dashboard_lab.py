@@ -9,7 +9,7 @@ import pytest
 from method_lists import BLOCK_METHODS, EXPERT_METHODS
 from scipy.linalg import svdvals
 
-from app import lab_model
+from app import lab_model, random_target
 from app.lab_model import LARGEST_CORE, METHODS, OTHERS, Setting, compare, ranks_frame, sizes_of, spectra_frame
 from bora_analysis.catalogue import METHODS as CATALOGUE
 from bora_analysis.catalogue.cost import cost
@@ -96,3 +96,27 @@ def test_tables():
     assert (table["measured_rank"] <= table["rank_bound"]).all()
     frame = spectra_frame(outcomes, {one.method: one.method for one in outcomes})
     assert frame.groupby("method").size().to_dict() == {one.method: len(one.values) for one in outcomes}
+
+
+def test_what_a_random_update_needs():
+    """Eckart and Young for LoRA; rank is worth more the flatter the spectrum."""
+    flat, steep = (random_target.captured(48, 32, 4, 4, "exp-norm", decay, 0) for decay in (0.0, 2.0))
+    for table, decay in ((flat, 0.0), (steep, 2.0)):
+        energies = np.arange(1, 33) ** (-2 * decay)
+        own = table[table["method"] == "lora"]
+        assert own["r"].tolist() == [2, 4, 8, 16]  # ½, 1, 2, 4 times
+        expected = [energies[:r].sum() / energies.sum() for r in own["r"]]
+        np.testing.assert_allclose(own["captured"], expected, atol=1e-6)
+        assert set(table["method"]) == set(METHODS)
+        assert (table["parameters"] <= 4 * 4 * (48 + 32)).all()
+    for table, least, most in ((flat, 0.02, 0.5), (steep, -0.02, 0.001)):
+        bora = table[table["method"] == "bora"]
+        assert len(bora) == 4
+        assert (bora["captured"] - bora["lora_captured"]).between(least, most).all()
+
+
+def test_a_random_update_with_nothing_to_find():
+    """BoRA's b² r parameters are beyond every budget here; then it is left out."""
+    table = random_target.captured(8, 8, 1, 8, "exp-norm", 0.0, 0)
+    assert set(table["method"]) == {"lora", "melora"}
+    assert table["parameters"].max() <= 4 * (8 + 8) < 8 * 8 + 8 + 8
