@@ -98,6 +98,13 @@ class Run(NamedTuple):
             return DATA / "full" / f"{self.task}-lr{self.rate}-seed{self.seed}"
         return DATA / f"{TASKS[self.task][1]}{self.adapter}"
 
+    @property
+    def bundled(self) -> bool:
+        """Whether its adapter is in this project. Full fine-tuning's are large: both seeds of the rate that works."""
+        if self.adapter == FULL:
+            return self.seed == SEEDS[0] or self.rate == FULL_RATES[1]
+        return (self.seed, self.variant, self.rate) == (SEEDS[0], PLAIN, RATE)
+
 
 def runs(*groups: str) -> Iterator[Run]:
     """Every run of the groups once, the bundled seed first."""
@@ -204,9 +211,9 @@ def run_of(row: dict[str, Any]) -> Run:
 
 
 def bundle() -> None:
-    """Copy the first seed's adapters, both fully fine-tuned ones, the trajectories and the table into this folder."""
+    """Copy the adapters that are bundled, the trajectories and the table into this folder."""
     for run in filter(finished, runs("bundled", "full")):
-        if run.seed == SEEDS[0] or run.adapter == FULL:
+        if run.bundled:
             _copy(run.folder, run.bundle, ("run.json",))
     for name in TRAJECTORIES:
         for checkpoint in Run("movies", name, SEEDS[0]).folder.glob("checkpoint-*"):

@@ -6,6 +6,7 @@ A difference is taken seed by seed; its interval is Student's, of 95 %, over the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -59,6 +60,27 @@ def rate_table(task: str) -> str:
     return "\n".join(lines)
 
 
+def rate_difference_table() -> str:
+    """Is it the rank or the scale? BoRA b = 8, with its own gain and with LoRA's, against LoRA at each rate."""
+    found = scores()
+    plain, matched, lora = ("bora-r8-b8", made.PLAIN), ("bora-r8-b8", made.MATCHED), ("lora-r8", made.PLAIN)
+    pairs = {
+        "BoRA − LoRA": (plain, lora),
+        "matched gain − LoRA": (matched, lora),
+        "matched gain − BoRA": (matched, plain),
+    }
+    lines = [f"| difference, points | {' | '.join(f'{task}, {rate}' for task in TASKS for rate in made.RATES)} |"]
+    lines.append(f"|---|{'--:|' * (len(TASKS) * len(made.RATES))}")
+    for name, (one, other) in pairs.items():
+        cells = []
+        for task in TASKS:
+            for rate in made.RATES:
+                both = [[Run(task, which, seed, variant, rate) for which, variant in (one, other)] for seed in SEEDS]
+                cells.append(interval([found[left] - found[right] for left, right in both]))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def full_table() -> str:
     """Full fine-tuning of query and value."""
     found = scores()
@@ -69,15 +91,19 @@ def full_table() -> str:
 
 
 def advice_table() -> str:
-    """The adapters with the advised ranks beside those that were advised, seed by seed."""
+    """The adapters with the advised ranks beside those that were advised, over the seeds."""
     found, sizes = scores(), parameters()
-    lines = ["| adapter | task | seed | parameters | advised | reached | advised |", "|---|---|--:|--:|--:|--:|--:|"]
-    for run in filter(found.__contains__, made.runs("advised")):
-        before = run._replace(variant=made.PLAIN)
-        lines.append(
-            f"| {run.adapter} | {run.task} | {run.seed} | {sizes[before]:,} | {sizes[run]:,} | {found[before]:.2f} | "
-            f"{found[run]:.2f} |"
-        )
+    lines = ["| adapter | task | parameters | advised | reached | advised | difference, points |"]
+    lines.append("|---|---|--:|--:|--:|--:|--:|")
+    for task in TASKS:
+        for name in made.ASKED:
+            runs = [[Run(task, name, seed, variant) for variant in (made.PLAIN, made.ADVISED)] for seed in SEEDS]
+            before, after = ([found[pair[k]] for pair in runs] for k in (0, 1))
+            own, advised = (sizes[run] for run in runs[0])
+            apart = interval([b - a for a, b in zip(before, after, strict=True)])
+            lines.append(
+                f"| {name} | {task} | {own:,} | {advised:,} | {_spread(before)} | {_spread(after)} | {apart} |"
+            )
     return "\n".join(lines)
 
 
@@ -120,7 +146,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "differences": difference_table,
     "full": full_table,
     "capture": capture_table,
-    "rates, movies": lambda: rate_table("movies"),
+    **{f"rates, {task}": partial(rate_table, task) for task in TASKS},
+    "rank or scale": rate_difference_table,
     "advice": advice_table,
     "a task that needs rank": rank_task.table,
 }

@@ -87,7 +87,7 @@ def test_the_readme_says_what_was_trained_and_measured():
     assert {row["steps"] for row in rows.values()} == {"400"}  # equal budgets
     assert {row["batch_size"] for run, row in rows.items() if run.adapter != made.FULL} == {"8"}
     for run, row in rows.items():
-        if run.adapter == made.FULL or (run in made.runs("bundled") and run.seed == 0):
+        if run.bundled:
             record = json.loads((run.bundle / "run.json").read_text(encoding="utf-8"))
             assert record["metric"][row["metric"]] == pytest.approx(float(row["value"]), abs=1e-6)
             assert record["parameters"]["adapter"] == int(row["parameters"])
@@ -211,7 +211,7 @@ def test_the_tables_of_the_seeds_are_those_of_the_adapters() -> None:
     for key, part in layers.groupby(keys):
         assert key in set(known)
         run = made.run_of(dict(zip(keys, key, strict=True)))
-        if run.adapter == made.FULL or run in made.runs("bundled"):
+        if run.bundled:
             own = layer_metrics(run.bundle)
             for column in ("module", "effective_rank", "rank_bound", "parameters"):
                 assert part[column].tolist() == own[column].tolist()
