@@ -37,8 +37,9 @@ bundled-figures: .venv/.installed
 	@for name in $(FIGURES) pareto; do $(BIN)/bora-analysis figure $$name $(SHOWN) \
 		-o out/figures/$$name.pdf -o out/figures/$$name.png 2>/dev/null || exit 1; \
 	done
-	@$(BIN)/bora-analysis figure accuracy_by_rank data/accuracy_by_rank.csv \
-		-o out/figures/accuracy_by_rank.pdf -o out/figures/accuracy_by_rank.png 2>/dev/null
+	@for name in accuracy_by_rank capture; do $(BIN)/bora-analysis figure $$name data/$$name.csv \
+		-o out/figures/$$name.pdf -o out/figures/$$name.png 2>/dev/null || exit 1; \
+	done
 	@$(BIN)/bora-analysis figure spectra $(ABLATIONS) \
 		-o out/figures/ablations.pdf -o out/figures/ablations.png 2>/dev/null
 	@$(BIN)/bora-analysis figure trajectory $(RUNS) --metric effective_rank --projection q \

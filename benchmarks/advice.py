@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
 
-import make_adapters as made  # noqa: E402
-import tables  # noqa: E402
+import make_adapters as made
+import tables
 
 
 def main() -> int:

@@ -70,7 +70,7 @@ def figure(
     if spec.source == "similarity" and len(paths) != 2:
         raise click.UsageError(f"{name} needs two adapters: expected {name} PATH PATH -o FILE")
     if spec.source == "capture" and len(paths) > 1:
-        raise click.UsageError(f"{name} shows one adapter: expected {name} PATH -o FILE")
+        raise click.UsageError(f"{name} shows one adapter, or the table of `capture`: expected {name} PATH -o FILE")
     if spec.source == "evaluation" and len(paths) != 1:
         raise click.UsageError(f"{name} is drawn from the table of `evaluate`: expected {name} TABLE.csv -o FILE")
     if spec.adapters == "none" and paths:
@@ -91,9 +91,14 @@ def figure(
             write(similarity=grid)
     elif spec.source == "capture":
         from ..analysis.capture import capture, sampled
+        from ..figures.data import is_table_file
 
         with usage():
-            adapter = read_one(next(iter(paths)), reading)
+            path = next(iter(paths))
+            if is_table_file(path):
+                write(capture=path)
+                return
+            adapter = read_one(path, reading)
             modules = len(sampled(adapter, SURVEY))
             if modules < len(adapter):
                 note(f"{adapter.name}: {modules} of {len(adapter)} modules; --modules chooses others")

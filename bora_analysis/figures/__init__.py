@@ -69,7 +69,7 @@ class Spec:
     source : what it is drawn from, the keyword under which :func:`draw` takes it, and the function's first parameter:
 
         * ``"spectra"``, ``"layer_metrics"``: a tidy table of adapters, or what it can be made from;
-        * ``"capture"``: the table of :func:`bora_analysis.capture`, or an adapter;
+        * ``"capture"``: the table of :func:`bora_analysis.capture`, or its file, or an adapter;
         * ``"evaluation"``: the table of :func:`bora_analysis.evaluate`, or its file;
         * ``"runs"``: the table of :func:`bora_analysis.analysis.runs.run_table`, or folders of runs;
         * ``"similarity"``: the grid of two adapters, or these;

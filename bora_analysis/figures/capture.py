@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,12 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .. import style
+from ..analysis.capture import CAPTURE_COLUMNS, shares
 from ..analysis.capture import capture as capture_of
-from ..analysis.capture import shares
 from ..analysis.members import same_set, set_label
 from ..catalogue import METHODS
 from . import data
 from . import drawing as layout
+
+#: As many adapters as stand beside each other in a text width.
+MOST = 4
 
 
 @layout.in_style
@@ -22,35 +27,66 @@ def capture(
     table: Any,
     *,
     projection: str | None = None,
+    labels: data.Labels | None = None,
     width: str = "neurips",
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Share of ΔW's energy that each method's nearest member keeps, against its trained parameters.
 
-    One line per set of updates, named for all methods that have it, over all modules of one adapter. Dashed: LoRA
-    between whole ranks. Open markers: the best case of a method that draws at random what is chosen here.
+    One line per set of updates, named for all methods that have it, over all modules of an adapter; one panel per
+    adapter. Dashed: LoRA between whole ranks. Open markers: the best case of a method that draws at random what is
+    chosen here.
 
     Parameters
     ----------
-    table : of :func:`bora_analysis.capture`, or an adapter, for which that is called.
+    table : of :func:`bora_analysis.capture`, or the csv, json or parquet file of ``bora-analysis capture``, or an
+        adapter, for which that is called.
     projection : only its modules.
+    labels : of the panels, see :mod:`bora_analysis.figures`.
     width : a venue of :data:`bora_analysis.style.VENUES`.
-    ax : axes to draw into; the figure returned is theirs, and ``width`` does not count.
+    ax : axes to draw into; the figure returned is theirs, and ``width`` does not count. Then there is one adapter.
     """
-    if not (isinstance(table, pd.DataFrame) and "captured" in table):
-        table = capture_of(table)
-    found = shares(data.narrowed(table, projection=projection))
+    if isinstance(table, pd.DataFrame) and "captured" in table:
+        frame = table
+    elif isinstance(table, str | Path) and data.is_table_file(table):
+        frame = data.table_of(table, "capture", CAPTURE_COLUMNS)
+    else:
+        frame = capture_of(table)
+    found = shares(data.narrowed(frame, projection=projection))
     if found.empty:
         raise ValueError("nothing to draw: the table has no rows with ΔW ≠ 0")
-    adapters = found[["adapter", "step"]].drop_duplicates()
-    if len(adapters) > 1:
-        raise ValueError(f"the table has {', '.join(adapters['adapter'].astype(str))}; expected one adapter and step")
-
-    axes = layout.one_axes(width, 3.0, ax)
     found["set"] = [same_set(method)[0] for method in found["method"]]
+    panels = [part for _, part in found.groupby(["adapter", "step"], sort=False, dropna=False)]
+    most = MOST if ax is None else 1
+    if len(panels) > most:
+        names = ", ".join(" step ".join(_named(part)) for part in panels[:8])
+        raise ValueError(f"the table has {len(panels)} adapters and steps, {names}; expected at most {most}")
     shown = [method for method in METHODS if method in set(found["set"])]  # in the catalogue's order: LoRA has its blue
     looks = style.looks(((set_label(first), first) for first in shown), limit=40)
+    titles = {name: name for name in (_named(part)[0] for part in panels)}
+    titles |= data.relabelled(titles, labels)
+    if ax is not None:
+        axes = [ax]
+    else:
+        axes = list(layout.blank(width, 3.0).subplots(1, len(panels), sharey=True, squeeze=False)[0])
+    for place, part in zip(axes, panels, strict=True):
+        _panel(place, part, looks)
+        if len(panels) > 1 or labels is not None:
+            name, *step = _named(part)
+            place.set_title(layout.escaped(", step ".join([titles[name], *step])))
+    axes[0].set_ylabel("captured share of Σσ²")
+    return layout.finished(axes[0], ax, title, [*looks.values()])
+
+
+def _named(part: pd.DataFrame) -> list[str]:
+    """The adapter's name, and its step if it has one."""
+    row = part.iloc[0]
+    return [str(row["adapter"]), *([str(row["step"])] if pd.notna(row["step"]) else [])]
+
+
+def _panel(axes: Axes, found: pd.DataFrame, looks: Mapping[str, style.Look]) -> None:
+    """One adapter."""
     curve = found.sort_values("parameters")
     dashed: dict[str, Any] = {"color": layout.GUIDE, "lw": 0.8, "ls": (0, (4, 2)), "zorder": 1}
     axes.plot(curve["parameters"], curve["lora_captured"], gid="lora", **dashed)
@@ -63,5 +99,3 @@ def capture(
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("trained parameters")
-    axes.set_ylabel("captured share of Σσ²")
-    return layout.finished(axes, ax, title, [*looks.values()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,41 @@ def opened(
     looks = views.looks_of(source)
     renamed = {name: replace(looks[name], label=label) for name, label in relabelled(looks, labels).items()}
     return source, looks | renamed
+
+
+#: What tables are read from files.
+_READERS = {".json": pd.read_json, ".parquet": pd.read_parquet, ".csv": pd.read_csv}
+
+
+def is_table_file(path: Any) -> bool:
+    """Whether the name is that of a table and not of an adapter.
+
+    >>> is_table_file("capture.csv"), is_table_file("adapter")
+    (True, False)
+    """
+    return Path(str(path)).suffix.lower() in _READERS
+
+
+def table_of(table: Any, command: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """The frame, or that of the file which a command wrote; ValueError for one that is no such table."""
+    what = "the table"
+    if not isinstance(table, pd.DataFrame):
+        what, path = str(table), Path(table)
+        if not is_table_file(path) or not path.is_file():
+            raise ValueError(
+                f"{what}: is no table; expected a .csv, .json or .parquet file of `bora-analysis {command}`"
+            )
+        read: Any = _READERS[path.suffix.lower()]
+        try:
+            table = read(path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{what}: cannot be read: {str(error).splitlines()[0]}") from None
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise ValueError(f"{what}: has no column {missing[0]}; it has {', '.join(map(str, table.columns))}")
+    if table.empty:
+        raise ValueError("nothing to draw: the table has no rows")
+    return table
 
 
 def with_null(source: Source, name: str, null: Any, threshold: Any) -> tuple[Source, Any]:

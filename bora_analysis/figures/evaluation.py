@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -40,7 +39,9 @@ def accuracy_by_rank(
     order : ``"largest"``, ``"smallest"``, ``"random"``, or ``"energy"`` (shares of Σσ²).
     labels, width, title, ax : see :mod:`bora_analysis.figures`.
     """
-    frame = _opened(table, ("adapter", "step", "method", "keep", "order", "rank", "metric", "value", "low", "high"))
+    frame = data.table_of(
+        table, "evaluate", ("adapter", "step", "method", "keep", "order", "rank", "metric", "value", "low", "high")
+    )
     rows = _chosen(frame, "metric", metric or str(frame["metric"].iloc[0]))
     orders = list(dict.fromkeys(rows["order"]))
     # Nothing and all of ΔW belong to every order.
@@ -98,7 +99,7 @@ def accuracy_by_measured_rank(
     width, title, ax : see :mod:`bora_analysis.figures`.
     """
     if isinstance(runs, pd.DataFrame):
-        frame = _opened(runs, ("group", "method", "outcome", "value"))
+        frame = data.table_of(runs, "evaluate", ("group", "method", "outcome", "value"))
     else:
         from ..analysis.runs import run_table
 
@@ -127,28 +128,6 @@ def accuracy_by_measured_rank(
     axes.set_xlabel(f"{metric.replace('_', ' ')}, mean over the modules")
     axes.set_ylabel(str(frame["outcome"].iloc[0]))
     return layout.finished(axes, ax, title, [*looks.values()], linestyle="")
-
-
-def _opened(table: Any, columns: tuple[str, ...]) -> pd.DataFrame:
-    """The frame, or the file's; ValueError for one that is no such table."""
-    what = "the table"
-    if not isinstance(table, pd.DataFrame):
-        what, path = str(table), Path(table)
-        read: dict[str, Any] = {".json": pd.read_json, ".parquet": pd.read_parquet, ".csv": pd.read_csv}
-        if path.suffix.lower() not in read or not path.is_file():
-            raise ValueError(
-                f"{what}: is no table; expected a .csv, .json or .parquet file of `bora-analysis evaluate`"
-            )
-        try:
-            table = read[path.suffix.lower()](path)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{what}: cannot be read: {str(error).splitlines()[0]}") from None
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise ValueError(f"{what}: has no column {missing[0]}; it has {', '.join(map(str, table.columns))}")
-    if table.empty:
-        raise ValueError("nothing to draw: the table has no rows")
-    return table
 
 
 def _chosen(frame: pd.DataFrame, column: str, wanted: str) -> Any:

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 from figure_cases import artist, gids, ydata
+from matplotlib.figure import Figure
 
 from bora_analysis import capture, figures, synthetic_adapter
 
@@ -36,9 +37,28 @@ def test_only_the_modules_of_a_projection(table):
     assert shown == pytest.approx(own["captured"].tolist())
 
 
-def test_one_adapter_at_a_time(table):
-    other = table.assign(adapter="other")
-    with pytest.raises(ValueError, match="expected one adapter"):
-        figures.capture(pd.concat([table, other]))
+def test_a_panel_for_each_adapter(table, tmp_path):
+    other = table.assign(adapter="other", captured=table["captured"] / 2)
+    both = pd.concat([table, other])
+    both.to_csv(tmp_path / "capture.csv", index=False)
+    for source in (both, tmp_path / "capture.csv", str(tmp_path / "capture.csv")):
+        figure = figures.capture(source, labels={"other": "half"})
+        left, right = figure.axes
+        assert [axes.get_title() for axes in figure.axes] == [str(table["adapter"].iloc[0]), "half"]
+        lines = [{line.get_gid(): line.get_ydata() for line in axes.lines} for axes in (left, right)]
+        assert lines[1]["captured:bora"] == pytest.approx(lines[0]["captured:bora"] / 2)
+
+
+def test_a_table_that_cannot_be_drawn(table, tmp_path):
+    many = pd.concat([table.assign(adapter=f"a{k}") for k in range(5)])
+    with pytest.raises(ValueError, match=r"has 5 adapters and steps, a0, a1, .*; expected at most 4"):
+        figures.capture(many)
+    with pytest.raises(ValueError, match="expected at most 1"):
+        figures.capture(many.iloc[: 2 * len(table)], ax=Figure().subplots())
     with pytest.raises(ValueError, match="nothing to draw"):
         figures.capture(table.iloc[:0])
+    table.drop(columns="energy").to_csv(tmp_path / "short.csv")
+    with pytest.raises(ValueError, match=r"short\.csv: has no column energy"):
+        figures.capture(tmp_path / "short.csv")
+    with pytest.raises(ValueError, match=r"is no table; expected .* `bora-analysis capture`"):
+        figures.capture(tmp_path / "missing.csv")
