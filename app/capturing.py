@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from app.bounded import bounded
-from app.sources import Source, read, stamp
-from bora_analysis.adapters import Adapter, AdapterError, checkpoints
+from app.sources import Source, stamp
+from bora_analysis.adapters import Adapter
 from bora_analysis.analysis.capture import of_module, room_of, sampled, table_of
 from bora_analysis.analysis.members import Member, capturing, member_of, same_set, sized
 from bora_analysis.linalg.threads import one_blas_thread
@@ -23,14 +23,6 @@ FEW = 4
 def methods() -> list[str]:
     """One method for each set of updates."""
     return [method for method in capturing() if same_set(method)[0] == method]
-
-
-def adapter_of(source: Source, step: int | None) -> Adapter:
-    """The adapter, without its tensors; AdapterError if the file no longer holds it."""
-    for one in checkpoints(read(source.path)):
-        if step in (None, one.step):
-            return one
-    raise AdapterError(f"{source.label}: step {step} is no longer in the file; reload the page")
 
 
 def modules_of(adapter: Adapter, projection: str | None, whole: bool) -> list[str]:

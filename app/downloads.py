@@ -19,22 +19,25 @@ _MIME = {"csv": "text/csv", "pdf": "application/pdf", "svg": "image/svg+xml"}
 _drawing = threading.Lock()
 
 
-def offer(frame: pd.DataFrame, stem: str, figure: str | None = None, source: Any = None, **options: Any) -> None:
+def offer(
+    frame: pd.DataFrame, stem: str, figure: str | Callable[..., Any] | None = None, source: Any = None, **options: Any
+) -> None:
     """Buttons "CSV" and, where there is a figure, "PDF" and "SVG". A file is made only when it is asked for.
 
     Parameters
     ----------
     frame : the table behind what is shown; all its rows go into the CSV, unrounded.
     stem : of the file names, and of the widgets' keys: once on a page, and never taken from an adapter's name.
-    figure, source, options : as for :func:`bora_analysis.figures.draw`, which draws the same for a paper; ``source`` is
-        by default the frame.
+    figure, source, options : as for :func:`bora_analysis.figures.draw`, which draws the same for a paper, or a function
+        that does; ``source`` is by default the frame.
     """
 
     def file(form: str) -> bytes:
         from bora_analysis.figures import draw, save
 
         with _drawing, TemporaryDirectory() as folder:
-            drawn = draw(str(figure), frame if source is None else source, **options)
+            given = frame if source is None else source
+            drawn = figure(given, **options) if callable(figure) else draw(str(figure), given, **options)
             return save(drawn, Path(folder) / f"figure.{form}").read_bytes()
 
     with st.container(horizontal=True):

@@ -81,3 +81,11 @@ def _update(source: Source, module: str, step: int | None) -> Update:
 def opened(path: Path, _: int) -> tuple[Adapter, ...]:
     """The names in a file of that time stamp, no tensors: for 224 modules they take 45 ms."""
     return checkpoints(read(path))
+
+
+def adapter_of(source: Source, step: int | None) -> Adapter:
+    """The adapter, without its tensors; AdapterError if the file no longer holds it."""
+    for one in opened(source.path, stamp(source.path)):
+        if step in (None, one.step):
+            return one
+    raise AdapterError(f"{source.label}: step {step} is no longer in the file; reload the page")

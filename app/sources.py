@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.bounded import bounded
 from app.safe_markdown import one_line
@@ -24,6 +24,7 @@ from bora_analysis.bundled import bundled_adapters, bundled_runs, data_folder
 from bora_analysis.files.keys import natural
 from bora_analysis.style import shortened
 
+T = TypeVar("T")
 #: Tables beyond this are dropped, the least recently used first.
 TABLE_BYTES = 256 << 20
 #: The same for the rows of several adapters in one frame.
@@ -236,6 +237,18 @@ def named_apart(fixed: Iterable[Source], added: Iterable[Source]) -> dict[str, S
             out[source.key] = _apart(source, taken) if source.label in taken else source
             taken.add(out[source.key].label)
     return out
+
+
+def shielded(source: Source, work: Callable[..., T]) -> Callable[..., T]:
+    """The work on a source's files, whose AdapterErrors have the label in place of the path."""
+
+    def shown(*given: Any) -> T:
+        try:
+            return work(*given)
+        except (AdapterError, OSError) as error:
+            raise AdapterError(_told(source, error)) from None
+
+    return shown
 
 
 def _told(source: Source, error: Exception) -> str:

@@ -21,8 +21,8 @@ from .threshold import Threshold
 
 __all__ = [
     "BLACK", "BLUE", "GREEN", "GREY", "MODELS", "ORANGE", "PROJECTIONS", "PURPLE", "SKY", "VENUES",
-    "VERMILLION", "YELLOW", "Look", "looks", "method_look", "metric_label", "mixed", "projections_in_order", "shade",
-    "shortened",
+    "VERMILLION", "YELLOW", "Look", "looks", "method_look", "metric_label", "mixed", "projections_in_order",
+    "series_looks", "shade", "shortened",
 ]  # fmt: skip
 
 #: Order of projections in a heat map's rows and in menus; any other name follows, alphabetically.
@@ -40,6 +40,8 @@ MODELS = {
     "qwen2.5-14b": "Qwen2.5-14B",
 }
 
+# Colours and markers of lines that are no methods, such as projections.
+_SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILLION, "D"), (PURPLE, "v"), (SKY, "P"), (BLACK, "X"))
 # Shares of white (above 0) or black (below 0) mixed into a colour for the first, second … adapter that has it.
 _SHADES = (0.0, -0.45, 0.45, -0.25, 0.25, -0.65)
 # Dashes in points after the first adapter of a colour, so that shades also differ in black and white.
@@ -101,6 +103,20 @@ def looks(adapters: Iterable[tuple[str, str]], limit: int = 30) -> dict[str, Loo
             filled=nth % 2 == 0,
         )
     return result
+
+
+def series_looks(names: Iterable[str]) -> dict[str, Look]:
+    """Name → look, for lines that are no adapters, in their order: the palette's colours, then other dashes of them.
+
+    >>> [look.marker for look in series_looks(["q", "k"]).values()]
+    ['o', 's']
+    """
+    found = {}
+    for nth, name in enumerate(names):
+        colour, marker = _SERIES[nth % len(_SERIES)]
+        turn = nth // len(_SERIES)
+        found[name] = Look(name, shade(colour, turn), marker, _DASHES[turn % len(_DASHES)], turn % 2 == 0)
+    return found
 
 
 def shade(colour: str, nth: int) -> str:

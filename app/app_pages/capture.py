@@ -12,6 +12,7 @@ from app.context import adapters_or_stop
 from app.controls import ALL, choose, pills, projections, segments
 from app.downloads import offer
 from app.explain import explanation, question
+from app.inspection import adapter_of
 from app.jobs import aside
 from app.safe_markdown import markdown
 from app.sources import stamp
@@ -50,7 +51,7 @@ if not chosen:
 
 source, steps = known[name], own["step"].dropna()
 try:
-    adapter = capturing.adapter_of(source, None if steps.empty else int(steps.max()))
+    adapter = adapter_of(source, None if steps.empty else int(steps.max()))
     modules = capturing.modules_of(adapter, None if projection == ALL else projection, whole)
     frame = aside(
         "capture",

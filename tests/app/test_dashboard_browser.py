@@ -21,7 +21,7 @@ from bora_analysis.figures import save, spectra
 from bora_analysis.style import METRICS
 
 TITLES: dict[str, str] = dict(
-    zip(PAGES, ("Spectra", "Layers", "Training", "Capture", "Synthetic lab", "Budget", "Paper"), strict=True)
+    zip(PAGES, ("Spectra", "Layers", "Training", "Capture", "Trim", "Synthetic lab", "Budget", "Paper"), strict=True)
 )
 #: Charts that each page shows at first, or more.
 CHARTS = {
@@ -29,6 +29,7 @@ CHARTS = {
     "layers": 4,
     "training": 2 if sources.runs() else 0,
     "capture": 1,
+    "trim": 2,
     "lab": 4,
     "budget": 3,
     "paper": 3,
