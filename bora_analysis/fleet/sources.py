@@ -93,33 +93,21 @@ class _Search:
         self.links: set[str] = set()  # where links to folders led
 
     def add(self, source: str) -> None:
-        try:
-            for item in self._of(source):
-                self.found.items.setdefault(item.id, item)
-        except AdapterError as error:
-            self.found.errors.append(str(error))
+        for each in spread(source):
+            try:
+                if each.error is not None:
+                    raise each.error
+                for item in self._of(each):
+                    self.found.items.setdefault(item.id, item)
+            except AdapterError as error:
+                self.found.errors.append(str(error))
 
-    def _of(self, text: str) -> Iterator[Item]:
+    def _of(self, source: Source) -> Iterator[Item]:
+        text = source.text
         if is_url(text):
             yield from self._of_url(text)
-            return
-        place = Path(text)
-        try:
-            exists = place.exists()
-        except (OSError, ValueError) as error:
-            raise AdapterError(f"{text}: is no path: {error}") from None
-        if exists and place.suffix in _LISTS and place.is_file():
-            for source in listed(place):
-                self.add(source)
-        elif exists:
-            yield from self._of_path(named(place))
-        elif glob.has_magic(text):
-            hits = sorted(glob.glob(text, recursive=True), key=natural)  # noqa: PTH207  absolute patterns too
-            if not hits:
-                raise AdapterError(f"{text}: fits no path")
-            for hit in hits:  # it may fit files and folders of other kinds
-                if Path(hit).is_dir() or Path(hit).suffix in SUFFIXES:
-                    yield from self._of_path(named(Path(hit)), expected=False)
+        elif Path(text).exists():
+            yield from self._of_path(named(Path(text)), expected=not source.fits)
         elif hit := HUB_ID.fullmatch(text):
             fixed = re.fullmatch(r"[0-9a-f]{40}", hit["revision"] or "")  # a commit never changes
             yield Item(text, HUB, text, stamp=text if fixed else "")
@@ -231,6 +219,54 @@ class _Search:
         new = target not in self.links
         self.links.add(target)
         return new
+
+
+class Source(NamedTuple):
+    """What a list or a pattern stands for, or a source that is neither.
+
+    Attributes
+    ----------
+    text : a path, a Hub id or a URL.
+    fits : whether it only fits a pattern, so that it may hold no adapter.
+    error : why the text stands for nothing.
+    """
+
+    text: str
+    fits: bool = False
+    error: AdapterError | None = None
+
+
+def spread(text: str, within: tuple[str, ...] = ()) -> Iterator[Source]:
+    """The lines of a list, the folders and weight files that fit a pattern; anything else as it is.
+
+    Parameters
+    ----------
+    within : the lists in which it is named.
+    """
+    place = Path(text)
+    try:
+        if is_url(text):
+            yield Source(text)
+        elif place.exists():
+            if place.suffix not in _LISTS or not place.is_file():
+                yield Source(text)
+                return
+            here = os.path.realpath(place)
+            if here in within:
+                raise AdapterError(f"{text}: a list that names itself")
+            for line in listed(place):
+                yield from spread(line, (*within, here))
+        elif glob.has_magic(text):
+            hits = sorted(glob.glob(text, recursive=True), key=natural)  # noqa: PTH207  absolute patterns too
+            if not hits:
+                raise AdapterError(f"{text}: fits no path")
+            yield from (Source(hit, True) for hit in hits if Path(hit).is_dir() or Path(hit).suffix in SUFFIXES)
+        else:
+            yield Source(text)
+    except AdapterError as error:
+        yield Source(text, error=error)
+    except (OSError, ValueError) as error:
+        yield Source(text, error=AdapterError(f"{text}: is no path: {error}"))
 
 
 def listed(place: Path) -> list[str]:

@@ -364,6 +364,34 @@ def test_folders_of_adapters_and_those_at_fault(tmp_path: Path) -> None:
         check(3)
 
 
+def test_patterns_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a sweep's sources; what only fits a pattern may hold no adapter."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("run-1", "run-2", "other"):
+        sound(tmp_path / "in" / name)
+    truncated(tmp_path / "in/run-2")
+    (tmp_path / "in/run-3").mkdir()
+    (tmp_path / "in/run-4.md").write_text("no adapter")
+    listing = tmp_path / "list.txt"
+    listing.write_text("# mine\nin/o*\n./nothing\nlist.txt\ns3://bucket/adapter\nnone*\n")
+    table = tmp_path / "list.csv"
+    table.write_text("note,path\nbest,in/run-1\n")
+    assert list(check("in/run-*").checked) == ["run-1", "run-2"]
+    assert list(check(table).checked) == ["run-1"]
+    report = check(["in/run-[1]", listing])
+    assert list(report.checked) == ["run-1", "other", "nothing", "list.txt", "adapter", "none*"]
+    assert [(each.adapter, each.rule) for each in report.findings] == [
+        (name, "unreadable") for name in ("nothing", "list.txt", "adapter", "none*")
+    ]
+    told = [each.message for each in report.findings]
+    assert [
+        words in text
+        for words, text in zip(
+            ("no such file", "names itself", "a URL, which sweep reads", "fits no path"), told, strict=True
+        )
+    ] == [True] * 4
+
+
 def test_limits(tmp_path: Path) -> None:
     folder = scaled(pickled(sound(tmp_path / "mine")), 40)
     file = tmp_path / "limits.toml"

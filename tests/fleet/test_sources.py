@@ -153,6 +153,16 @@ def test_lists_that_are_none(tmp_path: Path):
             listed(tmp_path / name)
 
 
+def test_lists_in_lists_and_in_a_circle(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(home)
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text(f"peft/second\n{two}\n")
+    two.write_text(f"mlx\n{one}\nrun\n")
+    found = find([one])
+    assert [*found.items] == [f"{home}/peft/second", f"{home}/mlx", f"{home}/run"]
+    assert found.errors == [f"{one}: a list that names itself"]
+
+
 def test_links_in_a_circle_end(tmp_path: Path):
     adapter(tmp_path / "a/one")
     (tmp_path / "a/back").symlink_to(tmp_path)

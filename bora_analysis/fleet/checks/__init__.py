@@ -11,6 +11,8 @@ from ...adapters.given import adapters_of, items_of
 from ...adapters.locate import HUB_ID, download
 from ...adapters.reading import Options, Reading
 from ...files.base_model import BaseWeights, open_base
+from ..sources import spread
+from ..storage import is_url
 from .examined import Examined, Problem, examine, examined_adapter
 from .findings import COLUMNS, SEVERITIES, Finding, Found, Report
 from .limits import applied, template
@@ -33,7 +35,8 @@ def check(
     Parameters
     ----------
     adapters : what :func:`bora_analysis.read_adapter` takes, or a list of it; of a folder with adapters in folders
-        below all of these, of a folder of checkpoints each.
+        below all of these, of a folder of checkpoints each. A text may also be a pattern, or a file that lists any of
+        these, as for :func:`bora_analysis.fleet.sources.find`.
     limits : rule id → ``{"severity": …, limit: number}``, or a TOML file with such tables; severity ``"off"`` drops the
         rule. See :data:`RULES` and :func:`template`.
     on_adapter, on_module : called after each adapter, and after each module.
@@ -90,13 +93,15 @@ def check(
 def _examined(item: Any, options: dict[str, Any], on_module: Callable[[], object] | None) -> Iterator[Examined]:
     """Each adapter in what was given."""
     if isinstance(item, str | Path):
-        place = Path(item)
-        try:
-            found = places(_here(str(item)), bool(options.get("steps")))
-        except AdapterError as error:
-            yield Examined(place.name or str(item), str(item), problems=(Problem("", error),))
-            return
-        yield from (examine(home, options, on_module) for home in found)
+        for source in spread(str(item)):
+            try:
+                if source.error is not None:
+                    raise source.error
+                found = places(_here(source.text), bool(options.get("steps")), expected=not source.fits)
+            except AdapterError as error:
+                yield Examined(Path(source.text).name or source.text, source.text, problems=(Problem("", error),))
+                continue
+            yield from (examine(home, options, on_module) for home in found)
         return
     reading: Any = options if not isinstance(item, Adapter) else {"modules": options.get("modules")}
     yield from (examined_adapter(each, options, on_module) for each in adapters_of(item, **reading))
@@ -110,12 +115,10 @@ def _applied(row: Rule, examined: Examined, limits: Mapping[str, float]) -> list
 
 
 def _here(text: str) -> Path:
+    if is_url(text):
+        raise AdapterError(f"{text}: a URL, which sweep reads; expected a file, a folder or a Hub id")
     place = Path(text)
-    try:
-        exists = place.exists()
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{text}: is no path: {error}") from None
-    if exists:
+    if place.exists():
         return place
     if not HUB_ID.fullmatch(text):
         raise AdapterError(f"{text}: no such file or folder")

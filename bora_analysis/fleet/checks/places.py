@@ -12,7 +12,7 @@ from ...files.configuration import CONFIG_NAME
 from ...files.keys import natural
 
 
-def places(place: Path, steps: bool = False) -> list[Path]:
+def places(place: Path, steps: bool = False, *, expected: bool = True) -> list[Path]:
     """Where adapters lie: in the place itself, in its checkpoints, or else in the folders below it.
 
     Several weight files in one folder without a configuration are an adapter each. Hidden folders are left out, links
@@ -21,13 +21,13 @@ def places(place: Path, steps: bool = False) -> list[Path]:
     Raises
     ------
     AdapterError
-        There are none.
+        There are none, and there should be (``expected``).
     """
     try:
         return homes(place, steps)
     except AdapterError:
         below = _below(place, steps) if place.is_dir() else []
-        if not below:
+        if expected and not below:
             raise
         return below
 
