@@ -38,7 +38,8 @@ def check(
 
     NaN, nothing trained, ranks that are not the configuration's, missing layers, dead modules, spikes of σ₁ and more;
     with --base also whether the base model fits, and intruder dimensions. A PATH may be a folder of adapters, a
-    pattern, or a list (.txt, .csv). An adapter that cannot be read is a finding. Nothing here says that an adapter is safe or malicious.
+    pattern, or a list (.txt, .csv). An adapter that cannot be read is a finding. Nothing here says that an adapter is
+    safe or malicious.
 
     Exit codes: 0 nothing at --fail-on or above, 1 findings, 2 wrong usage.
     """

@@ -1,4 +1,4 @@
-"""Figures of a fleet: a metric against r, and every adapter beside every other."""
+"""Figures of a fleet: a metric against r, a shared basis, and every adapter beside every other."""
 
 from __future__ import annotations
 
@@ -128,6 +128,34 @@ def fleet_map(
     if title is not None:
         figure.suptitle(layout.escaped(title))
     return figure
+
+
+@layout.in_style
+def fleet_basis(kept: pd.DataFrame, *, width: str = "icml", title: str | None = None) -> Figure:
+    """What a shared basis keeps of each adapter against its rank: the median, the middle 90 %, the least.
+
+    Parameters
+    ----------
+    kept : rank, kept: a row per rank and adapter, as in :class:`bora_analysis.fleet.basis.SharedBasis`.
+    """
+    if kept.empty:
+        raise ValueError("nothing to draw: no adapter in the basis")
+    figure = layout.blank(width, 2.1)
+    axes = figure.subplots()
+    groups = 100 * kept.groupby("rank")["kept"].quantile(np.array([0, 0.05, 0.5, 0.95])).unstack()
+    ranks = groups.index.to_numpy(dtype=float)
+    colour = style.method_look("lora").colour
+    count = int(kept.groupby("rank").size().iloc[0])
+    axes.fill_between(ranks, groups[0.05], groups[0.95], color=colour, alpha=0.2, lw=0, gid="middle", label="5–95 %")
+    axes.plot(ranks, groups[0.5], color=colour, lw=1.2, marker="o", ms=3, gid="median", label="median")
+    axes.plot(ranks, groups[0.0], color="0.3", lw=0.8, ls="--", gid="least", label="least")
+    doubled = [rank for rank in groups.index.tolist() if rank & (rank - 1) == 0]
+    layout.doubling_axis(axes, doubled if len(doubled) > 1 else groups.index.tolist())
+    axes.set_ylim(0, 103)
+    axes.set_xlabel("rank of the shared basis")
+    axes.set_ylabel("Σσ² kept, %")
+    axes.legend(loc="lower right", title=f"of {count:,} adapters", fontsize=7, title_fontsize=7)
+    return layout.finish(figure, title, [])
 
 
 def _names(axes: Axes, names: Sequence[str]) -> None:

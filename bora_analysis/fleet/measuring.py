@@ -129,7 +129,7 @@ def _at_hand(item: Item, job: Job) -> Iterator[dict[str, Path]]:
     with TemporaryDirectory(prefix="sweep-") as folder:
         try:
             if item.kind == URL:
-                yield {item.id: _fetched(item, Path(folder))}
+                yield {item.id: fetched(item, Path(folder))}
                 return
             home = download(item.place, None if job.keep_downloads else Path(folder))
             places = homes(home, bool(job.reading.get("steps")))
@@ -138,7 +138,7 @@ def _at_hand(item: Item, job: Job) -> Iterator[dict[str, Path]]:
             raise AdapterError(str(error).replace(folder, item.id)) from None
 
 
-def _fetched(item: Item, folder: Path) -> Path:
+def fetched(item: Item, folder: Path) -> Path:
     """The files of a URL, in folders of the same names as there."""
     files, place = opened(item.place)
     above = place.rpartition("/")[0] if place in item.files else place

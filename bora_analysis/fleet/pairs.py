@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..adapters import Adapter, AdapterError, read_adapter
+from ..adapters import Adapter, AdapterError
 from ..analysis.subspaces import bases
 from ..linalg import Array
 from .numbers import Fleet, read_fleet
+from .reopened import named_in, reopened
 from .results import SKETCHES
 from .sketches import BETA, DIRECTIONS, inner, projectors, unbiased
 
@@ -164,39 +165,52 @@ def compare_all(place: Any, *, base_model: str | None = None, phi: bool = False)
     return Pairs(adapters, cosine, BETA * np.sqrt(shared), found, norms, base_model)
 
 
-def exact_pairs(pairs: Iterable[Sequence[Any]], *, k: int = DIRECTIONS, **reading: Any) -> pd.DataFrame:
+def exact_pairs(
+    pairs: Iterable[Sequence[Any]], *, k: int = DIRECTIONS, fleet: Any = None, **reading: Any
+) -> pd.DataFrame:
     """The exact cosine and φ(k, k) of some pairs, whose adapters are read again.
 
     Parameters
     ----------
-    pairs : of what :func:`bora_analysis.read_adapter` takes, such as the ids in :meth:`Pairs.table`.
+    pairs : of ids of the sweep, or of what :func:`bora_analysis.read_adapter` takes.
     k : directions; less where a module's numerical rank is less.
+    fleet : as for :func:`bora_analysis.fleet.numbers.read_fleet`; adapters may then be named by their names too, and
+        are read with the options of the sweep.
     reading : options of reading.
 
     Returns
     -------
     DataFrame
-        a, b, cosine (a module that one lacks counts as zero), phi_left and phi_right (the mean over the modules that
-        both have; missing without one).
+        a, b, name_a, name_b, cosine (a module that one lacks counts as zero), phi_left and phi_right (the mean over the
+        modules that both have; missing without one).
+
+    Raises
+    ------
+    AdapterError
+        An adapter that is not there any more, or a name that several have.
     """
     import pandas as pd
 
+    whole = None if fleet is None else read_fleet(fleet)
     rows = []
-    for a, b in pairs:
-        one, two = (_one(each, reading) for each in (a, b))
-        sums, phis = np.zeros(3), []
-        for module in dict.fromkeys([*one, *two]):
-            x, y = one.get(module), two.get(module)
-            sums += [_product(x, x), _product(y, y), _product(x, y)]
-            if x is not None and y is not None:
-                found, other = bases(x), bases(y)
-                pair = [(found[side][:, :k], other[side][:, :k]) for side in ("left", "right")]
-                if min(U.shape[1] for both in pair for U in both):
-                    phis.append([np.sum((U.T @ V) ** 2) / min(U.shape[1], V.shape[1]) for U, V in pair])
+    for pair in pairs:
+        given = [named_in(whole, each) if whole is not None and isinstance(each, str) else each for each in pair]
+        with reopened(given, whole, **reading) as (one, two):
+            sums, phis = np.zeros(3), []
+            for module in dict.fromkeys([*one, *two]):
+                x, y = one.get(module), two.get(module)
+                sums += [_product(x, x), _product(y, y), _product(x, y)]
+                if x is not None and y is not None:
+                    found, other = bases(x), bases(y)
+                    both = [(found[side][:, :k], other[side][:, :k]) for side in ("left", "right")]
+                    if min(U.shape[1] for each in both for U in each):
+                        phis.append([np.sum((U.T @ V) ** 2) / min(U.shape[1], V.shape[1]) for U, V in both])
         left, right = np.mean(phis, axis=0) if phis else (np.nan, np.nan)
         cosine = sums[2] / np.sqrt(sums[0] * sums[1]) if sums[0] and sums[1] else 0.0
-        rows.append((*(each.name if isinstance(each, Adapter) else str(each) for each in (a, b)), cosine, left, right))
-    return pd.DataFrame(rows, columns=["a", "b", "cosine", "phi_left", "phi_right"])
+        ids = [each.name if isinstance(each, Adapter) else str(each) for each in given]
+        rows.append((*ids, one.name, two.name, cosine, left, right))
+    columns = ["a", "b", "name_a", "name_b", "cosine", "phi_left", "phi_right"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -235,13 +249,6 @@ def _modules(fleet: Fleet, names: Sequence[str]) -> dict[str, _Module]:
         key: _Module(np.array(own), {column: np.stack(values) for column, values in arrays[key].items()})
         for key, own in rows.items()
     }
-
-
-def _one(given: Any, reading: Any) -> Adapter:
-    found = given if isinstance(given, Adapter) else read_adapter(given, **reading)
-    if not isinstance(found, Adapter):
-        raise AdapterError(f"{given}: holds several checkpoints; name one")
-    return found
 
 
 def _product(a: Any, b: Any) -> float:

@@ -54,11 +54,13 @@ It is called once per module, in the pass that computes the singular values.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import AdapterError
+from ..adapters.reading import Options
 from ..threshold import Threshold
 from .storage import Storage
 
@@ -141,6 +143,14 @@ class Results:
         self.storage = Storage.at(place)
         if not any(name.endswith(".parquet") for name in self.storage.names(ADAPTERS)):
             raise AdapterError(f"{place}: holds no results of a sweep; expected {ADAPTERS}/*.parquet")
+
+    def reading(self) -> dict[str, Any]:
+        """The options of :func:`bora_analysis.read_adapter` with which the last sweep into this place read."""
+        try:
+            told = json.loads(self.storage.read(SETTINGS) or b"{}").get("options", {})
+            return {name: value for name, value in told.items() if name in Options.__annotations__}
+        except (ValueError, AttributeError):
+            raise AdapterError(f"{self.storage}/{SETTINGS}: is not that of a sweep") from None
 
     def adapters(self) -> pd.DataFrame:
         """One row per adapter, ordered by id; whole numbers may be missing (``Int64``)."""

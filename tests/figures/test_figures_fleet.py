@@ -13,7 +13,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from bora_analysis.figures import save
-from bora_analysis.figures.fleet import fleet_growth, fleet_map
+from bora_analysis.figures.fleet import fleet_basis, fleet_growth, fleet_map
 
 
 def points(values: dict[int, list[float]], method: str = "lora") -> pd.DataFrame:
@@ -74,3 +74,22 @@ def test_the_map_is_in_the_order_of_its_dendrogram(count: int) -> None:
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"got cosines \(1, 1\), 1 names and a linkage of 0 rows; expected"):
         fleet_map(np.eye(1), np.zeros((0, 4)), ["a"])
+
+
+@pytest.mark.parametrize("width", ["neurips", "icml"])
+def test_the_basis_has_median_and_least_of_each_rank(width: str, tmp_path: Path) -> None:
+    rows = [
+        (rank, share) for rank, own in {1: [0.1, 0.3, 0.4], 2: [0.5, 0.6, 0.9], 3: [1, 1, 1]}.items() for share in own
+    ]
+    kept = pd.DataFrame(rows, columns=["rank", "kept"])
+    figure = fleet_basis(kept, width=width)
+    for gid, values in (("median", [30, 60, 100]), ("least", [10, 50, 100])):
+        (drawn,) = lines_of(figure, gid)
+        assert drawn.get_xdata().tolist() == [1, 2, 3]
+        assert drawn.get_ydata() == pytest.approx(values)
+    assert figure.axes[0].get_legend().get_title().get_text() == "of 3 adapters"  # pyright: ignore[reportOptionalMemberAccess]
+    assert cut_texts(figure) == []
+    one, two = (save(fleet_basis(kept, width=width), tmp_path / f"{k}.svg").read_bytes() for k in range(2))
+    assert one == two
+    with pytest.raises(ValueError, match="nothing to draw"):
+        fleet_basis(kept.head(0))

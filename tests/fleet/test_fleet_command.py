@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
+from fleet_cases import adapter
 from results_cases import store
 
-from bora_analysis import AdapterError, synthetic_adapter, write_adapter
+from bora_analysis import AdapterError, sweep, synthetic_adapter, write_adapter
 from bora_analysis.cli import main
 from bora_analysis.cli.fleet import VIEWS
 from bora_analysis.fleet import numbers
@@ -121,11 +122,43 @@ def test_pairs_and_clusters(tmp_path: Path) -> None:
     assert "2 clusters of 3 adapters" in run("fleet", results, "--show", "clusters").stdout
     shown = run("fleet", results, "--show", "similarity").stdout
     assert "3 pairs, org/base, the most similar first" in shown
-    for view in ("similarity", "growth"):
+    for view in ("similarity", "clusters", "growth"):
         drawn = run("fleet", results, "--show", view, "--figure", tmp_path / f"{view}.svg", "-q")
+        assert drawn.stderr.startswith("wrote "), drawn.output
         assert (drawn.exit_code, (tmp_path / f"{view}.svg").read_bytes()[:5]) == (0, b"<?xml"), drawn.output
     wrong = run("fleet", results, "--figure", tmp_path / "x.svg")
-    assert (wrong.exit_code, "--figure goes with --show growth or similarity" in wrong.stderr) == (2, True)
+    assert (
+        wrong.exit_code,
+        "--figure goes with --show growth, basis, similarity or clusters" in " ".join(wrong.stderr.split()),
+    ) == (2, True)
     none = run("fleet", store(tmp_path / "none", {"a": made[0]}), "--show", "clusters")
     assert (none.exit_code, none.stdout) == (1, "")
     assert "no such file" in none.stderr
+
+
+def test_exact_pairs_and_a_shared_basis(tmp_path: Path) -> None:
+    from bora_analysis.fleet.basis import shared_basis
+    from bora_analysis.fleet.pairs import exact_pairs
+
+    made = [adapter(tmp_path / "in" / name, seed=seed) for name, seed in (("a", 1), ("b", 2), ("more/b", 1))]
+    out = sweep(tmp_path / "in", tmp_path / "out", workers=1).results.storage.place
+    found = run("fleet", out, "--pairs", "a", made[1], "--pairs", made[0], made[2], "--format", "csv", "-q")
+    table = pd.read_csv(StringIO(found.stdout))
+    pd.testing.assert_frame_equal(table, exact_pairs([(made[0], made[1]), (made[0], made[2])]), check_dtype=False)
+    assert table["cosine"].tolist()[1] == pytest.approx(1)
+    assert "2 pairs, read again" in run("fleet", out, "--pairs", "a", made[1], "--pairs", made[0], made[2]).stdout
+    shown = run("fleet", out, "--show", "basis", "--share", "0.9", "--figure", tmp_path / "basis.svg")
+    assert (shown.exit_code, (tmp_path / "basis.svg").read_bytes()[:5]) == (0, b"<?xml"), shown.output
+    basis = shared_basis(out)
+    assert f"A basis for 3 adapters, org/base: rank {basis.rank_for(0.9)} keeps 0.9 of every adapter" in shown.stdout
+    found = run("fleet", out, "--show", "basis", "--format", "csv", "-q")
+    pd.testing.assert_frame_equal(pd.read_csv(StringIO(found.stdout)), basis.table(), check_dtype=False)
+    for arguments, code, told in (
+        (("--pairs", "a", "b"), 1, "b: 2 adapters have this name; name one by its id, such as"),
+        (("--pairs", "a", "nothing"), 1, "nothing: no such file or folder"),
+        (("--pairs", "a", "a", "--show", "growth"), 2, "--pairs has a table of its own"),
+        (("--pairs", "a", "a", "--figure", "x.png"), 2, "got --pairs"),
+    ):
+        result = run("fleet", out, *arguments)
+        assert (result.exit_code, result.stdout) == (code, "")
+        assert told in " ".join(result.stderr.split())
