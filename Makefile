@@ -3,6 +3,7 @@
 # make dashboard  the dashboard, until Ctrl-C; PORT=8600 for another port
 # make adapters  train the bundled adapters again (hours)
 # make screenshots  the README's pictures of the dashboard, from the browser tests, which need chromium
+# make docs    the documentation as a site in out/docs, warnings are errors; `make docs-open` serves it on PORT
 # make test    ruff, pyright, import-linter, pytest
 # make test-peft   PEFT's own tests with our methods; FILES=config,decoder for some of them (contrib/peft/README.md)
 # make patch-peft  BoRA as a patch series for PEFT, applied to its source distribution and tested there
@@ -23,8 +24,8 @@ RUNS := $(addprefix data/runs/,lora-r8 melora-r8-n4 bora-r8-b8 bora-r8-b16)
 FIGURES := figure4 spectra heatmap threshold_sweep
 SHOTS := spectra-light lab-light layers-dark
 
-.PHONY: adapters bench bench-training bundled-figures clean dashboard demo figures patch-peft screenshots test \
-	test-peft
+.PHONY: adapters bench bench-training bundled-figures clean dashboard demo docs docs-open figures patch-peft \
+	screenshots test test-peft
 
 demo: .venv/.installed
 	$(BIN)/bora-analysis compare $(ADAPTERS) 2>/dev/null
@@ -66,6 +67,13 @@ screenshots: .venv/.installed-dev
 	@$(BIN)/python -c 'import sys; from PIL import Image; [Image.open(f"out/screenshots/{name}.png").convert("RGB") \
 		.crop((0, 0, 1280, 1100)).quantize(256).save(f"app/screenshots/{name}.png", optimize=True) for name in sys.argv[1:]]' $(SHOTS)
 
+docs: .venv/.installed-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file docs/site/mkdocs.yml
+	@echo "out/docs/index.html"
+
+docs-open: docs
+	@$(BIN)/python -m http.server --bind localhost --directory out/docs $(PORT)
+
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -101,9 +109,13 @@ bench-training: .venv/.installed-dev
 	$(BIN)/$(INSTALL) -e '.[dashboard]'
 	@touch .venv/.installed $@
 
+.venv/.installed-docs: .venv/.python pyproject.toml constraints.txt
+	$(BIN)/$(INSTALL) -e '.[docs]'
+	@touch .venv/.installed $@
+
 .venv/.installed-dev: .venv/.python pyproject.toml constraints.txt
 	$(BIN)/$(INSTALL) -e '.[all,dev]'
-	@touch .venv/.installed .venv/.installed-dashboard $@
+	@touch .venv/.installed .venv/.installed-dashboard .venv/.installed-docs $@
 
 .venv-peer/.installed: benchmarks/peer-requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv-peer

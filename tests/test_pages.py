@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import runpy
 import shlex
@@ -20,12 +21,12 @@ from bora_analysis.cli import main
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
-#: A command with its output, or Python to run. What is not to be run is marked ``py`` or ``sh``.
+#: A command with its output, Python to run, or Python with its output. What is not run is marked ``py`` or ``sh``.
 SHOWN = re.compile(
-    r"```console\n\$ bora-analysis (?P<command>[^\n]*)\n(?P<output>.*?)```|```python\n(?P<code>.*?)```", re.DOTALL
+    r"```console\n\$ bora-analysis (?P<command>[^\n]*)\n(?P<output>.*?)```"
+    r"|```python\n(?P<code>.*?)```|```pycon\n(?P<session>.*?)```",
+    re.DOTALL,
 )
-#: Pages that read what is not here: results of the reader's own.
-NOT_RUN = {"docs/sweeps.md"}
 
 
 def given() -> dict[str, Any]:
@@ -35,7 +36,7 @@ def given() -> dict[str, Any]:
     return {name: rng.standard_normal(shape) for name, shape in names.items()}
 
 
-@pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if SHOWN.search(text) and page not in NOT_RUN])
+@pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if SHOWN.search(text)])
 def test_a_page_is_a_session_that_runs(page, tmp_path, monkeypatch):
     """Its commands and its Python, one after the other, in one folder."""
     (tmp_path / "data").symlink_to(ROOT / "data")  # what a command writes stays out of the repository
@@ -44,6 +45,11 @@ def test_a_page_is_a_session_that_runs(page, tmp_path, monkeypatch):
     for shown in SHOWN.finditer(TEXTS[page]):
         if shown["code"]:
             exec(shown["code"], names)
+            continue
+        if shown["session"]:
+            example = doctest.DocTestParser().get_doctest(shown["session"], names, page, None, None)
+            said: list[str] = []
+            assert doctest.DocTestRunner(verbose=False).run(example, out=said.append).failed == 0, "".join(said)
             continue
         result = CliRunner().invoke(main, shlex.split(shown["command"]))
         assert result.exit_code == 0, (shown["command"], result.output)
@@ -57,7 +63,7 @@ def test_the_readme_is_short():
 def test_there_are_sessions():
     """The pattern finds them: a page that is not run would pass every test."""
     found = [shown for text in TEXTS.values() for shown in SHOWN.finditer(text)]
-    fences = sum(text.count("```console\n") + text.count("```python\n") for text in TEXTS.values())
+    fences = sum(len(re.findall(r"```(?:console|python|pycon)\n", text)) for text in TEXTS.values())
     assert len(found) == fences >= 15
 
 
