@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from app import vega
+from app import palette, vega
 from app.pictures import Picture
 from bora_analysis import style
 from bora_analysis.analysis.views import sigma_limits, spreads
@@ -21,9 +21,6 @@ from bora_analysis.linalg import Array
 from bora_analysis.metrics import METRICS
 from bora_analysis.style import Look
 from bora_analysis.threshold import Threshold
-
-# About the widths, in pixels, of a chart's plot over the whole page and over half of it, in a window of 1280.
-_WHOLE, _HALF = 740, 340
 
 
 def metric_name(metric: str) -> str:
@@ -100,11 +97,11 @@ def spectrum(
         mean = vega.number("mean")
         layers[:0] = [
             vega.layer("null", area, **own, y=vega.number("low"), y2={"field": "high"}),
-            vega.layer("null", vega.line(1.5, clip=True, strokeDash=[1.5, 2.5]), **own, y=mean),
+            vega.layer("null", vega.line(1.5, clip=True, strokeDash=vega.DOTTED), **own, y=mean),
         ]
         data["null"] = dotted
     data |= {"curves": shown, "ends": shown[shown["index"] == shown["bound"]]}
-    return vega.layered(430 + vega.legend_height(shown, _WHOLE), layers, data)
+    return vega.layered(430 + vega.legend_height(shown, vega.WHOLE), layers, data)
 
 
 def over_layers(table: pd.DataFrame, metric: str, looks: Mapping[str, Look]) -> vega.Chart:
@@ -121,24 +118,27 @@ def over_layers(table: pd.DataFrame, metric: str, looks: Mapping[str, Look]) -> 
         *vega.markers("layers", shown, 55, x=x, y=y, color=colour, shape=shape, tooltip=tips),
     ]
     if metric == "effective_rank":
-        dashed = vega.line(1, strokeDash=vega.DASHED, opacity=0.8)
+        dashed = vega.line(1, strokeDash=vega.DASHED)
         layers.insert(0, vega.layer("layers", dashed, x=x, y=vega.number("rank_bound"), color=colour))
-    return vega.layered(340 + vega.legend_height(shown, _HALF), layers, {"layers": shown})
+    return vega.layered(340 + vega.legend_height(shown, vega.HALF), layers, {"layers": shown})
 
 
 def runs(means: pd.DataFrame, metric: str, looks: Mapping[str, Look]) -> vega.Chart:
     """A metric against the training step, a line per run; columns adapter, step and the metric."""
-    shown = vega.dressed(means, looks)
+    values, up = vega.vertical(means[metric], spreads(means[metric]))
+    shown = vega.dressed(means, looks).assign(y=values)
     colour, shape, dash = vega.by_adapter(shown, looks)
-    x, y = vega.step_axis("step", "training step", means["step"]), vega.number(metric, metric_title(metric))
+    x, y = vega.step_axis("step", "training step", means["step"]), vega.number("y", metric_title(metric), **up)
     tips = vega.tooltip(shown, label="run", step="step", **{metric: METRICS[metric].label})
     lines = vega.layer("runs", vega.line(2), x=x, y=y, color=colour, strokeDash=dash)
     points = vega.markers("runs", shown, 55, x=x, y=y, color=colour, shape=shape, tooltip=tips)
-    return vega.layered(320 + vega.legend_height(shown, _WHOLE), [lines, *points], {"runs": shown})
+    return vega.layered(320 + vega.legend_height(shown, vega.WHOLE), [lines, *points], {"runs": shown})
 
 
 def heatmap(cells: pd.DataFrame, metric: str, chosen: tuple[str, str]) -> vega.Chart:
     """A metric over layers and projections; a click on a cell is the selection ``cell``.
+
+    The colours begin at 0, or are logarithmic and say so; the numbers stand in the cells where these have room.
 
     Parameters
     ----------
@@ -148,8 +148,14 @@ def heatmap(cells: pd.DataFrame, metric: str, chosen: tuple[str, str]) -> vega.C
     """
     names, projections = list(dict.fromkeys(cells["layer"])), style.projections_in_order(cells["projection"])
     height = 38 * max(2, len(projections)) + 150
-    gradient = {"format": "~g", "tickCount": 5, "gradientLength": {"expr": "min(width, 320)"}, "titleLimit": 600}
-    key = {"title": metric_title(metric), "orient": "top", **gradient}
+    logarithmic = spreads(cells[metric])
+    gradient = {
+        "labelExpr": "format(datum.value, '.4~r')",
+        "tickCount": 5,
+        "gradientLength": {"expr": "min(width, 320)"},
+        "titleLimit": 600,
+    }
+    key = {"title": metric_title(metric) + (", logarithmic" if logarithmic else ""), "orient": "top", **gradient}
     # About fifteen labels have room on a phone; every layer is in its cell's tooltip.
     every = max(1, -(-len(names) // 16))
     bare = {"ticks": False, "domain": False}
@@ -158,19 +164,38 @@ def heatmap(cells: pd.DataFrame, metric: str, chosen: tuple[str, str]) -> vega.C
     y = vega.category("projection", sort=projections, axis={"title": None, **y_axis})
     named = {metric: METRICS[metric].label, "modules": "modules in the cell"}
     tips = vega.tooltip(cells, layer="layer", projection="projection", **named)
-    scale = {"scheme": "viridis", "type": "log" if spreads(cells[metric]) else "linear", "zero": False}
-    cell = {"type": "rect", "cursor": "pointer", "cornerRadius": 2, "stroke": vega.ground(), "strokeWidth": 1}
+    scale = {"scheme": "viridis", "type": "log" if logarithmic else "linear", "zero": not logarithmic, "nice": False}
+    cell = {"type": "rect", "cursor": "pointer", "cornerRadius": 2, "stroke": palette.theme().ground, "strokeWidth": 1}
     grid = vega.layer("cells", cell, x=x, y=y, color=vega.number(metric, scale=scale, legend=key), tooltip=tips)
-    ring = {"type": "rect", "fillOpacity": 0, "stroke": style.VERMILLION, "strokeWidth": 3, "tooltip": None}
-    ring |= {"cornerRadius": 2}
+    room = {"test": f"width / {len(names)} > 6.5 * datum.characters + 6", "value": 1}
+    ink = {"condition": {"test": "datum.ink == 'white'", "value": "white"}, "value": "black"}
+    text = {"type": "text", "fontSize": 11}
+    numbers = vega.layer(
+        "numbers", text, x=x, y=y, text=vega.category("text"), color=ink, opacity={"condition": room, "value": 0}
+    )
+    ring = {"type": "rect", "fillOpacity": 0, "stroke": style.VERMILLION, "strokeWidth": 3, "cornerRadius": 2}
     until = {"condition": {"test": "length(data('cell_store'))", "value": 0}, "value": 1}
     frames = vega.layer("chosen", ring, x=x, y=y, opacity=until), vega.layer("cells", ring, x=x, y=y)
     frames[1]["transform"] = [{"filter": {"param": "cell", "empty": False}}]
     click = {"type": "point", "fields": ["layer", "projection"], "toggle": False}
     here = cells[(cells["layer"] == chosen[0]) & (cells["projection"] == chosen[1])]
     params = [{"name": "cell", "select": click, "views": ["grid"]}]
-    layers = [{**grid, "name": "grid"}, *frames]
-    return vega.layered(height, layers, {"cells": cells, "chosen": here}, params=params)
+    layers = [{**grid, "name": "grid"}, numbers, *frames]
+    data = {"cells": cells, "chosen": here, "numbers": _numbers(cells, metric, logarithmic)}
+    return vega.layered(height, layers, data, params=params)
+
+
+def _numbers(cells: pd.DataFrame, metric: str, logarithmic: bool) -> pd.DataFrame:
+    """What stands in the cells of a heat map: text and its ink, and how many characters the longest has."""
+    known: Any = cells[cells[metric].notna()]
+    values = known[metric].to_numpy(float)
+    texts = [f"{value:.0f}" if value == round(value) and value < 1e4 else f"{value:.3g}" for value in values]
+    places = np.log(values) if logarithmic else values
+    low = places.min() if logarithmic else min(0.0, places.min(initial=0.0))
+    span = float(places.max(initial=low) - low) or 1.0
+    inks = [style.ink_on_viridis(float(share)) for share in (places - low) / span]
+    more = {"text": texts, "ink": inks, "characters": max(map(len, texts), default=0)}
+    return known[["layer", "projection"]].assign(**more)
 
 
 def families(
@@ -179,6 +204,8 @@ def families(
     *,
     bold: str | None = None,
     threshold: tuple[float, str] | None = None,
+    logarithmic: bool | None = None,
+    null: pd.DataFrame | None = None,
 ) -> vega.Chart:
     """A family of lines, coloured by a number (depth, slot, step), with one of them, or a mean, in bold.
 
@@ -187,18 +214,22 @@ def families(
     titles : column → title, of the x axis, the y axis and the colours.
     bold : the name of the bold line in its tooltip; the column ``bold`` is then true in its rows.
     threshold : the value to be marked, where y is a singular value, and what it is called.
+    logarithmic : whether the y axis is; by default for singular values, and where the values spread.
+    null : columns x, mean, low, high: dotted, with its band.
     """
     x, y, by = titles
-    values, axis = vega.vertical(
-        table[y], y == "singular_value" or spreads(table[y]), *(threshold[:1] if threshold else ())
-    )
+    if logarithmic is None:
+        logarithmic = y == "singular_value" or spreads(table[y])
+    values, axis = vega.vertical(table[y], logarithmic, *(threshold[:1] if threshold else ()))
     shown = table.assign(y=values)
     across, up = vega.step_axis(x, titles[x], table[x]), vega.number("y", titles[y], **axis)
     named = sorted(table[by].unique().tolist())
-    named = named[:: -(-len(named) // 6)]
-    key = {"title": titles[by], "orient": "top", "format": "d", "values": named, "symbolOpacity": 1}
-    # The brightest yellow is lost on white, the darkest violet on black.
-    shades = {"name": "viridis", "extent": [0.2, 1.0] if vega.dark() else [0.0, 0.92]}
+    key = {"title": titles[by], "orient": "top", "format": "d", "symbolOpacity": 1}
+    if len(named) <= 12:  # each has its entry
+        key |= {"values": named, "type": "symbol", "columns": {"expr": "max(1, floor(width / 48))"}}
+    else:
+        key |= {"type": "gradient", "gradientLength": {"expr": "min(width, 320)"}, "tickCount": 6}
+    shades = {"name": "viridis", "extent": list(palette.theme().viridis)}
     ends = [float(table[by].min()), float(table[by].max())]
     colour = vega.number(by, scale={"scheme": shades, "domain": ends}, legend=key)
     tips = vega.tooltip(shown, **{name: titles[name] for name in (by, x, y)})
@@ -212,12 +243,25 @@ def families(
         data = {"lines": shown[~shown["bold"]], "bold": shown[shown["bold"]].assign(bold_name=bold)}
         heavy, tips = {"x": across, "y": up}, [vega.category("bold_name", titles[by]), *tips[1:]]
         layers += [
-            vega.layer("bold", vega.line(3, color=vega.ink()), **heavy),
-            vega.layer("bold", vega.point(45, color=vega.ink()), **heavy, tooltip=tips),
+            vega.layer("bold", vega.line(3, color=palette.theme().ink), **heavy),
+            vega.layer("bold", vega.point(45, color=palette.theme().ink), **heavy, tooltip=tips),
         ]
     if threshold is not None:
         above, more = vega.threshold_line(*threshold)
         layers, data = layers + above, data | more
+    if null is not None and len(null):
+        grey, floor = palette.theme().guide, values.min() if logarithmic else -np.inf
+        beside = null.assign(**{name: np.fmax(null[name], floor) for name in ("mean", "low", "high")})
+        area = {"type": "area", "opacity": 0.3, "clip": True, "color": grey}
+        dotted = vega.line(1.8, clip=True, strokeDash=vega.DOTTED, color=grey)
+        named = {x: titles[x], "mean": "mean of random factors", "low": "least", "high": "largest"}
+        dots = vega.point(40, opacity=0)
+        layers[:0] = [
+            vega.layer("null", area, x=across, y=vega.number("low"), y2={"field": "high"}),
+            vega.layer("null", dotted, x=across, y=vega.number("mean")),
+        ]
+        layers.append(vega.layer("null", dots, x=across, y=vega.number("mean"), tooltip=vega.tooltip(null, **named)))
+        data |= {"null": beside}
     return vega.layered(400, layers, data)
 
 
@@ -225,12 +269,12 @@ def ranks_by_step(table: pd.DataFrame) -> vega.Chart:
     """Mean ranks of B', Σ', A' against the step; columns step, factor, rank."""
     # Equal ranks are common: the widest line lies below, so that all show.
     strokes = {
-        "bound": (vega.guide(), 12.0, 0.35),
+        "bound": (palette.theme().guide, 12.0, 0.35),
         "A′": (style.GREEN, 8.0, 1.0),
         "Σ′": (style.VERMILLION, 4.5, 1.0),
         "B′": (style.BLUE, 1.8, 1.0),
     }
-    colours = {factor: vega.on_screen(colour) for factor, (colour, _, _) in reversed(strokes.items())}
+    colours = {factor: palette.on_screen(colour) for factor, (colour, _, _) in reversed(strokes.items())}
     each = {
         "x": vega.step_axis("step", "training step", table["step"]),
         "y": vega.number("rank", "rank, mean over the modules", scale={"zero": True}),
@@ -256,7 +300,7 @@ def picture(shown: Picture, title: str, names: tuple[str, str]) -> vega.Chart:
     gradient = {"format": ".3~g", "gradientLength": 180, "titleLimit": 400, "tickCount": 3}
     key = {"title": title, "orient": "top", **gradient}
     colour = vega.number("value", scale={"scheme": "viridis", "zero": True, "nice": False}, legend=key)
-    border = vega.rule(0.8, color="#FFFFFF", opacity=0.55)
+    border = vega.rule(0.8, color=palette.OVER_PICTURE, opacity=0.55)
     layers = [
         vega.layer("image", painted, x=x, y=y, url={"field": "url", "type": "nominal"}),
         vega.layer("key", vega.point(1, opacity=0), x=x, y=y, color=colour),

@@ -24,7 +24,13 @@ def linked(widget: Callable[..., Any], label: str, *values: Any, key: str, **mor
 
 
 def choose(label: str, options: Sequence[Any], key: str, place: Any = st, **more: Any) -> Any:
-    """A select box."""
+    """A select box.
+
+    What is no longer offered is forgotten here, in words that reach the browser: where Streamlit forgets it, the box
+    goes on showing it.
+    """
+    if key in st.session_state and st.session_state[key] not in options and len(options):
+        st.session_state[key] = options[more.get("index", 0)]
     return linked(place.selectbox, label, options, key=key, **more)
 
 
@@ -32,6 +38,11 @@ def segments(label: str, options: Sequence[Any], key: str, place: Any = st, defa
     """A row of buttons of which one is always chosen, at first the default or else the first of them."""
     first = options[0] if default is None else default
     return linked(place.segmented_control, label, options, key=key, default=first, required=True, **more)
+
+
+def null_toggle() -> bool:
+    """Whether random factors are shown beside what was trained; one switch for all pages."""
+    return bool(linked(st.toggle, "Null: random factors of the same sizes and ‖ΔW‖_F", key="null"))
 
 
 pills = partial(linked, st.pills)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from app import vega
+from app import palette, vega
 from bora_analysis import style
+from bora_analysis.analysis.views import ranks_spread
 
 _BORA = style.method_look("bora").colour
 
@@ -46,9 +47,9 @@ def _sweep(curve: pd.DataFrame, optimum: float, chosen: int, *layers: vega.Spec)
     """Between a band at the b of the controls and a rule at √(m+n)."""
     x, text = vega.number("blocks"), vega.words("right", "top", dx=-4)
     layers = (
-        vega.layer("chosen", vega.rule(7, color=vega.guide(), opacity=0.25), x=x),
+        vega.layer("chosen", vega.rule(7, color=palette.theme().guide, opacity=0.25), x=x),
         *layers,
-        vega.layer("optimum", vega.rule(1, color=vega.guide(), strokeDash=vega.DASHED), x=x),
+        vega.layer("optimum", vega.rule(1, color=palette.theme().guide, strokeDash=vega.DASHED), x=x),
         vega.layer("optimum", text, x=x, y={"value": 2}, text=vega.category("text")),
     )
     marked = pd.DataFrame({"blocks": [optimum], "text": ["√(m+n)"]})
@@ -66,16 +67,20 @@ def pareto(frame: pd.DataFrame, front: pd.DataFrame, budget: int, methods: Seque
     told = {"label": "method", "r": "r", "blocks": "b", "parameters": "parameters", "rank_bound": "rank bound"}
     told |= {"macs_per_token": "MACs per token"}
     shown, limit = vega.labelled(frame)[list(told)], pd.DataFrame({"parameters": [budget], "text": ["budget"]})
-    each = {"x": x, "y": y, **vega.by_method(methods, vega.legend(columns=3)), "tooltip": vega.tooltip(shown, **told)}
-    stairs = vega.line(1.2, color=vega.guide(), interpolate="step-after", strokeDash=vega.DASHED)
+    each = {"x": x, "y": y, **vega.by_method(methods), "tooltip": vega.tooltip(shown, **told)}
+    stairs = vega.line(1.2, color=palette.theme().guide, interpolate="step-after", strokeDash=vega.DASHED)
     text = vega.words("right", "bottom", dx=4)
     layers = (
         vega.layer("front", stairs, x=x, y=y),
         vega.layer("choices", vega.point(42), **each),
-        vega.layer("budget", vega.rule(1.5, color=vega.guide()), x=vega.number("parameters")),
+        vega.layer("budget", vega.rule(1.5, color=palette.theme().guide), x=vega.number("parameters")),
         vega.layer("budget", text, x=vega.number("parameters"), y={"value": -4}, text=vega.category("text")),
     )
-    return vega.layered(380, layers, {"front": vega.labelled(front)[list(told)], "choices": shown, "budget": limit})
+    return vega.layered(
+        380 + vega.legend_height(shown, vega.WHOLE),
+        layers,
+        {"front": vega.labelled(front)[list(told)], "choices": shown, "budget": limit},
+    )
 
 
 def adapters_pareto(frame: pd.DataFrame, looks: dict[str, style.Look]) -> vega.Chart:
@@ -86,15 +91,16 @@ def adapters_pareto(frame: pd.DataFrame, looks: dict[str, style.Look]) -> vega.C
     colour, shape, _ = vega.by_adapter(shown, looks)
     x = vega.log_number("parameters", "trained parameters", 4, padding=30)
     tips = vega.tooltip(long, label="adapter", kind="kind", rank="rank", parameters="parameters")
-    each = {"x": x, "y": vega.number("rank", "rank, mean over the modules"), "color": colour, "tooltip": tips}
+    y = {"scale": vega.log_scale(base=2, padding=14), "axis": {"format": "~g"}} if ranks_spread(long["rank"]) else {}
+    each = {"x": x, "y": vega.number("rank", "rank, mean over the modules", **y), "color": colour, "tooltip": tips}
     each |= {"shape": shape}
-    span = {"x": x, "y": vega.number("rank_bound"), "y2": {"field": "effective_rank"}, "color": colour}
+    span = {"x": x, "y": vega.number("rank_bound", **y), "y2": {"field": "effective_rank"}, "color": colour}
     layers = (
         vega.layer("spans", vega.rule(1.2), **span),
         vega.layer("points", vega.point(110, filled=False), "datum.kind == 'rank bound'", **each),
         vega.layer("points", vega.point(70), "datum.kind == 'effective rank'", **each),
     )
-    return vega.layered(340, layers, {"spans": shown, "points": long})
+    return vega.layered(340 + vega.legend_height(shown, vega.WHOLE), layers, {"spans": shown, "points": long})
 
 
 def block_price(frame: pd.DataFrame, rules: pd.DataFrame) -> vega.Chart:
@@ -102,7 +108,7 @@ def block_price(frame: pd.DataFrame, rules: pd.DataFrame) -> vega.Chart:
 
     Columns shape, blocks, price, and in ``frame`` whether it is the best of its shape.
     """
-    colours = {shape: vega.on_screen(style.shade(_BORA, k)) for k, shape in enumerate(dict.fromkeys(frame["shape"]))}
+    colours = {shape: palette.on_screen(style.shade(_BORA, k)) for k, shape in enumerate(dict.fromkeys(frame["shape"]))}
     tips = vega.tooltip(frame, shape="shape", blocks="b", price="(m+n)/b + b")
     each = {
         "x": vega.blocks_axis(sorted(set(frame["blocks"]))),
@@ -110,7 +116,7 @@ def block_price(frame: pd.DataFrame, rules: pd.DataFrame) -> vega.Chart:
         "color": vega.scaled("shape", colours, vega.legend(columns=1)),
         "tooltip": tips,
     }
-    ring = vega.point(330, shape="circle", filled=False, color=vega.guide())
+    ring = vega.point(330, shape="circle", filled=False, color=palette.theme().guide)
     layers = (
         vega.layer("prices", vega.line(1.2), **each),
         vega.layer("prices", vega.point(36, shape="diamond"), **each),
@@ -132,7 +138,7 @@ def _accuracy(**tip: Any) -> vega.Spec:
 def ablations(rows: pd.DataFrame) -> vega.Chart:
     """Figure 3 (a): BoRA without the exponential or the normalisation; columns name, variant, value."""
     shades = {"BoRA": 0, "w.o. Exp": 2, "w.o. Norm": 1}
-    colours = {name: vega.on_screen(style.shade(_BORA, k)) for name, k in shades.items()}
+    colours = {name: palette.on_screen(style.shade(_BORA, k)) for name, k in shades.items()}
     shapes = dict(zip(colours, ("diamond", "triangle-up", "triangle-down"), strict=True))
     points = vega.layer(
         "rows",
@@ -148,11 +154,8 @@ def ablations(rows: pd.DataFrame) -> vega.Chart:
 
 def ranks_and_blocks(bora: pd.DataFrame, lora: pd.DataFrame) -> vega.Chart:
     """Figure 3 (b): BoRA over b, a line per r; dashed, LoRA of that r. Columns rank, blocks, value."""
-    # One hue, from light to strong, as r grows; on a dark page the light end is the one that is seen best.
-    shades = ["#F6C6A0", "#F0A877", "#E88A4F", "#D55E00", "#A84A00", "#7A3600"]
     ranks = list(dict.fromkeys(bora["rank"]))
-    shades = shades[: len(ranks)][:: -1 if vega.dark() else 1]
-    colours = {rank: vega.on_screen(shade) for rank, shade in zip(ranks, shades, strict=True)}
+    colours = dict(zip(ranks, palette.ramp(_BORA, len(ranks)), strict=True))
     colour = vega.scaled("rank", colours, vega.legend(columns=3, symbolSize=300), sort=None)
     value, lora = _accuracy(format=".2f"), lora.assign(method="LoRA")
     each = {
@@ -173,7 +176,7 @@ def ranks_and_blocks(bora: pd.DataFrame, lora: pd.DataFrame) -> vega.Chart:
 def granularity(rows: pd.DataFrame) -> vega.Chart:
     """Figure 3 (c): LoRA and BoRA over the adapted projections; columns method, target, value, params."""
     axis = {"labelAngle": -35, "labelOverlap": False}
-    shown, looks = vega.labelled(rows), vega.by_method(["lora", "bora"], vega.legend())
+    shown, looks = vega.labelled(rows), vega.by_method(["lora", "bora"])
     value = _accuracy(format=".2f")
     each = {
         "x": vega.category("target", "adapted projections", sort=list(dict.fromkeys(rows["target"])), axis=axis),
@@ -215,9 +218,9 @@ def captured(found: pd.DataFrame, methods: Sequence[str]) -> vega.Chart:
     shown = vega.labelled(found)
     x = vega.log_number("parameters", "trained parameters", 5, padding=14)
     y = vega.number("captured", "captured share of Σσ²", scale={"domain": [0, 1]}, axis={"format": "%"})
-    each = {"x": x, "y": y, **vega.by_method(methods, vega.legend())}
+    each = {"x": x, "y": y, **vega.by_method(methods)}
     line, dots = {key: value for key, value in each.items() if key != "shape"}, vega.point(60)
-    dashes = vega.line(1.2, color=vega.guide(), strokeDash=vega.DASHED)
+    dashes = vega.line(1.2, color=palette.theme().guide, strokeDash=vega.DASHED)
     tips = vega.tooltip(shown, **told)
     layers = [
         vega.layer("shares", dashes, x=x, y=vega.number("lora_captured")),
@@ -227,4 +230,4 @@ def captured(found: pd.DataFrame, methods: Sequence[str]) -> vega.Chart:
     for words, filled in (("datum.kind != 'best case'", True), ("datum.kind == 'best case'", False)):
         if ((shown["kind"] != "best case") == filled).any():
             layers.append(vega.layer("shares", {**dots, "filled": filled}, words, **each, tooltip=tips))
-    return vega.layered(340, layers, {"shares": shown[list(told)]})
+    return vega.layered(340 + vega.legend_height(shown, vega.WHOLE), layers, {"shares": shown[list(told)]})

@@ -10,10 +10,13 @@ import streamlit as st
 from app import sources
 from app.context import load
 from app.controls import choose, linked
+from app.page_style import sheet
+from app.palette import theme
 from app.safe_markdown import markdown
 from app.server_settings import settle
 from app.uploads import upload_box, upload_store
 from bora_analysis.adapters import AdapterError
+from bora_analysis.analysis import views
 from bora_analysis.metrics import THRESHOLD
 from bora_analysis.threshold import Threshold
 
@@ -47,7 +50,10 @@ def main() -> None:
         }
     )
     adapters, tau = picker()
-    st.session_state["_context"] = load(adapters, tau)
+    context = st.session_state["_context"] = load(adapters, tau)
+    looks = views.looks_of(context.layer_metrics) if context.sources else {}
+    colours = {source.key: looks[source.label].colour for source in context.sources if source.label in looks}
+    st.html(sheet(theme(), {place: colours.get(source.key) for place, source in enumerate(adapters)}))
     settle()
     page.run()
 

@@ -8,6 +8,7 @@ smaller than the floor of the axis, and 0, lies on it, and the tooltip tells the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,10 @@ import pandas as pd
 import streamlit as st
 from pandas.api.types import is_numeric_dtype
 
+from app import palette
+from app.palette import on_screen
 from bora_analysis import style
-from bora_analysis.analysis.views import sigma_limits
+from bora_analysis.analysis.views import bounds_spread, sigma_limits
 from bora_analysis.linalg import Array
 from bora_analysis.style import Look
 
@@ -33,10 +36,13 @@ SHAPES = {
     "h": "M0,-1L0.87,-0.5L0.87,0.5L0,1L-0.87,0.5L-0.87,-0.5Z",
     "*": "M0,-1L0.22,-0.31L0.95,-0.31L0.36,0.12L0.59,0.81L0,0.38L-0.59,0.81L-0.36,0.12L-0.95,-0.31L-0.22,-0.31Z",
 }  # fmt: skip
-DASHED = [4, 3]
+DASHED, DOTTED = [4, 3], [1.5, 2.5]
+#: About the widths, in pixels, of a chart's plot over the whole page and over half of it, in a window of 1280.
+WHOLE, HALF = 740, 340
+#: A legend of more entries is written small, each in at most as many characters.
+FEW, SHORT = 8, 20
 #: A scale that ends a little beyond the data, wherever these lie.
 SPAN = {"zero": False, "nice": False, "padding": 8}
-_GROUND = {False: "#FFFFFF", True: "#14171A"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +58,14 @@ def draw(chart: Chart, key: str, alt: str, **options: Any) -> Any:
     import pyarrow as pa
 
     datasets = {name: pa.Table.from_pandas(frame, preserve_index=False) for name, frame in chart.data.items()}
-    spec = {**chart.spec, "datasets": datasets}
+    spec = {**chart.spec, "config": _words(), "datasets": datasets}
     return st.vega_lite_chart(spec=spec, width="stretch", key=key, alt=alt, **options)
+
+
+def _words() -> Spec:
+    """Axes and legends in a grey that can be read: Streamlit's own has a contrast of 3.7 on white."""
+    grey = palette.theme().guide
+    return {key: {"labelColor": grey, "titleColor": grey} for key in ("axis", "legend")}
 
 
 # Layers, marks and encodings -----------------------------------------------------------------------------------------
@@ -65,7 +77,12 @@ def layered(height: int, layers: Sequence[Spec], data: Mapping[str, pd.DataFrame
 
 
 def layer(data: str, mark: str | Spec, *filters: str, **encoding: Any) -> Spec:
-    """One layer: the name of its data, its mark, and the rows that it shows."""
+    """One layer: the name of its data, its mark, and the rows that it shows.
+
+    One without a tooltip says so: the browser would show the names of its fields.
+    """
+    if "tooltip" not in encoding:
+        mark = {**({"type": mark} if isinstance(mark, str) else mark), "tooltip": None}
     made: Spec = {"data": {"name": data}, "mark": mark, "encoding": encoding}
     return {**made, "transform": [{"filter": words} for words in filters]} if filters else made
 
@@ -86,7 +103,7 @@ def rule(width: float, **more: Any) -> Spec:
 
 def words(align: str, baseline: str, **more: Any) -> Spec:
     """Text in the plot."""
-    return {"type": "text", "align": align, "baseline": baseline, "color": guide(), **more}
+    return {"type": "text", "align": align, "baseline": baseline, "color": palette.theme().guide, **more}
 
 
 def number(field: str, title: str | None = None, **more: Any) -> Spec:
@@ -114,69 +131,34 @@ def tooltip(frame: pd.DataFrame, **titles: str | Spec) -> list[Spec]:
 # Colours, shapes and legends -----------------------------------------------------------------------------------------
 
 
-def dark() -> bool:
-    """Whether the visitor's theme is dark."""
-    return st.context.theme.type == "dark"
-
-
-def ground() -> str:
-    """The colour of the page."""
-    return _GROUND[dark()]
-
-
-def ink() -> str:
-    """The colour of what stands out without a colour of its own."""
-    return "#E8E6E3" if dark() else "#1A1A1A"
-
-
-def guide() -> str:
-    """Grey of lines that are no data."""
-    return "#A0A6AC" if dark() else "#666666"
-
-
-def on_screen(colour: str) -> str:
-    """The figures' colour, made light enough where the page is dark."""
-    return readable(colour, dark())
-
-
-def readable(colour: str, night: bool) -> str:
-    """The colour; on a dark ground mixed with white as far as a contrast of 3 (WCAG 2.2, 1.4.11) needs it.
-
-    >>> readable("#000000", False), readable("#D55E00", True), readable("#000000", True)
-    ('#000000', '#D55E00', '#666666')
-    """
-    if not night:
-        return colour
-    behind = _luminance(_GROUND[True])
-    lighter = (style.mixed(colour, share) for share in np.linspace(0, 1, 21))
-    return next(each for each in lighter if (_luminance(each) + 0.05) / (behind + 0.05) >= 3)
-
-
-def _luminance(colour: str) -> float:
-    """Relative luminance of WCAG 2.2."""
-    parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
-
-
 def legend(labels: Sequence[str] = (), **more: Any) -> Spec:
-    """Above the chart, in as many columns as these labels leave: beside it, it would leave a phone no room."""
+    """Above the chart, in as many columns as these labels leave: beside it, it would leave a phone no room.
+
+    Every label has its entry: Vega would drop what is beyond thirty, or would overlap. Many labels are written small
+    and cut in their middle.
+    """
     made = {"title": None, "orient": "top", "labelLimit": 340, "symbolOpacity": 1, "symbolStrokeWidth": 2}
+    made |= {"symbolLimit": 0, "labelOverlap": False}
     if labels:
         made["columns"] = {"expr": f"max(1, floor(width / {_legend_width(labels)}))"}
+    if len(labels) > FEW:
+        short = dict(zip(labels, style.shortened(labels, SHORT), strict=True))
+        made |= {"labelFontSize": 10, "rowPadding": 0, "labelExpr": f"{json.dumps(short)}[datum.value]"}
+        more = {**more, "symbolSize": 40}
     return made | more
 
 
 def _legend_width(labels: Sequence[str]) -> int:
     """Pixels that the longest label takes in a legend, symbol and gap with it."""
-    return min(290, 40 + 7 * max(map(len, labels), default=0))
+    longest = max(map(len, labels), default=0)
+    return 28 + 6 * min(SHORT, longest) if len(labels) > FEW else min(290, 40 + 7 * longest)
 
 
 def legend_height(shown: pd.DataFrame, width: int) -> int:
     """Pixels of a legend's rows after the first, where the chart is about that wide: its height is for the whole."""
     labels = shown["label"].unique().tolist()
     columns = max(1, width // _legend_width(labels))
-    return 20 * (-(-len(labels) // columns) - 1)
+    return (13 if len(labels) > FEW else 20) * (-(-len(labels) // columns) - 1)
 
 
 def scaled(field: str, look: Mapping[str, Any], key: Spec | None, **more: Any) -> Spec:
@@ -184,9 +166,10 @@ def scaled(field: str, look: Mapping[str, Any], key: Spec | None, **more: Any) -
     return category(field, scale={"domain": list(look), "range": list(look.values())}, legend=key, **more)
 
 
-def by_method(methods: Sequence[str], key: Spec | None) -> dict[str, Spec]:
-    """Colour and shape by ``label``, the methods' names in the figures."""
+def by_method(methods: Sequence[str], *keys: Spec | None) -> dict[str, Spec]:
+    """Colour and shape by ``label``, the methods' names in the figures; with their legend, or the one given."""
     looks = [style.method_look(method) for method in methods]
+    (key,) = keys or (legend([look.label for look in looks]),)
     return {
         "color": scaled("label", {look.label: on_screen(look.colour) for look in looks}, key),
         "shape": scaled("label", {look.label: SHAPES[look.marker] for look in looks}, key),
@@ -218,7 +201,7 @@ def by_adapter(shown: pd.DataFrame, looks: Mapping[str, Look]) -> tuple[Spec, Sp
 
 def markers(data: str, shown: pd.DataFrame, size: int, **encodings: Any) -> list[Spec]:
     """Filled and open markers, as the figures have them."""
-    rings = point(size, filled=False, fill=ground(), strokeWidth=1.8)
+    rings = point(size, filled=False, fill=palette.theme().ground, strokeWidth=1.8)
     layers = {
         True: layer(data, point(size), "datum.filled", **encodings),
         False: layer(data, rings, "!datum.filled", **encodings),
@@ -230,15 +213,14 @@ def markers(data: str, shown: pd.DataFrame, size: int, **encodings: Any) -> list
 
 
 def index_axis(index: pd.Series, bounds: pd.Series) -> Spec:
-    """Logarithmic where the bounds lie so far apart that the shortest curve would be a stroke."""
-    most, least = float(index.max()), float(bounds.min())
-    wide = most > 40 * least
-    return number(
-        "index",
-        "index of the singular value",
-        axis={"tickMinStep": 1, "grid": False, "format": "d", "labelOverlap": True},
-        scale={"type": "log" if wide else "linear", "domain": [1 if wide else 0, most * 1.02], "nice": False},
-    )
+    """Logarithmic where the bounds lie far apart, as in the figure."""
+    wide, most = bounds_spread(bounds), float(index.max())
+    scale: Spec = {"domain": [1 if wide else 0, most * (1.06 if wide else 1.02)], "nice": False}
+    axis: Spec = {"tickMinStep": 1, "grid": False, "format": "d", "labelOverlap": True}
+    if wide:
+        scale |= {"type": "log", "base": 2}
+        axis["values"] = [2**k for k in range(int(np.log2(most)) + 1)]
+    return number("index", "index of the singular value", axis=axis, scale=scale)
 
 
 def step_axis(field: str, title: str, values: pd.Series) -> Spec:
@@ -303,9 +285,9 @@ def threshold_line(threshold: float, formula: str) -> tuple[list[Spec], dict[str
     place = {"y": here, "x": {"value": 0}, "text": category("text")}
     text = words("left", "top", dx=3, dy=4, fontSize=12)
     layers = [
-        layer("threshold", rule(1.2, strokeDash=[5, 4], color=guide()), y=here),
+        layer("threshold", rule(1.2, strokeDash=[5, 4], color=palette.theme().guide), y=here),
         # A rim in the colour of the ground, where a curve passes behind the words.
-        layer("threshold", {**text, "stroke": ground(), "strokeWidth": 4}, **place),
+        layer("threshold", {**text, "stroke": palette.theme().ground, "strokeWidth": 4}, **place),
         layer("threshold", text, **place),
     ]
     return layers, {"threshold": pd.DataFrame({"y": [threshold], "text": [f"τ = {formula}"]})}

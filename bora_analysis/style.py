@@ -21,8 +21,8 @@ from .threshold import Threshold
 
 __all__ = [
     "BLACK", "BLUE", "GREEN", "GREY", "MODELS", "ORANGE", "PROJECTIONS", "PURPLE", "SKY", "VENUES",
-    "VERMILLION", "YELLOW", "Look", "looks", "method_look", "metric_label", "mixed", "projections_in_order",
-    "series_looks", "shade", "shortened",
+    "VERMILLION", "YELLOW", "Look", "ink_on_viridis", "looks", "method_look", "metric_label", "mixed",
+    "projections_in_order", "series_looks", "shade", "shortened",
 ]  # fmt: skip
 
 #: Order of projections in a heat map's rows and in menus; any other name follows, alphabetically.
@@ -137,6 +137,15 @@ def mixed(colour: str, share: float) -> str:
     towards = 255 if share > 0 else 0
     channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(c + abs(share) * (towards - c)):02X}" for c in channels)
+
+
+def ink_on_viridis(share: float) -> str:
+    """The colour of words on a place of the scale viridis, from 0 to 1, such that they can be read (4.5, WCAG 2.2).
+
+    >>> ink_on_viridis(0.1), ink_on_viridis(0.9)
+    ('white', 'black')
+    """
+    return "white" if share < 0.44 else "black"
 
 
 def shortened(names: Iterable[str], limit: int) -> list[str]:

@@ -7,7 +7,7 @@ import streamlit as st
 from app import charts
 from app.columns import show
 from app.context import adapters_or_stop
-from app.controls import ALL, choose, linked, of_projection, projections, segments
+from app.controls import ALL, choose, null_toggle, of_projection, projections, segments
 from app.downloads import offer
 from app.explain import explanation, folded, question
 from app.safe_markdown import markdown
@@ -44,7 +44,7 @@ if missing:
 means = rows.groupby("adapter", sort=False)[["effective_rank", "rank_bound"]].mean()
 ranks = "; ".join(f"{name}: {value:.4g} of {bound:.4g}" for name, value, bound in means.itertuples())
 beside = drawn = None
-if linked(st.toggle, "Null: random factors of the same sizes and ‖ΔW‖_F", key="null"):
+if null_toggle():
     drawn = null(rows)
     beside = views.null_curves(drawn.spectra)
     if drawn.missing:

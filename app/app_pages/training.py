@@ -11,7 +11,7 @@ import streamlit as st
 
 from app import charts, sources
 from app.context import current, load
-from app.controls import ALL, choose, linked, of_projection, projections
+from app.controls import ALL, choose, linked, null_toggle, of_projection, projections
 from app.downloads import offer
 from app.explain import explanation, question, table
 from app.jobs import Told, aside
@@ -21,6 +21,7 @@ from app.verdicts import verdict_on
 from bora_analysis import factor_table
 from bora_analysis.adapters import AdapterError, checkpoints
 from bora_analysis.analysis import views
+from bora_analysis.analysis.null import null
 from bora_analysis.metrics import METRICS
 
 context = current()
@@ -63,6 +64,14 @@ steps = sorted(rows["step"].unique().tolist())
 where = "all modules" if projection == ALL else f"projection {projection}"
 
 # One line per layer; modules outside the layers are in the mean only.
+beside = drawn = None
+told = "Thin: one line per layer, by depth. Bold: the mean over all modules."
+if null_toggle():
+    drawn = null(rows)
+    beside = views.null_means(drawn.layer_metrics, metric, "step").sort_values("step").astype({"step": int})
+    missing = drawn.missing or ([] if len(beside) else [f"{charts.metric_name(metric)} has no null"])
+    told += f" {markdown('; '.join(missing))}." if missing else " Dotted: random factors, their mean and range."
+    drawn = None if missing else drawn
 lines = views.means(rows[rows["layer"].notna()], metric, "layer", "step").assign(bold=False)
 mean = views.means(rows, metric, "step").assign(bold=True, layer=0)
 draw(
@@ -70,13 +79,16 @@ draw(
         pd.concat([lines, mean], ignore_index=True).astype({"layer": int}),
         {"step": "training step", metric: charts.metric_title(metric), "layer": "layer"},
         bold="mean",
+        logarithmic=views.spreads(rows[metric]),
+        null=beside,
     ),
     key="trajectory",
     alt=f"{metric} against the training step, {where} of {adapter}; the mean goes from {mean[metric].iloc[0]:.4g} "
     f"to {mean[metric].iloc[-1]:.4g}.",
 )
-st.caption("Thin: one line per layer, from dark to bright with depth. Bold: the mean over all modules.")
-offer(rows, "trajectory", "trajectory", mine, metric=metric, projection=None if projection == ALL else projection)
+st.caption(told)
+of = None if projection == ALL else projection
+offer(rows, "trajectory", "trajectory", mine, metric=metric, projection=of, null=drawn)
 if len(trajectories) > 1:
     with st.expander("All runs, means over the modules", icon=":material/stacked_line_chart:"):
         together = of_projection(saved[saved["adapter"].isin(trajectories)], projection)

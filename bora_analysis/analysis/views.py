@@ -186,6 +186,24 @@ def spreads(values: Any) -> bool:
     return bool(found.size and found.min() > 0 and found.max() / found.min() > 100)
 
 
+def bounds_spread(bounds: Any) -> bool:
+    """Whether rank bounds lie so far apart that a linear axis of indices would press the shortest spectrum together.
+
+    >>> bounds_spread([8, 64]), bounds_spread([8, 63])
+    (True, False)
+    """
+    return bool(max(bounds) >= 8 * min(bounds))
+
+
+def ranks_spread(ranks: Any) -> bool:
+    """Whether ranks need a logarithmic axis: all are above 0, and the largest is over 16 times the least.
+
+    >>> ranks_spread([8, 129]), ranks_spread([0, 8, 129])
+    (True, False)
+    """
+    return bool(min(ranks) > 0 and max(ranks) > 16 * min(ranks))
+
+
 def sigma_limits(medians: Any, largest: Any, *thresholds: float) -> tuple[float, float]:
     """Ends of a logarithmic axis of singular values: all medians above 0, all maxima and the thresholds lie on it.
 

@@ -147,7 +147,7 @@ def _outcome_axis(axes: Axes, points: list[Point], values: Any, y: str, lower: b
 
 
 def _rank_axis(axes: Axes, ranks: list[float]) -> None:
-    if min(ranks) > 0 and max(ranks) / min(ranks) > 16:
+    if views.ranks_spread(ranks):
         axes.set_yscale("log", base=2)
         axes.set_ylim(min(ranks) / 1.25, max(ranks) * 1.25)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullForm
 from numpy.typing import NDArray
 
 from .. import style
-from ..analysis.views import spreads
+from ..analysis.views import bounds_spread, spreads
 
 Array = NDArray[Any]
 
@@ -199,8 +199,8 @@ def least_gap(layers: Sequence[int]) -> int:
 
 def index_axis(axes: Axes, bounds: Sequence[int]) -> None:
     """The x axis of indices, logarithmic (base 2) where the bounds lie far apart."""
-    least, most = min(bounds), max(bounds)
-    if most / least >= 8:
+    most = max(bounds)
+    if bounds_spread(bounds):
         doubling_axis(axes, 2 ** np.arange(int(np.log2(most)) + 1))
         axes.set_xlim(0.93, most * 1.15)
     else:
@@ -224,13 +224,14 @@ def decades(axis: Axis, low: float, high: float) -> None:
 
 
 def colour_norm(values: Array) -> Normalize:
-    """Colour scale of a heat map, logarithmic where the values spread; never of zero width."""
+    """Colour scale of a heat map, logarithmic where the values spread, else from 0; never of zero width.
+
+    From the least value on, 109 and 123 would look like 0 and 1.
+    """
     if spreads(values):
         return LogNorm(values.min(), values.max())
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-    if low == high:
-        low, high = min(low, 0.0), max(high, 0.0) or 1.0
-    return Normalize(low, high)
+    low, high = min(0.0, float(values.min(initial=0.0))), max(0.0, float(values.max(initial=0.0)))
+    return Normalize(low, high if high > low else 1.0)
 
 
 def cell_texts(values: Array, room: float) -> Callable[[float], str] | None:
@@ -339,7 +340,7 @@ def heat_cells(axes: Axes, grid: Array, norm: Normalize, gap: float, write: Call
     )
     if write:
         for i, j in np.argwhere(np.isfinite(grid)):
-            ink = "white" if norm(shown[i, j]) < 0.6 else "black"
+            ink = style.ink_on_viridis(float(norm(shown[i, j])))
             axes.text(j, i, write(float(grid[i, j])), size=6, color=ink, ha="center", va="center_baseline")
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)

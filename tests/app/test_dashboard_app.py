@@ -9,13 +9,14 @@ from pathlib import Path
 import altair as alt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from dashboard_cases import APP, PAGES, adapter, contents, zipped
 from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
 from app import inspection, server, sources, uploads
-from bora_analysis import analyse, bundled, factor_ranks, read_adapter, verdict
+from bora_analysis import analyse, bundled, factor_ranks, null, read_adapter, verdict, write_adapter
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis.tables import join
 
@@ -98,8 +99,13 @@ def test_every_page_with_the_bundled_adapters(start, page):
     charts = [element.proto for element in app.get("vega_lite_chart")]
     assert charts or page == "training"
     for chart in charts:
-        alt.Chart.from_dict(json.loads(chart.spec), validate=True)  # against Vega-Lite's schema
+        spec = json.loads(chart.spec)
+        alt.Chart.from_dict(spec, validate=True)  # against Vega-Lite's schema
         assert chart.alt
+        for layer in spec["layer"]:  # the browser would show the fields of a layer that says nothing of a tooltip
+            tips = layer["encoding"].get("tooltip")
+            assert tips or ("tooltip" in layer["mark"] and layer["mark"]["tooltip"] is None)
+            assert all(tip.get("title") and "_" not in tip["title"] for tip in tips or ()), tips
 
 
 #: Page → the state of its widgets in a link, and as the session then has it.
@@ -435,6 +441,36 @@ def test_the_null_stands_beside_the_spectra(start, tmp_path):
     without = json.loads(healthy(start("spectra", folder)).get("vega_lite_chart")[0].proto.spec)
     assert not any(layer["data"]["name"] == "null" for layer in without["layer"])
     healthy(start("layers", folder))
+
+
+@pytest.mark.parametrize(("metric", "known"), [("entropy rank", True), ("spectral norm", True)])
+def test_the_null_stands_beside_the_training(start, tmp_path, metric, known):
+    for step in (10, 20):
+        adapter(tmp_path / "run" / f"checkpoint-{step}", seed=step)
+    app = healthy(start("training", tmp_path / "run", run="run", null="true", metric=metric))
+    chart = app.get("vega_lite_chart")[0].proto
+    assert any(layer["data"]["name"] == "null" for layer in json.loads(chart.spec)["layer"]) is known
+    (data,) = [each for each in chart.datasets if each.name == "null"]
+    found = pa.ipc.open_stream(data.data.data).read_pandas()
+    rows = null(read_adapter(tmp_path / "run")).layer_metrics
+    name = metric.replace(" ", "_")
+    expected = rows[rows["metric"] == name].groupby("step")["null_mean"].mean()
+    np.testing.assert_allclose(found["mean"], expected)
+    assert (found["low"] <= found["mean"]).all()
+    assert (found["mean"] <= found["high"]).all()
+
+
+def test_a_cell_of_several_modules_and_the_box_that_names_one(start, tmp_path):
+    """The module of another cell is forgotten in words that reach the browser, whose box would go on showing it."""
+    rng = np.random.default_rng(0)
+    names = [f"model.layers.{k}.mlp.experts.{e}.up_proj" for k in range(2) for e in range(3)]
+    modules = {name: {"B": rng.standard_normal((12, 3)), "A": rng.standard_normal((3, 16))} for name in names}
+    write_adapter(tmp_path / "experts", "lora", modules, alpha=6)
+    app = healthy(start("layers", tmp_path / "experts", adapter="experts", layer="0", module=names[1]))
+    assert app.selectbox(key="module").value == names[1]
+    healthy(app.selectbox(key="layer").set_value("1").run())
+    assert app.selectbox(key="module").value == names[3] == app.text[0].value
+    assert app.selectbox(key="module").proto.set_value, "the box in the browser keeps what it showed"
 
 
 def test_two_adapters_of_one_name_are_told_apart(start, tmp_path):

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 import pytest
-from browser_cases import SHOTS, alts, downloaded, in_url, playwright, settled, shoot, shows, visit
+from browser_cases import SHOTS, WAIT, alts, downloaded, in_url, playwright, settled, shoot, shows, visit
 from dashboard_cases import PAGES, adapter, contents, zipped
 
 from app import sources
-from bora_analysis import analyse, read_adapter
+from bora_analysis import analyse, read_adapter, write_adapter
 from bora_analysis.figures import save, spectra
 from bora_analysis.style import METRICS
 
@@ -55,6 +56,7 @@ def test_every_page_wide_and_on_a_phone(browser, site, theme):
             settled(page, CHARTS[name])
             assert all(alts(page)), "a chart without words for those who do not see it"
             page.get_by_text("What am I looking at?").wait_for()
+            assert page.locator("h1").bounding_box()["y"] < 70, "nothing stands above the title"
             shoot(page, f"{name}-{theme}")
             page.set_viewport_size({"width": 390, "height": 844})
             page.get_by_test_id("stExpandSidebarButton").wait_for()  # the sidebar makes room by itself
@@ -104,6 +106,27 @@ def is_framed(page: Any, cell: str) -> None:
     settled(page, 5)
 
 
+def box_says(page: Any, label: str, value: str) -> None:
+    """Wait until the select box of that label shows that value, and not one of before."""
+    box = page.get_by_role("combobox", name=label, exact=True)
+    playwright.expect(box).to_have_value(value, timeout=WAIT)
+
+
+def test_a_click_among_experts_leaves_the_box_at_what_the_page_shows(browser, site, folder):
+    experts = {f"model.layers.{k}.mlp.experts.{e}.up_proj": k + e for k in range(3) for e in range(3)}
+    rng = np.random.default_rng(0)
+    modules = {name: {"B": rng.standard_normal((12, 3)), "A": rng.standard_normal((3, 16))} for name in experts}
+    write_adapter(folder / "experts", "lora", modules, alpha=6)
+    with visit(browser) as page:
+        opened(page, site, "layers", "?path=experts&adapters=experts")
+        page.get_by_test_id("stSelectbox").filter(has_text="Module").first.click()
+        page.get_by_role("option", name="model.layers.0.mlp.experts.2.up_proj", exact=True).click()
+        page.get_by_test_id("stText").get_by_text("model.layers.0.mlp.experts.2.up_proj").wait_for()
+        page.locator(".grid_marks path[aria-label*='layer: 2;']").click()
+        page.get_by_test_id("stText").get_by_text("model.layers.2.mlp.experts.0.up_proj").wait_for()
+        box_says(page, "Module", "model.layers.2.mlp.experts.0.up_proj")
+
+
 def test_a_click_on_a_cell_and_its_link(browser, site):
     with visit(browser) as page:
         opened(page, site, "layers", "?adapters=synthetic-bora-r8-b8&metric=stable rank")
@@ -114,11 +137,13 @@ def test_a_click_on_a_cell_and_its_link(browser, site):
         module = page.get_by_text("encoder.layer.3.attention.self.value", exact=True)
         module.first.wait_for()
         is_framed(page, "layer: 3; projection: v")
+        box_says(page, "Module", "encoder.layer.3.attention.self.value")
         assert page.evaluate("window.drawn.isConnected"), "the heat map was drawn anew"
         page.get_by_test_id("stSelectbox").filter(has_text="Layer").first.click()
         page.get_by_role("option", name="5", exact=True).click()
         page.get_by_text("encoder.layer.5.attention.self.value", exact=True).first.wait_for()
         is_framed(page, "layer: 5; projection: v")
+        box_says(page, "Module", "encoder.layer.5.attention.self.value")
         cell.click()  # the one that was clicked before
         module.first.wait_for()
         is_framed(page, "layer: 3; projection: v")

@@ -1,0 +1,170 @@
+"""Charts for the screen beside the figures that the page offers of them, and the room that their legends take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from app import charts, method_charts, palette, vega
+from bora_analysis import analyse, figures, style, synthetic_adapter
+from bora_analysis.analysis import views
+from bora_analysis.analysis.tables import join
+from bora_analysis.threshold import Threshold
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch):
+    monkeypatch.setattr(palette, "dark", lambda: False)
+
+
+def tables(*ranks: int, scales: tuple[float, ...] = (1.0,)):
+    """LoRA adapters of these ranks in two layers; a step for each scale of ΔW."""
+    shapes = {f"model.layers.{k}.self_attn.{name}_proj": (300, 300) for k in range(2) for name in "qv"}
+    found = []
+    for rank in ranks:
+        made = analyse(synthetic_adapter("lora", shapes, r=rank, seed=rank))
+        for step, scale in enumerate(scales, 1):
+            at: Any
+            name, at = f"rank {rank}", step if len(scales) > 1 else pd.NA
+            spectra = made.spectra.assign(adapter=name, step=at, singular_value=made.spectra["singular_value"] * scale)
+            layers = made.layer_metrics.assign(adapter=name, step=at)
+            layers["energy"] *= scale**2
+            stepped = {"spectra": spectra.astype({"step": "Int64"}), "layer_metrics": layers.astype({"step": "Int64"})}
+            found.append(replace(made, **stepped))
+    return join(found)
+
+
+def kind(chart: vega.Chart, axis: str) -> str:
+    """The kind of the axis: the one that its layers agree on."""
+    kinds = {
+        layer["encoding"][axis].get("scale", {}).get("type")
+        for layer in chart.spec["layer"]
+        if axis in layer["encoding"]
+    }
+    return "log" if "log" in kinds else "linear"
+
+
+@pytest.mark.parametrize("ranks", [(8, 16), (8, 63), (8, 64), (2, 128), (4, 256)])
+def test_the_index_axis_is_that_of_the_figure(ranks):
+    found = tables(*ranks)
+    tau, looks = Threshold.of(0.005), views.looks_of(found.layer_metrics)
+    chart = charts.spectrum(views.curves(found.spectra), looks, tau, views.limits_of(found.spectra, tau))
+    axes = figures.spectra(found.spectra).axes[0]
+    assert (kind(chart, "x"), kind(chart, "y")) == (axes.get_xscale(), axes.get_yscale())
+    assert axes.get_xscale() == ("log" if ranks[1] >= 8 * ranks[0] else "linear")
+
+
+@pytest.mark.parametrize("ranks", [(8, 16), (8, 128), (8, 129), (4, 256)])
+def test_the_rank_axis_against_parameters_is_that_of_the_figure(ranks):
+    layers = tables(*ranks).layer_metrics
+    chart = method_charts.adapters_pareto(views.costs(layers), views.looks_of(layers))
+    axes = figures.pareto(layers).axes[0]
+    assert (kind(chart, "x"), kind(chart, "y")) == (axes.get_xscale(), axes.get_yscale())
+
+
+@pytest.mark.parametrize("scales", [(1.0, 2.0), (1.0, 9.0), (1.0, 11.0), (0.1, 100.0)])
+def test_the_axes_of_energy_are_those_of_the_figures(scales):
+    found = tables(8, scales=scales)
+    rows = found.layer_metrics.astype({"step": int})
+    lines = views.means(rows, "energy", "layer", "step").assign(bold=False)
+    titles = {"step": "step", "energy": "energy", "layer": "layer"}
+    chart = charts.families(lines.astype({"layer": int}), titles, logarithmic=views.spreads(rows["energy"]))
+    assert kind(chart, "y") == figures.trajectory(rows, metric="energy").axes[0].get_yscale()
+    by_layer = views.by_layer(views.last_steps(found.layer_metrics))
+    chart = charts.over_layers(by_layer, "energy", views.looks_of(found.layer_metrics))
+    assert kind(chart, "y") == figures.figure4(found.spectra).axes[0].get_yscale()
+
+
+# Heat maps
+
+
+def cells(*values: float) -> pd.DataFrame:
+    rows = [(str(k), "q", 1, value) for k, value in enumerate(values)]
+    return pd.DataFrame(rows, columns=["layer", "projection", "modules", "energy"])
+
+
+def test_the_colours_of_a_heat_map_begin_at_zero():
+    """109 and 123 looked like 0 and 1."""
+    chart = charts.heatmap(cells(109.0, 123.0), "energy", ("0", "q"))
+    scale = chart.spec["layer"][0]["encoding"]["color"]["scale"]
+    assert (scale["type"], scale["zero"]) == ("linear", True)
+    assert "logarithmic" not in chart.spec["layer"][0]["encoding"]["color"]["legend"]["title"]
+    layers = tables(8).layer_metrics
+    mesh = figures.heatmap(layers, metric="energy").axes[0].collections[0]
+    assert mesh.norm.vmin == 0
+    assert mesh.norm.vmax == views.cells(layers, "energy")["energy"].max()
+
+
+def test_a_logarithmic_heat_map_says_so():
+    chart = charts.heatmap(cells(1.0, 1000.0), "energy", ("0", "q"))
+    colour = chart.spec["layer"][0]["encoding"]["color"]
+    assert colour["scale"]["type"] == "log"
+    assert colour["legend"]["title"].endswith(", logarithmic")
+
+
+@pytest.mark.parametrize(
+    "values", [(109.0, 123.0), (0.001, 0.002, 1.0), (0.0, 0.0), (0.0, np.nan, 7.25), (np.nan,), (3.0,)]
+)
+def test_numbers_stand_in_the_cells(values):
+    chart = charts.heatmap(cells(*values), "energy", ("0", "q"))
+    numbers = chart.data["numbers"]
+    known = [value for value in values if not np.isnan(value)]
+    np.testing.assert_allclose([float(text) for text in numbers["text"]], known, rtol=0.005)
+    assert set(numbers["characters"]) <= {max(map(len, numbers["text"]), default=0)}
+    assert list(numbers["ink"]) == [
+        style.ink_on_viridis(share) for share in shares(known, chart.spec["layer"][0]["encoding"]["color"]["scale"])
+    ]
+
+
+def shares(values: list[float], scale: dict) -> list[float]:
+    """Where values lie on the scale of the colours, by Vega's rules."""
+    if not values:
+        return []
+    ends = [min(values), max(values)]
+    if scale["type"] == "log":
+        return [float(np.log(v / ends[0]) / np.log(ends[1] / ends[0])) for v in values]
+    low, high = (min(0.0, ends[0]), max(0.0, ends[1])) if scale["zero"] else ends
+    return [(v - low) / (high - low) if high > low else 0.0 for v in values]
+
+
+# Legends
+
+
+def adapters(count: int) -> pd.DataFrame:
+    names = [f"llama-3-8b-commonsense-lora-r{2 ** (k % 5)}-seed-{k}" for k in range(count)]
+    return pd.DataFrame({"adapter": names, "method": "lora"})
+
+
+@pytest.mark.parametrize("count", [1, 4, 8, 9, 22, 60])
+def test_a_legend_names_all_and_stays_low(count):
+    looks = views.looks_of(adapters(count))
+    shown = vega.dressed(adapters(count), looks)
+    colour, _, _ = vega.by_adapter(shown, looks)
+    key = colour["legend"]
+    assert len(colour["scale"]["domain"]) == count
+    assert key["symbolLimit"] == 0, "Vega leaves out what is beyond thirty"
+    assert key["labelOverlap"] is False
+    if count <= 22:
+        assert 20 + vega.legend_height(shown, vega.WHOLE) <= 110
+        assert 20 + vega.legend_height(shown, vega.HALF) <= 170
+    if count > vega.FEW:
+        short = json.loads(key["labelExpr"].removesuffix("[datum.value]"))
+        assert list(short) == colour["scale"]["domain"]
+        assert len(set(short.values())) == count
+        assert max(map(len, short.values())) <= vega.SHORT
+
+
+@pytest.mark.parametrize("count", [2, 8, 12, 13, 80])
+def test_the_legend_of_a_family_skips_none(count):
+    lines = pd.DataFrame({"step": [0, 1] * count, "layer": np.repeat(range(count), 2), "energy": 1.0, "bold": False})
+    chart = charts.families(lines, {"step": "step", "energy": "energy", "layer": "layer"})
+    key = chart.spec["layer"][0]["encoding"]["color"]["legend"]
+    if count <= 12:
+        assert key["values"] == list(range(count))
+    else:
+        assert key["type"] == "gradient"
