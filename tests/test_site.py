@@ -48,7 +48,7 @@ def test_examples_and_help_are_in_the_reference(reference):
         assert re.sub(r"\W", "", (command.help or "").splitlines()[0]) in re.sub(r"\W|code", "", reference)
 
 
-@pytest.mark.parametrize("module", ["", "figures", "training"])
+@pytest.mark.parametrize("module", ["", "figures", "training", "notebook"])
 def test_every_public_name_is_in_the_reference(module):
     package = importlib.import_module(f"bora_analysis.{module}".rstrip("."))
     pages = "\n".join([api.main(), api.figures(), api.training()])

@@ -80,10 +80,11 @@ def figures() -> str:
 
 
 def training() -> str:
-    """The names of ``bora_analysis.peft_methods`` and ``bora_analysis.training``, and how a method is registered."""
+    """The names of ``peft_methods``, ``training`` and ``notebook``, and how a method is registered."""
     blocks = []
     for module in ("peft_methods", "training"):
         blocks += [f"## bora_analysis.{module}\n", *_entries(exported(module), module)]
+    blocks += ["## bora_analysis.notebook\n", *_entries(exported("notebook"), "notebook")]
     own = exported("catalogue")
     blocks += ["## bora_analysis.catalogue\n", *_entries({"register": own["register"]}, "catalogue")]
     return "\n".join(blocks)
