@@ -115,6 +115,7 @@ LINKS = {
     "training": {"run": "run", "metric": "stable rank", "projection": "q", "step": "20", "factors": "true"},
     "capture": {"adapter": "mine", "projection": "v", "capture_methods": ["LoRA", "BoRA"]},
     "trim": {"adapter": "run", "step": "10", "energy": "90%", "trim_dtype": "float16"},
+    "merge": {"merge": ["run", "mine"], "merge_weights": "own", "merge_weight:mine": "-0.5", "merge_energy": "99.5%"},
     "lab": {"lab_m": "64", "lab_n": "32", "lab_r": "4", "lab_b": "16", "lab_kind": "decay", "lab_decay": "2.0",
             "lab_seed": "7", "lab_activation": "no-exp", "lab_same": "same budget", "lab_others": ["LoHa", "C³A"]},
     "budget": {"budget_model": "roberta-base", "budget_parameters": "300000", "budget_target": ["Q", "V"],
@@ -126,6 +127,7 @@ STATES = {
     "training": {"metric": "stable_rank", "step": 20, "factors": True},
     "capture": {"capture_methods": ["lora", "bora"]},
     "trim": {"step": 10, "energy": 90.0},
+    "merge": {"merge_weight:mine": -0.5, "merge_energy": 99.5},
     "lab": {
         "lab_m": 64,
         "lab_n": 32,

@@ -21,9 +21,8 @@ from bora_analysis import analyse, read_adapter, write_adapter
 from bora_analysis.figures import save, spectra
 from bora_analysis.style import METRICS
 
-TITLES: dict[str, str] = dict(
-    zip(PAGES, ("Spectra", "Layers", "Training", "Capture", "Trim", "Synthetic lab", "Budget", "Paper"), strict=True)
-)
+#: The title of a page, where it is not its name.
+TITLES = {page: page.capitalize() for page in PAGES} | {"lab": "Synthetic lab"}
 #: Charts that each page shows at first, or more.
 CHARTS = {
     "spectra": 3,
@@ -31,6 +30,7 @@ CHARTS = {
     "training": 2 if sources.runs() else 0,
     "capture": 1,
     "trim": 2,
+    "merge": 1,
     "lab": 4,
     "budget": 3,
     "paper": 3,

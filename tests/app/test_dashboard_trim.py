@@ -5,10 +5,7 @@ from __future__ import annotations
 import doctest
 import io
 import json
-import sys
 import time
-import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from dashboard_cases import APP, adapter
-from streamlit.testing.v1 import AppTest
+from dashboard_cases import adapter
+from page_cases import healthy, made, press, starter, unpacked
 
-from app import sources, written
+from app import written
 from bora_analysis import analyse, convert, read_adapter, synthetic_adapter, write_adapter
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis.trimming import trimmed
@@ -29,44 +26,7 @@ from bora_analysis.figures.over_layers import over_layers
 SHAPES = {f"model.layers.{k}.self_attn.{name}": (32, 48) for k in range(3) for name in ("q_proj", "v_proj")}
 
 
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., AppTest]]:
-    def started(**query: Any) -> AppTest:
-        monkeypatch.setattr(sys, "argv", [str(APP / "streamlit_app.py"), f"--root={tmp_path}"])
-        sources.arguments.cache_clear()
-        app = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=180)
-        for name, value in query.items():
-            app.query_params[name] = value
-        app.switch_page("app_pages/trim.py")
-        return healthy(app.run())
-
-    yield started
-    sources.arguments.cache_clear()
-
-
-def healthy(app: AppTest) -> AppTest:
-    assert not app.exception, [error.value for error in app.exception]
-    return app
-
-
-def press(app: AppTest, label: str) -> AppTest:
-    (button,) = [each for each in app.button if each.label == label]
-    return healthy(button.click().run())
-
-
-def made(app: AppTest, job: str) -> written.Written:
-    """What a page has written, when it is there."""
-    end = time.monotonic() + 60
-    while app.session_state["_jobs"][job].result is None:
-        assert time.monotonic() < end
-        healthy(app.run())
-    return app.session_state["_jobs"][job].result
-
-
-def unpacked(place: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(place) as archive:
-        assert archive.testzip() is None
-        return {Path(name).name: archive.read(name) for name in archive.namelist()}
+start = starter("trim")
 
 
 @pytest.mark.parametrize("method", ["lora", "bora", "loha"])
