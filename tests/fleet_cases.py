@@ -60,6 +60,12 @@ def corners(module: str, update: Any) -> dict[str, Any]:
     return {"corner": float((left[0] @ right[:, 0]).item()), "row": left[0] @ right, "path": module}
 
 
+def with_pandas(module: str, update: Any) -> dict[str, Any]:
+    import pandas
+
+    return {"rank": int(pandas.Series([update.facts.r]).iloc[0])}
+
+
 def slow(module: str, update: Any) -> dict[str, Any]:
     time.sleep(0.1)
     return {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Unpack
 
 from ..adapters.given import adapters_of, one_of
 from .tables import LAYER_COLUMNS, Analysis, Tables, analyse
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["adapters_of", "layers_of", "one_of", "tables_of"]
 
@@ -24,6 +25,8 @@ def tables_of(given: Any, **options: Unpack[Analysis]) -> Tables:
 
 def layers_of(given: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
     """The same for ``layer_metrics``; such a frame is taken as it is. TypeError for another frame."""
+    import pandas as pd  # here: a sweep's process does without
+
     if not isinstance(given, pd.DataFrame):
         return tables_of(given, **options).layer_metrics
     missing = [name for name in LAYER_COLUMNS if name not in given]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from ..catalogue import METHODS
 from ..files.errors import counted
 from .given import layers_of
 from .tables import Analysis
-from .views import last_steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,25 +72,38 @@ def verdict(adapters: Any, **options: Unpack[Analysis]) -> str:
 
 def verdicts(layers: pd.DataFrame) -> list[Verdict]:
     """The verdict on each adapter of a frame of layer_metrics, in its order."""
-    return [_judged(str(name), part) for name, part in last_steps(layers).groupby("adapter", sort=False)]
+    from .views import last_steps
+
+    last = last_steps(layers)
+    plain = last[list(JUDGED)].astype(object).where(last[list(JUDGED)].notna(), None)
+    return [
+        judged(str(name), {column: part[column].tolist() for column in JUDGED})
+        for name, part in plain.groupby(last["adapter"], sort=False)
+    ]
 
 
-def _judged(name: str, layers: Any) -> Verdict:
-    steps = layers["step"].dropna()
-    step = None if steps.empty else int(steps.iloc[0])
-    moved = layers[~(layers["spectral_norm"] <= 0)]
-    still = f"ΔW = 0 in {len(layers) - len(moved)} of {counted(len(layers), 'module')}"
-    if moved.empty:
+def judged(name: str, columns: Mapping[str, Sequence[Any]]) -> Verdict:
+    """The verdict on one adapter, without pandas: a sweep asks for it ten thousand times.
+
+    Parameters
+    ----------
+    columns : those of ``JUDGED``, a value per module; what is missing is None or NaN.
+    """
+    rows = [_Row(*cells) for cells in zip(*(columns[column] for column in JUDGED), strict=True)]
+    step = next((int(row.step) for row in rows if not _is_missing(row.step)), None)
+    moved = [row for row in rows if _is_missing(row.spectral_norm) or row.spectral_norm > 0]
+    if not moved:
         return Verdict(name, step, "ΔW = 0 in every module: nothing was trained", "check", {})
-    known = moved.dropna(subset=["energy_rank_99"])  # a quick analysis counts, and does not tell
-    if known.empty:
+    known = [row for row in moved if not _is_missing(row.energy_rank_99)]  # a quick analysis counts, and does not tell
+    if not known:
         told = "the singular values were counted and not computed, so that nothing is known of the energy"
         return Verdict(name, step, told, "analyze", {})
-    needed, bound = known["energy_rank_99"].astype(int), known["rank_bound"].astype(int)
-    allowed = f"{bound.iloc[0]}" if bound.nunique() == 1 else f"{bound.min()}–{bound.max()}"
-    mean = f"{needed.mean():.1f}" if len(known) > 1 else f"{needed.iloc[0]}"
-    parts = [f"99 % of the energy in {mean} of {allowed} directions{_ends(known, needed, bound)}"]
-    kinds = _kinds(known, needed, bound)
+    bounds = {int(row.rank_bound) for row in known}
+    allowed = f"{min(bounds)}" if len(bounds) == 1 else f"{min(bounds)}–{max(bounds)}"
+    needed = [int(row.energy_rank_99) for row in known]
+    mean = f"{sum(needed) / len(needed):.1f}" if len(known) > 1 else f"{needed[0]}"
+    parts = [f"99 % of the energy in {mean} of {allowed} directions{_ends(known, len(bounds) > 1)}"]
+    kinds = _kinds(known)
     words = [(_FREE if kind == "free" else f"rank {kind}", count) for kind, count in kinds.items()]
     if len(words) == 1:
         parts.append(words[0][0])
@@ -103,35 +113,65 @@ def _judged(name: str, layers: Any) -> Verdict:
         parts.append(", ".join([f"{first} of {len(known)} modules", *more]))
     if len(known) < len(moved):
         parts.append(f"{len(moved) - len(known)} of {len(moved)} modules were only counted")
-    if len(moved) < len(layers):
-        parts.append(still)
+    if len(moved) < len(rows):
+        parts.append(f"ΔW = 0 in {len(rows) - len(moved)} of {counted(len(rows), 'module')}")
     most = max(kinds, key=lambda kind: kinds[kind])
     return Verdict(name, step, "; ".join(parts), KINDS[most], kinds)
 
 
-def _ends(known: Any, needed: Any, bound: Any) -> str:
-    """From which module to which: the ones that need least and most."""
-    if needed.min() == needed.max():
+class _Row(NamedTuple):
+    """A module, as far as the verdict needs it."""
+
+    module: str
+    layer: Any
+    projection: str
+    step: Any
+    method: str
+    spectral_norm: Any
+    energy_rank_99: Any
+    rank_bound: Any
+    out_features: Any
+    in_features: Any
+    r: Any
+    blocks: Any
+
+
+#: The columns of layer_metrics on which the verdict rests.
+JUDGED = _Row._fields
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value
+
+
+def _ends(known: Sequence[_Row], mixed: bool) -> str:
+    """From which module to which: the ones that need least and most; ``mixed`` with their bounds."""
+    least, most = (pick(known, key=lambda row: int(row.energy_rank_99)) for pick in (min, max))
+    if least.energy_rank_99 == most.energy_rank_99:
         return ""
-    names = short_modules(known)
-    mixed = bound.nunique() > 1
+    names = _named((row.module, None if _is_missing(row.layer) else int(row.layer), row.projection) for row in known)
     ends = [
-        f"{needed[place]}{f' of {bound[place]}' if mixed else ''} ({names[known.at[place, 'module']]})"
-        for place in (needed.idxmin(), needed.idxmax())
+        f"{int(row.energy_rank_99)}{f' of {int(row.rank_bound)}' if mixed else ''} ({names[row.module]})"
+        for row in (least, most)
     ]
     return f", from {ends[0]} to {ends[1]}"
 
 
-def _kinds(known: Any, needed: Any, bound: Any) -> dict[str, int]:
+def _kinds(known: Sequence[_Row]) -> dict[str, int]:
     """Kind → number of modules, the most frequent first."""
-    room = known[["out_features", "in_features"]].min(axis=1)
-    ranked = known["method"].map(lambda name: name not in METHODS or METHODS[name].ranked).astype(bool)
-    free = (bound >= room) & (~ranked | (known["r"] * known["blocks"] < room))
-    found = np.select(
-        [free, needed <= bound / 2, (needed == bound) & (bound < room)], ["free", "spare", "short"], "fits"
-    )
-    counts = {kind: int((found == kind).sum()) for kind in KINDS}
+    found = [_kind(row) for row in known]
+    counts = {kind: found.count(kind) for kind in KINDS}
     return dict(sorted(((kind, n) for kind, n in counts.items() if n), key=lambda each: -each[1]))
+
+
+def _kind(row: _Row) -> str:
+    room, bound, needed = min(row.out_features, row.in_features), int(row.rank_bound), int(row.energy_rank_99)
+    ranked = row.method not in METHODS or METHODS[row.method].ranked
+    if bound >= room and (not ranked or (not _is_missing(row.r) and row.r * row.blocks < room)):
+        return "free"
+    if needed <= bound / 2:
+        return "spare"
+    return "short" if needed == bound and bound < room else "fits"
 
 
 def short_modules(layers: Any) -> dict[str, str]:
@@ -147,18 +187,23 @@ def short_modules(layers: Any) -> dict[str, str]:
     >>> list(short_modules(pd.DataFrame(columns)).values())
     ['layer 0 q', 'layer 0 gate (experts.0)', 'layer 0 gate (experts.1)', 'lm_head']
     """
-    import pandas as pd
+    known = [
+        int(layer) if there else None for layer, there in zip(layers["layer"], layers["layer"].notna(), strict=True)
+    ]
+    return _named(zip(layers["module"], known, layers["projection"], strict=True))
 
-    kin: dict[tuple[Any, str], list[str]] = {}
-    for module, layer, projection in zip(layers["module"], layers["layer"], layers["projection"], strict=True):
-        known = None if pd.isna(layer) else int(layer)
-        own = kin.setdefault((known, projection), [])
+
+def _named(modules: Iterable[tuple[str, int | None, str]]) -> dict[str, str]:
+    """:func:`short_modules` of module, layer and projection."""
+    kin: dict[tuple[int | None, str], list[str]] = {}
+    for module, layer, projection in modules:
+        own = kin.setdefault((layer, projection), [])
         if module not in own:
             own.append(module)
     found = {}
-    for (layer, projection), modules in kin.items():
+    for (layer, projection), own in kin.items():
         title = projection if layer is None else f"layer {layer} {projection}"
-        found |= {modules[0]: title} if len(modules) == 1 else dict(_apart(title, modules, layer))
+        found |= {own[0]: title} if len(own) == 1 else dict(_apart(title, own, layer))
     return found
 
 

@@ -7,6 +7,7 @@ its limit.
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import queue
@@ -21,14 +22,23 @@ IDLE = 30.0
 _LATE = 30.0  # seconds after its limit
 
 
-def main(memory: int) -> None:
-    """Work until the pipe on stdin ends. What is printed goes to stderr: stdout carries the answers."""
+def main(memory: int, bare: bool = False) -> None:
+    """Work until the pipe on stdin ends. What is printed goes to stderr: stdout carries the answers.
+
+    Parameters
+    ----------
+    memory : bytes that may be allocated, 0 for no bound. bare : without pandas, for no sketch that others wrote.
+    """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _bound(memory)
+    if bare:
+        sys.meta_path.insert(0, _Without())
     from ..linalg.threads import one_blas_thread
     from .measuring import outcomes
 
+    importlib.import_module("pyarrow.parquet")  # now: a task has a limit of time
+    importlib.import_module("pyarrow").array([0.0])
     waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, waiting), daemon=True).start()
     send(answers, READY)
@@ -44,6 +54,14 @@ def main(memory: int) -> None:
             send(answers, pickle.dumps(found))
             if memory and _resident() > memory / 2:  # what is left over would be lacking for the next one
                 os._exit(0)
+
+
+class _Without:
+    """Keeps pyarrow from importing pandas, of which nothing here has a use: half of the time until READY."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("a sweep's process does without pandas", name=name)
 
 
 def send(pipe: BinaryIO, message: bytes) -> None:

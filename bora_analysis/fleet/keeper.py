@@ -28,7 +28,7 @@ from .tasks import CRASH, MEMORY, PASSING, TIMEOUT, Job, Outcome, Task
 ATTEMPTS = 2
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from bora_analysis.fleet import child; "
-    "child.main({memory})"
+    "child.main({memory}, {bare})"
 )
 _STARTING = 120.0  # seconds until a process can work: imports from a slow disk
 _idle: list[Child] = []
@@ -46,15 +46,16 @@ class Ended(Exception):
 class Child:
     """A process, its pipes, and a thread that waits for its answers."""
 
-    def __init__(self, memory: int, gpu: bool, path: tuple[str, ...] = ()):
-        self.made_for = memory, gpu, path
+    def __init__(self, memory: int, gpu: bool, path: tuple[str, ...] = (), bare: bool = True):
+        self.made_for = memory, gpu, path, bare
         self.device = claimed() if gpu else None
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         threads |= {"VECLIB_MAXIMUM_THREADS": "1"}
         shown = {"CUDA_VISIBLE_DEVICES": self.device.name} if self.device else {}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  as long as the process
+        places = json.dumps(list(dict.fromkeys([*sys.path, *path])))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT.format(memory=memory), json.dumps(list(dict.fromkeys([*sys.path, *path])))],
+            [sys.executable, "-c", _BOOT.format(memory=memory, bare=bare), places],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env={**os.environ, **threads, **shown},
         )  # fmt: skip
         self.answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -160,7 +161,7 @@ def end_all() -> None:
 
 
 def _taken(job: Job) -> Child:
-    wanted = job.memory, job.measuring.get("device") in ("auto", "cuda"), job.path
+    wanted = job.memory, job.measuring.get("device") in ("auto", "cuda"), job.path, not job.sketch
     while True:
         with _lock:
             fitting = [child for child in _idle if child.made_for == wanted]

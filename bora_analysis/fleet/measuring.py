@@ -20,7 +20,7 @@ import numpy as np
 from ..adapters import Adapter, AdapterError, read_adapter
 from ..adapters.locate import download, homes, paths_read
 from ..analysis.tables import IDENTITY, LAYER_COLUMNS, SPECTRA_COLUMNS, Origin, measure, told_of
-from ..analysis.verdict import verdicts
+from ..analysis.verdict import JUDGED, judged
 from ..catalogue import METHODS
 from ..files.base_model import open_base
 from ..style import projections_in_order
@@ -323,6 +323,6 @@ def _row(adapter: Adapter, layers: pa.Table, job: Job) -> dict[str, Any]:
         "parameters": sum(column["parameters"]),
         "targets": ",".join(projections_in_order(column["projection"])),
         "dtypes": ",".join(sorted(set(column["dtype"]))),
-        "verdict": str(verdicts(layers.to_pandas())[0]),
+        "verdict": str(judged(adapter.name, layers.select(list(JUDGED)).to_pydict())),
         "notes": "\n".join(notes),
     }

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +24,8 @@ from bora_analysis import (
     synthetic_adapter,
     verdict,
 )
-from bora_analysis.analysis.verdict import KINDS, short_modules, verdicts
-from bora_analysis.bundled import bundled_adapters
+from bora_analysis.analysis.verdict import JUDGED, KINDS, judged, short_modules, verdicts
+from bora_analysis.bundled import bundled_adapters, data_folder
 from bora_analysis.methods.adalora import _pruned
 
 
@@ -141,3 +142,15 @@ def test_synthetic_adapters_of_known_spectra() -> None:
     table = layer_metrics(synthetic_adapter("bora", shapes, r=4, blocks=4, kind="gaussian"))
     (found,) = verdicts(table)
     assert f"in {table['energy_rank_99'].mean():.1f} of 16 directions" in found.sentence
+
+
+def test_lists_say_what_the_frame_says() -> None:
+    layers = layer_metrics(data_folder() / "trained-melora-r8-n4").astype({"energy_rank_99": float, "layer": object})
+    layers.loc[layers.index[3], "energy_rank_99"] = np.nan
+    layers.loc[layers.index[5], "spectral_norm"] = 0.0
+    layers.loc[layers.index[0], "layer"] = None
+    (expected,) = verdicts(layers)
+    for missing in (None, float("nan")):
+        columns = {name: [missing if pd.isna(cell) else cell for cell in layers[name]] for name in JUDGED}
+        assert judged(expected.adapter, columns) == expected
+    assert "1 of 11 modules were only counted; ΔW = 0 in 1 of 12 modules" in expected.sentence

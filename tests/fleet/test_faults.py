@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -183,3 +184,29 @@ def test_each_process_takes_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest
     assert again.name == "GPU-abc"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert claimed() is None
+
+
+def test_a_process_that_works_does_without_pandas():
+    """Whose import is half of its start; a sketch may use it."""
+    code = """if True:
+        import sys
+        from bora_analysis.fleet.child import _Without
+        from bora_analysis.fleet.measuring import outcomes
+        from bora_analysis.fleet.sources import find
+        from bora_analysis.fleet.tasks import Job, Task
+        sys.meta_path.insert(0, _Without())
+        data, results = sys.argv[1:]
+        job = Job(results, "x", {"threshold": 0.005, "solver": "auto", "device": "auto", "quick": False}, {}, True)
+        rows = [outcomes(Task(item), job)[0]["row"] for item in find([data + "/trained-*"]).items.values()]
+        assert len(rows) > 15 and {row.get("error_kind") for row in rows} <= {None, "adapter"}, rows
+        print([row["name"] for row in rows if "error" in row], "pandas" in sys.modules)
+    """
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-c", code, str(TESTS.parent / "data"), out]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "['trained-dora-r8', 'trained-rating-dora-r8'] False\n", done.stderr
+
+
+def test_a_sketch_may_use_pandas(tmp_path: Path):
+    done = sweep(adapter(tmp_path / "in", r=3), tmp_path / "out", workers=1, sketch="fleet_cases:with_pandas")
+    assert done.results.sketches()["rank"].tolist() == [3] * 3
