@@ -21,6 +21,7 @@ from .convert import convert, merge
 from .cost import cost
 from .dashboard import dashboard
 from .evaluate import evaluate
+from .experiment import experiment
 from .figure import figure
 from .fleet import fleet
 from .glance import glance
@@ -53,6 +54,7 @@ COMMANDS = (
     cost,
     train,
     evaluate,
+    experiment,
     paper,
     dashboard,
 )

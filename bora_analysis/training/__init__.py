@@ -1,7 +1,7 @@
 """Training adapters for the analysis, with transformers and PEFT (extra ``train``)."""
 
 from .errors import TrainingError
-from .experiments import RECIPES
+from .recipes import RECIPES
 from .run import train
 from .settings import TASKS, Settings
 

@@ -1,0 +1,121 @@
+"""The command that trains and compares several variants."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import POSITIVE, command, fail, stop
+from .output import Output, output
+
+if TYPE_CHECKING:
+    from ..training.plan import Plan, Run
+
+
+def _changes(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """``("r=8", "method=lora")`` → settings; a value is JSON, or else a text."""
+    found: dict[str, Any] = {}
+    for value in values:
+        key, sign, text = value.partition("=")
+        if not sign or not key:
+            raise click.BadParameter(f"{value!r} sets nothing; expected KEY=VALUE, such as steps=100")
+        try:
+            found[key.strip()] = json.loads(text)
+        except ValueError:
+            found[key.strip()] = text
+    return found
+
+
+@command(
+    "experiment plan.toml -o out/plan",
+    "experiment figure3b-small --model minilm --data reviews.csv -o out/figure3b",
+    "experiment plan.toml -o out/plan --format latex",
+)
+@click.argument("plan", metavar="PLAN", required=False)
+@click.option("--list", "listing", is_flag=True, help="List the experiments of the paper and exit.")
+@click.option("-o", "--output", "folder", metavar="DIR", help="Where the runs and tables lie; a second start goes on.")
+@click.option("--model", metavar="DIR_OR_HUB_ID", help="The base model of every run.")
+@click.option("--data", metavar="FILE_OR_HUB_ID", help="The data of every run.")
+@click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, callback=_changes, help="A setting of every run.")
+@click.option("--runs", "naming", is_flag=True, help="Print the runs, and which are finished, and train nothing.")
+@click.option(
+    "--engine",
+    type=click.Choice(["loky", "dask", "ray", "spark"]),  # as in fleet.engines, which takes long to import
+    default="loky",
+    help="Processes of this machine (loky), or a cluster, through joblib.",
+)
+@click.option("--address", help="Of the cluster's scheduler; without it one is started on this machine.")
+@click.option("-j", "--workers", type=POSITIVE, help="Runs at a time.  [default: one per core; 1 on a GPU]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@output(metavar=None)
+def experiment(
+    plan: str | None,
+    listing: bool,
+    folder: str | None,
+    model: str | None,
+    data: str | None,
+    changes: dict[str, Any],
+    naming: bool,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    device: str,
+    out: Output,
+) -> None:
+    """Train several variants, each with several seeds, and compare them (extra `train`).
+
+    PLAN is a TOML file with settings, variants and a grid, or the name of an experiment of the paper (--list). What is
+    finished is not trained again, so the same line prints the table once more. DIR/runs has the runs as `train` writes
+    them, DIR/runs.csv a row for each, DIR/table.csv the table.
+    """
+    try:
+        from ..adapters import AdapterError
+        from ..training import TrainingError
+        from ..training import experiment as experiments
+        from ..training.plan import presets, read_plan, title
+    except ImportError as error:
+        stop(error)
+    if listing:
+        width = max(map(len, presets()))
+        for name, path in presets().items():
+            click.echo(f"{name.ljust(width)}  {title(path)}")
+        return
+    if plan is None or folder is None:
+        raise click.UsageError("expected PLAN -o DIR; `experiment --list` names the experiments of the paper")
+    given = {key: value for key, value in (("model", model), ("data", data)) if value is not None}
+    failures = 0
+
+    def ended(run: Run, error: str | None, left: int) -> None:
+        nonlocal failures
+        if error is not None:
+            failures += 1
+            fail(f"{run.name}: {error}")
+        elif not out.quiet:
+            click.echo(f"{run.name} finished, {left} left", err=True)
+
+    try:
+        told = read_plan(plan, changes | given)
+        if naming:
+            _name(told, folder)
+            return
+        table = experiments.experiment(
+            told, folder, engine=engine, address=address, workers=workers, device=device, on_run=ended
+        )
+    except (TrainingError, AdapterError, ImportError, OSError) as error:
+        stop(error)
+    from .experiment_text import experiment_table
+
+    out.show(table, lambda: experiment_table(table, told))
+    if failures:
+        raise click.exceptions.Exit(1)
+
+
+def _name(plan: Plan, folder: str) -> None:
+    from pathlib import Path
+
+    from ..training.experiment import finished
+
+    for run in plan.runs:
+        click.echo(f"{'finished' if finished(Path(folder), run) else 'waiting '}  {run.folder}")
