@@ -129,11 +129,10 @@ def capture_table() -> str:
 
 def interval(values: list[float]) -> str:
     """Mean and Student's interval of 95 %: +0.66 [−1.27, +2.58]."""
-    from scipy.stats import t
+    from bora_analysis.training.experiment import paired
 
-    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    shown = f"{mean(values):+.2f} [{mean(values) - half:+.2f}, {mean(values) + half:+.2f}]"
-    return shown.replace("-", "−")
+    middle, low, high, _ = paired(values)
+    return f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
 
 
 def _spread(values: list[float]) -> str:

@@ -72,9 +72,9 @@ def experiment(
     """
     try:
         from ..adapters import AdapterError
-        from ..training import TrainingError
-        from ..training import experiment as experiments
-        from ..training.plan import presets, read_plan, title
+        from ..training import TrainingError, read_plan
+        from ..training import experiment as run
+        from ..training.plan import presets, title
     except ImportError as error:
         stop(error)
     if listing:
@@ -87,22 +87,22 @@ def experiment(
     given = {key: value for key, value in (("model", model), ("data", data)) if value is not None}
     failures = 0
 
-    def ended(run: Run, error: str | None, left: int) -> None:
+    def ended(each: Run, error: str | None, left: int) -> None:
         nonlocal failures
         if error is not None:
             failures += 1
-            fail(f"{run.name}: {error}")
+            fail(f"{each.name}: {error}")
         elif not out.quiet:
-            click.echo(f"{run.name} finished, {left} left", err=True)
+            click.echo(f"{each.name} finished, {left} left", err=True)
 
     try:
         told = read_plan(plan, changes | given)
         if naming:
-            _name(told, folder)
+            click.echo("\n".join(_named(told, folder)))
             return
-        table = experiments.experiment(
-            told, folder, engine=engine, address=address, workers=workers, device=device, on_run=ended
-        )
+        table = run(told, folder, engine=engine, address=address, workers=workers, device=device, on_run=ended)
+    except BrokenPipeError:  # an OSError that click knows
+        raise
     except (TrainingError, AdapterError, ImportError, OSError) as error:
         stop(error)
     from .experiment_text import experiment_table
@@ -112,10 +112,9 @@ def experiment(
         raise click.exceptions.Exit(1)
 
 
-def _name(plan: Plan, folder: str) -> None:
+def _named(plan: Plan, folder: str) -> list[str]:
     from pathlib import Path
 
     from ..training.experiment import finished
 
-    for run in plan.runs:
-        click.echo(f"{'finished' if finished(Path(folder), run) else 'waiting '}  {run.folder}")
+    return [f"{'finished' if finished(Path(folder), run) else 'waiting '}  {run.folder}" for run in plan.runs]

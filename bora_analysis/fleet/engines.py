@@ -58,7 +58,7 @@ def run(
             if breaks == _BREAKS:
                 raise AdapterError(
                     f"engine {engine}: lost its workers {breaks} times without a result: {error}; what is done is "
-                    "kept, start the sweep again"
+                    "kept, start the command again"
                 ) from None
 
 
