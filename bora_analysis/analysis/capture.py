@@ -29,9 +29,9 @@ from ..linalg.threads import in_order
 from ..methods import projection as projection_of
 from ..projections import ENOUGH, Target, Wish
 from ..updates.contract import Update
+from .columns import typed
 from .members import Member, member_of, sized, with_default
 from .progress import progress
-from .tables import typed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,15 +7,17 @@ bound and no measurement, and agrees with every rank from R on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ..catalogue import METHODS
 from ..style import projections_in_order
+from .columns import Columns
 from .given import tables_of
-from .recommendation import module_advice
+from .recommendation import module_advice, of_last_step
 from .tables import Analysis
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Consensus:
     modules : one row per module and adapter: adapter, method, module, layer, projection, rank_bound, needed, exhausted,
         apart (``"above"``, ``"below"`` or empty: whether its rank stands out from its projection's median).
     adapters : their names.
+    columns, rows : table and modules before they are frames.
 
     Examples
     --------
@@ -53,9 +56,18 @@ class Consensus:
     ('r8', 'r16')
     """
 
-    table: pd.DataFrame
-    modules: pd.DataFrame
+    columns: Columns
+    rows: Columns
     adapters: tuple[str, ...]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        whole = dict.fromkeys(("needed_least", "needed_most"), "Int64")
+        return self.columns.frame().astype({**whole, "needed_median": "Float64"})
+
+    @cached_property
+    def modules(self) -> pd.DataFrame:
+        return self.rows.frame()
 
 
 def consensus(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis]) -> Consensus:
@@ -90,23 +102,21 @@ def consensus(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis
     >>> consensus(runs).table[["projection", "needed_least", "needed_most", "agreement"]].values.tolist()
     [['q', 3, 3, 'stable']]
     """
-    import pandas as pd
-
     if not 0 < energy < 1:
         raise ValueError(f"energy is {energy}; expected a share of Σσ² between 0 and 1")
     tables = tables_of(adapters, **options)
     rows: list[dict[str, Any]] = []
-    names = list(dict.fromkeys(tables.layer_metrics["adapter"]))
+    names = tables.adapters
     if len(names) < 2:
         raise ValueError(f"there is one adapter ({', '.join(names)}); expected at least two to compare their advice")
     for name in names:
-        metrics, spectra = (frame[frame["adapter"] == name] for frame in (tables.layer_metrics, tables.spectra))
-        found, _ = module_advice(metrics, spectra, energy)
+        own, _ = of_last_step(tables.rows(tables.layers["adapter"] == name))
+        found, _ = module_advice(own, energy)
         middles = {
             projection: median(each.needed for each in found if each.projection == projection)
             for projection in {each.projection for each in found}
         }
-        method = "+".join(sorted(set(metrics["method"])))
+        method = "+".join(sorted(set(own.layers["method"].tolist())))
         rows += [
             {
                 "adapter": name,
@@ -121,24 +131,22 @@ def consensus(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis
             }
             for each in found
         ]
-    modules = pd.DataFrame(rows)
-    counts = modules.groupby("module")["adapter"].nunique() if rows else pd.Series(dtype=int)
-    shared = set(counts[counts == len(names)].index)
-    if not shared:
+    has: dict[str, set[str]] = {}
+    for row in rows:
+        has.setdefault(row["module"], set()).add(row["adapter"])
+    rows = [row for row in rows if len(has[row["module"]]) == len(names)]
+    if not rows:
         raise ValueError(
             f"{', '.join(names)}: no module with ΔW ≠ 0 is in all of them; expected adapters of one base model"
         )
-    modules = modules[modules["module"].isin(shared)].reset_index(drop=True).astype({"layer": "Int64"})
     out = []
-    for projection in projections_in_order(modules["projection"]):
-        own = modules[modules["projection"] == projection]
-        methods = list(dict.fromkeys(own["method"]))
-        out += [_row(projection, method, own[own["method"] == method]) for method in methods]
+    for projection in projections_in_order(row["projection"] for row in rows):
+        own = [row for row in rows if row["projection"] == projection]
+        methods = list(dict.fromkeys(row["method"] for row in own))
+        out += [_row(projection, method, [row for row in own if row["method"] == method]) for method in methods]
         if len(methods) > 1:
             out.append(_row(projection, "all", own))
-    table = pd.DataFrame(out, columns=list(CONSENSUS_COLUMNS))
-    whole = dict.fromkeys(("needed_least", "needed_most"), "Int64")
-    return Consensus(table.astype({**whole, "needed_median": "Float64"}), modules, tuple(names))
+    return Consensus(Columns.of_records(out, CONSENSUS_COLUMNS), Columns.of_records(rows), tuple(names))
 
 
 def _apart(needed: int, middle: float) -> str:
@@ -148,24 +156,29 @@ def _apart(needed: int, middle: float) -> str:
     return "above" if needed > high * middle else "below" if needed < low * middle else ""
 
 
-def _row(projection: str, method: str, rows: Any) -> dict[str, Any]:
-    by_adapter = rows.groupby("adapter", sort=False)
-    largest, bounds, ends = by_adapter["needed"].max(), by_adapter["rank_bound"].max(), by_adapter["exhausted"].any()
-    seen, least = [int(x) for x in largest[~ends]], [int(x) for x in largest[ends]]
-    stands = rows.groupby("module", sort=False)["apart"].agg(lambda told: told.iloc[0] if told.nunique() == 1 else "")
+def _row(projection: str, method: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    by_adapter: dict[str, list[Mapping[str, Any]]] = {}
+    told: dict[str, set[str]] = {}
+    for row in rows:
+        by_adapter.setdefault(row["adapter"], []).append(row)
+        told.setdefault(row["module"], set()).add(row["apart"])
+    seen, least = [], []
+    for own in by_adapter.values():
+        ends = any(row["exhausted"] for row in own)
+        (least if ends else seen).append(max(row["needed"] for row in own))
     return {
         "projection": projection,
         "method": method,
-        "adapters": len(largest),
+        "adapters": len(by_adapter),
         "exhausted": len(least),
         "needed_least": min(seen) if seen else None,
         "needed_median": float(median(seen)) if seen else None,
         "needed_most": max(seen) if seen else None,
-        "rank_bound": int(bounds.max()),
+        "rank_bound": max(row["rank_bound"] for row in rows),
         "agreement": _agreement(seen, least),
         "rank": max(seen) if seen and max(seen) >= max(least, default=0) else 2 * max(least, default=0),
-        "above": ", ".join(stands[stands == "above"].index),
-        "below": ", ".join(stands[stands == "below"].index),
+        "above": ", ".join(module for module, sides in told.items() if sides == {"above"}),
+        "below": ", ".join(module for module, sides in told.items() if sides == {"below"}),
     }
 
 
@@ -189,10 +202,11 @@ def sentence(found: Consensus) -> str:
     'LoRA: q needs rank 3, v needs rank 3 in every run.'
     """
     parts = []
-    for method, rows in found.table.groupby("method", sort=False):
+    for method, rows in found.columns.parts("method"):
         label = "All methods" if method == "all" else _label(str(method))
-        stable = [f"{row.projection} needs rank {_span(row)}" for row in rows.itertuples() if row.agreement == "stable"]
-        other = [f"{row.projection} {row.agreement}" for row in rows.itertuples() if row.agreement != "stable"]
+        each = rows.records()
+        stable = [f"{row['projection']} needs rank {_span(row)}" for row in each if row["agreement"] == "stable"]
+        other = [f"{row['projection']} {row['agreement']}" for row in each if row["agreement"] != "stable"]
         told = [f"{', '.join(stable)} in every run"] if stable else []
         parts.append(f"{label}: {'; '.join([*told, *([', '.join(other)] if other else [])])}.")
     return " ".join(parts)
@@ -202,8 +216,9 @@ def _label(method: str) -> str:
     return "+".join(METHODS[name].label if name in METHODS else name for name in method.split("+"))
 
 
-def _span(row: Any) -> str:
-    return f"{row.needed_least}" if row.needed_least == row.needed_most else f"{row.needed_least}–{row.needed_most}"
+def _span(row: Mapping[str, Any]) -> str:
+    least, most = row["needed_least"], row["needed_most"]
+    return f"{least}" if least == most else f"{least}–{most}"
 
 
 def of_one_base(base_models: Iterable[str | None]) -> bool:

@@ -11,9 +11,10 @@ from ..adapters.given import adapters_of
 from ..adapters.reading import Options
 from ..linalg.threads import in_order
 from ..updates.contract import Blocked
+from .columns import typed
 from .progress import progress
 from .spectrum import factor_ranks
-from .tables import IDENTITY, identity, typed
+from .tables import IDENTITY, identity
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Unpack
 
 from ..adapters.given import adapters_of, one_of
+from .columns import Columns
 from .tables import LAYER_COLUMNS, Analysis, Tables, analyse
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["adapters_of", "layers_of", "one_of", "tables_of"]
+__all__ = ["adapters_of", "columns_of", "layers_of", "one_of", "tables_of"]
 
 
 def tables_of(given: Any, **options: Unpack[Analysis]) -> Tables:
@@ -25,14 +26,27 @@ def tables_of(given: Any, **options: Unpack[Analysis]) -> Tables:
 
 def layers_of(given: Any, **options: Unpack[Analysis]) -> pd.DataFrame:
     """The same for ``layer_metrics``; such a frame is taken as it is. TypeError for another frame."""
-    import pandas as pd  # here: a sweep's process does without
+    if isinstance(given, Columns):
+        return given.frame()
+    return _checked(given) if _is_frame(given) else tables_of(given, **options).layer_metrics
 
-    if not isinstance(given, pd.DataFrame):
-        return tables_of(given, **options).layer_metrics
-    missing = [name for name in LAYER_COLUMNS if name not in given]
+
+def columns_of(given: Any, **options: Unpack[Analysis]) -> Columns:
+    """The same as columns, which need no pandas."""
+    if isinstance(given, Columns):
+        return given
+    return Columns.of(_checked(given)) if _is_frame(given) else tables_of(given, **options).layers
+
+
+def _is_frame(given: Any) -> bool:
+    return type(given).__name__ == "DataFrame"
+
+
+def _checked(frame: pd.DataFrame) -> pd.DataFrame:
+    missing = [name for name in LAYER_COLUMNS if name not in frame]
     if missing:
         raise TypeError(
             f"got a DataFrame without {', '.join(missing[:3])}; expected layer_metrics, Tables, "
             "or what read_adapter takes"
         )
-    return given
+    return frame

@@ -26,8 +26,9 @@ from ..methods import null as null_of
 from ..methods.random_factors import NoNullError, Sizes, bulk_edge
 from ..metrics import METRICS
 from ..threshold import Threshold
+from .columns import typed
 from .given import layers_of
-from .tables import IDENTITY, Analysis, typed
+from .tables import IDENTITY, Analysis
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..adapters import Adapter, AdapterError
 from ..files.configuration import read_configuration
 from ..files.errors import counted
 from ..files.tensors import open_tensors
 from ..style import method_look, projections_in_order
+from .columns import Columns
 
 # Of kohya's and LyCORIS's header: entry → what it is called here.
 _HEADER = {
@@ -25,7 +28,7 @@ def overview(adapter: Adapter, layers: Any, *, beside: bool = True) -> dict[str,
 
     Parameters
     ----------
-    adapter : of one step. layers : its rows of :func:`bora_analysis.layer_metrics`.
+    adapter : of one step. layers : its rows of :func:`bora_analysis.layer_metrics`, a frame or columns.
     beside : whether to look into the files that trainers leave beside the adapter's own, and one folder above.
 
     Returns
@@ -39,8 +42,8 @@ def overview(adapter: Adapter, layers: Any, *, beside: bool = True) -> dict[str,
     >>> overview(adapter, layer_metrics(adapter))["targets"]
     'q in 2 layers (2 modules)'
     """
-    config = _configuration(adapter)
-    found = {"method": ", ".join(method_look(str(name)).label for name in dict.fromkeys(layers["method"]))}
+    layers, config = Columns.of(layers), _configuration(adapter)
+    found = {"method": ", ".join(method_look(str(name)).label for name in dict.fromkeys(layers["method"].tolist()))}
     found["r"] = _span(layers["r"])
     if (layers["blocks"] > 1).any():
         found["b"] = _span(layers["blocks"])
@@ -50,9 +53,9 @@ def overview(adapter: Adapter, layers: Any, *, beside: bool = True) -> dict[str,
         found["α"] = f"{alpha:g}"
     else:
         found["scaling"] = _span(layers["scaling"])
-    names = projections_in_order(layers["projection"])
+    names = projections_in_order(layers["projection"].tolist())
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    count = layers["layer"].nunique()
+    count = len({layer for layer in layers["layer"].tolist() if layer is not None})
     where = f" in {counted(count, 'layer')}" if count else ""
     found["targets"] = f"{shown}{where} ({counted(len(layers), 'module')})"
     found["parameters"] = f"{layers['parameters'].sum():,}"
@@ -63,7 +66,8 @@ def overview(adapter: Adapter, layers: Any, *, beside: bool = True) -> dict[str,
 
 
 def _span(values: Any) -> str:
-    low, high = values.min(), values.max()
+    there = values[~np.isnan(values)]
+    low, high = (there.min(), there.max()) if there.size else (np.nan, np.nan)
     return "" if low != low else f"{low:g}" if low == high else f"{low:g}–{high:g}"
 
 

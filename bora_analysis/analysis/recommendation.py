@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -22,8 +23,9 @@ from ..catalogue.cost import cost
 from ..catalogue.sizes import common_divisors
 from ..metrics import energy_rank
 from ..style import projections_in_order
+from .columns import Columns
 from .given import tables_of
-from .tables import Analysis
+from .tables import Analysis, Tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +76,8 @@ class Recommendation:
 
     Attributes
     ----------
-    table : one row per projection, and per group of its layers that differs much; see :func:`recommend`.
+    table : one row per projection, and per group of its layers that differs much; see :func:`recommend`. ``columns``
+        before they are a frame.
     config : r, lora_alpha, rank_pattern, alpha_pattern for PEFT's ``LoraConfig``; for a BoRA or MELoRA adapter those of
         its own configuration, with num_blocks or num_minis. α/r (rsLoRA: α/√r) stays what it was in every module.
     ranks : module → advised rank of ΔW.
@@ -90,7 +93,7 @@ class Recommendation:
     <Recommendation for lora-r16: 1,536 parameters → 288; q 16 → 3>
     """
 
-    table: pd.DataFrame
+    columns: Columns
     config: dict[str, Any]
     ranks: dict[str, int]
     parameters: int
@@ -98,9 +101,14 @@ class Recommendation:
     unused: tuple[str, ...]
     base_model: str | None = None
 
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        return self.columns.frame()
+
     def __repr__(self) -> str:
-        ranks = ", ".join(f"{row.projection} {row.rank_bound} → {row.rank}" for row in self.table.head(8).itertuples())
-        name, counts = self.table["adapter"].iloc[0], f"{self.parameters:,} parameters → {self.advised_parameters:,}"
+        shown = [self.columns[name][:8].tolist() for name in ("projection", "rank_bound", "rank")]
+        ranks = ", ".join(f"{projection} {bound} → {rank}" for projection, bound, rank in zip(*shown, strict=True))
+        name, counts = self.columns["adapter"][0], f"{self.parameters:,} parameters → {self.advised_parameters:,}"
         return f"<Recommendation for {name}: {counts}; {ranks}>"
 
     def _repr_html_(self) -> str:
@@ -152,24 +160,20 @@ def recommend(
     >>> found.table[["projection", "rank_bound", "rank", "verdict"]].values.tolist(), found.config["r"]
     ([['q', 16, 3, 'wasted']], 3)
     """
-    import pandas as pd
-
     if not 0 < energy < 1:
         raise ValueError(f"energy is {energy}; expected a share of Σσ² between 0 and 1")
     if simple not in (None, "projection", "all"):
         raise ValueError(f"simple is {simple!r}; expected 'projection', 'all' or None")
     tables = tables_of(adapters, **options)
-    metrics, spectra = tables.layer_metrics, tables.spectra
-    names = list(dict.fromkeys(metrics["adapter"]))
+    names = tables.adapters
     if len(names) != 1:
         raise ValueError(
             f"there are {len(names)} adapters ({', '.join(names)}); expected one. bora_analysis.consensus compares them"
         )
-    step = metrics["step"].max()
-    if not pd.isna(step):
-        metrics = metrics[metrics["step"] == step]
-    method = "+".join(sorted(set(metrics["method"])))
-    modules, unused = module_advice(metrics, spectra, energy)
+    tables, step = of_last_step(tables)
+    metrics = tables.layers
+    method = "+".join(sorted(set(metrics["method"].tolist())))
+    modules, unused = module_advice(tables, energy)
     if not modules:
         raise ValueError(f"{names[0]}: ΔW = 0 in every module, as before the first step; there is nothing to advise on")
     whole = method if method in _BLOCKED else "lora"
@@ -182,28 +186,34 @@ def recommend(
             row = _row(group, whole, least, of_all=len(groups) == 1)
             table.append({"adapter": names[0], "method": method, "step": step} | row)
             ranks |= {each.module: row["rank"] for each in group}
-    frame = pd.DataFrame(table).astype({"step": "Int64"})
+    columns = Columns.of_records(table)
     blocks = {each.module: each.blocks if whole in _BLOCKED else 1 for each in modules}
     own = {module: -(-rank // blocks[module]) for module, rank in ranks.items()}
     return Recommendation(
-        frame,
+        columns,
         _config(method, whole, modules, own),
         ranks,
         int(metrics["parameters"].sum()),
-        int(frame["advised_parameters"].sum()),
+        int(columns["advised_parameters"].sum()),
         unused,
         tables.base_models.get(names[0]),
     )
 
 
-def module_advice(metrics: Any, spectra: Any, energy: float) -> tuple[list[_Module], tuple[str, ...]]:
-    """The advice for each module of one adapter's last step, and the modules with ΔW = 0."""
-    step = metrics["step"].max()
-    if not metrics["step"].isna().all():
-        metrics, spectra = metrics[metrics["step"] == step], spectra[spectra["step"] == step]
-    values = {name: part.to_numpy() for name, part in spectra.groupby("module", sort=False)["singular_value"]}
-    rows: list[Any] = metrics.to_dict("records")
-    modules = [_module(row, values[row["module"]], energy) for row in rows if row["spectral_norm"] > 0]
+def of_last_step(tables: Tables) -> tuple[Tables, int | None]:
+    """The tables of one adapter at its last step, and that step; None for an adapter without steps."""
+    steps = tables.layers["step"].tolist()
+    last = max((step for step in steps if step is not None), default=None)
+    if last is None:
+        return tables, None
+    return tables.rows(np.array([step == last for step in steps], dtype=bool)), last
+
+
+def module_advice(tables: Tables, energy: float) -> tuple[list[_Module], tuple[str, ...]]:
+    """The advice for each module of one adapter at one step, and the modules with ΔW = 0."""
+    rows = tables.layers.records()
+    moved = [place for place, row in enumerate(rows) if row["spectral_norm"] > 0]
+    modules = [_module(rows[place], tables.spectrum_of(place), energy) for place in moved]
     return modules, tuple(row["module"] for row in rows if not row["spectral_norm"] > 0)
 
 

@@ -35,8 +35,9 @@ from ..updates.checks import is_finite
 from ..updates.contract import Update
 from ..updates.dense import Dense
 from .arranging import of_llama_cpp
+from .columns import typed
 from .progress import each_module
-from .tables import IDENTITY, identity, typed
+from .tables import IDENTITY, identity
 from .vectors import SingularVectors, singular_vectors
 
 if TYPE_CHECKING:

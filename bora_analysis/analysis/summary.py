@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-import pandas as pd
-
 from ..style import PROJECTIONS
-from .given import layers_of
+from .columns import Columns
+from .given import columns_of
 from .tables import Analysis
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .null import Null
+
+_KEYS = ("adapter", "method", "step")
+_SUMS = ("parameters", "macs_per_token")
+_MEANS = ("rank_bound", "effective_rank", "rank_utilisation", "entropy_rank", "stable_rank", "energy_rank_99")
 
 #: The metrics whose null stands beside them.
 OF_NULL = ("effective_rank", "entropy_rank", "energy_rank_99")
@@ -41,46 +46,72 @@ def summary(adapters: Any, *, null: Null | None = None, **options: Unpack[Analys
     >>> summary(adapter)[["projection", "modules", "parameters", "rank_bound"]].values.tolist()
     [['all', 2, 448, 8.0], ['q', 1, 224, 8.0], ['v', 1, 224, 8.0]]
     """
-    layers = layers_of(adapters, **options)
+    return summary_columns(columns_of(adapters, **options), null).frame()
+
+
+def summary_columns(layers: Columns, null: Null | None = None) -> Columns:
+    """The same before it is a frame, of the columns of layer_metrics."""
     beside = [] if null is None else [f"null_{name}{end}" for name in OF_NULL for end in ("", "_low", "_high")]
     if null is not None:
         layers = _with_null(layers, null)
-    keys = ["adapter", "method", "step"]
-    whole = layers.assign(projection="all")
-    both = pd.concat([whole, layers], ignore_index=True)
-    order = {name: position for position, name in enumerate(["all", *PROJECTIONS])}
-    grouped = both.groupby([*keys, "projection"], sort=False, dropna=False)
-    frame = grouped.agg(
-        modules=("module", "size"),
-        parameters=("parameters", "sum"),
-        macs_per_token=("macs_per_token", "sum"),
-        rank_bound=("rank_bound", "mean"),
-        effective_rank=("effective_rank", "mean"),
-        rank_utilisation=("rank_utilisation", "mean"),
-        entropy_rank=("entropy_rank", "mean"),
-        stable_rank=("stable_rank", "mean"),
-        energy_rank_99=("energy_rank_99", "mean"),
-        energy=("energy", "sum"),
-        **{name: (name, "mean") for name in beside},
-    ).reset_index()
-    first = {key: position for position, key in enumerate(dict.fromkeys(zip(*(layers[k] for k in keys), strict=True)))}
-    frame["_adapter"] = [first[key] for key in zip(*(frame[k] for k in keys), strict=True)]
-    frame["_projection"] = [order.get(name, len(order)) for name in frame["projection"]]
-    frame = frame.sort_values(["_adapter", "_projection"], kind="stable", ignore_index=True)
-    budgets = frame.loc[frame["projection"] == "all"].drop_duplicates("adapter", keep="last")
-    letters = equal_budgets(dict(zip(budgets["adapter"], budgets["parameters"], strict=True)))
-    frame["equal_budget"] = [letters[name] for name in frame["adapter"]]
-    return frame.drop(columns=["_adapter", "_projection"])
+    of_adapter = layers.groups(*_KEYS)
+    kin: dict[Any, list[Any]] = {key: [] for key in of_adapter}
+    for key, places in layers.groups(*_KEYS, "projection").items():
+        kin[key[:3]].append((key, places))
+    order = {name: position for position, name in enumerate(PROJECTIONS)}
+    groups: list[Any] = []
+    for key, places in of_adapter.items():
+        groups += [((*key, "all"), places), *sorted(kin[key], key=lambda each: order.get(each[0][3], len(order)))]
+    keys = [key for key, _ in groups]
+    lists = {name: layers[name].tolist() for name in (*_SUMS, *_MEANS, "energy", *beside)}
+
+    def each(function: Any, name: str) -> list[Any]:
+        return [function([lists[name][place] for place in places]) for _, places in groups]
+
+    whole = {key[0]: sum(lists["parameters"][place] for place in places) for key, places in of_adapter.items()}
+    letters = equal_budgets(whole)
+    return Columns({
+        **dict(zip((*_KEYS, "projection"), zip(*keys, strict=True), strict=True)),
+        "modules": [len(places) for _, places in groups],
+        **{name: each(sum, name) for name in _SUMS},
+        **{name: each(_mean, name) for name in _MEANS},
+        "energy": each(lambda values: _sum(values)[0], "energy"),
+        **{name: each(_mean, name) for name in beside},
+        "equal_budget": [letters[key[0]] for key in keys],
+    })  # fmt: skip
 
 
-def _with_null(layers: Any, null: Null) -> Any:
+def _sum(values: Sequence[float]) -> tuple[float, int]:
+    """The sum of the values that are there, and their number; Kahan's, whose rounding does not grow with it."""
+    total, lost, count = 0.0, 0.0, 0
+    for value in values:
+        if value == value:
+            wanted = value - lost
+            raised = total + wanted
+            lost = raised - total - wanted
+            lost = lost if lost == lost else 0.0  # after an infinite one
+            total, count = raised, count + 1
+    return total, count
+
+
+def _mean(values: Sequence[float]) -> float:
+    total, count = _sum(values)
+    return total / count if count else float("nan")
+
+
+def _with_null(layers: Columns, null: Null) -> Columns:
     """With columns of the null of each module; missing where it has none."""
-    keys = ["adapter", "step", "module"]
+    keys = ("adapter", "step", "module")
+    rows = Columns.of(null.layer_metrics)
+    known = {key: place for place, key in enumerate(zip(*(rows[k].tolist() for k in ("metric", *keys)), strict=True))}
+    own = [*zip(*(layers[key].tolist() for key in keys), strict=True)]
+    found = {}
     for name in OF_NULL:
-        rows = null.layer_metrics[null.layer_metrics["metric"] == name]
-        heads = {"null_mean": f"null_{name}", "null_low": f"null_{name}_low", "null_high": f"null_{name}_high"}
-        layers = layers.merge(rows[[*keys, *heads]].rename(columns=heads), how="left", on=keys)
-    return layers
+        places = [known.get((name, *key)) for key in own]
+        for head, end in (("null_mean", ""), ("null_low", "_low"), ("null_high", "_high")):
+            values = rows[head].tolist()
+            found[f"null_{name}{end}"] = [float("nan") if place is None else values[place] for place in places]
+    return layers.with_columns(found)
 
 
 #: As the command is called.

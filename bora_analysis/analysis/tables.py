@@ -1,18 +1,23 @@
-"""Adapters → two tidy frames. After this nobody sees a tensor.
+"""Adapters → two tidy tables. After this nobody sees a tensor.
 
 ``spectra`` has one row per singular value, ``layer_metrics`` one row per module. Their columns are the product's
 interface: they do not change. `step` and `layer` are nullable integers (``<NA>`` for a lone adapter, and for a module
 outside the layers). Rows are ordered by adapter as given, step, and module in natural order.
+
+They are kept as columns and become frames when somebody asks for them: importing pandas takes longer than a small
+adapter.
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..adapters import Adapter
 from ..adapters.given import adapters_of
@@ -32,6 +37,7 @@ from ..metrics import (
 )  # fmt: skip
 from ..threshold import Threshold
 from ..updates.contract import Facts, Update
+from .columns import Columns
 from .progress import progress
 from .spectrum import Spectrum, each_spectrum
 
@@ -48,7 +54,13 @@ LAYER_COLUMNS = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tables:
-    """Both frames of one analysis, and one line per checkpoint on how its numbers were found.
+    """Both tables of one analysis, and one line per checkpoint on how its numbers were found.
+
+    Attributes
+    ----------
+    layers : the columns ``LAYER_COLUMNS``, a row per module.
+    values : the singular values of all modules, one module behind the other. lengths : how many each has.
+    layer_metrics, spectra : as frames.
 
     Examples
     --------
@@ -58,15 +70,49 @@ class Tables:
     (4, 4, 'lora-r4: 1 module')
     """
 
-    spectra: pd.DataFrame
-    layer_metrics: pd.DataFrame
+    layers: Columns
+    values: NDArray[np.float64]
+    lengths: NDArray[np.int64]
     provenance: tuple[str, ...]
     base_models: Mapping[str, str] = field(default_factory=dict)  # by adapter, where it is known
 
     def __repr__(self) -> str:
-        names = ", ".join(dict.fromkeys(self.layer_metrics["adapter"]))
-        modules = counted(len(self.layer_metrics), "module")
-        return f"<Tables of {names}: {modules}, {counted(len(self.spectra), 'singular value')}>"
+        modules = counted(len(self.layers), "module")
+        return f"<Tables of {', '.join(self.adapters)}: {modules}, {counted(self.values.size, 'singular value')}>"
+
+    @property
+    def adapters(self) -> list[str]:
+        """Their names, in the order of the rows."""
+        return list(dict.fromkeys(self.layers["adapter"].tolist()))
+
+    @cached_property
+    def layer_metrics(self) -> pd.DataFrame:
+        return self.layers.frame()
+
+    @cached_property
+    def spectra(self) -> pd.DataFrame:
+        return self.spectra_columns().frame()
+
+    def spectra_columns(self) -> Columns:
+        """``spectra`` before it is a frame: the columns ``SPECTRA_COLUMNS``."""
+        columns = {name: np.repeat(self.layers[name].astype(object), self.lengths) for name in IDENTITY}
+        ends = np.cumsum(self.lengths)
+        index = np.arange(1, self.values.size + 1) - np.repeat(ends - self.lengths, self.lengths)
+        return Columns({**columns, "index": index, "singular_value": self.values})
+
+    def spectrum_of(self, row: int) -> NDArray[np.float64]:
+        """The singular values of the module in a row of ``layers``."""
+        end = self._ends[row]
+        return self.values[end - self.lengths[row] : end]
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum(self.lengths)
+
+    def rows(self, chosen: NDArray[np.bool_]) -> Tables:
+        """Of the modules that are chosen."""
+        kept = self.values[np.repeat(chosen, self.lengths)]
+        return replace(self, layers=self.layers.rows(chosen), values=kept, lengths=self.lengths[chosen])
 
 
 class Analysis(Options, total=False):
@@ -125,8 +171,6 @@ def analyse(
     >>> analyse(synthetic_adapter("lora", {"layers.0.q_proj": (64, 32)}, r=4))
     <Tables of lora-r4: 1 module, 4 singular values>
     """
-    import pandas as pd
-
     tau = Threshold.of(threshold)
     flat = adapters_of(adapters, **reading)
     spectra, metrics, provenance = [], [], []
@@ -134,19 +178,13 @@ def analyse(
         with progress(len(adapter), on_module) as step:
             options: Any = {"solver": solver, "device": device, "quick": quick, "statistics": statistics}
             found = measure(adapter, threshold=tau, on_module=step, **options)
-        spectra += [(row[: len(IDENTITY)], spectrum.values) for row, spectrum in found]
+        spectra += [spectrum.values for _, spectrum in found]
         metrics += [row for row, _ in found]
         provenance += told_of(adapter, [Origin.of(spectrum, tau) for _, spectrum in found], tau)
-    lengths = [len(values) for _, values in spectra]
-    columns = zip(*(who for who, _ in spectra), strict=True) if spectra else [()] * len(IDENTITY)
-    frame = pd.DataFrame(
-        {name: np.repeat(np.array(list(column), dtype=object), lengths) for name, column in zip(IDENTITY, columns)}  # noqa: B905
-    )
-    frame["index"] = np.concatenate([np.arange(1, length + 1) for length in lengths] or [np.zeros(0, dtype=int)])
-    frame["singular_value"] = np.concatenate([values for _, values in spectra] or [np.zeros(0)])
     return Tables(
-        typed(frame),
-        typed(pd.DataFrame(metrics, columns=[*LAYER_COLUMNS, *(STATISTICS if statistics else ())])),
+        Columns.of_rows(metrics, [*LAYER_COLUMNS, *(STATISTICS if statistics else ())]),
+        np.concatenate([*spectra, np.zeros(0)]),
+        np.array([len(values) for values in spectra], dtype=np.int64),
         tuple(provenance),
         {adapter.name: adapter.base_model for adapter in flat if adapter.base_model},
     )
@@ -273,7 +311,7 @@ def recounted(tables: Tables, threshold: float | str | Threshold) -> pd.DataFram
     Raises
     ------
     ValueError
-        A threshold that is none; spectra that are not those of all modules in layer_metrics, in the same order.
+        A threshold that is none.
 
     Examples
     --------
@@ -284,37 +322,35 @@ def recounted(tables: Tables, threshold: float | str | Threshold) -> pd.DataFram
     [[1.5, 1.0, 0.5]]
     """
     tau = Threshold.of(threshold)
-    layers = tables.layer_metrics
-    stale = (layers["threshold"] != tau.cell).to_numpy()
+    layers = tables.layers
+    stale = np.array([cell != tau.cell for cell in layers["threshold"].tolist()], dtype=bool)
     if not stale.any():
-        return layers
-    bounds = layers["rank_bound"].to_numpy(dtype=np.int64)
-    # A count does not tell the sum of the values. A module without directions has none to count.
-    counted = layers["nuclear_norm"].isna().to_numpy() & (bounds > 0)
-    lengths = np.where(counted, 0, bounds)
-    if lengths.sum() != len(tables.spectra):
-        raise ValueError(
-            f"spectra has {len(tables.spectra)} rows; expected {lengths.sum()}, the rank_bound of each module in "
-            "layer_metrics: both frames must be of one analysis"
-        )
-    limits = tau.limit(*(layers[name].to_numpy() for name in ("spectral_norm", "frobenius_norm")))
-    ranks = effective_ranks(tables.spectra["singular_value"].to_numpy(), lengths, limits)
-    fresh = layers.assign(threshold=tau.cell, effective_rank=ranks, rank_utilisation=utilisation(ranks, bounds))
-    for name in ("effective_rank", "rank_utilisation") if counted.any() else ():
-        fresh[name] = fresh[name].mask(counted, layers[name].mask(stale))
-    return fresh
+        return tables.layer_metrics
+    bounds = layers["rank_bound"].astype(np.int64)
+    limits = tau.limit(layers["spectral_norm"], layers["frobenius_norm"])
+    ranks = effective_ranks(tables.values, tables.lengths, limits)
+    fresh = {"effective_rank": ranks, "rank_utilisation": utilisation(ranks, bounds)}
+    counted = (tables.lengths == 0) & (bounds > 0)  # a module without directions has none to count
+    if counted.any():
+        fresh = {
+            name: np.where(counted, np.where(stale, np.nan, layers[name].astype(float)), values)
+            for name, values in fresh.items()
+        }
+    return layers.with_columns({"threshold": [tau.cell] * len(layers), **fresh}).frame()
 
 
 def join(tables: Sequence[Tables]) -> Tables:
     """The rows of several analyses, in their order; where they count differently, all thresholds become texts."""
-    import pandas as pd
-
-    layers = [part.layer_metrics for part in tables]
+    layers = [part.layers for part in tables]
     if len({part["threshold"].dtype for part in layers if len(part)}) > 1:
-        layers = [part.assign(threshold=[str(Threshold.of(x)) for x in part["threshold"]]) for part in layers]
+        layers = [
+            part.with_columns({"threshold": [str(Threshold.of(x)) for x in part["threshold"].tolist()]})
+            for part in layers
+        ]
     return Tables(
-        pd.concat([part.spectra for part in tables], ignore_index=True),
-        pd.concat(layers, ignore_index=True),
+        Columns.joined(layers),
+        np.concatenate([part.values for part in tables]),
+        np.concatenate([part.lengths for part in tables]),
         tuple(line for part in tables for line in part.provenance),
         dict(ChainMap(*(dict(part.base_models) for part in tables))),
     )
@@ -384,10 +420,3 @@ def told_of(adapter: Adapter, found: Sequence[Origin], tau: Threshold) -> list[s
 def identity(adapter: Adapter, module: str, facts: Facts) -> tuple[Any, ...]:
     """The values of the columns ``IDENTITY``."""
     return adapter.name, facts.method, adapter.step, module, layer(module), projection(module)
-
-
-def typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with text as text, and `step` and `layer` as nullable integers."""
-    names = ("adapter", "method", "module", "projection", "activation")
-    texts = dict.fromkeys((name for name in names if name in frame), "str")
-    return frame.astype({**texts, "step": "Int64", "layer": "Int64"})

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from .columns import Columns
 from .verdict import short_modules
 
 
@@ -26,6 +29,7 @@ def telling(layers: Any, count: int = 3) -> list[Telling]:
     >>> [each.name for each in telling(layer_metrics(synthetic_adapter("lora", shapes, r=4)))]
     ['layer 1 q', 'layer 0 q']
     """
+    layers = Columns.of(layers)
     names = short_modules(layers)
     found: dict[str, list[str]] = {}
     for module, reason in _reasons(layers):
@@ -34,46 +38,46 @@ def telling(layers: Any, count: int = 3) -> list[Telling]:
     return [Telling(module, names[module], "; ".join(reasons[:2])) for module, reasons in found.items()]
 
 
-def _reasons(layers: Any) -> Iterator[tuple[str, str]]:
-    moved = layers[layers["spectral_norm"] > 0]
-    still = layers[layers["spectral_norm"] <= 0]
+def _reasons(layers: Columns) -> Iterator[tuple[str, str]]:
+    moved = layers.rows(layers["spectral_norm"] > 0)
+    still = layers.rows(layers["spectral_norm"] <= 0)
     if len(still):
         others = f", like {len(still) - 1} others" if len(still) > 1 else ""
-        yield still["module"].iloc[0], f"ΔW = 0{others}: nothing was trained"
-    if moved.empty:
+        yield still["module"][0], f"ΔW = 0{others}: nothing was trained"
+    if not len(moved):
         return
-    whole = moved["energy"].sum()
-    largest = moved.loc[moved["energy"].idxmax()]
-    share, fair = largest["energy"] / whole, 1 / len(moved)
+    energy, whole, fair = moved["energy"], moved["energy"].sum(), 1 / len(moved)
+    largest = energy.argmax()
+    share = energy[largest] / whole
     if len(moved) > 1 and share > 1.5 * fair:
         yield (
-            largest["module"],
+            moved["module"][largest],
             f"the largest update: {share:.0%} of the adapter's energy, {share / fair:.1f} times an even share",
         )
-    known = moved.dropna(subset=["energy_rank_99", "stable_rank"])
-    if known.empty:
+    known = moved.rows(~np.isnan(moved["energy_rank_99"].astype(float)) & ~np.isnan(moved["stable_rank"]))
+    if not len(known):
         return
-    used = known["energy_rank_99"] / known["rank_bound"]
-    room = known[["out_features", "in_features"]].min(axis=1)
-    short = known[(known["energy_rank_99"] == known["rank_bound"]) & (known["rank_bound"] < room)]
+    names, bound, stable = known["module"], known["rank_bound"].astype(int), known["stable_rank"]
+    needed = known["energy_rank_99"].astype(int)
+    used = needed / bound
+    room = np.minimum(known["out_features"], known["in_features"])
+    short = np.flatnonzero((needed == bound) & (bound < room))
     if len(short):
-        flattest = short.loc[(short["stable_rank"] / short["rank_bound"]).idxmax()]
+        flattest = short[(stable[short] / bound[short]).argmax()]
         yield (
-            flattest["module"],
-            f"needs all {flattest['rank_bound']} directions: its spectrum ends before it decays, more rank may help",
+            names[flattest],
+            f"needs all {bound[flattest]} directions: its spectrum ends before it decays, more rank may help",
         )
-    fewest = known.loc[used.idxmin()]
+    fewest = used.argmin()
     if used.min() < used.max() or len(known) == 1:
-        few = int(fewest["energy_rank_99"])
-        verb = "direction holds" if few == 1 else "directions hold"
-        yield fewest["module"], f"{few} {verb} 99 % of its energy, of {fewest['rank_bound']} allowed"
-    sharpest = known.loc[known["stable_rank"].idxmin()]
-    if sharpest["energy_rank_99"] > 1:
-        yield sharpest["module"], f"its first direction alone has {1 / sharpest['stable_rank']:.0%} of its energy"
-    widest = known.loc[used.idxmax()]
+        verb = "direction holds" if needed[fewest] == 1 else "directions hold"
+        yield names[fewest], f"{needed[fewest]} {verb} 99 % of its energy, of {bound[fewest]} allowed"
+    sharpest = stable.argmin()
+    if needed[sharpest] > 1:
+        yield names[sharpest], f"its first direction alone has {1 / stable[sharpest]:.0%} of its energy"
+    widest = used.argmax()
     if used.min() < used.max() < 1:
-        needed, bound = int(widest["energy_rank_99"]), widest["rank_bound"]
-        yield widest["module"], f"the widest: {needed} of {bound} directions for 99 % of its energy"
-    smallest = moved.loc[moved["energy"].idxmin()]
-    if smallest["energy"] < whole * fair / 2:
-        yield smallest["module"], f"the smallest update: {smallest['energy'] / whole:.1%} of the adapter's energy"
+        yield names[widest], f"the widest: {needed[widest]} of {bound[widest]} directions for 99 % of its energy"
+    smallest = energy.argmin()
+    if energy[smallest] < whole * fair / 2:
+        yield moved["module"][smallest], f"the smallest update: {energy[smallest] / whole:.1%} of the adapter's energy"

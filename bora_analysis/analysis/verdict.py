@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from ..catalogue import METHODS
 from ..files.errors import counted
-from .given import layers_of
+from .columns import Columns, last_steps, missing
+from .given import columns_of
 from .tables import Analysis
 
 if TYPE_CHECKING:
@@ -66,20 +67,15 @@ def verdict(adapters: Any, **options: Unpack[Analysis]) -> str:
     >>> verdict(synthetic_adapter("lora", shapes, r=16, kind="decay", decay=2.0))
     '99 % of the energy in 3.0 of 16 directions; rank spare; next: recommend'
     """
-    found = verdicts(layers_of(adapters, **options))
+    found = verdicts(columns_of(adapters, **options))
     return "\n".join(f"{each.adapter}: {each}" if len(found) > 1 else str(each) for each in found)
 
 
-def verdicts(layers: pd.DataFrame) -> list[Verdict]:
-    """The verdict on each adapter of a frame of layer_metrics, in its order."""
-    from .views import last_steps
-
-    last = last_steps(layers)
-    plain = last[list(JUDGED)].astype(object).where(last[list(JUDGED)].notna(), None)
-    return [
-        judged(str(name), {column: part[column].tolist() for column in JUDGED})
-        for name, part in plain.groupby(last["adapter"], sort=False)
-    ]
+def verdicts(layers: Columns | pd.DataFrame) -> list[Verdict]:
+    """The verdict on each adapter of layer_metrics, in its order."""
+    table = Columns.of(layers)
+    last = table.rows(last_steps(table["adapter"].tolist(), table["step"].tolist()))
+    return [judged(str(name), {key: part[key].tolist() for key in JUDGED}) for name, part in last.parts("adapter")]
 
 
 def judged(name: str, columns: Mapping[str, Sequence[Any]]) -> Verdict:
@@ -90,11 +86,11 @@ def judged(name: str, columns: Mapping[str, Sequence[Any]]) -> Verdict:
     columns : those of ``JUDGED``, a value per module; what is missing is None or NaN.
     """
     rows = [_Row(*cells) for cells in zip(*(columns[column] for column in JUDGED), strict=True)]
-    step = next((int(row.step) for row in rows if not _is_missing(row.step)), None)
-    moved = [row for row in rows if _is_missing(row.spectral_norm) or row.spectral_norm > 0]
+    step = next((int(row.step) for row in rows if not missing(row.step)), None)
+    moved = [row for row in rows if missing(row.spectral_norm) or row.spectral_norm > 0]
     if not moved:
         return Verdict(name, step, "ΔW = 0 in every module: nothing was trained", "check", {})
-    known = [row for row in moved if not _is_missing(row.energy_rank_99)]  # a quick analysis counts, and does not tell
+    known = [row for row in moved if not missing(row.energy_rank_99)]  # a quick analysis counts, and does not tell
     if not known:
         told = "the singular values were counted and not computed, so that nothing is known of the energy"
         return Verdict(name, step, told, "analyze", {})
@@ -140,16 +136,12 @@ class _Row(NamedTuple):
 JUDGED = _Row._fields
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or value != value
-
-
 def _ends(known: Sequence[_Row], mixed: bool) -> str:
     """From which module to which: the ones that need least and most; ``mixed`` with their bounds."""
     least, most = (pick(known, key=lambda row: int(row.energy_rank_99)) for pick in (min, max))
     if least.energy_rank_99 == most.energy_rank_99:
         return ""
-    names = _named((row.module, None if _is_missing(row.layer) else int(row.layer), row.projection) for row in known)
+    names = _named((row.module, None if missing(row.layer) else int(row.layer), row.projection) for row in known)
     ends = [
         f"{int(row.energy_rank_99)}{f' of {int(row.rank_bound)}' if mixed else ''} ({names[row.module]})"
         for row in (least, most)
@@ -167,7 +159,7 @@ def _kinds(known: Sequence[_Row]) -> dict[str, int]:
 def _kind(row: _Row) -> str:
     room, bound, needed = min(row.out_features, row.in_features), int(row.rank_bound), int(row.energy_rank_99)
     ranked = row.method not in METHODS or METHODS[row.method].ranked
-    if bound >= room and (not ranked or (not _is_missing(row.r) and row.r * row.blocks < room)):
+    if bound >= room and (not ranked or (not missing(row.r) and row.r * row.blocks < room)):
         return "free"
     if needed <= bound / 2:
         return "spare"
@@ -179,17 +171,15 @@ def short_modules(layers: Any) -> dict[str, str]:
 
     Parameters
     ----------
-    layers : a frame with module, layer and projection.
+    layers : a frame, or columns, with module, layer and projection.
 
-    >>> import pandas as pd
+    >>> from bora_analysis.analysis.columns import Columns
     >>> paths = ["h.0.q", "h.0.experts.0.w1", "h.0.experts.1.w1", "lm_head"]
     >>> columns = {"module": paths, "layer": [0, 0, 0, None], "projection": ["q", "gate", "gate", "lm_head"]}
-    >>> list(short_modules(pd.DataFrame(columns)).values())
+    >>> list(short_modules(Columns(columns)).values())
     ['layer 0 q', 'layer 0 gate (experts.0)', 'layer 0 gate (experts.1)', 'lm_head']
     """
-    known = [
-        int(layer) if there else None for layer, there in zip(layers["layer"], layers["layer"].notna(), strict=True)
-    ]
+    known = [None if missing(layer) else int(layer) for layer in layers["layer"]]
     return _named(zip(layers["module"], known, layers["projection"], strict=True))
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from .. import style
 from ..threshold import Threshold
+from . import columns
 
 #: The columns of :func:`curves`.
 CURVE_COLUMNS = ("adapter", "bound", "modules", "index", "median", "least", "largest")
@@ -28,9 +29,7 @@ def looks_of(table: pd.DataFrame) -> dict[str, style.Look]:
 
 def last_steps(table: Any) -> Any:
     """Each adapter's rows of its last step; those without a step only where the adapter has none with one."""
-    step = table["step"].astype("Int64")
-    last = step.groupby(table["adapter"]).transform("max")
-    return table[(step == last).fillna(False) | last.isna()]
+    return table[columns.last_steps(table["adapter"], table["step"])]
 
 
 def layers_in_order(layers: Iterable[Any]) -> list[int | None]:

@@ -47,10 +47,10 @@ def analyze(
 
     with results(paths, reading, analysis | {"quick": quick, "statistics": statistics}) as tables:
         if out.path is not None:
-            for name in ("layer_metrics", "spectra"):
-                out.write(getattr(tables, name), Path(out.path) / f"{name}.{out.file_format}")
+            for name, table in (("layer_metrics", tables.layers), ("spectra", tables.spectra_columns())):
+                out.write(table, Path(out.path) / f"{name}.{out.file_format}")
         places = _places(tables, reference) if reference is not None else ()
-        layers = tables.layer_metrics
+        layers = tables.layers
         page = answered(layer_table(layers, analysis["threshold"]), layers, reading, "analyze")
         out.show(layers, lambda: replace(page, notes=(*page.notes, *places)))
 
@@ -82,14 +82,14 @@ def compare(
     Ranks are means over modules; parameters and energy are sums. Adapters with the same letter under "budget" train
     the same number of parameters to within 5 %.
     """
-    from ..analysis.summary import summary
+    from ..analysis.summary import summary_columns
     from .answer import answered
     from .text_tables import summary_table
 
     with results(paths, reading, analysis) as tables:
-        frame = summary(tables.layer_metrics, null=null_of(tables) if beside else None)
-        layers = tables.layer_metrics
-        out.deliver(frame, lambda: answered(summary_table(frame, analysis["threshold"]), layers, reading, "compare"))
+        layers = tables.layers
+        table = summary_columns(layers, null_of(tables) if beside else None)
+        out.deliver(table, lambda: answered(summary_table(table, analysis["threshold"]), layers, reading, "compare"))
 
 
 @command("factors run-folder -o factors.csv")

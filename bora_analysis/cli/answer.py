@@ -15,11 +15,12 @@ from .help import PROGRAM
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..analysis.columns import Columns
     from ..analysis.verdict import Verdict
     from .grid import Page
 
 
-def answered(page: Page, layers: pd.DataFrame, reading: Mapping[str, Any], asked: str) -> Page:
+def answered(page: Page, layers: Columns | pd.DataFrame, reading: Mapping[str, Any], asked: str) -> Page:
     """The page with the verdict on each adapter in front, and the next command.
 
     Parameters

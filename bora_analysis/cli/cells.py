@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
+import numpy as np
+
+from ..analysis.columns import mean, missing
 
 
-def numbers(values: pd.Series) -> list[str]:
+def numbers(values: Iterable[Any]) -> list[str]:
     """A column of numbers: no decimals if all are whole, else two; e-notation for very small and large ones."""
-    whole = all(value == round(value) for value in values.dropna()) and values.abs().max() < 1e7
-    return [f"{value:.0f}" if whole and pd.notna(value) else number(value) for value in values]
+    listed = [float("nan") if missing(value) else float(value) for value in values]
+    there = [value for value in listed if value == value]
+    whole = bool(there) and max(map(abs, there)) < 1e7 and all(value == round(value) for value in there)
+    return [f"{value:.0f}" if whole and value == value else number(value) for value in listed]
 
 
 def number(value: float) -> str:
-    if pd.isna(value):
+    if missing(value):
         return "–"
     return f"{value:.2f}" if value == 0 or 0.095 <= abs(value) < 1e5 else f"{value:.2g}"
 
 
-def mean_of(values: pd.Series) -> str:
+def mean_of(values: Any) -> str:
     """The mean of the numbers that are there."""
-    return numbers(pd.Series([values.mean()]))[0]
+    return numbers([mean(values)])[0]
 
 
 def error(value: float) -> str:
     return "0" if value == 0 else f"{value:.3g}"
 
 
-def span(values: pd.Series, form: str = "") -> str:
-    low, high = values.min(), values.max()
+def span(values: Iterable[Any], form: str = "") -> str:
+    there = [value for value in np.asarray(values).tolist() if not missing(value)]
+    low, high = min(there), max(there)
     return f"{low:{form}}" if low == high else f"{low:{form}}–{high:{form}}"
 
 
@@ -40,14 +46,15 @@ def short(value: float, gap: str = "") -> str:
     return f"{value:.0f}{gap}"
 
 
-def cells_of(values: pd.Series) -> list[str]:
-    """Any column of a frame: numbers rounded, else as text."""
-    if pd.api.types.is_bool_dtype(values):
+def cells_of(values: Any) -> list[str]:
+    """Any column of a table: numbers rounded, else as text."""
+    if values.dtype == bool:
         return ["yes" if value else "no" for value in values]
-    if pd.api.types.is_numeric_dtype(values):
-        return numbers(values.astype(float))
-    return ["–" if _missing(value) else str(value) for value in values]
+    if is_numeric(values):
+        return numbers(values)
+    return ["–" if missing(value) else str(value) for value in values]
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value != value) or value is pd.NA
+def is_numeric(values: Any) -> bool:
+    """Whether an array holds numbers, of which some may be missing."""
+    return values.dtype.kind in "iuf" or all(value is None or isinstance(value, int) for value in values)

@@ -45,11 +45,11 @@ def glance(paths: tuple[str, ...], reading: dict[str, Any], analysis: dict[str, 
         if not parts:
             raise click.exceptions.Exit(1)
         with usage():
-            layers = join(parts).layer_metrics
+            layers = join(parts).layers
             found = verdicts(layers)
             for verdict in found:
                 adapter = last[verdict.adapter]
-                own = layers[layers["adapter"] == verdict.adapter]
+                own = layers.rows(layers["adapter"] == verdict.adapter)
                 lines = [*_facts(adapter, own, counts[adapter.name], width), "", *wrapped(verdict.sentence, width)]
                 lines += _where(own, width) if len(found) <= _WHOLE else []
                 for line in lines:
@@ -94,17 +94,20 @@ def _where(layers: Any, width: int) -> Iterator[str]:
 
 def _strip(layers: Any, width: int) -> Iterator[str]:
     """A row for each projection, a sign for each layer: the share of the allowed directions that 99 % of Σσ² needs."""
-    from ..analysis import views
+    import numpy as np
+
+    from ..analysis.columns import mean
     from ..style import projections_in_order
 
-    placed = layers[layers["layer"].notna() & (layers["rank_bound"] > 0)]
-    placed = placed.assign(share=placed["energy_rank_99"] / placed["rank_bound"])
-    cells = views.cells(placed, "share").dropna(subset=["share"])
-    numbers = sorted({int(layer) for layer in cells["layer"]})
+    needed, bound, layer = layers["energy_rank_99"].astype(float), layers["rank_bound"], layers["layer"].tolist()
+    placed = layers.rows([k for k in np.flatnonzero((bound > 0) & ~np.isnan(needed)) if layer[k] is not None])
+    shares = placed["energy_rank_99"] / placed["rank_bound"]
+    share = {key: mean(shares[places]) for key, places in placed.groups("projection", "layer").items()}
+    numbers = sorted({layer for _, layer in share})
     if not numbers:
         return
     signs = _signs()
-    names = projections_in_order(cells["projection"])
+    names = projections_in_order(name for name, _ in share)
     kept, rest = names[:12], len(names) - 12
     wide = min(max(cells_wide(printable(name)) for name in (*kept, "layer")), width // 3)
     room = width - wide - 2
@@ -114,8 +117,6 @@ def _strip(layers: Any, width: int) -> Iterator[str]:
     many = f", a sign for {each} layers" if each > 1 else ""
     told = f"directions that hold 99 % of the energy, of those allowed: {signs[0]} few, {signs[-1]} all{many}"
     yield from wrapped(told, width)
-    columns = (cells["projection"], cells["layer"].astype(int), cells["share"].astype(float))
-    share = {(name, layer): value for name, layer, value in zip(*columns, strict=True)}
     for name in kept:
         row = []
         for group in groups:

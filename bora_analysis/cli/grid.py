@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .cells import cells_of, mean_of
+from ..analysis.columns import Columns, missing
+from .cells import cells_of, is_numeric, mean_of
 from .help import folded
 from .plain_text import cells_wide, padded, printable, wrapped
 from .short_names import cut_to, shorter
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: Where notes break that no terminal limits.
 PIPE = 110
@@ -49,12 +47,12 @@ class Column:
 class Block:
     """A title, a table whose first column has the names of its rows, and lines below it.
 
-    ``rows`` has the rows of the table as they are in csv, for columns that are not shown.
+    ``rows`` has the rows of the table as they are in csv, columns or a frame, for columns that are not shown.
     """
 
     title: str
     columns: Sequence[Column]
-    rows: pd.DataFrame | None = None
+    rows: Any = None
     below: Sequence[str] = ()
 
 
@@ -122,16 +120,13 @@ def no_column(word: str, names: Iterable[str]) -> str:
 
 def in_order(values: Sequence[Any], descending: bool) -> list[int]:
     """Places of the values in ascending or descending order, missing ones last; text in natural order."""
-    import pandas as pd
-
     from ..files.keys import natural
 
-    series = pd.Series(list(values), dtype=object)
-    there = series[series.notna()]
-    key = natural if any(isinstance(value, str) for value in there) else lambda value: value
+    there = [place for place, value in enumerate(values) if not missing(value)]
+    key = natural if any(isinstance(values[place], str) for place in there) else lambda value: value
     return [
-        *sorted(there.index, key=lambda k: key(there[k]), reverse=descending),  # pyright: ignore[reportArgumentType]
-        *series.index[series.isna()],
+        *sorted(there, key=lambda place: key(values[place]), reverse=descending),
+        *(place for place, value in enumerate(values) if missing(value)),
     ]
 
 
@@ -139,7 +134,7 @@ def _names(block: Block) -> Iterator[str]:
     shown = [column.name or column.head for column in block.columns]
     yield from shown
     if block.rows is not None:
-        yield from (str(name) for name in block.rows.columns if name not in shown)
+        yield from (name for name in map(str, block.rows) if name not in shown)
 
 
 def _find(block: Block, word: str) -> Column | None:
@@ -149,13 +144,12 @@ def _find(block: Block, word: str) -> Column | None:
         if plain in (column.name.casefold(), column.head.casefold(), printable(column.head).casefold()):
             return column
     if block.rows is not None:
-        import pandas as pd
-
-        for name in block.rows.columns:
-            if str(name).casefold() == plain:
-                values = block.rows[name]
-                mean = mean_of(values) if _has_means(block) and pd.api.types.is_numeric_dtype(values) else ""
-                return Column(str(name), cells_of(values), str(name), [*values], last=mean)
+        rows = Columns.of(block.rows)
+        for name in rows:
+            if name.casefold() == plain:
+                values = rows[name]
+                last = mean_of(values) if _has_means(block) and is_numeric(values) else ""
+                return Column(name, cells_of(values), name, values.tolist(), last=last)
     return None
 
 

@@ -15,6 +15,7 @@ from .plain_text import is_unicode, terminal_width
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..analysis.columns import Columns
     from .grid import Page
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -63,13 +64,13 @@ class Output:
     columns: tuple[str, ...] = ()
     quiet: bool = False
 
-    def deliver(self, frame: pd.DataFrame, page: Callable[[], Page]) -> None:
+    def deliver(self, frame: Columns | pd.DataFrame, page: Callable[[], Page]) -> None:
         """Write the file that -o names, and print: the table, or, without -o, the text of the format."""
         if self.path is not None:
             self.write(frame, Path(self.path), page)
         self.show(frame, page)
 
-    def write(self, frame: pd.DataFrame, path: Path, page: Callable[[], Page] | None = None) -> None:
+    def write(self, frame: Columns | pd.DataFrame, path: Path, page: Callable[[], Page] | None = None) -> None:
         """Write a file: the frame as records, whole where no page is given, or the page."""
         from ..atomic import replacing
         from .common import usage
@@ -82,7 +83,7 @@ class Output:
                 with replacing(path) as temporary:
                     temporary.write_text(self._text(page(), None) + "\n", encoding="utf-8")
 
-    def show(self, frame: pd.DataFrame, page: Callable[[], Page]) -> None:
+    def show(self, frame: Columns | pd.DataFrame, page: Callable[[], Page]) -> None:
         """Print the table, or, without -o, the text of the format."""
         from .common import usage
         from .text_tables import text
@@ -135,23 +136,27 @@ class Output:
         ways = {"markdown": as_markdown, "latex": as_latex}
         return ways.get(form, as_text)(page, view)
 
-    def _chosen(self, frame: pd.DataFrame, page: Callable[[], Page]) -> pd.DataFrame:
-        """The rows and columns of the frame that are asked for, which may be named as in the table."""
+    def _chosen(self, frame: Columns | pd.DataFrame, page: Callable[[], Page]) -> Columns | pd.DataFrame:
+        """The rows and columns of the table that are asked for, which may be named as in the page."""
+        from ..analysis.columns import Columns
         from .grid import in_order, no_column
 
         wanted = [*self.columns, *([self.sort.removeprefix("-")] if self.sort else [])]
-        known = {str(name).casefold(): str(name) for name in frame.columns}
+        if not wanted and not self.top:
+            return frame
+        frame = Columns.of(frame)
+        known = {name.casefold(): name for name in frame}
         if any(word.casefold() not in known for word in wanted):
             own = {column.head.casefold(): column.name for block in page().blocks for column in block.columns}
-            known = {head: name for head, name in own.items() if name in frame.columns} | known
+            known = {head: name for head, name in own.items() if name in frame} | known
         for word in wanted:
             if word.casefold() not in known:
-                raise ValueError(no_column(word, map(str, frame.columns)))
+                raise ValueError(no_column(word, frame))
         if self.sort:
             values = frame[known[self.sort.removeprefix("-").casefold()]]
-            frame = frame.iloc[in_order([*values], self.sort.startswith("-"))]
-        frame = frame.head(self.top) if self.top else frame
-        return frame[list(dict.fromkeys(known[word.casefold()] for word in self.columns))] if self.columns else frame
+            frame = frame.rows(in_order(values.tolist(), self.sort.startswith("-")))
+        frame = frame.rows(slice(self.top)) if self.top else frame
+        return frame.only(dict.fromkeys(known[word.casefold()] for word in self.columns)) if self.columns else frame
 
 
 def _by_suffix(path: str) -> str | None:

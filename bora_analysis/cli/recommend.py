@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +52,7 @@ def recommend(
     for PEFT. Of several adapters of one base model it says which advice they agree on. Of several checkpoints the last
     counts.
     """
-    import pandas as pd
-
+    from ..analysis.columns import Columns
     from ..analysis.recommendation import recommend as advise
     from ..analysis.tables import analyse, join
     from .text_tables import advice_table, consensus_table
@@ -68,29 +66,27 @@ def recommend(
         if not parts:
             raise click.exceptions.Exit(1)
         tables = join(parts)
-        names = list(dict.fromkeys(tables.layer_metrics["adapter"]))
-        for name in names:
-            frames = {key: getattr(tables, key) for key in ("spectra", "layer_metrics")}
+        for name in tables.adapters:
             try:
-                own = {key: frame[frame["adapter"] == name] for key, frame in frames.items()}
-                found.append(advise(replace(tables, **own), energy=energy, simple=simple))
+                own = tables.rows(tables.layers["adapter"] == name)
+                found.append(advise(own, energy=energy, simple=simple))
             except ValueError as error:  # an untrained adapter; the others still get their advice
                 failed = True
                 fail(error)
         if not found:
             raise click.exceptions.Exit(1)
         agreed = _consensus(tables, energy, asked=common)
-        last = {adapter.name: adapter for adapter in chosen if adapter.name in {str(x) for x in names}}
+        last = {adapter.name: adapter for adapter in chosen if adapter.name in tables.adapters}
         methods = _methods(last.values()) if by_capture else None
-        frame = pd.concat([each.table for each in found], ignore_index=True)
+        table = Columns.joined([each.columns for each in found])
         if common and agreed is not None:
             page = consensus_table(agreed)
-            out.deliver(agreed.table, lambda: page)
+            out.deliver(agreed.columns, lambda: page)
         elif not pattern:
-            out.deliver(frame, lambda: advice_table(found, energy, agreed, methods))
+            out.deliver(table, lambda: advice_table(found, energy, agreed, methods))
         else:
             if out.path is not None:
-                out.write(frame, Path(out.path), lambda: advice_table(found, energy))
+                out.write(table, Path(out.path), lambda: advice_table(found, energy))
             click.echo("\n".join(json.dumps(each.config) for each in found))
     if failed:
         raise click.exceptions.Exit(1)
@@ -100,7 +96,7 @@ def _consensus(tables: Tables, energy: float, asked: bool) -> Consensus | None:
     """What the adapters agree on; None, with a note, where they cannot be compared."""
     from ..analysis.consensus import consensus, of_one_base
 
-    if not asked and tables.layer_metrics["adapter"].nunique() < 2:
+    if not asked and len(tables.adapters) < 2:
         return None
     try:
         if not of_one_base(tables.base_models.values()):

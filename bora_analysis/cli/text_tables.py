@@ -1,16 +1,20 @@
-"""Frames as text for a terminal, and as files."""
+"""Tables as text for a terminal, and as files."""
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import numpy as np
 
+from ..analysis.columns import Columns, missing
+from ..analysis.columns import mean as average
 from ..atomic import replacing
 from ..files.errors import counted
 from ..style import method_look
@@ -19,20 +23,22 @@ from .cells import error, mean_of, number, numbers, short, span
 from .grid import Block, Column, Page
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..analysis.consensus import Consensus
     from ..analysis.recommendation import Recommendation
 
 
-def layer_table(layers: pd.DataFrame, threshold: float | str | Threshold) -> Page:
+def layer_table(layers: Columns | pd.DataFrame, threshold: float | str | Threshold) -> Page:
     """What `analyze` prints: a table per adapter and step, a line per module."""
-    blocks, tau = [], Threshold.of(threshold)
+    blocks, tau, layers = [], Threshold.of(threshold), Columns.of(layers)
     limits = tau.limit(layers["spectral_norm"], layers["frobenius_norm"])
     noisy = (layers["noise_floor"] > limits / 10).any()
     for title, part in _adapters(layers):
         title += f", r = {span(part['r'])}"
         if (part["blocks"] > 1).any():
             title += f", b = {span(part['blocks'])}"
-        title += f", scaling {part['scaling'].iloc[0]:.4g}" if part["scaling"].nunique(dropna=False) == 1 else ""
+        title += f", scaling {part['scaling'][0]:.4g}" if len(np.unique(part["scaling"])) == 1 else ""
         title += f"; {counted(len(part), 'module')}, {part['parameters'].sum():,} parameters"
         columns = [_column(part, "bound", "rank_bound", meaning="highest rank that the sizes allow")]
         columns += [_column(part, f"σ>{tau.formula}", "effective_rank", meaning="effective rank")]
@@ -45,8 +51,9 @@ def layer_table(layers: pd.DataFrame, threshold: float | str | Threshold) -> Pag
     return Page(blocks)
 
 
-def relative_table(frame: pd.DataFrame) -> Page:
+def relative_table(given: pd.DataFrame) -> Page:
     """What `relative` prints: one line per module."""
+    frame = Columns.of(given)
     told = f"how many of the {span(frame['intruder_k'])} largest directions of W0 + ΔW have a cosine below "
     told += f"{span(frame['intruder_epsilon'])} with every direction of W0"
     shared = f"share of ‖ΔW‖² within the {span(frame['subspace_k'])} largest directions of W0, on both sides"
@@ -67,14 +74,12 @@ def relative_table(frame: pd.DataFrame) -> Page:
     return Page(blocks)
 
 
-def summary_table(frame: pd.DataFrame, threshold: float | str | Threshold) -> Page:
+def summary_table(frame: Columns | pd.DataFrame, threshold: float | str | Threshold) -> Page:
     """What `compare` prints: the adapters as a whole, then each projection, adapters side by side."""
-    frame = frame.assign(
-        label=[f"{name}{step_of(step)}" for name, step in zip(frame["adapter"], frame["step"], strict=True)]
-    )
-    blocks = []
-    for projection, part in frame.groupby("projection", sort=False):
-        columns = [Column("adapter", [*part["label"]], "adapter")]
+    blocks, frame = [], Columns.of(frame)
+    for projection, part in frame.parts("projection"):
+        labels = [f"{name}{step_of(step)}" for name, step in zip(part["adapter"], part["step"], strict=True)]
+        columns = [Column("adapter", labels, "adapter")]
         title = f"Projection {projection}"
         if projection == "all":
             title = f"All modules ({span(part['modules'])} in each; ranks are means)"
@@ -93,11 +98,11 @@ def summary_table(frame: pd.DataFrame, threshold: float | str | Threshold) -> Pa
             _column(part, "Σσ²", "energy", 2),
         ]  # fmt: skip
         columns = [replace(column, last="") for column in beside_null(columns, part)]
-        blocks.append(Block(title, columns, part.drop(columns="label")))
+        blocks.append(Block(title, columns, part))
     return Page(blocks)
 
 
-def _statistics(part: pd.DataFrame) -> list[Column]:
+def _statistics(part: Columns) -> list[Column]:
     """What was computed on request."""
     from ..metrics import STATISTICS
 
@@ -111,7 +116,7 @@ def _statistics(part: pd.DataFrame) -> list[Column]:
     return [_column(part, head, name, 1, meaning=meaning) for name, (head, meaning) in heads if name in part]
 
 
-def beside_null(columns: list[Column], part: pd.DataFrame) -> list[Column]:
+def beside_null(columns: list[Column], part: Columns) -> list[Column]:
     """With the null's rank after each rank that has one."""
     out = []
     for column in columns:
@@ -125,13 +130,14 @@ def beside_null(columns: list[Column], part: pd.DataFrame) -> list[Column]:
 
 def factor_ranks_table(frame: pd.DataFrame) -> Page:
     """What `factors` prints: means over the modules, a line per adapter and step."""
-    groups = frame.groupby(["adapter", "step"], sort=False, dropna=False)
-    means = groups[["rank_B", "rank_sigma", "rank_A", "rank_bound"]].mean()
-    labels = [f"{name}{step_of(step)}" for name, step in means.index]
-    limits = [
-        "; ".join(f"{names} in {count} of {len(part)}" for names, count in part.value_counts().items())
-        for _, part in groups["limiting"]
-    ]
+    names = ("rank_B", "rank_sigma", "rank_A", "rank_bound")
+    rows, labels, limits = [], [], []
+    for (name, step), part in Columns.of(frame).parts("adapter", "step"):
+        rows.append((name, step, *(average(part[each]) for each in names)))
+        labels.append(f"{name}{step_of(step)}")
+        told = Counter(part["limiting"].tolist()).most_common()
+        limits.append("; ".join(f"{names} in {count} of {len(part)}" for names, count in told))
+    means = Columns.of_rows(rows, ("adapter", "step", *names))
     heads = {"rank B'": "rank_B", "rank Σ'": "rank_sigma", "rank A'": "rank_A"}
     columns = [
         Column("adapter", labels, "adapter"),
@@ -143,7 +149,7 @@ def factor_ranks_table(frame: pd.DataFrame) -> Page:
         ),
     ]  # fmt: skip
     notes = ["Numerical ranks of the factors of ΔW = B' Σ' A' (eq. 6), means over the modules."]
-    return Page([Block("", columns, means.reset_index())], notes)
+    return Page([Block("", columns, means)], notes)
 
 
 def capture_table(frame: pd.DataFrame) -> Page:
@@ -152,7 +158,7 @@ def capture_table(frame: pd.DataFrame) -> Page:
     from ..analysis.members import same_set
 
     blocks = []
-    for title, part in _adapters(shares(frame).rename(columns={"method": "nearest", "target": "method"})):
+    for title, part in _adapters(Columns.of(shares(frame).rename(columns={"method": "nearest", "target": "method"}))):
         found = zip(part["kind"], part["spread"], part["starts"], strict=True)
         ranges = [f"{low:.0%} – {high:.0%}" for low, high in zip(part["least"], part["most"], strict=True)]
         more = part["captured"] - part["lora_captured"]
@@ -186,8 +192,9 @@ def capture_table(frame: pd.DataFrame) -> Page:
     return Page(blocks, [limits])
 
 
-def cut_table(frame: pd.DataFrame) -> Page:
+def cut_table(given: pd.DataFrame) -> Page:
     """What `convert` prints: rank and error of each module, and the parameters before and after."""
+    frame = Columns.of(given)
     columns = [_column(frame, "rank", "rank_before", 1), _column(frame, "kept", "rank")]
     columns.append(_column(frame, "energy", "energy_kept", form=_percent))
     if frame["capped"].any():
@@ -205,8 +212,9 @@ def cut_table(frame: pd.DataFrame) -> Page:
     return Page([Block("", _modules(frame, columns), frame)], notes)
 
 
-def representation_table(frame: pd.DataFrame) -> Page:
+def representation_table(given: pd.DataFrame) -> Page:
     """What `convert --to` prints: how near each module is, and the parameters before and after."""
+    frame = Columns.of(given)
     from ..analysis.members import Member
 
     columns = [
@@ -220,7 +228,7 @@ def representation_table(frame: pd.DataFrame) -> Page:
         ),
     ]  # fmt: skip
     before, after = int(frame["parameters_before"].sum()), int(frame["parameters"].sum())
-    member = Member(*frame[["method", "r", "blocks"]].iloc[0])
+    member = Member(*(frame[name][0] for name in ("method", "r", "blocks")))
     notes = [f"The nearest {member}: {after:,} parameters, where {before:,} were."]
     return Page([Block("", _modules(frame, columns), frame)], notes)
 
@@ -236,8 +244,9 @@ def advice_table(
 
     blocks = []
     for each in found:
-        frame, first = each.table, each.table.iloc[0]
-        ranks = [f"{'≥' if row.verdict == 'exhausted' else ''}{row.rank}" for row in frame.itertuples()]
+        frame = each.columns
+        rows = frame.records()
+        first, ranks = rows[0], [f"{_open(row['verdict'] == 'exhausted')}{row['rank']}" for row in rows]
         needed = "least rank that keeps the share, highest over the layers"
         judged = "wasted where at most half of R is needed, exhausted where all of it"
         columns = [
@@ -251,7 +260,7 @@ def advice_table(
             ),
             _column(frame, "verdict", "verdict", cells=frame["verdict"], meaning=judged),
             _column(frame, "rank", "rank", cells=ranks),
-            _column(frame, "keeps", "kept", 5, cells=["?" if pd.isna(x) else f"{x:.2%}" for x in frame["kept"]]),
+            _column(frame, "keeps", "kept", 5, cells=["?" if missing(x) else f"{x:.2%}" for x in frame["kept"]]),
             _column(frame, "params", "parameters", 4, cells=map(short, frame["parameters"])),
             _column(
                 frame, "advised", "advised_parameters", 3, cells=map(short, frame["advised_parameters"]),
@@ -291,12 +300,13 @@ def consensus_table(common: Consensus) -> Page:
     """What several adapters agree on."""
     from ..analysis.consensus import sentence
 
-    frame = common.table
+    frame = common.columns
+    rows = frame.records()
     ranks = [
-        "?" if pd.isna(low) else f"{low}" if low == high else f"{low} – {high}"
-        for low, high in zip(frame["needed_least"], frame["needed_most"], strict=True)
+        "?" if missing(low) else f"{low}" if low == high else f"{low} – {high}"
+        for low, high in ((row["needed_least"], row["needed_most"]) for row in rows)
     ]
-    advised = [f"{'≥' if row.agreement == 'open' else ''}{row.rank}" for row in frame.itertuples()]
+    advised = [f"{_open(row['agreement'] == 'open')}{row['rank']}" for row in rows]
     labels = ["all" if name == "all" else method_look(name).label for name in frame["method"]]
     columns = [
         _column(frame, "projection", "projection", cells=frame["projection"]),
@@ -312,7 +322,7 @@ def consensus_table(common: Consensus) -> Page:
     ]  # fmt: skip
     told = [sentence(common)]
     for side in ("above", "below"):
-        named = [name for names in frame.loc[frame["adapters"] > 1, side] if names for name in names.split(", ")]
+        named = [name for names in frame[side][frame["adapters"] > 1] if names for name in names.split(", ")]
         if named := list(dict.fromkeys(named)):
             word, more = "More" if side == "above" else "Less", " …" * (len(named) > 6)
             told.append(f"{word} than their projection in every adapter: {', '.join(named[:6])}{more}.")
@@ -320,9 +330,14 @@ def consensus_table(common: Consensus) -> Page:
     return Page([Block(title, [replace(column, last="") for column in columns], frame)], told)
 
 
-def similarity_table(frame: pd.DataFrame) -> Page:
+def _open(end: bool) -> str:
+    """What stands before a rank that is a lower bound."""
+    return "≥" if end else ""
+
+
+def similarity_table(given: pd.DataFrame) -> Page:
     """What `similarity` prints: φ, chance, and the smallest angle of each module."""
-    first = frame.iloc[0]
+    frame = Columns.of(given)
     columns = [Column("module", [*frame["module"]], "module")]
     columns += [_column(frame, head, head, 2, cells=numbers(frame[head]), mean=False) for head in ("i", "j")]
     for side in ("left", "right"):
@@ -332,35 +347,38 @@ def similarity_table(frame: pd.DataFrame) -> Page:
         "φ = ‖UᵢᵀUⱼ‖_F² / min(i, j), 1 where the smaller subspace lies in the other; chance: max(i, j)/d, two random "
         "subspaces; angle: smallest principal angle in degrees; left: output side of ΔW, right: input side."
     )
-    title = f"{first['adapter_a']} (i) and {first['adapter_b']} (j)"
+    title = f"{frame['adapter_a'][0]} (i) and {frame['adapter_b'][0]} (j)"
     return Page([Block(title, _with_mean(columns), frame)], [told])
 
 
-def text(frame: pd.DataFrame, form: str, *, ascii_only: bool = False) -> str:
-    """The whole frame, unrounded, as csv or json (a list of records; NaN and missing values are null).
+def text(table: Columns | pd.DataFrame, form: str, *, ascii_only: bool = False) -> str:
+    """The whole table, unrounded, as csv or json (a list of records; NaN and missing values are null).
 
     ``ascii_only`` escapes other characters in json.
     """
+    table, out = Columns.of(table), StringIO()
+    plain = [[None if missing(value) else value for value in table[name].tolist()] for name in table]
     if form == "csv":
-        out = StringIO()
-        frame.to_csv(out, index=False)
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(table)
+        writer.writerows(zip(*plain, strict=True))
         return out.getvalue()
-    records = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
-    out = StringIO()
+    records = [dict(zip(table, row, strict=True)) for row in zip(*plain, strict=True)]
     json.dump(records, out, indent=1, ensure_ascii=ascii_only, allow_nan=False)
     return out.getvalue() + "\n"
 
 
-def write(frame: pd.DataFrame, path: Path, form: str) -> None:
-    """Write the frame as a csv, json or parquet file; a failed write leaves no file."""
+def write(table: Columns | pd.DataFrame, path: Path, form: str) -> None:
+    """Write the table as a csv, json or parquet file; a failed write leaves no file."""
     with replacing(path) as temporary:
         if form == "parquet":
+            frame = table.frame() if isinstance(table, Columns) else table
             frame.to_parquet(temporary, index=False)
         else:
-            temporary.write_text(text(frame, form), encoding="utf-8")
+            temporary.write_text(text(table, form), encoding="utf-8")
 
 
-def _spectrum(part: pd.DataFrame) -> list[Column]:
+def _spectrum(part: Columns) -> list[Column]:
     """The columns of the spectrum, as far as it is known."""
     return [
         _column(part, "entropy", "entropy_rank", 7, meaning="exp H(σ/Σσ)"),
@@ -369,13 +387,13 @@ def _spectrum(part: pd.DataFrame) -> list[Column]:
     ]
 
 
-def _adapters(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+def _adapters(table: Columns) -> Iterator[tuple[str, Columns]]:
     """Name, step and method, and the rows, of each adapter and step."""
-    for (name, step), part in frame.groupby(["adapter", "step"], sort=False, dropna=False):  # pyright: ignore[reportGeneralTypeIssues]
+    for (name, step), part in table.parts("adapter", "step"):
         yield f"{name}{step_of(step)}: {_methods(part)}", part
 
 
-def _modules(part: pd.DataFrame, columns: Sequence[Column]) -> list[Column]:
+def _modules(part: Columns, columns: Sequence[Column]) -> list[Column]:
     """The columns behind the modules and their shapes; below several modules stand means."""
     shapes = [f"{m}×{n}" for m, n in zip(part["out_features"], part["in_features"], strict=True)]
     sizes = [*(part["out_features"] * part["in_features"])]
@@ -392,7 +410,7 @@ def _with_mean(columns: list[Column]) -> list[Column]:
 
 
 def _column(
-    frame: pd.DataFrame,
+    frame: Columns,
     head: str,
     name: str,
     spare: int = 0,
@@ -402,22 +420,22 @@ def _column(
     meaning: str = "",
     mean: bool = True,
 ) -> Column:
-    """A column of the frame: its cells, or its numbers by ``form`` or else rounded, and with ``mean`` their mean."""
+    """A column of the table: its cells, or its numbers by ``form`` or else rounded, and with ``mean`` their mean."""
     values, last = frame[name], ""
     if form is not None:
-        cells, last = map(form, values), form(values.mean()) if mean else ""
+        cells, last = map(form, values), form(average(values)) if mean else ""
     elif cells is None:
         cells, last = numbers(values), mean_of(values) if mean else ""
-    return Column(head, [*cells], name, [*values], spare, last, meaning)
+    return Column(head, [*cells], name, values.tolist(), spare, last, meaning)
 
 
 def _percent(value: float) -> str:
     return f"{value:.2%}"
 
 
-def _methods(part: pd.DataFrame) -> str:
-    return ", ".join(method_look(str(method)).label for method in part["method"].unique())
+def _methods(part: Columns) -> str:
+    return ", ".join(method_look(str(method)).label for method in dict.fromkeys(part["method"].tolist()))
 
 
 def step_of(step: Any) -> str:
-    return "" if pd.isna(step) else f" step {step}"
+    return "" if missing(step) else f" step {step}"
