@@ -36,7 +36,7 @@ class Columns:
         """The columns of a frame; columns as they are."""
         if isinstance(table, Columns):
             return table
-        return cls({str(name): _of_series(table[name]) for name in table.columns})
+        return cls({str(name): _of_series(table[name], whole=name in _WHOLE) for name in table.columns})
 
     @classmethod
     def of_rows(cls, rows: Iterable[Sequence[Any]], names: Sequence[str]) -> Columns:
@@ -161,7 +161,9 @@ def _array(values: Iterable[Any]) -> NDArray[Any]:
     return found
 
 
-def _of_series(series: Any) -> Any:
+def _of_series(series: Any, *, whole: bool) -> Any:
+    if whole:  # which may stand in a frame as floats
+        return [None if missing(value) else int(value) for value in series]
     if isinstance(series.dtype, np.dtype) and series.dtype.kind in "biuf":
         return series.to_numpy()
     return [None if missing(value) else value for value in series]

@@ -16,6 +16,7 @@ from bora_analysis import Adapter, Trajectory, analyse, lora, summary, synthetic
 from bora_analysis.adapters.synthetic import Synthetic, write_synthetic
 from bora_analysis.analysis.columns import Columns, last_steps, mean, missing
 from bora_analysis.analysis.tables import IDENTITY
+from bora_analysis.analysis.verdict import verdicts
 from bora_analysis.cli.text_tables import text
 
 SHAPES = {f"model.layers.{layer}.self_attn.{name}_proj": (40, 24) for layer in range(3) for name in "qv"}
@@ -45,6 +46,11 @@ class TestColumns:
     def test_there_and_back(self, tables):
         for frame in (tables.layer_metrics, tables.spectra, summary(tables.layer_metrics)):
             pd.testing.assert_frame_equal(Columns.of(frame).frame(), frame)
+
+    def test_steps_that_a_frame_has_as_floats(self, tables):
+        frame = tables.layer_metrics.astype({"step": float, "layer": float})
+        assert [*map(str, verdicts(frame))] == [*map(str, verdicts(tables.layers))]
+        assert Columns.of(frame)["step"].tolist() == tables.layers["step"].tolist()
 
     def test_csv_and_json_are_those_of_pandas(self, tables):
         for columns, frame in ((tables.layers, tables.layer_metrics), (tables.spectra_columns(), tables.spectra)):
