@@ -128,7 +128,7 @@ elif share == 1:
 else:
     st.caption("r, α and patterns for PEFT that give each projection the rank it needs, at the scaling it has.")
     try:
-        config = recommend(Tables(spectra, layers, ()), energy=share).config
+        config = recommend(Tables.of_frames(spectra, layers), energy=share).config
         tall = len(config["rank_pattern"]) > 5
         st.code(json.dumps(config, indent=1), language="json", height=320 if tall else "content")
     except ValueError as error:  # ΔW = 0

@@ -76,6 +76,15 @@ class Tables:
     provenance: tuple[str, ...]
     base_models: Mapping[str, str] = field(default_factory=dict)  # by adapter, where it is known
 
+    @classmethod
+    def of_frames(cls, spectra: pd.DataFrame, layer_metrics: pd.DataFrame) -> Tables:
+        """From both frames, as a page that shows a part of them has them."""
+        layers, rows, keys = Columns.of(layer_metrics), Columns.of(spectra), ("adapter", "step", "module")
+        known, nothing = rows.groups(*keys), np.zeros(0, dtype=np.intp)
+        places = [known.get(key, nothing) for key in zip(*(layers[name].tolist() for name in keys), strict=True)]
+        values = rows["singular_value"][np.concatenate([nothing, *places])]
+        return cls(layers, values, np.array([len(each) for each in places], dtype=np.int64), ())
+
     def __repr__(self) -> str:
         modules = counted(len(self.layers), "module")
         return f"<Tables of {', '.join(self.adapters)}: {modules}, {counted(self.values.size, 'singular value')}>"

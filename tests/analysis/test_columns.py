@@ -15,7 +15,7 @@ import pytest
 from bora_analysis import Adapter, Trajectory, analyse, lora, summary, synthetic_adapter
 from bora_analysis.adapters.synthetic import Synthetic, write_synthetic
 from bora_analysis.analysis.columns import Columns, last_steps, mean, missing
-from bora_analysis.analysis.tables import IDENTITY
+from bora_analysis.analysis.tables import IDENTITY, Tables
 from bora_analysis.analysis.verdict import verdicts
 from bora_analysis.cli.text_tables import text
 
@@ -77,6 +77,14 @@ class TestColumns:
         frame = tables.spectra
         pd.testing.assert_frame_equal(part.spectra, frame[frame["adapter"] == "run"].reset_index(drop=True))
         assert part.adapters == ["run"]
+
+    def test_of_frames(self, tables):
+        """Of a part of the frames, in another order."""
+        layers = tables.layer_metrics.iloc[::-2]
+        found = Tables.of_frames(tables.spectra, layers)
+        assert found.adapters == list(dict.fromkeys(layers["adapter"]))
+        for row, place in enumerate(layers.index):
+            assert found.spectrum_of(row).tolist() == tables.spectrum_of(place).tolist()
 
     def test_groups_are_those_of_pandas(self, tables):
         keys = ["adapter", "step", "projection"]
