@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from bora_analysis.style import shortened
+
 #: Column → its heading, the format of its numbers (None for text and plain numbers), and its explanation.
 COLUMNS: dict[str, tuple[str, str | None, str | None]] = {
     "adapter": ("adapter", None, None),
@@ -38,11 +40,16 @@ COLUMNS: dict[str, tuple[str, str | None, str | None]] = {
 }  # fmt: skip
 #: These stay in view while a table is moved sideways.
 _NAMES = ("adapter", "label")
+#: Names are cut in their middle to as many characters, or they would be all that a phone shows.
+NAME = 22
 
 
 def show(frame: pd.DataFrame, names: Iterable[str], changes: Mapping[str, Any] | None = None) -> None:
     """These columns of a table, in this order; ``changes`` are columns that this page calls or writes otherwise."""
     order = list(names)
+    if "adapter" in frame:
+        known = list(dict.fromkeys(frame["adapter"]))
+        frame = frame.assign(adapter=frame["adapter"].map(dict(zip(known, shortened(known, NAME), strict=True))))
     columns = {name: _column(name) for name in order if name in COLUMNS} | dict(changes or {})
     st.dataframe(frame, hide_index=True, column_order=order, column_config=columns, placeholder="·")
 

@@ -19,13 +19,22 @@ from bora_analysis.threshold import Threshold
 
 
 @dataclass(frozen=True)
+class Problem:
+    """An adapter that is chosen and cannot be read, and why."""
+
+    source: Source
+    words: str
+
+
+@dataclass(frozen=True)
 class Context:
-    """The chosen adapters, in the order of choice, and their tables joined."""
+    """The chosen adapters, in the order of choice, their tables joined, and those that cannot be read."""
 
     sources: tuple[Source, ...]
     spectra: pd.DataFrame
     layer_metrics: pd.DataFrame
     threshold: Threshold
+    problems: tuple[Problem, ...] = ()
 
 
 def current() -> Context:
@@ -34,8 +43,8 @@ def current() -> Context:
 
 
 def load(chosen: Sequence[Source], threshold: Threshold) -> Context:
-    """The tables of the chosen adapters; one that cannot be read shows its line and the others go on."""
-    store, tables, read = sources.table_store(), [], []
+    """The tables of the chosen adapters; one that cannot be read is a problem and the others go on."""
+    store, tables, read, problems = sources.table_store(), [], [], []
     for source in chosen:
         slot, name = st.empty(), markdown(source.label)
         try:
@@ -43,21 +52,22 @@ def load(chosen: Sequence[Source], threshold: Threshold) -> Context:
                 slot.progress(0.0, f"{name}: reading")
             tables.append(store.get(source, partial(progress, slot, f"{name}: ")))
         except AdapterError as error:
-            slot.error(markdown(str(error)), icon=":material/error:")
-            continue
+            problems.append(Problem(source, str(error)))
+        else:
+            read.append(source)
         slot.empty()
-        read.append(source)
     if not tables:
         nothing = pd.DataFrame(columns=list(SPECTRA_COLUMNS)), pd.DataFrame(columns=list(LAYER_COLUMNS))
-        return Context((), *nothing, threshold)
+        return Context((), *nothing, threshold, tuple(problems))
     together = sources.joined(tables)
-    return Context(tuple(read), together.spectra, recounted(together, threshold), threshold)
+    return Context(tuple(read), together.spectra, recounted(together, threshold), threshold, tuple(problems))
 
 
 def adapters_or_stop() -> Context:
     """The context of a page about the chosen adapters; where none is chosen the page says so and ends."""
     context = current()
     if context.layer_metrics.empty:
-        st.info("Choose one or more adapters in the sidebar.", icon=":material/arrow_back:")
+        words = "None of the chosen adapters can be read; the sidebar says why." if context.problems else ""
+        st.info(words or "Choose one or more adapters in the sidebar.", icon=":material/arrow_back:")
         st.stop()
     return context

@@ -1,32 +1,21 @@
-"""The navigation and the adapter picker, which all pages share."""
+"""The navigation, and one run of a page."""
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import streamlit as st
 
-from app import sources
 from app.context import load
-from app.controls import choose, linked
 from app.page_style import sheet
 from app.palette import theme
-from app.safe_markdown import markdown
+from app.picker import picker, troubles
 from app.server_settings import settle
-from app.uploads import upload_box, upload_store
-from bora_analysis.adapters import AdapterError
+from bora_analysis import __version__
 from bora_analysis.analysis import views
-from bora_analysis.metrics import THRESHOLD
-from bora_analysis.threshold import Threshold
 
-#: Twelve steps a decade from 1e-6 to 100, the figures that people type among them.
-STEPS = [float(f"{digits}e{power}") for power in range(-6, 2) for digits in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)]
-STEPS.append(100.0)
-#: Percent of σ₁.
-SHARES = [float(f"{digits}e{power}") for power in range(-2, 2) for digits in (1, 1.5, 2, 3, 5, 7)]
-#: What a singular value is compared with.
-ABSOLUTE, RELATIVE, AT_NORM = KINDS = ("a number", "a share of σ₁", "a number, at ‖ΔW‖ = 1")
+#: BoRA, Block-Diversified Low-Rank Adaptation.
+PAPER = "https://arxiv.org/abs/2508.06953"
 
 
 def main() -> None:
@@ -50,128 +39,12 @@ def main() -> None:
             ],
         }
     )
-    adapters, tau = picker()
+    adapters, tau, place = picker()
     context = st.session_state["_context"] = load(adapters, tau)
+    troubles(place, context)
+    st.sidebar.caption(f"bora_analysis {__version__} · [the paper of BoRA]({PAPER})")
     looks = views.looks_of(context.layer_metrics) if context.sources else {}
     colours = {source.key: looks[source.label].colour for source in context.sources if source.label in looks}
     st.html(sheet(theme(), {place: colours.get(source.key) for place, source in enumerate(adapters)}))
     settle()
     page.run()
-
-
-def picker() -> tuple[list[sources.Source], Threshold]:
-    """The sidebar: which adapters, and the threshold. Their state stands in the URL.
-
-    Adapters in the URL by ``adapters`` (their labels, bound to the picker), those that are neither given nor bundled
-    first by ``path`` or ``upload``, so that a link brings them with it.
-    """
-    added: dict[str, sources.Source] = st.session_state.setdefault("added", {})
-    fixed = [*sources.given(), *sources.bundled(), *sources.runs()]
-    errors = from_link(added)
-    known = sources.named_apart(fixed, added.values())
-    first = [source.key for source in (*sources.given(), *sources.usual()) if source.key in known]
-    in_link(added)
-    new = [key for key in st.session_state.pop("_choose", []) if key in known]
-    if new:  # before the widget is made: afterwards its state may not be set
-        st.session_state["adapters"] = list(dict.fromkeys([*st.session_state.get("adapters", first), *new]))
-    with st.sidebar:
-        chosen = linked(
-            st.multiselect,
-            "Adapters",
-            list(known),
-            default=[*first, *(key for key in added if key in known and key not in first)],
-            format_func=lambda key: known[key].label,
-            key="adapters",
-            placeholder="Choose, or type to search",
-            help="Type a part of a name to search. Trained adapters come first, then synthetic ones, whose spectra are "
-            "known, then training runs with all their steps.",
-        )
-        threshold = threshold_picker()
-        for error in errors:
-            st.error(markdown(error), icon=":material/error:")
-        with st.expander("Add an adapter", icon=":material/add:"):
-            with st.form("path_form", clear_on_submit=False, border=False):
-                text = st.text_input(
-                    "Path on this server", key="path_box", placeholder="a PEFT folder or a weights file", max_chars=4096
-                )
-                asked = st.form_submit_button("Open", icon=":material/folder_open:")
-            if asked and text.strip():
-                try:
-                    remember([sources.within_roots(text)], known)
-                except AdapterError as error:
-                    st.error(markdown(str(error)), icon=":material/error:")
-            remember(upload_box(), known)
-    return [known[key] for key in chosen], threshold
-
-
-def threshold_picker() -> Threshold:
-    """Which singular values count. The slider of shares is another one: its steps are others."""
-    kind = choose(
-        "The effective rank counts σ above",
-        KINDS,
-        "counting",
-        help="A number counts more directions when α or the learning rate is higher. A share of each ΔW's σ₁, or a "
-        "number after every ΔW is scaled to ‖ΔW‖_F = 1, does not depend on the scale.",
-    )
-    slider = partial(linked, st.select_slider)
-    if kind == RELATIVE:
-        share = slider(
-            "Threshold τ, in percent of σ₁", SHARES, value=1.0, format_func=lambda value: f"{value:g}%", key="share"
-        )
-        return Threshold(share / 100, relative=True)
-    value = slider(
-        "Threshold τ of the effective rank",
-        steps(),
-        value=THRESHOLD,
-        format_func=lambda value: f"{value:g}",
-        key="threshold",
-        help="Singular values above τ count. The paper uses 0.005 (§4.5), as HiRA does.",
-    )
-    return Threshold(float(value), norm=1.0 if kind == AT_NORM else None)
-
-
-def from_link(added: dict[str, sources.Source]) -> list[str]:
-    """Add the adapters that the URL brings with it, and return what is wrong with them."""
-    errors = []
-    for origin, found in (("path", sources.within_roots), ("upload", upload_store().find)):
-        for word in st.query_params.get_all(origin):
-            try:
-                if f"{origin}:{word}" not in added:
-                    source = found(word)
-                    added.setdefault(source.key, source)
-            except AdapterError as error:
-                errors.append(str(error))
-    return errors
-
-
-def in_link(added: dict[str, sources.Source]) -> None:
-    """Put the added adapters into the URL. What is there already stays, also what is in error: it is the visitor's."""
-    for origin in ("path", "upload"):
-        there = st.query_params.get_all(origin)
-        missing = [s.word for s in added.values() if s.origin == origin and s.word not in there]
-        if missing:
-            st.query_params[origin] = [*there, *missing]
-
-
-def steps() -> list[float]:
-    """The slider's steps, and the one between them that a link asked for when this session began."""
-    if "_steps" not in st.session_state:
-        try:
-            asked = float(st.query_params.get("threshold", ""))
-        except ValueError:
-            asked = THRESHOLD
-        st.session_state["_steps"] = sorted({*STEPS, *([asked] if 1e-12 <= asked <= 1e12 else [])})
-    return st.session_state["_steps"]
-
-
-def remember(new: list[sources.Source], known: dict[str, sources.Source]) -> None:
-    """Add sources to this session's list, choose them, and start over with them."""
-    if not new:
-        return
-    places = {source.path: key for key, source in known.items()}
-    added = st.session_state["added"]
-    for source in new:
-        if source.path not in places:
-            added[source.key] = source
-    st.session_state["_choose"] = [places.get(source.path, source.key) for source in new]
-    st.rerun()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 def warm() -> None:
     """Import what the pages import, and analyse the bundled adapters that are shown at first."""
-    for name in ("charts", "method_charts", "columns", "controls", "inspection", "lab_model", "navigation"):
+    for name in ("charts", "method_charts", "columns", "controls", "inspection", "lab_model", "navigation", "picker"):
         import_module(f"app.{name}")
     for name in ("scipy.linalg", "pyarrow.ipc"):
         import_module(name)

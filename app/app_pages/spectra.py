@@ -57,8 +57,9 @@ draw(
 
 totals = summary(rows)
 totals = totals[totals["projection"] == "all"].drop(columns=["projection"])
-names = ("adapter", "equal_budget", "parameters", "rank_bound", "effective_rank", "rank_utilisation")
-names += ("entropy_rank", "stable_rank", "energy_rank_99", "energy", "modules")
+# First what a phone has room for.
+names = ("adapter", "effective_rank", "rank_bound", "rank_utilisation", "entropy_rank", "stable_rank")
+names += ("energy_rank_99", "energy", "parameters", "equal_budget", "modules")
 show(totals, names, {"effective_rank": st.column_config.NumberColumn(f"σ > {threshold.formula}", format="%.2f")})
 st.caption(
     ("Means over the modules; parameters and Σσ² are sums. " if module is None else "")

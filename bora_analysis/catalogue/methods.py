@@ -124,7 +124,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         ),
     ),
     Method(
-        "gralora", "GraLoRA", ORANGE, "D", ".gralora", ("GRALORA",), "k×k blocks of rank r/k, and B A (hybrid)",
+        "gralora", "GraLoRA", PURPLE, "D", ".gralora", ("GRALORA",), "k×k blocks of rank r/k, and B A (hybrid)",
         "(kr + h)²", "arXiv 2505.20355", Blocks("block", 2, splits=True), made=True,
         cost=Formula(
             f.gralora, "(m+n)r", "min(m, n, kr)", note="Without the additional LoRA (PEFT's ``hybrid_r`` = 0)."
@@ -163,11 +163,11 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         ),
     ),
     Method(
-        "miss", "MiSS", ORANGE, "v", ".miss", ("MISS",), "one block on every r columns ¹", CORE, "arXiv 2409.15371",
+        "miss", "MiSS", PURPLE, "v", ".miss", ("MISS",), "one block on every r columns ¹", CORE, "arXiv 2409.15371",
         scaled=False, made=True, cost=Formula(f.miss, "mr", "min(m, n, r)"),
     ),
     Method(
-        "c3a", "C³A", ORANGE, "^", ".c3a", ("C3A",), "circulant blocks", "one per frequency, m/b × n/b",
+        "c3a", "C³A", GREY, "v", ".c3a", ("C3A",), "circulant blocks", "one per frequency, m/b × n/b",
         "arXiv 2407.19342", Blocks("block", 8), ranked=False, scaled=False, made=True,
         cost=Formula(
             f.c3a, "mn/s", "min(m, n)",

@@ -14,6 +14,7 @@ from app import charts, method_charts, palette, vega
 from bora_analysis import analyse, figures, style, synthetic_adapter
 from bora_analysis.analysis import views
 from bora_analysis.analysis.tables import join
+from bora_analysis.catalogue import METHODS
 from bora_analysis.threshold import Threshold
 
 
@@ -168,3 +169,14 @@ def test_the_legend_of_a_family_skips_none(count):
         assert key["values"] == list(range(count))
     else:
         assert key["type"] == "gradient"
+
+
+def test_every_marker_of_the_figures_has_a_shape_on_the_screen():
+    assert {method: look.marker for method, look in METHODS.items() if look.marker not in vega.SHAPES} == {}
+
+
+def test_methods_that_stand_side_by_side_have_colours_of_their_own():
+    """MELoRA and BoRA are in nearly every chart of this toolkit: no other method has their colours."""
+    for method in ("melora", "bora"):
+        own = style.method_look(method).colour
+        assert [name for name, look in METHODS.items() if look.colour == own] == [method]
