@@ -98,6 +98,7 @@ def test_every_page_with_the_bundled_adapters(start, page):
     assert shown(app) == []
     assert names(app) == BUNDLED
     assert app.title or app.header
+    charts = []
     for _ in range(100):  # the page Capture works beside the page, which then has its chart
         charts = [element.proto for element in app.get("vega_lite_chart")]
         if charts or page != "capture":
