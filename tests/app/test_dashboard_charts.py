@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ import pytest
 from app import charts, method_charts, palette, vega
 from bora_analysis import analyse, figures, style, synthetic_adapter
 from bora_analysis.analysis import views
-from bora_analysis.analysis.tables import join
 from bora_analysis.catalogue import METHODS
 from bora_analysis.threshold import Threshold
 
@@ -35,9 +34,9 @@ def tables(*ranks: int, scales: tuple[float, ...] = (1.0,)):
             spectra = made.spectra.assign(adapter=name, step=at, singular_value=made.spectra["singular_value"] * scale)
             layers = made.layer_metrics.assign(adapter=name, step=at)
             layers["energy"] *= scale**2
-            stepped = {"spectra": spectra.astype({"step": "Int64"}), "layer_metrics": layers.astype({"step": "Int64"})}
-            found.append(replace(made, **stepped))
-    return join(found)
+            found.append((spectra.astype({"step": "Int64"}), layers.astype({"step": "Int64"})))
+    spectra, layers = (pd.concat(frames, ignore_index=True) for frames in zip(*found, strict=True))
+    return SimpleNamespace(spectra=spectra, layer_metrics=layers)
 
 
 def kind(chart: vega.Chart, axis: str) -> str:
