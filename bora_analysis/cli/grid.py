@@ -273,8 +273,8 @@ class _Fit:
         aligned = []
         for column, (head, body) in zip(columns, cells, strict=True):
             whole = [*[""] * (tall - len(head)), *head, *body]
-            left = column is columns[0] or column.left
-            aligned.append([padded(cell, self._width_of(column), left=left) for cell in whole])
+            left, wide = column is columns[0] or column.left, max(map(cells_wide, (*head, *body)))
+            aligned.append([padded(cell, wide, left=left) for cell in whole])
         if not any(column.last for column in columns):
             aligned = [column[:-1] for column in aligned]
         rows = ["  ".join(row) for row in zip(*aligned, strict=True)]
