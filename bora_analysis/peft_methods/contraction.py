@@ -23,7 +23,7 @@ def effective_sigma(sigma: Tensor, activation: str, scaling: float) -> Tensor:
     values = sigma.to(wide(sigma.dtype))
     if activation in ("exp-norm", "no-exp"):
         mean = values.abs().mean()
-        values = values / torch.where(mean > 0, mean, torch.ones_like(mean))
+        values = values / (mean + (mean == 0))
     if activation in ("exp-norm", "no-norm"):
         values = values.exp()
     return values * scaling
@@ -94,8 +94,11 @@ class _BlockProduct(torch.autograd.Function):
     @staticmethod
     def forward(y: Tensor, x: Tensor, B: Tensor, S: Tensor | None, A: Tensor) -> Tensor:
         hidden = _mix(S, torch.bmm(A, _blocks(x, A)))
+        rows = _rows(hidden, B.transpose(1, 2))
+        if _copies(rows):
+            return y + rows.flatten(1)
         # Added before flattening: one pass, without a copy.
-        return (y.unflatten(1, (len(B), -1)) + _rows(hidden, B.transpose(1, 2))).flatten(1)
+        return (y.unflatten(1, (len(B), -1)) + rows).flatten(1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -111,7 +114,7 @@ class _BlockProduct(torch.autograd.Function):
         if of_B or of_S:
             hidden = torch.bmm(A, columns)
             dB = torch.bmm(_mix(S, hidden), rows.transpose(1, 2)).transpose(1, 2)
-            dS = torch.bmm(back.transpose(0, 1), hidden.permute(1, 2, 0)) if of_S else None
+            dS = torch.bmm(_swapped(back), _swapped(hidden).transpose(1, 2)) if of_S else None
         back = _mix(None if S is None else S.transpose(1, 2), back)
         if of_A:
             dA = torch.bmm(back, columns.transpose(1, 2))
@@ -122,14 +125,28 @@ class _BlockProduct(torch.autograd.Function):
 
 def _blocks(x: Tensor, factor: Tensor) -> Tensor:
     """x (T, n) in the blocks of a factor (b, …), (b, n/b, T)."""
-    return x.unflatten(1, (len(factor), -1)).permute(1, 2, 0)
+    return _swapped(x.unflatten(1, (len(factor), -1))).transpose(1, 2)
 
 
 def _mix(S: Tensor | None, hidden: Tensor) -> Tensor:
     """Σ' hidden for hidden (b, r, T): for each slot k a product with S_k (b, b)."""
-    return hidden if S is None else torch.bmm(S, hidden.transpose(0, 1)).transpose(0, 1)
+    return hidden if S is None else _swapped(torch.bmm(S, _swapped(hidden)))
 
 
 def _rows(hidden: Tensor, factor: Tensor) -> Tensor:
     """hiddenᵀ · factor, block by block, (T, b, n/b), for hidden (b, r, T) and factor (b, r, n/b)."""
     return torch.bmm(hidden.transpose(1, 2), factor).transpose(0, 1)
+
+
+def _swapped(value: Tensor) -> Tensor:
+    """The first two of three dimensions swapped: a view where torch multiplies views, else a copy."""
+    swapped = value.transpose(0, 1)
+    return swapped.contiguous() if _copies(value) else swapped
+
+
+def _copies(value: Tensor) -> bool:
+    """Whether a batched product copies a factor whose matrices do not lie one after the other.
+
+    So do the products of half dtypes on a CPU, each anew, and number by number where the view is transposed.
+    """
+    return value.device.type == "cpu" and value.dtype in (torch.bfloat16, torch.float16)
