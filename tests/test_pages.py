@@ -7,14 +7,17 @@ import re
 import runpy
 import shlex
 import unicodedata
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+import bora_analysis
 from bora_analysis.analysis.tables import LAYER_COLUMNS, SPECTRA_COLUMNS
 from bora_analysis.cli import main
 
@@ -115,3 +118,12 @@ def test_the_picture_is_drawn_from_bundled_data(tmp_path):
     script["draw"](tmp_path / "drawn.png")
     with Image.open(tmp_path / "drawn.png") as drawn, Image.open(script["PICTURE"]) as kept:
         assert np.array_equal(np.asarray(drawn.convert("RGB")), np.asarray(kept.convert("RGB")))
+
+
+def test_the_citation_and_the_changelog_are_of_this_version():
+    """CITATION.cff was valid for cffconvert 2.0.0, which the pinned jsonschema keeps out of the tests."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == bora_analysis.__version__ == version("bora_analysis")
+    assert f"\n## {cited['version']}\n" in TEXTS["docs/CHANGELOG.md"]
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    assert cited["license"] == "Apache-2.0"

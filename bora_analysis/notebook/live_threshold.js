@@ -84,6 +84,7 @@ function render({ model, el }) {
   Object.assign(slider, { type: "range", min: 0, max: STEPS, step: 1 });
   const number = made("output", control);
   const table = made("table", root);
+  table.className = "bora-table"; // pages style tables without a class
   let scale, line, adapters, cells;
 
   function redrawn() {

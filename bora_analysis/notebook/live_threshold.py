@@ -64,7 +64,10 @@ class LiveThreshold(anywidget.AnyWidget):
         if not (found > 0).any():
             raise ValueError("no singular value is above 0: nothing was trained, and no line could be drawn")
         self.tables = tables
-        super().__init__(threshold=threshold, _adapters=_series(tables.spectra, tables.layer_metrics))
+        super().__init__(threshold=threshold, _adapters=series(tables.spectra, tables.layer_metrics))
+
+    def __repr__(self) -> str:
+        return f"<LiveThreshold at {self.threshold:g}: {', '.join(each['name'] for each in self._adapters)}>"
 
     @traitlets.validate("threshold")
     def _positive(self, proposal: Any) -> float:
@@ -83,14 +86,14 @@ class LiveThreshold(anywidget.AnyWidget):
         return summary(self.layer_metrics)
 
 
-def _series(spectra: pd.DataFrame, layers: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each adapter, and each step of it: name, colour, dashes, and the σ of every module."""
+def series(spectra: pd.DataFrame, layers: pd.DataFrame) -> list[dict[str, Any]]:
+    """What is drawn: for each adapter, and each step of it, name, colour, dashes, and the σ of every module."""
     styles = looks(layers[["adapter", "method"]].itertuples(index=False, name=None))
-    series = []
+    found = []
     step: Any
     for (adapter, step), own in spectra.groupby(["adapter", "step"], sort=False, dropna=False):
         look = styles[str(adapter)]
         modules = own.groupby("module", sort=False)["singular_value"].agg(list).tolist()
         name = str(adapter) if pd.isna(step) else f"{adapter}, step {step}"
-        series.append({"name": name, "colour": look.colour, "dash": list(look.dash), "modules": modules})
-    return series
+        found.append({"name": name, "colour": look.colour, "dash": list(look.dash), "modules": modules})
+    return found

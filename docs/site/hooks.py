@@ -14,6 +14,7 @@ from typing import Any
 import api
 import commands
 import gallery
+import live
 import tutorial
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -26,6 +27,7 @@ ELSEWHERE = {
     "data/paper/README.md": "paper-tables.md",
     "contrib/peft/README.md": "peft.md",
     "contrib/recipes/README.md": "recipes.md",
+    "docs/tutorial.ipynb": "tutorial.md",
 }
 #: What a mark on a page is replaced by.
 MADE = {
@@ -42,14 +44,15 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add what stands elsewhere."""
     for source, name in ELSEWHERE.items():
         path = ROOT / source
-        text = tutorial.page(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+        text = tutorial.page(path, live.PLACE) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
         files.append(File.generated(config, name, content=text))
     for picture in (ROOT / "app" / "screenshots").glob("*.png"):
         files.append(File.generated(config, f"images/{picture.name}", abs_src_path=str(picture)))
     for picture in gallery.drawn(ROOT / "out" / "gallery"):
         files.append(File.generated(config, f"gallery/{picture.name}", abs_src_path=str(picture)))
-    style = Path(__file__).with_name("own.css")
-    files.append(File.generated(config, "stylesheets/own.css", abs_src_path=str(style)))
+    style = Path(__file__).with_name("own.css").read_text(encoding="utf-8") + live.STYLE.read_text(encoding="utf-8")
+    files.append(File.generated(config, "stylesheets/own.css", content=style))
+    files.append(File.generated(config, "javascripts/live.js", content=live.script()))
     return files
 
 
