@@ -16,7 +16,7 @@ from bora_analysis.cli.text_tables import text
 _MIME = {"csv": "text/csv", "pdf": "application/pdf", "svg": "image/svg+xml"}
 
 # matplotlib's settings belong to the process, and a file is made in a thread of the visitor who asked for it.
-_drawing = threading.Lock()
+drawing = threading.Lock()
 
 
 def offer(
@@ -35,7 +35,7 @@ def offer(
     def file(form: str) -> bytes:
         from bora_analysis.figures import draw, save
 
-        with _drawing, TemporaryDirectory() as folder:
+        with drawing, TemporaryDirectory() as folder:
             given = frame if source is None else source
             drawn = figure(given, **options) if callable(figure) else draw(str(figure), given, **options)
             return save(drawn, Path(folder) / f"figure.{form}").read_bytes()

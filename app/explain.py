@@ -30,6 +30,21 @@ def table(frame: pd.DataFrame, label: str = "Table") -> None:
         st.dataframe(frame, hide_index=True)
 
 
+def asked_for(stem: str, key: Any, label: str, icon: str, words: str) -> bool:
+    """Whether something has been asked for by its button, which is there until it is, and again for another key."""
+    state = f"_asked:{stem}"
+    if st.session_state.get(state) == key:
+        return True
+    # By a callback: a run that began by the click would not show the button as clicked when it is run again.
+    st.button(label, key=f"ask:{stem}", on_click=lambda: st.session_state.update({state: key}), icon=icon, help=words)
+    return False
+
+
+def take_back(stem: str) -> None:
+    """Offer the button of :func:`asked_for` again."""
+    st.session_state.pop(f"_asked:{stem}", None)
+
+
 def progress(slot: Any, before: str, done: int, total: int) -> None:
     """A bar that tells how many modules are done, with every eighth one."""
     if done % 8 == 0 or done == total:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 from app.bounded import bounded
 from app.safe_markdown import one_line
 from bora_analysis.adapters import Adapter, AdapterError, Trajectory, checkpoints, read_adapter
-from bora_analysis.adapters.locate import CHECKPOINT, SUFFIXES, paths_read
+from bora_analysis.adapters.locate import CHECKPOINT, SUFFIXES, checkpoints_in, paths_read
 from bora_analysis.analysis.tables import Tables, analyse, join
 from bora_analysis.bundled import bundled_adapters, bundled_runs, data_folder
 from bora_analysis.files.keys import natural
@@ -29,6 +30,10 @@ T = TypeVar("T")
 TABLE_BYTES = 256 << 20
 #: The same for the rows of several adapters in one frame.
 JOINED_BYTES = 128 << 20
+#: The same for the checkpoints of runs, each by itself.
+CHECKPOINT_BYTES = 64 << 20
+#: Seconds for which a checkpoint that cannot be read may be one that is being written.
+GROWING = 120.0
 #: Analyses at a time. Each holds a few layers; a twentieth tab that waits is better than twenty at once.
 ANALYSES = 2
 
@@ -70,15 +75,27 @@ class TableStore:
 
         ``on_module(done, total)`` is called with the progress of an analysis.
         """
-        check(source)
-        found = self.kept(source, on_module)
-        if isinstance(found, AdapterError):
-            raise AdapterError(str(found))
+        try:
+            check(source)
+            found = self.kept(source, on_module)
+            if isinstance(found, AdapterError):
+                raise AdapterError(str(found))
+        except AdapterError:
+            before = self._before(source) if is_growing(source.path) else None
+            if before is None:
+                raise
+            return before
         return found
 
     def has(self, source: Source) -> bool:
         """Whether ``get`` would return at once."""
         return _key(source) in self.kept.cache
+
+    def _before(self, source: Source) -> Tables | None:
+        """What was shown of a source before its files changed."""
+        with self.kept.cache_lock:
+            kept = [found for key, found in self.kept.cache.items() if key[::2] == (str(source.path), source.label)]
+        return next((found for found in reversed(kept) if isinstance(found, Tables)), None)
 
     def drop(self, source: Source) -> None:
         """Forget the tables of a source."""
@@ -173,8 +190,8 @@ def given() -> list[Source]:
     return list(found.values())
 
 
-def within_roots(text: str) -> Source:
-    """A path typed by a visitor, if it and what is read there lie within a root, links followed; or AdapterError."""
+def place_within_roots(text: str) -> tuple[Path, str]:
+    """A path typed by a visitor, links followed, if it lies within a root, and the word of it in a link."""
     roots, shown = arguments().root, one_line(text, 200)
     opened = ", ".join(map(str, roots))
     try:
@@ -187,7 +204,12 @@ def within_roots(text: str) -> Source:
     if place is None:
         raise AdapterError(f"{shown}: no such file or folder in {opened}")
     # As short as it can be and still lead here, whichever root it was found by.
-    word = str(place.relative_to(roots[0])) if place.is_relative_to(roots[0]) else str(place)
+    return place, str(place.relative_to(roots[0])) if place.is_relative_to(roots[0]) else str(place)
+
+
+def within_roots(text: str) -> Source:
+    """An adapter's path typed by a visitor, if it and what is read there lie within a root; or AdapterError."""
+    place, word = place_within_roots(text)
     source = Source(f"path:{word}", title(place), place, "path")
     check(source)
     return source
@@ -197,15 +219,19 @@ def check(source: Source) -> None:
     """Raise :class:`AdapterError` if reading a visitor's path would look into anything outside of the roots."""
     if source.origin != "path":
         return
-    roots = arguments().root
     try:
-        for place in paths_read(source.path):
-            if not _within(place.resolve(), roots):
-                raise AdapterError(f"{source.label}: {place.name} leads out of the folders that this server opens")
-            if not (place.is_file() or place.is_dir()):
-                raise AdapterError(f"{source.label}: {place.name} is not a regular file")
+        within(paths_read(source.path), source.label)
     except (AdapterError, OSError, RuntimeError) as error:  # a name too long, a loop of links
         raise AdapterError(_told(source, error)) from None
+
+
+def within(places: Iterable[Path], label: str) -> None:
+    """Raise :class:`AdapterError` if one of the files or folders lies outside of the roots, links followed."""
+    for place in places:
+        if not _within(place.resolve(), arguments().root):
+            raise AdapterError(f"{label}: {place.name} leads out of the folders that this server opens")
+        if not (place.is_file() or place.is_dir()):
+            raise AdapterError(f"{label}: {place.name} is not a regular file")
 
 
 def title(place: Path) -> str:
@@ -279,7 +305,18 @@ def _analyse(source: Source, on_module: Callable[[int, int], None] | None) -> Ta
         if on_module is not None:
             on_module(next(done), total)
 
-    return join([analyse(adapter, on_module=told) for adapter in adapters])
+    if len(adapters) == 1:
+        return analyse(adapters[0], on_module=told)
+    return join([_checkpoint(adapter, told) for adapter in adapters])
+
+
+def is_growing(path: Path) -> bool:
+    """Whether a run's last checkpoint is so new that it may not be whole yet."""
+    try:
+        steps = list(checkpoints_in(path)) if path.is_dir() else []
+        return bool(steps) and time.time() - steps[-1].stat().st_mtime < GROWING
+    except (AdapterError, OSError):
+        return False
 
 
 def stamp(path: Path) -> int:
@@ -305,3 +342,9 @@ def _bytes(tables: Tables | AdapterError) -> int:
 
 
 _joined = bounded(JOINED_BYTES, _bytes, tuple)(join)
+
+
+@bounded(CHECKPOINT_BYTES, _bytes, lambda adapter, _: (str(adapter.path), stamp(adapter.path), adapter.name))
+def _checkpoint(adapter: Adapter, on_module: Callable[[], object]) -> Tables:
+    """The tables of one checkpoint: a run that grows is not analysed from its beginning again."""
+    return analyse(adapter, on_module=on_module)

@@ -17,6 +17,7 @@ from typing import Any
 
 import streamlit as st
 
+from app.explain import asked_for, take_back
 from app.jobs import Told, aside
 from app.safe_markdown import markdown
 from app.uploads import KEPT, UPLOAD_MB
@@ -130,22 +131,14 @@ def offer_written(
     if size > WRITTEN_BYTES:
         st.caption(f"{bytes_of(size)}: this page writes up to {UPLOAD_MB} MB. The command line has no such limit.")
         return None
-    asked = f"_written:{stem}"
-    if st.session_state.get(asked) != key:
-        # By a callback: the run that shows the button again would not know of it.
-        st.button(
-            "Write it",
-            key=f"write:{stem}",
-            on_click=lambda: st.session_state.update({asked: key}),
-            icon=":material/save:",
-            help=f"About {bytes_of(size)}. This server keeps the last {KEPT} until it stops.",
-        )
+    words = f"About {bytes_of(size)}. This server keeps the last {KEPT} until it stops."
+    if not asked_for(stem, key, "Write it", ":material/save:", words):
         return None
     found = aside(stem, key, lambda told: shelf().write(name, lambda folder: writing(folder, told)), markdown(name))
     if found is None:
         return None
     if not found.place.exists():
-        del st.session_state[asked]
+        take_back(stem)
         st.session_state["_jobs"][stem] = None
         st.rerun()
     st.download_button(

@@ -15,6 +15,7 @@ from app.controls import ALL, choose, linked, null_toggle, of_projection, projec
 from app.downloads import offer
 from app.explain import explanation, question, table
 from app.jobs import Told, aside
+from app.run_steps import follow, offer_film, played
 from app.safe_markdown import markdown
 from app.vega import draw
 from app.verdicts import verdict_on
@@ -35,6 +36,7 @@ def runs_in(frame: pd.DataFrame) -> list[str]:
     return [str(name) for name in counts.index[counts >= 2]]
 
 
+follow(context.sources)
 trajectories = runs_in(context.layer_metrics)
 if not trajectories and sources.runs():
     st.caption("None of the chosen adapters has two or more steps. The page shows the runs that come with the toolkit.")
@@ -101,27 +103,35 @@ if len(trajectories) > 1:
         offer(means, "runs")
 
 st.subheader("The spectrum at a step", anchor=False)
-step = steps[0] if len(steps) == 1 else linked(st.select_slider, "Step", steps, value=steps[-1], key="step")
+source = next(source for source in context.sources if source.label == adapter)
 spectra = of_projection(context.spectra[context.spectra["adapter"] == adapter], projection)
 spectra = spectra[spectra["step"].notna()].astype({"step": int})
-# The steps between the first and the last are drawn thin, in the background; of many only some.
-some = sorted({steps[round(k * (len(steps) - 1) / 11)] for k in range(12)} | {step})
-drawn = spectra[spectra["step"].isin(some)]
-medians = drawn.groupby(["step", "index"])["singular_value"].median().reset_index()
-draw(
-    charts.families(
-        medians.assign(bold=medians["step"] == step),
-        {"index": "index of the singular value", "singular_value": "singular value σ, median", "step": "step"},
-        bold=f"{step} (chosen)",
-        threshold=(views.limits_of(spectra[spectra["step"] == step], threshold)[adapter], threshold.formula),
-    ),
-    key="step_spectrum",
-    alt=f"Median singular values of {where} at step {step}, logarithmic, with other steps thin behind them.",
-)
-offer(spectra[spectra["step"] == step], "step_spectra", "spectra", threshold=threshold)
+medians = spectra.groupby(["step", "index"])["singular_value"].median().reset_index()
+
+
+def at_step(step: int) -> None:
+    """The spectrum of a step in bold; the steps between the first and the last are thin behind, of many only some."""
+    some = sorted({steps[round(k * (len(steps) - 1) / 11)] for k in range(12)} | {step})
+    own = spectra[spectra["step"] == step]
+    draw(
+        charts.families(
+            medians[medians["step"].isin(some)].assign(bold=medians["step"] == step),
+            {"index": "index of the singular value", "singular_value": "singular value σ, median", "step": "step"},
+            bold=f"{step} (chosen)",
+            threshold=(views.limits_of(own, threshold)[adapter], threshold.formula),
+        ),
+        key="step_spectrum",
+        alt=f"Median singular values of {where} at step {step}, logarithmic, with other steps thin behind them.",
+    )
+    offer(own, "step_spectra", "spectra", threshold=threshold)
+
+
+played(steps, at_step)
+if len(steps) > 1:
+    key = (str(source.path), sources.stamp(source.path), projection, str(threshold))
+    offer_film(medians, key, threshold.value if threshold.absolute else None, "singular value σ, median")
 
 st.subheader("Which factor limits the rank", anchor=False)
-source = next(source for source in context.sources if source.label == adapter)
 
 
 def read_factors(told: Told) -> pd.DataFrame:

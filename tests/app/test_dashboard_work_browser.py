@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from browser_cases import settled, visit
+from browser_cases import settled, shows, visit
 from dashboard_cases import adapter
 
 LONG = "/capture?path=long&adapters=long&capture_methods=BoRA&capture_methods=LoHa"
@@ -48,3 +48,19 @@ def test_a_long_job_is_stopped_by_its_button_and_by_closing_the_tab(browser, ser
         time.sleep(0.5)
         now = spent(process)
         still, before = (still + 1 if now - before < 0.1 else 0), now
+
+
+def test_a_run_that_grows_is_followed_and_its_steps_are_played(browser, site, folder):
+    for step in (10, 20):
+        adapter(folder / "grows" / f"checkpoint-{step}", seed=step)
+    with visit(browser) as page:
+        page.goto(f"{site}/training?path=grows&adapters=grows&run=grows&follow=true")
+        shows(page, 1, "at step 20")
+        adapter(folder / "grows" / "checkpoint-30", seed=30)
+        page.get_by_role("button", name="Play", exact=True).wait_for()
+        # The chart of all steps has the third by itself; the one that is looked at stays.
+        page.wait_for_function("() => document.body.innerText.includes('grows step 30')")
+        page.get_by_role("button", name="Play", exact=True).click()
+        shows(page, 1, "at step 10")
+        shows(page, 1, "at step 30")
+        page.get_by_role("button", name="Play", exact=True).wait_for()  # it has come to the end
