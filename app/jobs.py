@@ -56,6 +56,7 @@ class Job:
     work : called with the function that it tells its progress.
     turn : of the session, which has one job at work.
     done, total : its progress; 0 of 0 before the first step.
+    begun : whether its turn has come.
     result, error : what it gave; None before the end, and if it was stopped.
     ended : set when neither the page nor anyone else has to wait for it, also if it was told to stop.
     left : set when its thread has ended.
@@ -69,6 +70,7 @@ class Job:
     total: int = 0
     result: Any = None
     error: Exception | None = None
+    begun: bool = False
     stopped: bool = False
     ended: threading.Event = field(default_factory=threading.Event)
     left: threading.Event = field(default_factory=threading.Event)
@@ -86,6 +88,7 @@ class Job:
     def _run(self) -> None:
         try:
             with self._turn(self.turn), self._turn(_turns):
+                self.begun = True
                 self.result = self.work(self._told)
         except Stopped:
             self.stopped = True
@@ -171,7 +174,7 @@ def _watch(job: Job, name: str, words: str, unit: str) -> None:
 
 
 def _shown(job: Job, words: str, unit: str) -> tuple[float, str]:
-    waiting = "" if job.total else ", waiting for its turn" if not job.done else ""
+    waiting = "" if job.begun else ", waiting for its turn"
     return job.done / max(1, job.total), f"{words}{_count(job, unit, ': ')}{waiting}"
 
 

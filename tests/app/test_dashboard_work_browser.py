@@ -61,6 +61,6 @@ def test_a_run_that_grows_is_followed_and_its_steps_are_played(browser, site, fo
         # The chart of all steps has the third by itself; the one that is looked at stays.
         page.wait_for_function("() => document.body.innerText.includes('grows step 30')")
         page.get_by_role("button", name="Play", exact=True).click()
-        shows(page, 1, "at step 10")
-        shows(page, 1, "at step 30")
+        page.get_by_role("button", name="Pause", exact=True).wait_for()
         page.get_by_role("button", name="Play", exact=True).wait_for()  # it has come to the end
+        shows(page, 1, "at step 30")
