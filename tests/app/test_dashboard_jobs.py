@@ -114,6 +114,7 @@ def page(monkeypatch, tmp_path) -> Iterator[AppTest]:
     monkeypatch.setattr(jobs, "PATIENCE", 0.1)
     app = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=180)
     app.query_params["adapter"] = "mine"
+    app.query_params["adapters"] = ["mine", sources.usual()[0].label]
     app.switch_page("app_pages/capture.py")
     yield app
     sources.arguments.cache_clear()
