@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import Adapter, AdapterError, read_adapter
 from ..adapters.given import named_apart
+from .groups import without_seed
 from .progress import progress
 from .summary import summary
 from .tables import layer_metrics
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 RECORD = "run.json"
 # What may differ between runs of one group.
 _APART = ("seed",)
-_SEED = re.compile(r"seed[-_]?\d+")
 
 
 def run_table(
@@ -80,6 +79,40 @@ def run_table(
     return pd.DataFrame(rows)
 
 
+def records(places: Any) -> pd.DataFrame:
+    """One row per finished run, of what it was told and what it reached; its adapter is not read.
+
+    Returns
+    -------
+    DataFrame
+        adapter (its folder), outcome, value, and the settings; the method of BoRA has its activation, as in
+        ``bora-no-exp``, and ``blocks`` is 1 for methods without. Settings that say where things lie are left out.
+    """
+    import pandas as pd
+
+    rows = []
+    for record in _records(places):
+        told = _told(record)
+        if told is None:
+            continue
+        settings = {
+            key: str(value) if isinstance(value, list | dict) else value for key, value in told["settings"].items()
+        }
+        ((outcome, value),) = told["metric"].items()
+        if settings["method"] == "bora" and settings.get("activation", "exp-norm") != "exp-norm":
+            settings["method"] = f"bora-{settings['activation']}"
+        settings["blocks"] = settings.get("blocks") if settings["method"].startswith("bora") else 1
+        settings["model"] = settings.pop("model_name", None) or Path(settings.get("model") or "").name
+        for name in ("activation", "data", "checkpoints", "log_every", "evaluate_every", "resume_every", "experts"):
+            settings.pop(name, None)
+        rows.append({"adapter": record.parent.name, "outcome": outcome, "value": float(value), **settings})
+    if not rows:
+        raise AdapterError(
+            f"{places}: no finished run; expected folders with {RECORD}, as `bora-analysis train` writes"
+        )
+    return pd.DataFrame(rows)
+
+
 def _records(places: Any) -> Iterator[Path]:
     for place in [places] if isinstance(places, str | Path) else places:
         folder = Path(place)
@@ -110,9 +143,8 @@ def _groups(records: Iterable[dict[str, Any]], places: Iterable[Path]) -> list[s
         own = {key: value for key, value in record["settings"].items() if key not in _APART}
         key = json.dumps(own, sort_keys=True)
         if key not in names:
-            name = (
-                place.parent.name if _SEED.fullmatch(place.name) else re.sub(rf"[-_.]?{_SEED.pattern}$", "", place.name)
-            )
+            name = without_seed(place.name)
+            name = place.parent.name if name == place.name and without_seed(f"x/{name}") == "x" else name
             taken = set(names.values())
             names[key] = name if name not in taken else f"{place.parent.name}/{place.name}"
         found.append(names[key])

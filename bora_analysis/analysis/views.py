@@ -16,7 +16,7 @@ from ..threshold import Threshold
 from . import columns
 
 #: The columns of :func:`curves`.
-CURVE_COLUMNS = ("adapter", "bound", "modules", "index", "median", "least", "largest")
+CURVE_COLUMNS = ("adapter", "bound", "modules", "index", "median", "least", "largest", "lower", "upper")
 
 
 def looks_of(table: pd.DataFrame) -> dict[str, style.Look]:
@@ -44,7 +44,7 @@ def layers_in_order(layers: Iterable[Any]) -> list[int | None]:
 
 
 def curves(spectra: Any) -> pd.DataFrame:
-    """Median and range over the modules at each index, of spectra at one step per adapter.
+    """Median, range and quartiles over the modules at each index, of spectra at one step per adapter.
 
     Up to three rank bounds of one adapter have a curve each, as where k and v are narrower than q; more share one, in
     which a module counts as 0 beyond its own bound. (Together, a median jumps at each bound, because other modules
@@ -52,7 +52,7 @@ def curves(spectra: Any) -> pd.DataFrame:
 
     Returns
     -------
-    adapter, bound, modules, index, median, least, largest; one row per adapter, bound and index.
+    adapter, bound, modules, index, median, least, largest, lower, upper; one row per adapter, bound and index.
     """
     parts = []
     for adapter, rows in spectra.groupby("adapter", sort=False):
@@ -63,6 +63,7 @@ def curves(spectra: Any) -> pd.DataFrame:
             stack = np.where(stack > 1e-16 * stack.max(axis=1, keepdims=True), stack, 0.0)
             numbers = {"index": np.arange(1, stack.shape[1] + 1), "median": np.median(stack, axis=0)}
             numbers |= {"least": stack.min(axis=0), "largest": stack.max(axis=0)}
+            numbers |= dict(zip(("lower", "upper"), np.quantile(stack, (0.25, 0.75), axis=0), strict=True))
             parts.append(pd.DataFrame({"adapter": adapter, "bound": stack.shape[1], "modules": len(stack), **numbers}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(CURVE_COLUMNS))
 

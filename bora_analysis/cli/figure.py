@@ -10,6 +10,7 @@ import click
 
 from .capture import SURVEY
 from .common import command, fail, note, null_of, opened, progress, read_one, reading, results, usage
+from .figure_help import FigureCommand, flag, flags
 from .similarity import compared
 
 if TYPE_CHECKING:
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     "figure figure4 first-adapter second-adapter -o figure4.pdf",
     "figure trajectory run-folder -o rank.pdf",
     "figure pareto first second --y accuracy --from results.csv -o front.pdf",
+    "figure spectra first second --label LoRA --label BoRA --font STIXGeneral --width icml --height 2 -o spectra.pdf",
+    "figure spectra first second --band quartiles --null --threshold 1% --title Spectra -o spectra.svg",
+    "figure figure4 runs/lora-seed* runs/bora-seed* --group seed --projection v -o seeds.pdf",
+    "figure heatmap first second --metric energy_rank_99 --scale each -o where.pdf",
+    "figure trajectory runs/lora runs/bora --metric effective_rank --panels bound -o training.pdf",
+    "figure similarity first second --above-chance -o phi.pdf",
+    "figure figure3 runs -o ablations.pdf",
+    "figure accuracy_by_rank accuracy.csv --order random --metric accuracy -o kept.pdf",
+    "figure threshold_sweep tables/spectra.csv --only seed=0 -o sweep.pdf",
+    "figure pareto first second --y perplexity --lower --from results.csv -o front.png",
+    "figure optimal_blocks --model llama-3-8b -o blocks.pdf",
+    "figure heatmap --help",
+    cls=FigureCommand,
 )
 @click.option("--list", "listing", is_flag=True, help="List the figures and exit.")
 @click.option("-o", "--output", metavar="FILE", multiple=True, help="A .pdf, .svg or .png file; repeatable.")
@@ -33,9 +47,40 @@ if TYPE_CHECKING:
 @click.option("--y", metavar="COLUMN", help="An outcome such as accuracy, with --from: then with its front (pareto).")
 @click.option("--from", "outcome", metavar="FILE", help="CSV or JSON with the columns adapter and COLUMN (pareto).")
 @click.option("--null", is_flag=True, default=None, help="With that of random factors (spectra, figure4, trajectory).")
+@click.option(
+    "--band",
+    type=click.Choice(["range", "quartiles"]),
+    help="What a band shows of the modules or layers (spectra, threshold_sweep, trajectory).  [default: range]",
+)
+@click.option(
+    "--group",
+    type=click.Choice(["seed"]),
+    help="One curve, point or panel for adapters whose names differ in their seed alone: mean and standard deviation.",
+)
+@click.option(
+    "--only", metavar="COLUMN=VALUE", multiple=True, help="Only these rows, where PATH is a table's file; repeatable."
+)
+@click.option(
+    "--panels", type=click.Choice(["bound", "one"]), help="A panel for each rank bound, or one for all (trajectory)."
+)
+@click.option(
+    "--scale", type=click.Choice(["shared", "each"]), help="Colour scale of the panels (heatmap).  [default: shared]"
+)
+@click.option(
+    "--above-chance", is_flag=True, default=None, help="φ less what two random subspaces would have (similarity)."
+)
 @click.option("--order", help="Which k directions were kept: largest, smallest, random, energy (accuracy_by_rank).")
 @click.option("--lower", is_flag=True, default=None, help="Lower values of COLUMN are better (pareto).")
 @click.option("--width", help="Text width of a venue: neurips, iclr, icml, icml2.")
+@click.option("--height", type=float, metavar="INCHES", help="Height; the default goes with what is shown.")
+@click.option("--font", help="A font family, such as 'Times New Roman', or STIXGeneral, which is always there.")
+@click.option("--title", help="A title above the figure; captions of papers belong to LaTeX.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    help="Name of an adapter, in their order, or ADAPTER=NAME for some; repeatable.",
+)
 @click.argument("name", required=False)
 @reading(required=False)
 def figure(
@@ -49,10 +94,12 @@ def figure(
 ) -> None:
     """Draw figure NAME, ready for a paper, with the same bytes each time.
 
-    Most figures show the adapters at PATH...; --list says which. figure1 shows the first module of each adapter, or,
-    without PATH, small synthetic adapters.
+    Most figures show the adapters at PATH...; --list says which. In their place stand the tables that `analyze -o`
+    wrote. figure1 shows the first module of each adapter, or, without PATH, small synthetic adapters; figure3 the
+    paper's tables, or your own runs. `figure NAME --help` explains a figure and lists its options.
     """
     from ..figures import FIGURES, draw, save
+    from ..figures.data import is_table_file, of_files
 
     if listing:
         width, marks = max(map(len, FIGURES)), {"required": "PATH...", "optional": "[PATH...]", "none": ""}
@@ -69,6 +116,9 @@ def figure(
         raise click.UsageError(f"{name} needs adapters: expected {name} PATH... -o FILE")
     if spec.source == "similarity" and len(paths) != 2:
         raise click.UsageError(f"{name} needs two adapters: expected {name} PATH PATH -o FILE")
+    for option in wished_options(options):
+        if option not in spec.options and option != "only":
+            raise click.UsageError(f"{name} has no {flag(option)}; it has {flags(spec.options)}")
     if spec.source == "capture" and len(paths) > 1:
         raise click.UsageError(f"{name} shows one adapter, or the table of `capture`: expected {name} PATH -o FILE")
     if spec.source == "evaluation" and len(paths) != 1:
@@ -76,7 +126,10 @@ def figure(
     if spec.adapters == "none" and paths:
         raise click.UsageError(f"{name} takes no adapters: expected {name} -o FILE, without {' '.join(paths)}")
     reading["steps"] |= name == "trajectory"
-    wished = {key: value for key, value in options.items() if value is not None}
+    wished = wished_options(options)
+    only = wished.pop("only", ())
+    if only and not all(is_table_file(path) for path in paths):
+        raise click.UsageError("--only chooses rows of tables' files; choose adapters by their PATHs")
     if "threshold" in spec.options:
         wished["threshold"] = analysis["threshold"]
 
@@ -91,7 +144,6 @@ def figure(
             write(similarity=grid)
     elif spec.source == "capture":
         from ..analysis.capture import capture, sampled
-        from ..figures.data import is_table_file
 
         with usage():
             path = next(iter(paths))
@@ -109,6 +161,18 @@ def figure(
             write(evaluation=next(iter(paths)))
     elif spec.source == "runs":
         _of_runs(paths, write)
+    elif spec.source == "accuracy":
+        from ..paper.tables import tables as paper_tables
+
+        with usage():
+            write(accuracy=list(paths) if paths else paper_tables())
+    elif spec.adapters == "required" and any(is_table_file(path) for path in paths):
+        if not all(is_table_file(path) for path in paths):
+            raise click.UsageError("expected adapters or tables' files, not both")
+        if wished.pop("null", None):
+            raise click.UsageError("--null is made of adapters; a table does not have their sizes")
+        with usage():
+            write(**{str(spec.source): of_files(paths, only)})
     elif spec.adapters == "required":
         with results(paths, reading, analysis) as tables:
             if wished.get("null") and "null" in spec.options:
@@ -119,12 +183,11 @@ def figure(
             write(updates=updates)
     else:
         with usage():
-            if spec.source == "accuracy":
-                from ..paper.tables import tables as paper_tables
+            write()
 
-                write(accuracy=paper_tables())
-            else:
-                write()
+
+def wished_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value not in (None, ())}
 
 
 def _of_runs(paths: tuple[str, ...], write: Callable[..., None]) -> None:

@@ -4,9 +4,11 @@ They are registered in :data:`FIGURES`; :func:`draw` calls one by name and :func
 A figure is drawn from tables or factors. In their place it takes adapters, paths and whatever else the tables can be
 made from.
 
-Options of several figures: ``width``, a venue of :data:`bora_analysis.style.VENUES`; ``title``, off by default because
-captions belong to LaTeX; ``labels``, adapter → label, or the labels in the adapters' order; ``ax``, axes to draw into,
-whose figure is returned and for which ``width`` does not count.
+Options of several figures: ``width``, a venue of :data:`bora_analysis.style.VENUES`; ``height`` in inches, where the
+panels have no shape of their own; ``font``, a family such as "Times New Roman" or "STIXGeneral" (as Times, and always
+there), by default DejaVu Sans; ``title``, off by default because captions belong to LaTeX; ``labels``, adapter → label,
+or the labels in the adapters' order, or ``"adapter=label"`` for some; ``ax``, axes to draw into, whose figure is
+returned and for which ``width``, ``height`` and ``font`` do not count.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from .accuracy import figure3
 from .block_products import figure1
 from .capture import capture
 from .cost import optimal_blocks, pareto
-from .drawing import in_style
 from .evaluation import accuracy_by_measured_rank, accuracy_by_rank
 from .forward_pass import figure2
-from .from_tables import figure4, heatmap, spectra, threshold_sweep, trajectory
+from .of_layers import figure4, heatmap
+from .page import font_of, in_style, settle
+from .spectra import spectra, threshold_sweep
 from .subspaces import similarity
+from .trajectory import trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,8 +51,9 @@ _ADAPTERS = {
     "evaluation": "required",
     "runs": "required",
     "updates": "optional",
+    "accuracy": "optional",
 }
-_SOURCES = (*_ADAPTERS, "accuracy")
+_SOURCES = tuple(_ADAPTERS)
 
 # Metadata that would hold the time or the version of the machine at hand: without it the bytes repeat.
 _METADATA: dict[str, dict[str, None]] = {
@@ -74,7 +79,7 @@ class Spec:
         * ``"runs"``: the table of :func:`bora_analysis.analysis.runs.run_table`, or folders of runs;
         * ``"similarity"``: the grid of two adapters, or these;
         * ``"updates"``: label → the factors of one module, or adapters; synthetic ones where none are given;
-        * ``"accuracy"``: the paper's tables as one frame;
+        * ``"accuracy"``: the paper's tables as one frame, or folders of runs, or their table;
         * ``None``: nothing but its options.
     """
 
@@ -147,7 +152,7 @@ def draw(name: str, source: Any = None, /, **options: Any) -> Figure:
         return spec.function(**chosen)
     if source is None:
         source = named[spec.source]
-    if source is None and spec.adapters != "optional":
+    if source is None and spec.source != "updates":
         raise ValueError(f"figure {name} is drawn from {spec.source}, and none was given")
     return spec.function(source, **chosen)
 
@@ -162,9 +167,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     suffix = target.suffix.lower()
     if suffix not in _METADATA:
         raise ValueError(f"cannot write a figure as {target.name!r}; the suffix must be one of {', '.join(_METADATA)}")
-    # Laid out once, as for the screen: each drawing would start from the layout of the one before.
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    with replacing(target) as temporary:
-        figure.savefig(temporary, format=suffix[1:], metadata=_METADATA[suffix])
+    with font_of(figure):
+        settle(figure)
+        with replacing(target) as temporary:
+            figure.savefig(temporary, format=suffix[1:], metadata=_METADATA[suffix])
     return target

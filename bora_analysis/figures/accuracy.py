@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,6 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from .. import style
 from . import drawing as layout
+from . import page
+from .own_runs import own_panels
 
 _BORA, _LORA = style.method_look("bora"), style.method_look("lora")
 # Method in table 7 → its look: BoRA's colour and marker, the ablations open.
@@ -23,35 +26,54 @@ _ABLATIONS = {
 _LORA_LOOK = style.Look("LoRA", _LORA.colour, _LORA.marker, (), True)
 
 
-@layout.in_style
-def figure3(accuracy: pd.DataFrame, *, width: str = "neurips", title: str | None = None) -> Figure:
+@page.in_style
+def figure3(
+    accuracy: Any,
+    *,
+    y: str | None = None,
+    width: str = "neurips",
+    height: float | None = None,
+    font: str | None = None,
+    title: str | None = None,
+) -> Figure:
     """Average accuracy on mathematical reasoning, as figure 3 of BoRA (arXiv 2508.06953), from its tables 7, 9 and 8.
 
     (a) BoRA without the exponential or the normalisation, per model. (b) BoRA over b, a line per r; dashed in the same
     shade, LoRA of that r. (c) LoRA and BoRA over the adapted projections. No axis begins at 0, so nothing is drawn as a
-    bar.
+    bar. Of your own runs the panels that they have something for: means over the seeds, with standard deviations.
 
     Parameters
     ----------
-    accuracy : rows of the paper's tables; columns table, model, method, r, blocks, target, task, value. Only the rows
-        with the task "Avg" are drawn.
-    width, title : see :mod:`bora_analysis.figures`; on a narrow page the panels stand one above the other.
+    accuracy : rows of the paper's tables; columns table, model, method, r, blocks, target, task, value, of which the
+        rows with the task "Avg" are drawn. Or your own: folders with runs of ``bora-analysis train``, or a frame or CSV
+        file with the columns method (lora, bora, bora-no-exp, bora-no-norm), r, blocks, target and value, and where
+        they differ model and seed.
+    y : which metric of the runs, where they have several.
+    width, height, font, title : see :mod:`bora_analysis.figures`; on a narrow page the panels stand one above the
+        other.
     """
-    averages = [_averages(accuracy, table) for table in (7, 9, 8)]
-    narrow = layout.inches(width) < 4.5
-    figure = layout.blank(width, 5.4 if narrow else 2.35)
+    ours = not (isinstance(accuracy, pd.DataFrame) and "table" in accuracy)
+    label, averages = "accuracy (%)", [_averages(accuracy, table) for table in (7, 9, 8)] if not ours else []
+    if ours:
+        label, averages = own_panels(accuracy, y)
+    drawn = [each for each in zip(_PANELS, averages, strict=True) if each[1] is not None]
+    narrow = page.inches(width) < 4.5
+    shares = [panel.tall if narrow else panel.wide for panel, _ in drawn]
+    figure = page.blank(width, 0.3 + 1.7 * sum(shares) if narrow else 2.35, height)
     if narrow:
-        panels = figure.subplots(3, 1, height_ratios=(1, 1.1, 0.9))
+        panels = figure.subplots(len(drawn), 1, height_ratios=shares, squeeze=False)[:, 0]
     else:
-        panels = figure.subplots(1, 3, width_ratios=(1.1, 1.1, 1))
-    heads = "(a) ablations", "(b) rank and blocks", "(c) projections"
-    for axes, head, draw, rows in zip(panels, heads, (_ablations, _blocks, _targets), averages, strict=True):
-        draw(axes, rows)
-        axes.set_title(head, size=8, loc="left")
-    if not narrow:
-        for label in panels[2].get_xticklabels():
-            label.set(rotation=35, ha="right", rotation_mode="anchor")
-    return layout.finish(figure, title, [_LORA_LOOK, *_ABLATIONS.values()], linestyle="")
+        panels = figure.subplots(1, len(drawn), width_ratios=shares, squeeze=False)[0]
+    methods: set[str] = set()
+    for axes, (panel, rows), letter in zip(panels, drawn, "abc", strict=False):
+        panel.draw(axes, rows, label)
+        axes.set_title(f"({letter}) {panel.head}", size=8, loc="left")
+        if not narrow and panel.draw is _targets:
+            for tick in axes.get_xticklabels():
+                tick.set(rotation=35, ha="right", rotation_mode="anchor")
+        methods |= set(rows["method"])
+    looks = {"lora": _LORA_LOOK, **_ABLATIONS}
+    return layout.finish(figure, title, [look for method, look in looks.items() if method in methods], linestyle="")
 
 
 def _averages(accuracy: Any, table: int) -> Any:
@@ -63,59 +85,98 @@ def _averages(accuracy: Any, table: int) -> Any:
     return rows
 
 
-def _ablations(axes: Axes, rows: Any) -> None:
+def _ablations(axes: Axes, rows: Any, label: str) -> None:
     models = list(dict.fromkeys(rows["model"]))
+    digits = 2 if rows["value"].abs().max() > 2 else 4
     middle = (len(_ABLATIONS) - 1) / 2
     for nth, (method, look) in enumerate(_ABLATIONS.items()):
         mine = rows[rows["method"] == method].set_index("model")["value"]
+        if mine.empty:
+            continue
         y = [models.index(model) * (len(_ABLATIONS) + 1) + nth for model in mine.index]
         axes.plot(mine.to_numpy(), y, gid=f"a:{method}", **{**layout.line(look), "linestyle": "", "clip_on": False})
         for x, at in zip(mine, y, strict=True):
             text = {"xytext": (4, 0), "textcoords": "offset points", "va": "center_baseline", "size": 6}
-            axes.annotate(f"{x:.2f}", (x, at), **text)
+            axes.annotate(f"{x:.{digits}f}", (x, at), **text)
+        _bars(axes, mine, y, rows[rows["method"] == method], look.colour, "x")
     centres = [k * (len(_ABLATIONS) + 1) + middle for k in range(len(models))]
-    axes.set_yticks(centres, [layout.escaped(style.MODELS.get(str(model), str(model))) for model in models])
+    names = [style.MODELS.get(str(model), str(model).rpartition("/")[2]) for model in models]
+    names = [layout.escaped(name) for name in style.shortened(names, 16)] if len(names) > 1 else [""]
+    axes.set_yticks(centres, names)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(centres[-1] + middle + 0.7, centres[0] - middle - 0.7)
     for before, after in pairwise(centres):
         axes.axhline((before + after) / 2, color="0.85", lw=0.5)
     low, high = rows["value"].min(), rows["value"].max()
-    axes.set_xlim(low - 0.06 * (high - low), high + 0.42 * (high - low))
+    room = (high - low) or 1.0
+    axes.set_xlim(low - 0.06 * room, high + 0.42 * room)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("accuracy (%)")
+    axes.set_xlabel(label)
 
 
-def _blocks(axes: Axes, rows: Any) -> None:
+def _blocks(axes: Axes, rows: Any, label: str) -> None:
     ranks = sorted(rows["r"].unique())
     low, high = rows["value"].min(), rows["value"].max()
+    room = (high - low) or 1.0
     shades = [layout.sequence(_BORA.colour, k, len(ranks)) for k in range(len(ranks))]
     ends = []
     for r, colour in zip(ranks, shades, strict=True):
         mine = rows[(rows["r"] == r) & (rows["method"] == "bora")].sort_values("blocks")
+        if mine.empty:
+            continue
         look = style.Look("", colour, _BORA.marker, (), True)
         axes.plot(mine["blocks"], mine["value"], gid=f"b:{r}", **{**layout.line(look), "markersize": 3.2})
         lora = rows[(rows["r"] == r) & (rows["method"] == "lora")]["value"]
         for level in lora:
             axes.axhline(level, color=colour, lw=0.7, ls=(0, (4, 2)), zorder=1, gid=f"b:lora:{r}")
-        ends.append(mine["value"].iloc[-1])
+        _bars(axes, mine["blocks"], mine["value"], mine, colour, "y")
+        ends.append((r, colour, mine["blocks"].iloc[-1], mine["value"].iloc[-1]))
     blocks = sorted(rows[rows["method"] == "bora"]["blocks"].unique())
     layout.doubling_axis(axes, blocks)
     axes.set_xlim(blocks[0] / 1.25, blocks[-1] * 1.25)
-    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    if "sd" not in rows:
+        axes.set_ylim(low - 0.05 * room, high + 0.05 * room)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    for r, colour, at in zip(ranks, shades, layout.apart(ends, 0.075 * (high - low)), strict=True):
-        axes.text(blocks[-1] * 1.32, at, f"r = {r}", size=6, color=colour, va="center_baseline")
-    axes.set_xlabel("blocks b\n(dashed: LoRA of the same r)")
-    axes.set_ylabel("accuracy (%)")
+    # Each at the end of its line; where two would touch, moved up or down, with a hairline to its line.
+    for (r, colour, last, end), at in zip(ends, layout.apart([end[3] for end in ends], 0.085 * room), strict=True):
+        x = blocks[-1] * 1.42
+        axes.plot([last * 1.06, x * 0.97], [end, at], color=colour, lw=0.5, clip_on=False, gid=f"b:end:{r}")
+        axes.text(x, at, f"r = {r}", size=6, color=colour, va="center_baseline", gid=f"b:label:{r}")
+    dashed = "\n(dashed: LoRA of the same r)" if (rows["method"] == "lora").any() else ""
+    axes.set_xlabel(f"blocks b{dashed}")
+    axes.set_ylabel(label)
 
 
-def _targets(axes: Axes, rows: Any) -> None:
+def _targets(axes: Axes, rows: Any, label: str) -> None:
     targets = list(dict.fromkeys(rows["target"]))
     for method, look in (("lora", _LORA_LOOK), ("bora", _ABLATIONS["bora"])):
         mine = rows[rows["method"] == method]
+        if mine.empty:
+            continue
         at = [targets.index(target) for target in mine["target"]]
         axes.plot(at, mine["value"], gid=f"c:{method}", **{**layout.line(look), "linewidth": 0.7})
+        _bars(axes, at, mine["value"], mine, look.colour, "y")
     axes.set_xticks(range(len(targets)), targets)
     axes.set_xlim(-0.4, len(targets) - 0.6)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(label)
+
+
+def _bars(axes: Axes, x: Any, y: Any, rows: Any, colour: str, along: str) -> None:
+    """Standard deviations over seeds, of rows that have them."""
+    if "sd" in rows and (rows["sd"] > 0).any():
+        axes.errorbar(x, y, **{f"{along}err": rows["sd"].to_numpy()}, fmt="none", ecolor=colour, elinewidth=0.7)
+
+
+class _Panel(NamedTuple):
+    head: str
+    draw: Callable[[Axes, Any, str], None]
+    tall: float
+    wide: float
+
+
+_PANELS = (
+    _Panel("ablations", _ablations, 1.0, 1.1),
+    _Panel("rank and blocks", _blocks, 1.1, 1.1),
+    _Panel("projections", _targets, 0.9, 1.0),
+)

@@ -19,19 +19,20 @@ from ..analysis.spectrum import factor_ranks, singular_values
 from ..linalg import NotFiniteError
 from ..updates.blocks import bora, lora, melora
 from ..updates.contract import Blocked, Update
-from . import data
+from . import data, page
 from . import drawing as layout
 
 Array = NDArray[Any]
 
 _LEFT, _RIGHT, _GAP = 0.36, 0.54, 0.12  # inches: names of the B_i; colour bars; between two panels
+_EDGE = 0.14  # inches: beside a first panel without such names
 _LEAST, _MOST = 0.62, 1.5  # inches: side of a panel; below, the ranks beneath two panels would touch
 _CELLS = 192  # more along a side would be smaller than a printer's dot
 
 _COLOURS = "YlGnBu"  # near white at 0, even lightness, and sound under colour blindness
 
 # Block (i, j) of ΔW, by method.
-_FORMULAS = {"lora": "$B_i\\,A_j$", "melora": "$B_i\\,A_i$, else 0", "bora": "$B_i\\,\\Sigma_{ij}\\,A_j$"}
+_FORMULAS = {"lora": "$B\\,A$", "melora": "$B_i\\,A_i$, else 0", "bora": "$B_i\\,\\Sigma_{ij}\\,A_j$"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class Picture:
     weights: Array  # (p, q), p ≤ m and q ≤ n
     sigma: Array  # (k, k), k ≤ br
     blocks: int
+    parted: bool  # whether ΔW consists of blocks: those of LoRA are only a way to see it
     rank: int
     bound: int
     sigma_rank: int
@@ -73,21 +75,27 @@ def example(size: int = 96, r: int = 4, blocks: int = 3, seed: int = 0) -> dict[
     }
 
 
-@layout.in_style
+@page.in_style
 def figure1(
-    updates: Any = None, *, width: str = "neurips", title: str | None = None, labels: data.Labels | None = None
+    updates: Any = None,
+    *,
+    width: str = "neurips",
+    font: str | None = None,
+    title: str | None = None,
+    labels: data.Labels | None = None,
 ) -> Figure:
     """|ΔW| with its blocks, and Σ' of ΔW = B'Σ'A' (eq. 6), for each update, as figure 1 of BoRA (arXiv 2508.06953).
 
     Beneath |ΔW| its rank (``numerical_rank``) and the bound; beneath Σ' its rank Σ_k rank(S_k). LoRA is one block:
-    next to updates with more it is drawn as BoRA with their b and every Σ_ij = I, which is the same ΔW.
+    its ΔW has no grid, and next to updates with more its Σ' is that of BoRA with their b and every Σ_ij = I, which
+    gives the same ΔW.
 
     Parameters
     ----------
     updates : label → factors of one module (:class:`Update`), at most 6 of them (3 on a narrow page), or adapters or
         paths, whose first module is shown; by default those of :func:`example`. Above 192 rows or columns a cell of
         |ΔW| is the mean of several entries, and one of Σ' the largest (most entries are 0).
-    width, title, labels : see :mod:`bora_analysis.figures`.
+    width, font, title, labels : see :mod:`bora_analysis.figures`.
 
     Notes
     -----
@@ -97,7 +105,7 @@ def figure1(
     updates = _updates(updates)
     names = data.relabelled(updates, labels)
     updates = {names.get(name, name): update for name, update in updates.items()}
-    paper = layout.inches(width)
+    paper = page.inches(width)
     most = int((paper - _LEFT - _RIGHT + _GAP) / (_LEAST + _GAP))
     if not 1 <= len(updates) <= most:
         raise ValueError(f"figure1 shows 1 to {most} updates side by side at width {width}; got {len(updates)}")
@@ -110,20 +118,24 @@ def figure1(
     head, foot, small = 0.44 if title is None else 0.66, 0.22, 0.7 * side
     middle = 0.26 if side > 1.1 else 0.38
     height = head + side + middle + small + foot
-    figure = layout.PaperFigure(figsize=(paper, height))
+    figure = page.PaperFigure(figsize=(paper, height))
     rows = (
-        ("weights", [each.weights for each in pictures], "|ΔW|", height - head - side, side),
-        ("sigma", [each.sigma for each in pictures], "|Σ'|", foot, small),
+        ("weights", [each.weights for each in pictures], "entry |ΔW|", height - head - side, side),
+        ("sigma", [each.sigma for each in pictures], "entry |Σ'|", foot, small),
     )
-    for what, grids, label, bottom, edge in rows:
+    # The names of the B_i stand left of the first panel that has blocks, in the room that is else at the left end.
+    leader = next((k for k, each in enumerate(pictures) if each.parted), 0)
+    places = [left + k * (side + _GAP) - (_LEFT - _EDGE if k < leader else 0) for k in range(len(pictures))]
+    for what, grids, words, bottom, edge in rows:
         tops = [float(grid.max()) for grid in grids if grid.any()] or [1.0]
         top = max(tops)
         shared = min(tops) >= top / 20
         scale = ScalarMappable(_norm(top if shared else 1.0), _COLOURS)
         for k, (picture, grid) in enumerate(zip(pictures, grids, strict=True)):
-            x = left + k * (side + _GAP) + (side - edge) / 2
+            x = places[k] + (side - edge) / 2
             axes = figure.add_axes((x / paper, bottom / height, edge / paper, edge / height))
-            _panel(axes, grid, picture.blocks, _norm(top if shared else float(grid.max())), edge)
+            lines = picture.blocks if picture.parted or what == "sigma" else 1
+            _panel(axes, grid, lines, _norm(top if shared else float(grid.max())), edge)
             axes.set_gid(f"{what}:{picture.name}")
             options: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "top"}
             if what == "weights":
@@ -132,7 +144,8 @@ def figure1(
                 above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center"}
                 axes.annotate(layout.escaped(heads[k]), (0.5, 1), (0, 22), size=size, **above)
                 axes.annotate(picture.formula, (0.5, 1), (0, 13), size=7, **above)
-                _block_names(axes, picture.blocks, edge, first=k == 0)
+                if picture.parted:
+                    _block_names(axes, picture.blocks, edge, first=k == leader)
             else:
                 axes.text(0.5, -0.06, f"rank {picture.sigma_rank}", size=7, **options)
         x = left + len(pictures) * (side + _GAP) - _GAP + 0.08
@@ -141,7 +154,7 @@ def figure1(
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
         bar.locator = MaxNLocator(4)
         beside.tick_params(width=0.4, length=2, labelsize=6, pad=1.5)
-        beside.set_title(label if shared else f"{label}/max", size=7 if shared else 6.5, pad=4, loc="left")
+        bar.set_label(words if shared else f"{words}, share of each largest", size=6.5, labelpad=2)
     if title is not None:
         figure.suptitle(layout.escaped(title), y=1 - 0.05 / height, va="top")
     return figure
@@ -197,6 +210,7 @@ def _pictures(updates: Mapping[str, Update]) -> list[Picture]:
                 weights=_means(B, sigma @ A, blocks),
                 sigma=_largest(np.abs(shown)),
                 blocks=blocks,
+                parted=facts.blocks > 1,
                 rank=metrics.numerical_rank(values, metrics.rounding_tolerance(values)),
                 bound=facts.rank_bound,
                 sigma_rank=factor_ranks(update).sigma,

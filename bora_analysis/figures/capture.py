@@ -15,20 +15,22 @@ from ..analysis.capture import CAPTURE_COLUMNS, shares
 from ..analysis.capture import capture as capture_of
 from ..analysis.members import same_set, set_label
 from ..catalogue import METHODS
-from . import data
+from . import data, page
 from . import drawing as layout
 
 #: As many adapters as stand beside each other in a text width.
 MOST = 4
 
 
-@layout.in_style
+@page.in_style
 def capture(
     table: Any,
     *,
     projection: str | None = None,
     labels: data.Labels | None = None,
     width: str = "neurips",
+    height: float | None = None,
+    font: str | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
@@ -43,9 +45,8 @@ def capture(
     table : of :func:`bora_analysis.capture`, or the csv, json or parquet file of ``bora-analysis capture``, or an
         adapter, for which that is called.
     projection : only its modules.
-    labels : of the panels, see :mod:`bora_analysis.figures`.
-    width : a venue of :data:`bora_analysis.style.VENUES`.
-    ax : axes to draw into; the figure returned is theirs, and ``width`` does not count. Then there is one adapter.
+    labels : of the panels, see :mod:`bora_analysis.figures`. With ``ax`` there is one adapter.
+    width, height, font, title, ax : see :mod:`bora_analysis.figures`.
     """
     if isinstance(table, pd.DataFrame) and "captured" in table:
         frame = table
@@ -69,7 +70,7 @@ def capture(
     if ax is not None:
         axes = [ax]
     else:
-        axes = list(layout.blank(width, 3.0).subplots(1, len(panels), sharey=True, squeeze=False)[0])
+        axes = list(page.blank(width, 3.0, height).subplots(1, len(panels), sharey=True, squeeze=False)[0])
     for place, part in zip(axes, panels, strict=True):
         _panel(place, part, looks)
         if len(panels) > 1 or labels is not None:

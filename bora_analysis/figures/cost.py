@@ -15,8 +15,9 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocat
 from .. import style
 from ..analysis import optimal_blocks as blocks_of
 from ..analysis import views
+from ..analysis.groups import Group
 from ..catalogue.architectures import architecture
-from . import data
+from . import data, page
 from . import drawing as layout
 
 
@@ -25,19 +26,23 @@ class Point:
     """One adapter: all its parameters, and means over its modules; or its outcome, as both."""
 
     adapter: str
-    parameters: int
+    parameters: float
     bound: float
     rank: float
+    spread: float = 0.0
 
 
-@layout.in_style
+@page.in_style
 def pareto(
     table: data.Source,
     *,
     y: str | None = None,
     outcome: Any = None,
     lower: bool | None = None,
+    group: Group | None = None,
     width: str = "neurips",
+    height: float | None = None,
+    font: str | None = None,
     title: str | None = None,
     labels: data.Labels | None = None,
     ax: Axes | None = None,
@@ -57,24 +62,31 @@ def pareto(
     outcome : a frame, or a CSV or JSON file, with the columns ``adapter`` and ``y``. Several rows of an adapter (seeds)
         give their mean, and a line from the lowest to the highest.
     lower : whether lower values are better, as for a perplexity.
-    width, title, labels, ax : see :mod:`bora_analysis.figures`.
+    group : "seed", for adapters whose names differ in their seed alone, or adapter → group: each is one point, its mean
+        over the members, with a bar of their standard deviation; ``outcome`` has the members' or the groups' names.
+    width, height, font, title, labels, ax : see :mod:`bora_analysis.figures`.
     """
-    table, looks = data.opened(table, "layer_metrics", labels)
-    points = [Point(*row) for row in views.costs(views.last_steps(table)).itertuples(index=False, name=None)]
-    values = data.outcomes(outcome, y, [point.adapter for point in points])
-    axes = layout.one_axes(width, 2.7, ax)
+    given = data.opened(table, "layer_metrics", labels, group=group)
+    table, looks = given.table, given.looks
+    costs = given.means(views.costs(views.last_steps(table)), [], ["parameters", "rank_bound", "effective_rank"])
+    columns = ("adapter", "parameters", "rank_bound", "effective_rank", "effective_rank_sd")
+    points = [Point(*row) for row in zip(*(costs[name].tolist() for name in columns), strict=True)]
+    values = data.outcomes(outcome, y, [point.adapter for point in points], given.groups)
+    axes = page.one_axes(width, 2.7, height, ax)
     _parameter_axis(axes, [point.parameters for point in points])
     if values is None:
         _rank_axis(axes, [value for point in points for value in (point.bound, point.rank)])
         name, formula = style.metric_label("effective_rank", data.threshold_of(table), "|").split("|")
         kinds = [style.Look("rank bound", style.GREY, "o", (), False)]
-        kinds.append(style.Look(f"{name} {formula}", style.GREY, "o", (), True))
+        told = ", mean ± sd over seeds" if given.grouped else ""
+        kinds.append(style.Look(f"{name} {formula}{told}", style.GREY, "o", (), True))
     else:
         means = values.mean()
-        points = [replace(each, bound=means[each.adapter], rank=means[each.adapter]) for each in points]
-        spread = style.Look(f"mean {y}; line: lowest to highest", style.GREY, "o", (), True)
+        points = [replace(each, bound=means[each.adapter], rank=means[each.adapter], spread=0.0) for each in points]
+        line = "standard deviation" if given.grouped else "lowest to highest"
+        spread = style.Look(f"mean {y}; line: {line}", style.GREY, "o", (), True)
         kinds = [spread] if (values.size() > 1).any() else []
-        _outcome_axis(axes, points, values, str(y), bool(lower))
+        _outcome_axis(axes, points, values, str(y), bool(lower), given.grouped)
     figure = layout.finished(axes, ax, title, kinds, linestyle="")
     names = {point.adapter: looks[point.adapter].label for point in points}
     outcome = values is not None
@@ -100,7 +112,7 @@ def _drawn(
 ) -> bool:
     """Draw the points and their names; where these are optional and have no room, nothing. Whether it was drawn."""
     # From here on nothing moves: places in points on the page are known.
-    layout.figure_of(axes).draw_without_rendering()
+    page.figure_of(axes).draw_without_rendering()
     groups = _groups(axes, points)
     texts = [", ".join(names[point.adapter] for point in group) for group in groups]
     places = _names(axes, points, groups, texts)
@@ -109,6 +121,8 @@ def _drawn(
     for point in points:
         look = looks[point.adapter]
         axes.plot([point.parameters] * 2, [point.rank, point.bound], color=look.colour, lw=0.8, zorder=1)
+        x, y, spread = ([each] for each in (point.parameters, point.rank, point.spread))
+        layout.deviations(axes, x, y, spread, look.colour, f"sd:{point.adapter}")
         ranks = [("bound", point.bound, False, 5.5), ("rank", point.rank, True, 3.6)]
         for kind, y, filled, size in [("outcome", point.rank, True, 5.0)] if outcome else ranks:
             options = {**layout.line(replace(look, filled=filled)), "markersize": size, "linestyle": ""}
@@ -130,11 +144,13 @@ def _drawn(
     return True
 
 
-def _outcome_axis(axes: Axes, points: list[Point], values: Any, y: str, lower: bool) -> None:
+def _outcome_axis(axes: Axes, points: list[Point], values: Any, y: str, lower: bool, grouped: bool) -> None:
     """The axis of an outcome, how far its values spread, and the front."""
     for point in points:
         own = values.get_group(point.adapter)
-        axes.plot([point.parameters] * 2, [own.min(), own.max()], color=style.GREY, lw=0.7, zorder=1)
+        ends = (own.mean() - own.std(), own.mean() + own.std()) if grouped else (own.min(), own.max())
+        spread = {"color": style.GREY, "lw": 0.7, "zorder": 1, "gid": f"spread:{point.adapter}"}
+        axes.plot([point.parameters] * 2, ends, **spread)
     front: list[Point] = []
     for point in sorted(points, key=lambda each: (each.parameters, each.rank if lower else -each.rank)):
         if not front or (point.rank < front[-1].rank if lower else point.rank > front[-1].rank):
@@ -157,7 +173,7 @@ def _rank_axis(axes: Axes, ranks: list[float]) -> None:
     axes.set_ylabel("rank, mean over the modules")
 
 
-def _parameter_axis(axes: Axes, parameters: list[int]) -> None:
+def _parameter_axis(axes: Axes, parameters: list[float]) -> None:
     low, high = max(1, min(parameters)), max(parameters)
     axes.set_xscale("log")
     axes.set_xlim(low / 1.8, high * 1.8)
@@ -171,7 +187,7 @@ def _parameter_axis(axes: Axes, parameters: list[int]) -> None:
 
 def _place(axes: Axes, x: float, y: float) -> Any:
     """Where a point of the axes lies on the page, in points."""
-    return axes.transData.transform((x, y)) * 72 / layout.figure_of(axes).dpi
+    return axes.transData.transform((x, y)) * 72 / page.figure_of(axes).dpi
 
 
 def _groups(axes: Axes, points: list[Point]) -> list[list[Point]]:
@@ -195,7 +211,7 @@ def _names(
     axes: Axes, points: list[Point], groups: list[list[Point]], texts: list[str]
 ) -> list[tuple[float, float] | None]:
     """Left middle of the name of each group, beside, above or below its points; None where there is no free place."""
-    left, bottom, right, top = np.array(axes.get_window_extent().extents) * 72 / layout.figure_of(axes).dpi
+    left, bottom, right, top = np.array(axes.get_window_extent().extents) * 72 / page.figure_of(axes).dpi
     taken, places = [], []
     for point in points:
         ends = [_place(axes, point.parameters, y) for y in (point.rank, point.bound)]
@@ -225,23 +241,32 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-@layout.in_style
+@page.in_style
 def optimal_blocks(
-    *, model: str | None = None, width: str = "neurips", title: str | None = None, ax: Axes | None = None
+    *,
+    model: str | None = None,
+    width: str = "neurips",
+    height: float | None = None,
+    font: str | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
-    """N(b)/R = (m+n)/b + b, the parameters that BoRA trains per unit of the rank bound R = br (§3.3), against b.
+    """Which number of blocks b is cheapest: parameters that BoRA trains per unit of the rank bound R = br, against b.
 
-    Diamonds: every b that divides m and n; filled: the best of them, which the legend names. Ring: the paper's
-    rule ⌊√n⌋, whether it divides or not. Dashed: where the minima over real b lie, b = √(m+n).
+    One m×n matrix takes N(b) = (m+n)r + b²r parameters, so that N(b)/R = (m+n)/b + b (§3.3): few blocks need a large r
+    for the same bound, many make Σ large. Lower is cheaper; at another r the curve is the same.
+
+    Diamonds: every b that divides m and n, and so can be trained; filled: the best of them, which the legend names.
+    Ring: the paper's rule ⌊√n⌋, whether it divides or not. Dashed: where the minima over real b lie, b = √(m+n).
 
     Parameters
     ----------
     model : a name in :data:`bora_analysis.catalogue.architectures.ARCHITECTURES`: a curve for each shape. By
         default the query projections of the paper's five models.
-    width, title, ax : see :mod:`bora_analysis.figures`.
+    width, height, font, title, ax : see :mod:`bora_analysis.figures`.
     """
     shapes = _shapes(model)
-    axes = layout.one_axes(width, 2.9, ax)
+    axes = page.one_axes(width, 3.15, height, ax)
     looks: list[style.Look] = []
     sums: set[int] = set()
     furthest = 4 * max(blocks_of.optimal_blocks(*shape).optimum for shape in shapes.values())
@@ -271,11 +296,17 @@ def optimal_blocks(
     where = np.array([low / 4, high])
     axes.plot(where, 2 * where, gid="optimum", **_OPTIMUM)
     axes.set_ylim(low, high)
-    axes.set_xlabel("blocks b")
+    axes.set_xlabel("blocks b\nlower is cheaper: rank bound R = br\ntakes R times this in each matrix")
     axes.set_ylabel("parameters per unit of rank\n(m+n)/b + b")
     marks = _diamond(style.GREY, best=False), _diamond(style.GREY, best=True), _RULE, _OPTIMUM
+    words = ["b that divides m and n", "the cheapest of them", "the paper's rule ⌊√n⌋", "least over real b: √(m+n)"]
     key = [Line2D([], [], **mark) for mark in marks]
-    axes.legend(key, ["divides m and n", "fewest parameters", "⌊√n⌋", "√(m+n)"], loc="upper right", fontsize=6.5)
+    axes.legend(
+        key,
+        words,
+        loc="upper right",
+        fontsize=6.5,
+    )
     return layout.finished(axes, ax, title, looks, linewidth=0.9)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,59 @@ import pandas as pd
 
 from .. import style
 from ..analysis import views
+from ..analysis.groups import Group, groups_of, over_members
 from ..metrics import METRICS
 from ..threshold import Threshold
 
 #: What a figure of adapters can be drawn from: the frame, or whatever `analysis.given.tables_of` makes it from.
 Source = Any
-#: Other names for adapters: adapter → label, or labels in the order of the adapters.
+#: Other names for adapters: adapter → label, or labels in the order of the adapters, or "adapter=label" for some.
 Labels = Mapping[str, str] | Sequence[str]
 
 # A column by which each table is known.
 _MARKS = {"spectra": "singular_value", "layer_metrics": "rank_bound"}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a figure of adapters draws.
+
+    Attributes
+    ----------
+    table : its adapters are the members of the groups.
+    looks : group → look. groups : adapter → group; each its own where none were asked for.
+    grouped : whether they were.
+    """
+
+    table: Any
+    looks: dict[str, style.Look]
+    groups: dict[str, str]
+    grouped: bool
+
+    def members(self, frame: Any, group: str) -> Any:
+        """The rows of the group's members."""
+        return frame[frame["adapter"].isin([name for name, own in self.groups.items() if own == group])]
+
+    def means(self, frame: Any, keys: Sequence[str], values: Sequence[str]) -> Any:
+        """Means and deviations over the members, see :func:`bora_analysis.analysis.groups.over_members`."""
+        return over_members(frame, self.groups, keys, values)
+
+    def spread(self, usual: str) -> str:
+        """What a band or bar shows, for an axis."""
+        return "mean ± sd over seeds" if self.grouped else usual
+
+
+#: What a band shows of the modules → its columns of :func:`bora_analysis.analysis.views.curves`.
+BANDS = {"range": ("least", "largest"), "quartiles": ("lower", "upper")}
+
+
+def band_of(band: str | None, group: Any) -> str:
+    """The band that is drawn over modules or layers: the range, unless the quartiles are asked for."""
+    if band is not None and group is not None:
+        raise ValueError(f"band {band!r}: with groups the band is the standard deviation over the members; name one")
+    if band is not None and band not in BANDS:
+        raise ValueError(f"unknown band {band!r}; expected {' or '.join(BANDS)}")
+    return band or "range"
 
 
 def opened(
@@ -31,10 +75,11 @@ def opened(
     *,
     metric: str | None = None,
     threshold: float | str | Threshold | None = None,
-) -> tuple[Any, dict[str, style.Look]]:
-    """The table ``"spectra"`` or ``"layer_metrics"`` and the look of each adapter in it; options are checked first.
+    group: Group | None = None,
+) -> Opened:
+    """The table ``"spectra"`` or ``"layer_metrics"`` and the look of each adapter or group in it.
 
-    The table is the frame that was given, or is made from adapters or paths.
+    The table is the frame that was given, or is made from adapters or paths. Options are checked first.
     """
     if metric is not None and metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}")
@@ -46,13 +91,61 @@ def opened(
     if not isinstance(source, pd.DataFrame):
         from ..analysis.given import tables_of
 
-        source = getattr(tables_of(source), name)
+        source = of_files([source]) if is_table_file(source) else getattr(tables_of(source), name)
     elif _MARKS[name] not in source:
         columns = ", ".join(map(str, source.columns))
         raise ValueError(f"expected the table {name}, which has a column {_MARKS[name]}; the frame has {columns}")
-    looks = views.looks_of(source)
+    if group is not None and source.empty:
+        raise ValueError("nothing to draw: the table has no rows")
+    groups = groups_of(source["adapter"].astype(str), group)
+    shown = source.assign(adapter=source["adapter"].map(groups)) if group is not None else source
+    looks = views.looks_of(shown)
+    if group is not None:
+        counts = Counter(groups.values())
+        looks = {name: replace(look, label=f"{look.label}, n = {counts[name]}") for name, look in looks.items()}
     renamed = {name: replace(looks[name], label=label) for name, label in relabelled(looks, labels).items()}
-    return source, looks | renamed
+    return Opened(source, looks | renamed, groups, group is not None)
+
+
+def of_files(paths: Sequence[str | Path], only: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of table files, as ``bora-analysis analyze -o`` writes them, also of several runs with one name.
+
+    Where an adapter has several rows of one module, step and index, other columns that differ (seed, task) go into its
+    name, so that ``group="seed"`` finds the seeds.
+
+    Parameters
+    ----------
+    only : ``"column=value"``, the rows that are meant.
+    """
+    table = pd.concat([_file(path, "analyze") for path in paths], ignore_index=True)
+    for each in only:
+        column, _, value = each.partition("=")
+        if column not in table:
+            raise ValueError(f"no column {column!r} in the tables; there are {', '.join(map(str, table.columns))}")
+        kept = table[table[column].astype(str) == value]
+        if kept.empty:
+            there = sorted(table[column].astype(str).unique())
+            raise ValueError(f"no row has {each}; {column} is {', '.join(there[:12])}")
+        table = kept
+    if missing := [name for name in ("adapter", "module") if name not in table]:
+        raise ValueError(f"{paths[0]}: has no column {missing[0]}; it has {', '.join(map(str, table.columns))}")
+    table = table if "step" in table else table.assign(step=pd.array([pd.NA] * len(table), dtype="Int64"))
+    table = table.astype({name: "Int64" for name in ("step", "layer") if name in table})
+    keys = [name for name in ("adapter", "step", "module", "index") if name in table]
+    if table.duplicated(keys).any():
+        ours = {*METRICS, *keys, *_FACTS, "method", "layer", "projection", "singular_value", "threshold"}
+        more = [name for name in table if name not in ours and table[name].nunique(dropna=False) > 1]
+        for name in more:
+            words = table[name].map(lambda value, name=name: value if isinstance(value, str) else f"{name} {value:g}")
+            table = table.assign(adapter=table["adapter"] + " " + words)
+        if table.duplicated(keys).any():
+            raise ValueError(
+                f"{paths[0]}: an adapter has several rows of one module; expected a column that tells them"
+            )
+    return table
+
+
+_FACTS = ("out_features", "in_features", "r", "blocks", "scaling", "parameters", "macs_per_token", "activation")
 
 
 #: What tables are read from files.
@@ -72,22 +165,24 @@ def table_of(table: Any, command: str, columns: tuple[str, ...]) -> pd.DataFrame
     """The frame, or that of the file which a command wrote; ValueError for one that is no such table."""
     what = "the table"
     if not isinstance(table, pd.DataFrame):
-        what, path = str(table), Path(table)
-        if not is_table_file(path) or not path.is_file():
-            raise ValueError(
-                f"{what}: is no table; expected a .csv, .json or .parquet file of `bora-analysis {command}`"
-            )
-        read: Any = _READERS[path.suffix.lower()]
-        try:
-            table = read(path)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{what}: cannot be read: {str(error).splitlines()[0]}") from None
+        what, table = str(table), _file(table, command)
     missing = [name for name in columns if name not in table]
     if missing:
         raise ValueError(f"{what}: has no column {missing[0]}; it has {', '.join(map(str, table.columns))}")
     if table.empty:
         raise ValueError("nothing to draw: the table has no rows")
     return table
+
+
+def _file(path: str | Path, command: str) -> pd.DataFrame:
+    """The frame of a table's file."""
+    if not is_table_file(path) or not Path(path).is_file():
+        raise ValueError(f"{path}: is no table; expected a .csv, .json or .parquet file of `bora-analysis {command}`")
+    read: Any = _READERS[Path(path).suffix.lower()]
+    try:
+        return read(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def with_null(source: Source, name: str, null: Any, threshold: Any) -> tuple[Source, Any]:
@@ -113,16 +208,22 @@ def with_null(source: Source, name: str, null: Any, threshold: Any) -> tuple[Sou
 def relabelled(names: Iterable[str], labels: Labels | None) -> dict[str, str]:
     """Name → new label, for the names that get one.
 
-    >>> relabelled(["a", "b"], {"b": "ours"}), relabelled(["a", "b"], ["first", "second"])
-    ({'b': 'ours'}, {'a': 'first', 'b': 'second'})
+    >>> relabelled(["a", "b"], {"b": "ours"}), relabelled(["a", "b"], ["first", "r = 8"]), relabelled("ab", ["b=ours"])
+    ({'b': 'ours'}, {'a': 'first', 'b': 'r = 8'}, {'b': 'ours'})
     """
     known = list(names)
     if labels is None:
         return {}
     if not isinstance(labels, Mapping):
         given = [labels] if isinstance(labels, str) else list(labels)
+        pairs = [label.partition("=") for label in given]
+        if pairs and all(name in known for name, _, _ in pairs):
+            return {name: label for name, _, label in pairs}
         if len(given) != len(known):
-            raise ValueError(f"got {len(given)} labels; expected {len(known)}, for {', '.join(known)} in this order")
+            raise ValueError(
+                f"got {len(given)} labels; expected {len(known)}, for {', '.join(known)} in this order, "
+                "or ADAPTER=LABEL"
+            )
         return dict(zip(known, given, strict=True))
     for name in labels:
         if name not in known:
@@ -130,12 +231,13 @@ def relabelled(names: Iterable[str], labels: Labels | None) -> dict[str, str]:
     return dict(labels)
 
 
-def outcomes(given: Any, column: str | None, adapters: Sequence[str]) -> Any:
-    """The values of a column by adapter, grouped; None where neither frame nor column is given.
+def outcomes(given: Any, column: str | None, adapters: Sequence[str], groups: Mapping[str, str]) -> Any:
+    """The values of a column by adapter or group, grouped; None where neither frame nor column is given.
 
     Parameters
     ----------
     given : a frame, or a CSV or JSON file; it has the column ``adapter``, and a number for each of ``adapters``.
+    groups : member → group; the frame may have the names of either.
     """
     if given is None and column is None:
         return None
@@ -143,14 +245,12 @@ def outcomes(given: Any, column: str | None, adapters: Sequence[str]) -> Any:
         raise ValueError("y (--y) and outcome (--from) go together: a column, and the frame or file that has it")
     what = "outcome"
     if not isinstance(given, pd.DataFrame):
-        what = str(given)
-        try:
-            given = pd.read_json(given) if what.lower().endswith(".json") else pd.read_csv(given)
-        except ValueError as error:  # pandas' own for text that is no table
-            raise ValueError(f"{what}: cannot be read as CSV or JSON: {error}") from None
+        what, given = str(given), _file(given, "compare")
     for name in ("adapter", column):
         if name not in given:
             raise ValueError(f"{what}: has no column {name!r}; it has {', '.join(map(str, given.columns))}")
+    named = given["adapter"].astype(str)
+    given = given.assign(adapter=named.where(named.isin(adapters), named.map(groups).fillna(named)))
     rows = given[given["adapter"].isin(adapters)]
     numbers: Any = pd.to_numeric(rows[column], errors="coerce")
     known = numbers.abs().lt(np.inf).groupby(rows["adapter"]).all()

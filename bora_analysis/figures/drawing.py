@@ -1,19 +1,15 @@
-"""How the figures are laid out: sizes, axes, ticks, legends, and text that may hold anything."""
+"""What figures have in common: axes, ticks, legends, cells, and text that may hold anything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import style as mpl_style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import QuadMesh
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
@@ -21,51 +17,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullForm
 from numpy.typing import NDArray
 
 from .. import style
-from ..analysis.views import bounds_spread, spreads
+from ..analysis.views import bounds_spread
+from . import page
 
 Array = NDArray[Any]
 
-#: Decorator of everything that draws or saves: our settings, whatever the user's are.
-in_style = mpl_style.context(["default", Path(__file__).with_name("paper.mplstyle")])
-
 GUIDE = "0.45"  # grey of threshold lines and their labels
-
-
-def inches(width: str) -> float:
-    """Text width of a venue."""
-    if width not in style.VENUES:
-        raise ValueError(f"unknown width {width!r}; there are {', '.join(style.VENUES)}")
-    return style.VENUES[width]
-
-
-class PaperFigure(Figure):
-    """A figure that a notebook shows where it is the value of a cell, whichever backend is there or none."""
-
-    @in_style
-    def _repr_png_(self) -> bytes:
-        buffer = BytesIO()
-        self.savefig(buffer, format="png", dpi=self.dpi)
-        return buffer.getvalue()
-
-
-def blank(width: str, height: float) -> PaperFigure:
-    """An empty figure of a venue's width, ``height`` inches high."""
-    figure = PaperFigure(figsize=(inches(width), height), layout="constrained")
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.set(w_pad=0.03, h_pad=0.04, hspace=0.03, wspace=0.02)  # pyright: ignore[reportCallIssue]
-    return figure
-
-
-def one_axes(width: str, height: float, ax: Axes | None) -> Axes:
-    """The axes to draw into: those that the caller gives, else the only ones of a new figure."""
-    return blank(width, height).subplots() if ax is None else ax
-
-
-def figure_of(axes: Axes) -> Figure:
-    """The figure that the axes stand in, also where they stand in a part of it."""
-    assert axes.figure is not None
-    return axes.figure.canvas.figure
 
 
 def finish(figure: Figure, title: str | None, looks: Sequence[style.Look], **changes: Any) -> Figure:
@@ -75,7 +32,8 @@ def finish(figure: Figure, title: str | None, looks: Sequence[style.Look], **cha
     """
     if looks:
         columns, rows = _columns(looks, figure.get_figwidth() - 0.1)
-        figure.set_figheight(figure.get_figheight() + 0.13 * (rows - 1))  # what the legend takes, the axes keep
+        if not (isinstance(figure, page.PaperFigure) and figure.high):  # what the legend takes, the axes keep
+            figure.set_figheight(figure.get_figheight() + 0.13 * (rows - 1))
         _legend(figure, looks, changes, loc="outside upper center", ncols=columns)
     if title is not None:
         figure.suptitle(escaped(title))
@@ -87,7 +45,7 @@ def finished(axes: Axes, given: Axes | None, title: str | None, looks: Sequence[
 
     Of axes that the caller gave, both belong to the axes: the legend stands above them and is as wide as they are.
     """
-    figure = figure_of(axes)
+    figure = page.figure_of(axes)
     if given is None:
         return finish(figure, title, looks, **changes)
     columns, rows = _columns(looks, axes.get_window_extent().width / figure.dpi)
@@ -223,41 +181,6 @@ def decades(axis: Axis, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def colour_norm(values: Array) -> Normalize:
-    """Colour scale of a heat map, logarithmic where the values spread, else from 0; never of zero width.
-
-    From the least value on, 109 and 123 would look like 0 and 1.
-    """
-    if spreads(values):
-        return LogNorm(values.min(), values.max())
-    low, high = min(0.0, float(values.min(initial=0.0))), max(0.0, float(values.max(initial=0.0)))
-    return Normalize(low, high if high > low else 1.0)
-
-
-def cell_texts(values: Array, room: float) -> Callable[[float], str] | None:
-    """How to write the numbers of a heat map into cells with ``room`` inches, or None if they do not fit."""
-    whole = bool(np.all(values == np.round(values))) and np.abs(values).max(initial=0) < 1e5
-    formats = ("{:.0f}",) if whole else ("{:.3g}", "{:.2g}")
-    for form in formats:
-        longest = max((form.format(value) for value in values), key=len, default="")
-        if text_width(longest, 6) <= room:
-            return form.format
-    return None
-
-
-def category_ticks(layers: Sequence[int | None], cell: float) -> tuple[list[int], list[str]]:
-    """Places and labels of the ticks on columns ``cell`` inches wide, one of them per layer or "–"."""
-    numbers = [layer for layer in layers if layer is not None]
-    need = max((text_width(str(layer), 7) for layer in numbers), default=0.0) + 0.12
-    every = next(step for step in (1, 2, 4, 5, 8, 10, 16, 20, 40, 50, 100, 10**9) if step * cell >= need)
-    where = [i for i, layer in enumerate(layers) if layer is not None and layer % every == 0]
-    if not where and numbers:
-        where = [0]
-    if None in layers:
-        where = [i for i in where if (len(layers) - 1 - i) * cell >= need] + [len(layers) - 1]
-    return where, ["–" if layers[i] is None else str(layers[i]) for i in where]
-
-
 def layer_lines(axes: Axes, curves: Mapping[int | None, Any]) -> None:
     """A thin line per layer, coloured by depth, with the colour bar; grey for modules without a layer.
 
@@ -272,87 +195,28 @@ def layer_lines(axes: Axes, curves: Mapping[int | None, Any]) -> None:
         colour = "0.6" if layer is None else scale.to_rgba(np.array(layer))
         axes.plot(y.index, y, color=colour, lw=0.7, gid=f"layer:{'–' if layer is None else layer}")
     if high > low:
-        bar = colour_bar(figure_of(axes), scale, [axes], "layer", 1.0, 30)
+        bar = colour_bar(page.figure_of(axes), scale, [axes], "layer", 1.0, 30)
         bar.locator = MaxNLocator(6, integer=True)
 
 
-def heat_panels(
-    grids: Mapping[str, Array],  # adapter → (projections, layers)
-    looks: Mapping[str, style.Look],
-    layers: Sequence[int | None],
-    projections: Sequence[str],
-    label: str,
-    width: str,
-) -> Figure:
-    """A figure with one heat map per adapter, side by side where the layers are few, and one colour bar."""
-    values = np.concatenate([grid[np.isfinite(grid)] for grid in grids.values()])
-    norm = colour_norm(values)
-    names = style.shortened(map(plain, projections), 14)
-    room = inches(width) - 0.95 - text_width(max(names, key=len), 7)
-    least = max(0.24 * len(layers), *(text_width(looks[adapter].label, 7) for adapter in grids))
-    across = int(np.clip((room + 0.15) // (least + 0.15), 1, len(grids)))
-    down = -(-len(grids) // across)
-    across = -(-len(grids) // down)
-    cell_width = (room - 0.15 * (across - 1)) / across / len(layers)
-    # A page is 9 in high; beyond it rows get thinner and not all of them are named.
-    cell_height = min(0.16, max(8.4 - 0.24 * down, 1.0) / (down * len(projections)))
-    body = down * (len(projections) * cell_height + 0.24)
-
-    figure = blank(width, max(body + 0.45, 1.3))
-    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    write = cell_texts(values, cell_width - 0.05) if cell_height > 0.12 else None
-    for axes, (adapter, grid) in zip(panels.flat, grids.items(), strict=False):
-        gap = 0.3 if min(cell_width, cell_height) > 0.08 else 0.0
-        heat_cells(axes, grid, norm, gap, write).set_gid(f"cells:{adapter}")
-        axes.set_title(escaped(looks[adapter].label), size=7, loc="left", pad=2.5)
-    for k, axes in enumerate(panels.flat):
-        axes.set_visible(k < len(grids))
-        lowest = k < len(grids) <= k + across
-        axes.tick_params(labelbottom=lowest)
-        axes.set_xlabel("layer" if lowest else "")
-    first = panels[0][0]  # the axes are shared
-    first.set_xticks(*category_ticks(layers, cell_width))
-    every = max(1, int(np.ceil(0.11 / cell_height)))
-    first.set_yticks(range(0, len(projections), every), [escaped(name) for name in names[::every]])
-    first.set_ylim(len(projections) - 0.5, -0.5)
-    if text_width(label, 7) > body - 0.2:
-        label = label.replace("  ", "\n")
-    tall = min(body, 2.5)
-    colour_bar(figure, ScalarMappable(norm, "viridis"), list(panels.flat), label, tall / body, 12 * tall)
-    return figure
-
-
-def heat_cells(axes: Axes, grid: Array, norm: Normalize, gap: float, write: Callable[[float], str] | None) -> QuadMesh:
-    """One heat map: vector cells (an image would be smoothed by some viewers), the axes' hatch where NaN."""
-    axes.patch.set(facecolor="white", edgecolor="0.8", hatch="//////", linewidth=0)
-    # A logarithm has no colour for 0: the least one of the scale.
-    shown: Any = np.fmax(grid, norm.vmin or 0.0) if isinstance(norm, LogNorm) else grid
-    shown = np.ma.masked_array(shown, np.isnan(grid))
-    rows, columns = grid.shape
-    mesh = axes.pcolormesh(
-        np.arange(columns + 1) - 0.5,
-        np.arange(rows + 1) - 0.5,
-        shown,
-        cmap="viridis",
-        norm=norm,
-        edgecolors="white",
-        linewidth=gap,
-    )
-    if write:
-        for i, j in np.argwhere(np.isfinite(grid)):
-            ink = style.ink_on_viridis(float(norm(shown[i, j])))
-            axes.text(j, i, write(float(grid[i, j])), size=6, color=ink, ha="center", va="center_baseline")
-    axes.tick_params(length=0, pad=2)
-    axes.spines[:].set_visible(False)
-    return mesh
-
-
-def colour_bar(figure: Figure, scale: ScalarMappable, axes: list[Axes], label: str, shrink: float, aspect: float):
-    bar = figure.colorbar(scale, ax=axes, pad=0.02, shrink=shrink, aspect=aspect)
+def colour_bar(
+    figure: Figure, scale: ScalarMappable, axes: list[Axes], label: str, shrink: float, aspect: float, **more: Any
+):
+    bar = figure.colorbar(scale, ax=axes, pad=0.02, shrink=shrink, aspect=aspect, **more)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.ax.tick_params(width=0.4, length=2)
     bar.set_label(label, size=7)
     return bar
+
+
+def deviations(axes: Axes, x: Any, y: Any, spread: Any, colour: str, name: str) -> None:
+    """Bars of a standard deviation; none where it is 0."""
+    some = np.asarray(spread, dtype=float) > 0
+    if some.any():
+        x, y, spread = (np.asarray(each, dtype=float)[some] for each in (x, y, spread))
+        drawn = axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=colour, elinewidth=0.8, capsize=1.5, capthick=0.8)
+        for part in drawn[2]:
+            part.set_gid(name)
 
 
 def sequence(colour: str, nth: int, count: int) -> str:
@@ -361,7 +225,7 @@ def sequence(colour: str, nth: int, count: int) -> str:
     >>> sequence("#D55E00", 0, 3), sequence("#D55E00", 2, 3)
     ('#E8A673', '#552600')
     """
-    return style.mixed(colour, 0.45 - 1.05 * nth / max(1, count - 1))
+    return style.mixed(colour, 0.45 - 1.05 * nth / (count - 1)) if count > 1 else colour
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:

@@ -10,20 +10,24 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from .. import style
-from . import data
+from ..analysis.groups import Group, groups_of
+from . import data, page
 from . import drawing as layout
 
 _WHOLE = "all"  # as in analysis.keeping
 
 
-@layout.in_style
+@page.in_style
 def accuracy_by_rank(
     table: Any,
     *,
     metric: str | None = None,
     order: str = "largest",
+    group: Group | None = None,
     labels: data.Labels | None = None,
     width: str = "neurips",
+    height: float | None = None,
+    font: str | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
@@ -37,7 +41,9 @@ def accuracy_by_rank(
     table : of :func:`bora_analysis.evaluate`, or the csv, json or parquet file of ``bora-analysis evaluate``.
     metric : a metric of the table, by default its first.
     order : ``"largest"``, ``"smallest"``, ``"random"``, or ``"energy"`` (shares of Σσ²).
-    labels, width, title, ax : see :mod:`bora_analysis.figures`.
+    group : "seed", for adapters whose names differ in their seed alone, or adapter → group: each is one line, its mean
+        over the members, with their standard deviation in place of the intervals.
+    labels, width, height, font, title, ax : see :mod:`bora_analysis.figures`.
     """
     frame = data.table_of(
         table, "evaluate", ("adapter", "step", "method", "keep", "order", "rank", "metric", "value", "low", "high")
@@ -53,10 +59,11 @@ def accuracy_by_rank(
         name if pd.isna(step) else f"{name} step {step}"
         for name, step in zip(rows["adapter"], rows["step"], strict=True)
     ]
-    rows = rows.assign(adapter=named)
+    groups = groups_of(named, group)
+    rows = rows.assign(adapter=[groups[name] for name in named], member=named)
     looks = style.looks(zip(rows["adapter"], rows["method"], strict=True))
     alpha = min(0.12, 0.5 / len(looks))  # many bands would cover the lines
-    axes = layout.one_axes(width, 3.2, ax)
+    axes = page.one_axes(width, 3.2, height, ax)
     shown = [_relabelled(looks, name, label) for name, label in data.relabelled(looks, labels).items()]
     looks |= dict(shown)
     for name, part in rows.groupby("adapter", sort=False):
@@ -67,22 +74,29 @@ def accuracy_by_rank(
         ).sort_values("rank", kind="stable")  # fmt: skip
         drawn = curve["draws"] > 1
         low, high = curve["low"].where(~drawn, curve["least"]), curve["high"].where(~drawn, curve["most"])
+        if group is not None:
+            members = part.groupby(["keep", "member"])["value"].mean().groupby("keep")
+            curve["value"], spread = members.mean(), members.std().fillna(0.0)
+            low, high = curve["value"] - spread, curve["value"] + spread
         axes.fill_between(curve["rank"], low, high, color=look.colour, alpha=alpha, lw=0, gid=f"band:{name}")
         axes.plot(curve["rank"], curve["value"], gid=f"line:{name}", **{**layout.line(look), "clip_on": False})
     _kept_axis(axes, float(rows["rank"].max()))
     words = {"largest": "largest directions", "energy": "directions that hold a share of Σσ²"}
     axes.set_xlabel(f"{words.get(order, f'{order} directions')} kept of each ΔW (last point: all)")
-    axes.set_ylabel(str(rows["metric"].iloc[0]))
+    axes.set_ylabel(str(rows["metric"].iloc[0]) + ("\nmean ± sd over seeds" if group is not None else ""))
     return layout.finished(axes, ax, title, [*looks.values()])
 
 
-@layout.in_style
+@page.in_style
 def accuracy_by_measured_rank(
     runs: Any,
     *,
     metric: str = "effective_rank",
     y: str | None = None,
+    labels: data.Labels | None = None,
     width: str = "neurips",
+    height: float | None = None,
+    font: str | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Figure:
@@ -96,7 +110,8 @@ def accuracy_by_measured_rank(
     runs : of :func:`bora_analysis.analysis.runs.run_table`, or folders with runs.
     metric : a rank, or another column of the metrics.
     y : which metric of the runs, where they have several.
-    width, title, ax : see :mod:`bora_analysis.figures`.
+    labels : group → label, or in their order.
+    width, height, font, title, ax : see :mod:`bora_analysis.figures`.
     """
     if isinstance(runs, pd.DataFrame):
         frame = data.table_of(runs, "evaluate", ("group", "method", "outcome", "value"))
@@ -110,8 +125,9 @@ def accuracy_by_measured_rank(
     frame = _chosen(frame, "outcome", y or str(known[0]))
     if metric not in frame or not pd.api.types.is_numeric_dtype(frame[metric]):
         raise ValueError(f"the runs have no numbers {metric!r}; there are effective_rank, entropy_rank, stable_rank …")
-    axes = layout.one_axes(width, 3.2, ax)
+    axes = page.one_axes(width, 3.2, height, ax)
     looks = style.looks(zip(frame["group"], frame["method"], strict=True))
+    looks |= dict(_relabelled(looks, name, label) for name, label in data.relabelled(looks, labels).items())
     for name, part in frame.groupby("group", sort=False):
         look = looks[str(name)]
         x, each = part[metric], part["value"]

@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMetho
 from .. import style
 from ..metrics import METRICS
 from . import drawing as layout
+from . import page
 
 #: Up to this many adapters their names stand beside the map.
 NAMED = 40
@@ -23,7 +24,7 @@ NAMED = 40
 COLOURS = "RdBu_r"
 
 
-@layout.in_style
+@page.in_style
 def fleet_growth(
     points: pd.DataFrame,
     lines: pd.DataFrame,
@@ -44,7 +45,7 @@ def fleet_growth(
         raise ValueError("nothing to draw: no adapter has an r and the metric")
     panels = style.projections_in_order(points["projection"])[:4]
     looks = {str(name): style.looks([(style.method_look(name).label, name)]) for name in points["method"].unique()}
-    figure = layout.blank(width, 2.4)
+    figure = page.blank(width, 2.4)
     row: Any = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, projection in zip(row, panels, strict=True):
         told = []
@@ -78,7 +79,7 @@ def fleet_growth(
     return layout.finish(figure, title, shown, linestyle="none")
 
 
-@layout.in_style
+@page.in_style
 def fleet_map(
     cosine: Any,
     linkage: Any,
@@ -109,8 +110,8 @@ def fleet_map(
         )
     tree: Any = dendrogram(linkage, no_plot=True)
     order: list[int] = tree["leaves"]
-    inches = layout.inches(width)
-    figure = layout.blank(width, 0.95 * inches)
+    inches = page.inches(width)
+    figure = page.blank(width, 0.95 * inches)
     above, below = figure.subplots(2, 1, height_ratios=[1, 5], sharex=True)
     for xs, ys in zip(tree["icoord"], tree["dcoord"], strict=True):
         above.plot(np.array(xs) / 10 - 0.5, ys, color="0.25", lw=max(0.25, 0.8 - count / 500), gid="branch")
@@ -130,7 +131,7 @@ def fleet_map(
     return figure
 
 
-@layout.in_style
+@page.in_style
 def fleet_basis(kept: pd.DataFrame, *, width: str = "icml", title: str | None = None) -> Figure:
     """What a shared basis keeps of each adapter against its rank: the median, the middle 90 %, the least.
 
@@ -140,7 +141,7 @@ def fleet_basis(kept: pd.DataFrame, *, width: str = "icml", title: str | None = 
     """
     if kept.empty:
         raise ValueError("nothing to draw: no adapter in the basis")
-    figure = layout.blank(width, 2.1)
+    figure = page.blank(width, 2.1)
     axes = figure.subplots()
     groups = 100 * kept.groupby("rank")["kept"].quantile(np.array([0, 0.05, 0.5, 0.95])).unstack()
     ranks = groups.index.to_numpy(dtype=float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import namedtuple
 from typing import Any
 
@@ -11,11 +12,13 @@ from matplotlib.patches import Circle, Polygon, Rectangle
 
 from .. import style
 from . import drawing as layout
+from . import page
 
 _BLOCKS, _RANK = 3, 4
 _ROW, _SEGMENT = 0.72, 0.58  # inches: distance of two rows; height of a segment of X or Y
 _CELL, _TILE, _STEP = 0.06, 0.168, 0.2  # inches: entry of an r-vector; a Σ_jk; distance of two Σ_jk
 _VECTOR = _RANK * _CELL
+_RADIUS = 0.075  # inches: of the circle of a sum
 _INPUTS = [style.shade(style.BLUE, nth) for nth in (1, 0, 2)]
 _SIGMA, _OUTPUT = style.VERMILLION, "#4D4D4D"
 
@@ -24,8 +27,8 @@ _SIGMA, _OUTPUT = style.VERMILLION, "#4D4D4D"
 _Columns = namedtuple("_Columns", "x a ax tile plus total b y trapezoid")
 
 
-@layout.in_style
-def figure2(*, width: str = "neurips", title: str | None = None) -> Figure:
+@page.in_style
+def figure2(*, width: str = "neurips", font: str | None = None, title: str | None = None) -> Figure:
     """Y_j = B_j Σ_k Σ_jk A_k X_k (eq. 8) with b = 3, and what each step costs, as figure 2 of BoRA (arXiv 2508.06953).
 
     Each dotted line is a trained diagonal Σ_jk, first index output block, as in the equation; the caption of the
@@ -33,12 +36,12 @@ def figure2(*, width: str = "neurips", title: str | None = None) -> Figure:
 
     Parameters
     ----------
-    width, title : see :mod:`bora_analysis.figures`.
+    width, font, title : see :mod:`bora_analysis.figures`.
     """
-    paper = layout.inches(width)
+    paper = page.inches(width)
     top, bottom = 0.3 if title is None else 0.52, 0.9
     height = top + _BLOCKS * _ROW + bottom
-    figure = layout.PaperFigure(figsize=(paper, height))
+    figure = page.PaperFigure(figsize=(paper, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, paper), ylim=(0, height))
     axes.set_axis_off()
@@ -82,10 +85,16 @@ def _input(axes: Axes, at: _Columns, k: int, y: float) -> None:
 
 
 def _product(axes: Axes, at: _Columns, rows: list[float], j: int, k: int) -> None:
-    """The line from A_k X_k through Σ_jk to the sum of row j."""
+    """The line from A_k X_k to Σ_jk, and from there to the edge of the sum of row j."""
     y = rows[j] + _STEP * ((_BLOCKS - 1) / 2 - k)
-    line: dict[str, Any] = {"color": _INPUTS[k], "lw": 0.9, "gid": f"line:{j + 1},{k + 1}"}
-    axes.plot([at.ax + _CELL, at.tile], [rows[k], y], ls=(0, (0.1, 1.7)), dash_capstyle="round", **line)
+    line: dict[str, Any] = {"color": _INPUTS[k], "lw": 0.9, "zorder": 0.5}
+    axes.plot(
+        [at.ax + _CELL, at.tile], [rows[k], y], ls=(0, (0.1, 1.7)), dash_capstyle="round", gid=f"line:{j + 1},{k + 1}",
+        **line,
+    )  # fmt: skip
+    away = math.atan2(y - rows[j], at.tile + _TILE - at.plus - _RADIUS)
+    edge = at.plus + _RADIUS * (1 + math.cos(away)), rows[j] + _RADIUS * math.sin(away)
+    axes.plot([at.tile + _TILE, edge[0]], [y, edge[1]], gid=f"sum:{j + 1},{k + 1}", **line)
     axes.add_patch(Rectangle((at.tile, y - _TILE / 2), _TILE, _TILE, fc="white", ec=_SIGMA, lw=0.6))
     cell = _TILE / _RANK
     for i in range(_RANK):
@@ -93,13 +102,13 @@ def _product(axes: Axes, at: _Columns, rows: list[float], j: int, k: int) -> Non
         axes.add_patch(
             Rectangle(corner, cell, cell, fc=_SIGMA, ec="none", alpha=(0.9, 0.45, 0.7, 0.3)[(i + j + 2 * k) % 4])
         )
-    axes.text(at.tile + _TILE + 0.035, y, f"$\\Sigma_{{{j + 1}{k + 1}}}$", size=6.5, va="center_baseline")
-    start, end = at.tile + _TILE + 0.22, at.plus + 0.075
-    axes.plot([start, end], [y, rows[j]], color=_INPUTS[k], lw=0.8, zorder=1)
+    # Left of its diagonal, on white: the dotted line ends behind it.
+    name = axes.text(at.tile - 0.03, y, f"$\\Sigma_{{{j + 1}{k + 1}}}$", size=6.5, ha="right", va="center_baseline")
+    name.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.3})
 
 
 def _output(axes: Axes, at: _Columns, j: int, y: float) -> None:
-    radius = 0.075
+    radius = _RADIUS
     axes.add_patch(Circle((at.plus + radius, y), radius, fc="white", ec="black", lw=0.6, zorder=2))
     for dx, dy in ((0.042, 0.0), (0.0, 0.042)):
         axes.plot([at.plus + radius - dx, at.plus + radius + dx], [y - dy, y + dy], color="black", lw=0.7, zorder=3)

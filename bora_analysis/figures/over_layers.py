@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from .. import style
 from ..analysis import views
 from . import drawing as layout
+from . import page
 
 
-@layout.in_style
+@page.in_style
 def over_layers(
     table: Any,
     columns: Mapping[str, str],
@@ -48,7 +49,7 @@ def over_layers(
     means = table[table["layer"].notna()] if placed else table.assign(layer=0)
     layers = sorted(int(layer) for layer in means["layer"].unique())
     looks = style.series_looks(style.projections_in_order(means["projection"]))
-    figure = layout.blank(width, 1.9)
+    figure = page.blank(width, 1.9)
     for axes, (column, label) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
         logarithmic = views.spreads(means[column].dropna())
         axes.set_yscale("log" if logarithmic else "linear")

@@ -66,13 +66,13 @@ def test_figure1_has_one_colour_scale_per_row_unless_a_panel_would_vanish():
     def limits(scaling):
         updates = {"a": lora(B, A), "b": bora(B, A, np.zeros((2, 2, 2)), scaling=scaling)}
         figure = figures.draw("figure1", updates=updates)
-        bars = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
+        bars = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
         return {image(figure, f"weights:{name}").get_clim() for name in "ab"}, bars[0]
 
     assert len(limits(3.0)[0]) == 1
-    assert limits(3.0)[1] == "|ΔW|"
+    assert limits(3.0)[1] == "entry |ΔW|"
     assert len(limits(1000.0)[0]) == 2
-    assert limits(1000.0)[1] == "|ΔW|/max"
+    assert limits(1000.0)[1] == "entry |ΔW|, share of each largest"
 
 
 def test_figure1_makes_a_large_update_smaller():
@@ -215,7 +215,7 @@ def test_figure3_draws_a_part_of_the_tables():
     """One model, one rank, one target: as after a filter."""
     rows = paper.tables().query("model == 'llama-3-8b' and r == 8 and target == 'QKV'")
     figure = figures.draw("figure3", accuracy=rows, width="icml")
-    assert gids(figure, "b:") == ["b:8", "b:lora:8"]
+    assert gids(figure, "b:") == ["b:8", "b:lora:8", "b:end:8", "b:label:8"]
     assert cut_texts(figure) == []
 
 
