@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from .layouts import WRITTEN
 from .methods import METHODS
 from .row import Blocks, Formula, Method, Training
 
@@ -17,8 +18,8 @@ __all__ = [
 ACTIVATIONS = ("exp-norm", "no-exp", "no-norm", "identity")
 #: The update that represents a layer with a router, see :func:`bora_analysis.updates.mixture.mixed`.
 EXPERTS = ("mean", "each", "stacked")
-#: In which a LoRA is written, see :func:`bora_analysis.convert`.
-LAYOUTS = ("same", "peft", "per-expert", "comfyui", "diffusers", "kohya", "mlx", "gguf")
+#: In which a LoRA is written.
+LAYOUTS = tuple(WRITTEN)
 
 
 def register(row: Method) -> None:
