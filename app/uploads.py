@@ -16,7 +16,7 @@ import threading
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -39,6 +39,8 @@ UPLOAD_MB = 500
 UNPACKED_BYTES = 1 << 30
 #: Entries of one zip, used or not: some 200 checkpoints with all that a trainer leaves beside the weights.
 ENTRIES = 2000
+#: Adapters of one zip.
+MEMBERS = 50
 #: An adapter's configuration has a few kB; beyond this, in bytes, it is something else.
 CONFIG_BYTES = 1 << 20
 #: Uploads that one server process keeps; the oldest goes when another comes.
@@ -58,13 +60,13 @@ class UploadStore:
     """The uploads of this process, at most ``kept``, each in a folder of its own below a private temporary one."""
 
     kept: int = KEPT
-    uploads: OrderedDict[str, Source] = field(default_factory=OrderedDict)
+    uploads: OrderedDict[str, list[Source]] = field(default_factory=OrderedDict)
     guard: threading.Lock = field(default_factory=threading.Lock)
     # Readable by this user alone, and removed when the process ends.
     home: TemporaryDirectory[str] = field(default_factory=lambda: TemporaryDirectory(prefix="bora-analysis-"))
 
-    def add(self, files: Sequence[BinaryIO]) -> Source:
-        """One zip, or one weight file with or without its configuration, as an adapter; the oldest upload may go.
+    def add(self, files: Sequence[BinaryIO]) -> list[Source]:
+        """A zip of one adapter or several, or one weight file with or without its configuration; the oldest may go.
 
         After an AdapterError nothing of the upload is left.
         """
@@ -72,23 +74,29 @@ class UploadStore:
         folder = Path(self.home.name) / token
         folder.mkdir(mode=0o700)
         try:
-            named = unpack(files[0], folder) if _suffix(files[0]) == ".zip" else _place(files, folder)
-            _check_archives(folder, named)
+            named = unpack(files[0], folder) if _suffix(files[0]) == ".zip" else {"": _place(files, folder)}
+            _check_archives(folder, files[0].name)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        source = Source(f"upload:{token}", label(named), folder, "upload")
+        words = [f"{token}{inside and '.'}{inside}" for inside in named]
+        added = [
+            Source(f"upload:{word}", label(name), folder / inside, "upload")
+            for word, (inside, name) in zip(words, named.items(), strict=True)
+        ]
         with self.guard:
-            self.uploads[token] = source
-            gone = [self.uploads.popitem(last=False)[1] for _ in range(len(self.uploads) - self.kept)]
-        for old in gone:
-            table_store().drop(old)
-            shutil.rmtree(old.path, ignore_errors=True)
-        return source
+            self.uploads[token] = added
+            gone = [self.uploads.popitem(last=False) for _ in range(len(self.uploads) - self.kept)]
+        for old, members in gone:
+            for source in members:
+                table_store().drop(source)
+            shutil.rmtree(Path(self.home.name) / old, ignore_errors=True)
+        return added
 
-    def find(self, token: str) -> Source:
-        """The upload of that token; AdapterError if it is gone: a link to an upload lives as long as the upload."""
-        if source := self.uploads.get(token):
+    def find(self, word: str) -> Source:
+        """The upload of that word; AdapterError if it is gone: a link to an upload lives as long as the upload."""
+        members = self.uploads.get(word.partition(".")[0], ())
+        if source := next((each for each in members if each.word == word), None):
             return source
         raise AdapterError("The uploaded adapter of this link is no longer kept; upload it again")
 
@@ -111,7 +119,7 @@ def upload_box() -> list[Source]:
         accept_multiple_files=True,
         key=f"upload-{turn}",
         max_upload_size=UPLOAD_MB,
-        help=f"A zip of a PEFT folder (checkpoints too), or the weights and their {CONFIG_NAME}, up to {UPLOAD_MB} MB "
+        help=f"A zip of PEFT folders (checkpoints too), or the weights and their {CONFIG_NAME}, up to {UPLOAD_MB} MB "
         f"per file and {UNPACKED_BYTES >> 30} GB unpacked. This server keeps the last {KEPT} uploads until it stops.",
     )
     groups: list[list[Any]] = [[file] for file in files if _suffix(file) == ".zip"]
@@ -131,7 +139,7 @@ def upload_box() -> list[Source]:
         if tried not in errors:  # a run of the page with a bad file still in the box unpacks nothing again
             try:
                 with st.spinner("Unpacking …"):
-                    added.append(upload_store().add(group))
+                    added += upload_store().add(group)
                 continue
             except AdapterError as error:
                 errors[tried] = str(error)
@@ -142,10 +150,11 @@ def upload_box() -> list[Source]:
     return added
 
 
-def unpack(file: BinaryIO, folder: Path) -> str:
-    """Write the adapter in a zip to fixed names in ``folder``, and return the zip's name.
+def unpack(file: BinaryIO, folder: Path) -> dict[str, str]:
+    """Write the adapters in a zip to fixed names in ``folder``, and return where each lies in it, and its name.
 
-    ``adapter_model`` with the weights' suffix and ``adapter_config.json``, at the top or in ``checkpoint-N``.
+    ``adapter_model`` with the weights' suffix and ``adapter_config.json``, at the top or in ``checkpoint-N``; of
+    several adapters each in a folder ``0``, ``1`` …
     """
     name = label(file.name)
     try:
@@ -153,18 +162,20 @@ def unpack(file: BinaryIO, folder: Path) -> str:
             entries = archive.infolist()
             if len(entries) > ENTRIES:
                 raise AdapterError(f"{name}: holds {len(entries)} entries; at most {ENTRIES} are read")
+            members = _chosen(name, entries)
             left = UNPACKED_BYTES
-            for target, entry in sorted(_chosen(name, entries).items()):
-                place = folder / target
-                place.parent.mkdir(mode=0o700, exist_ok=True)
-                limit = min(left, CONFIG_BYTES) if place.name == CONFIG_NAME else left
-                with archive.open(entry) as packed, place.open("xb") as out:
-                    left -= _copy(packed, out, limit, name, target)
+            for inside, (_, chosen) in members.items():
+                for target, entry in sorted(chosen.items()):
+                    place = folder / inside / target
+                    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    limit = min(left, CONFIG_BYTES) if place.name == CONFIG_NAME else left
+                    with archive.open(entry) as packed, place.open("xb") as out:
+                        left -= _copy(packed, out, limit, name, target)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         if isinstance(error, AdapterError):
             raise
         raise AdapterError(f"{name}: is not a complete zip file ({one_line(str(error), 80)}); zip it again") from None
-    return file.name
+    return {inside: own or file.name for inside, (own, _) in members.items()}
 
 
 def label(name: str) -> str:
@@ -182,8 +193,11 @@ def label(name: str) -> str:
     return shortened([last.strip(". ")], 40)[0] or "upload"
 
 
-def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """Target, from the fixed names, → entry; AdapterError for anything but an honest zip of one adapter."""
+def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, tuple[str, dict[str, zipfile.ZipInfo]]]:
+    """Folder → the adapter's own name and its entries by their targets, from the fixed names.
+
+    One adapter has the folder "" and no name. AdapterError for anything but an honest zip of adapters.
+    """
     weights: dict[PurePosixPath, list[zipfile.ZipInfo]] = {}
     configs: dict[PurePosixPath, zipfile.ZipInfo] = {}
     for entry in entries:
@@ -209,13 +223,30 @@ def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.
             raise AdapterError(f"{name}: its entry {shown} is packed by an unusual method; zip it with deflate")
     if not weights:
         raise AdapterError(f"{name}: holds no adapter; expected {_STEM}.safetensors or .bin, and {CONFIG_NAME}")
-    tops = [parent for parent in weights if not _CHECKPOINT.fullmatch(parent.name)]
-    runs = [parent for parent in weights if _CHECKPOINT.fullmatch(parent.name)]
-    # Beside an adapter its checkpoints are left out, as the reader does with a folder.
-    used = tops or runs
-    if len(tops) > 1 or (not tops and len({parent.parent for parent in runs}) > 1):
-        folders = ", ".join(one_line(str(parent), 40) for parent in sorted(used)[:4])
-        raise AdapterError(f"{name}: holds {len(used)} adapters ({folders} …); expected one, or the checkpoints of one")
+    homes: dict[PurePosixPath, list[PurePosixPath]] = {}
+    for parent in weights:
+        run = _CHECKPOINT.fullmatch(parent.name) is not None
+        # Beside an adapter its checkpoints are left out, as the reader does with a folder.
+        if not (run and parent.parent in weights):
+            homes.setdefault(parent.parent if run else parent, []).append(parent)
+    if len(homes) > MEMBERS:
+        raise AdapterError(f"{name}: holds {len(homes)} adapters; at most {MEMBERS} are read")
+    found = {home: _targets(name, used, weights, configs) for home, used in homes.items()}
+    declared = sum(entry.file_size for chosen in found.values() for entry in chosen.values())
+    if declared > UNPACKED_BYTES:
+        raise AdapterError(f"{name}: unpacks to {declared:,} bytes; at most {UNPACKED_BYTES:,} are read")
+    if len(found) == 1:
+        return {"": ("", *found.values())}
+    return {str(k): (home.name or name, chosen) for k, (home, chosen) in enumerate(found.items())}
+
+
+def _targets(
+    name: str,
+    used: Sequence[PurePosixPath],
+    weights: Mapping[PurePosixPath, list[zipfile.ZipInfo]],
+    configs: Mapping[PurePosixPath, zipfile.ZipInfo],
+) -> dict[str, zipfile.ZipInfo]:
+    """Of one adapter, whose weights lie in these folders: itself, or its checkpoints."""
     chosen: dict[str, zipfile.ZipInfo] = {}
     for parent in used:
         hit = _CHECKPOINT.fullmatch(parent.name)
@@ -226,9 +257,6 @@ def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, zipfile.
                 raise AdapterError(f"{name}: holds {one_line(target)} twice; expected one")
             if found is not None:
                 chosen[target] = found
-    declared = sum(entry.file_size for entry in chosen.values())
-    if declared > UNPACKED_BYTES:
-        raise AdapterError(f"{name}: unpacks to {declared:,} bytes; at most {UNPACKED_BYTES:,} are read")
     return chosen
 
 

@@ -86,6 +86,12 @@ def files(tmp_path):
     return contents(adapter(tmp_path / "source"))
 
 
+def one(store, files) -> sources.Source:
+    """The only adapter of an upload."""
+    (source,) = store.add(files)
+    return source
+
+
 def refused(store, *uploads_) -> str:
     """The error's one line; nothing of the upload is left."""
     with pytest.raises(AdapterError) as caught:
@@ -326,7 +332,7 @@ def test_any_text_is_a_path_inside_or_an_error(text):
 def test_a_zip_of_an_adapter(store, files, written, prefix, method):
     extra = {f"{prefix}README.md": b"x", f"__MACOSX/{prefix}._{WEIGHTS}": b"x", f"{prefix}optimizer.pt": b"x"}
     packed = zipped({**{prefix + name: content for name, content in files.items()}, **extra}, method=method)
-    source = store.add([Named("my run.zip", packed)])
+    source = one(store, [Named("my run.zip", packed)])
     assert source.label == "my run"
     assert contents(source.path) == files
     assert stat.S_IMODE(source.path.stat().st_mode) == 0o700
@@ -336,7 +342,7 @@ def test_a_zip_of_an_adapter(store, files, written, prefix, method):
 
 def test_a_zip_of_checkpoints(store, files, written):
     packed = zipped({f"run/checkpoint-{step}/{name}": files[name] for step in ("007", "10") for name in files})
-    source = store.add([Named("run.zip", packed)])
+    source = one(store, [Named("run.zip", packed)])
     assert sorted(contents(source.path)) == [f"checkpoint-{step}/{name}" for step in (10, 7) for name in sorted(files)]
     assert [adapter.step for adapter in checkpoints(read_adapter(source.path))] == [7, 10]
     assert all(Path(path).is_relative_to(store.home.name) for path in written)
@@ -344,23 +350,47 @@ def test_a_zip_of_checkpoints(store, files, written):
 
 def test_checkpoints_beside_an_adapter_are_left_out(store, files):
     packed = zipped({f"run/{home}{name}": files[name] for home in ("", "checkpoint-5/") for name in files})
-    assert contents(store.add([Named("run.zip", packed)]).path) == files
+    assert contents(one(store, [Named("run.zip", packed)]).path) == files
+
+
+def test_a_zip_of_several_adapters(store, files, written):
+    """Each is one, by the name of its folder; a run is one too, and what lies beside an adapter is its own."""
+    entries = {f"runs/{home}/{name}": files[name] for home in ("a", "b <b>", "a/checkpoint-5") for name in files}
+    entries |= {f"runs/c/checkpoint-{step}/{name}": files[name] for step in (1, 2) for name in files}
+    found = store.add([Named("all.zip", zipped(entries))])
+    assert [source.label for source in found] == ["a", "b <b>", "c"]
+    assert [len(checkpoints(read_adapter(source.path))) for source in found] == [1, 1, 2]
+    assert [store.find(source.word) for source in found] == found
+    assert len({source.word for source in found}) == 3
+    assert all(Path(path).is_relative_to(store.home.name) for path in written)
+    for _ in range(uploads.KEPT):
+        store.add([Named("other.zip", zipped(files))])
+    for source in found:
+        assert not source.path.exists()
+        with pytest.raises(AdapterError, match="no longer kept"):
+            store.find(source.word)
+
+
+def test_several_adapters_share_the_cap(store, files, monkeypatch):
+    monkeypatch.setattr(uploads, "UNPACKED_BYTES", 100_000)
+    packed = zipped({f"{home}/{WEIGHTS}": bytes(60_000) for home in "ab"})
+    assert "120,000 bytes" in refused(store, Named("bomb.zip", packed))
 
 
 def test_one_checkpoint_alone(store, files):
-    source = store.add([Named("x.zip", zipped({f"checkpoint-5/{name}": files[name] for name in files}))])
+    source = one(store, [Named("x.zip", zipped({f"checkpoint-5/{name}": files[name] for name in files}))])
     assert sorted(contents(source.path)) == [f"checkpoint-5/{CONFIG}", f"checkpoint-5/{WEIGHTS}"]
 
 
 def test_safetensors_come_before_bin_and_other_names_do(store, files):
     both = zipped({**files, "adapter_model.bin": b"other"})
-    assert contents(store.add([Named("x.zip", both)]).path) == files
+    assert contents(one(store, [Named("x.zip", both)]).path) == files
     odd = zipped({"pytorch_lora_weights.safetensors": files[WEIGHTS], CONFIG: files[CONFIG]})
-    assert contents(store.add([Named("x.zip", odd)]).path) == files
+    assert contents(one(store, [Named("x.zip", odd)]).path) == files
 
 
 def test_weights_and_configuration(store, files, written):
-    source = store.add([Named("../../w<b>.SAFETENSORS", files[WEIGHTS]), Named("anything.json", files[CONFIG])])
+    source = one(store, [Named("../../w<b>.SAFETENSORS", files[WEIGHTS]), Named("anything.json", files[CONFIG])])
     assert contents(source.path) == files
     assert source.label == "w<b>"
     assert all(Path(path).is_relative_to(store.home.name) for path in written)
@@ -481,13 +511,12 @@ def test_an_encrypted_entry(store, files):
         ({"README.md": b"x"}, "holds no adapter"),
         ({}, "holds no adapter"),
         ({CONFIG: b"{}"}, "holds no adapter"),
-        ({f"a/{WEIGHTS}": b"x", f"b/{WEIGHTS}": b"x"}, "2 adapters"),
-        ({f"a/checkpoint-1/{WEIGHTS}": b"x", f"b/checkpoint-1/{WEIGHTS}": b"x"}, "2 adapters"),
+        ({f"{k}/{WEIGHTS}": b"x" for k in range(uploads.MEMBERS + 1)}, "51 adapters; at most 50"),
         ({f"checkpoint-1/{WEIGHTS}": b"x", f"checkpoint-01/{WEIGHTS}": b"x"}, "twice"),
         ({"a.safetensors": b"x", "b.safetensors": b"x"}, "2 weight files"),
     ],
 )
-def test_zips_that_hold_not_one_adapter(store, entries, line):
+def test_zips_that_hold_no_adapter_or_too_many(store, entries, line):
     assert line in refused(store, Named("x.zip", zipped(entries)))
 
 
@@ -560,7 +589,7 @@ def test_a_pickle_runs_nothing(store, tmp_path, form):
         torch.save(Malicious(mark), buffer)
     else:
         torch.save({"layers.0.q_proj.lora_A.weight": torch.ones(1, 4), "x": Malicious(mark)}, buffer)
-    source = store.add([Named("weights.bin", buffer.getvalue())])
+    source = one(store, [Named("weights.bin", buffer.getvalue())])
     with pytest.raises(AdapterError) as caught:
         sources.TableStore().get(source)
     assert "only tensors are read" in str(caught.value)
@@ -576,7 +605,7 @@ def test_a_pickle_runs_nothing(store, tmp_path, form):
 
 @pytest.mark.parametrize("config", [b"[" * 100_000, b'{"a":' * 50_000, b"nonsense", b"\xff\xfe", b"[]", b"NaN", b""])
 def test_a_hostile_configuration_is_one_line(store, files, config):
-    source = store.add([Named("x.zip", zipped({WEIGHTS: files[WEIGHTS], CONFIG: config}))])
+    source = one(store, [Named("x.zip", zipped({WEIGHTS: files[WEIGHTS], CONFIG: config}))])
     with pytest.raises(AdapterError) as caught:
         sources.TableStore().get(source)
     assert "\n" not in str(caught.value)
@@ -591,10 +620,10 @@ def test_the_oldest_goes_with_its_tables(files):
     packed = zipped(files)
     kept = []
     for number in range(5):
-        source = store.add([Named(f"{number}.zip", packed)])
+        source = one(store, [Named(f"{number}.zip", packed)])
         tables.get(source)
         kept.append(source)
-    assert [source.label for source in store.uploads.values()] == ["2", "3", "4"]
+    assert [source.label for (source,) in store.uploads.values()] == ["2", "3", "4"]
     assert [source.path.exists() for source in kept] == [False, False, True, True, True]
     assert [tables.has(source) for source in kept] == [False, False, True, True, True]
     with pytest.raises(AdapterError, match="no longer kept"):
@@ -614,7 +643,7 @@ def test_folders_are_removed_at_exit(tmp_path, files, end):
     (tmp_path / "x.zip").write_bytes(zipped(files))
     code = (
         "import os, signal, sys, time; from pathlib import Path; from app import uploads; "
-        "file = open(sys.argv[1], 'rb'); source = uploads.upload_store().add([file]); "
+        "file = open(sys.argv[1], 'rb'); (source,) = uploads.upload_store().add([file]); "
         f"assert source.path.exists(); print(source.path, flush=True); {end}"
     )
     environment = {**os.environ, "PYTHONPATH": str(APP.parent), "TMPDIR": str(tmp_path)}
@@ -628,7 +657,7 @@ def test_folders_are_removed_at_exit(tmp_path, files, end):
 
 
 def test_tokens_cannot_be_guessed(store, files):
-    tokens = {store.add([Named("x.zip", zipped(files))]).word for _ in range(5)}
+    tokens = {one(store, [Named("x.zip", zipped(files))]).word for _ in range(5)}
     assert len(tokens) == 5
     assert all(len(token) >= 12 for token in tokens)  # 72 bits
 
@@ -656,7 +685,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_labels_are_plain_text_in_one_line(store, files, name):
-    source = store.add([Named(f"{name}.zip", zipped(files))])
+    source = one(store, [Named(f"{name}.zip", zipped(files))])
     assert source.label
     assert len(source.label) <= 40
     assert source.label.isprintable()
@@ -721,7 +750,7 @@ def test_an_archive_in_an_upload_is_bounded_and_keeps_its_suffix(store, monkeypa
     content = (tmp_path / "a.npz").read_bytes()
     cases = [Named("a.npz", content), Named("a.zip", zipped({"x/adapters.npz": content}))]
     for upload in cases:
-        assert read_adapter(store.add([upload]).path)["q"].facts.r == 2
+        assert read_adapter(one(store, [upload]).path)["q"].facts.r == 2
     monkeypatch.setattr(uploads, "UNPACKED_BYTES", 2000)
     for upload in cases:
         with pytest.raises(AdapterError, match="its arrays come to"):
