@@ -15,6 +15,7 @@ from app.safe_markdown import markdown
 from app.sources import Source
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis.tables import LAYER_COLUMNS, SPECTRA_COLUMNS, recounted
+from bora_analysis.files.errors import BaseNeededError
 from bora_analysis.threshold import Threshold
 
 
@@ -24,6 +25,7 @@ class Problem:
 
     source: Source
     words: str
+    needs_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def load(chosen: Sequence[Source], threshold: Threshold) -> Context:
                 slot.progress(0.0, f"{name}: reading")
             tables.append(store.get(source, partial(progress, slot, f"{name}: ")))
         except AdapterError as error:
-            problems.append(Problem(source, str(error)))
+            problems.append(Problem(source, str(error), isinstance(error, BaseNeededError)))
         else:
             read.append(source)
         slot.empty()

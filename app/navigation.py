@@ -24,6 +24,7 @@ def main() -> None:
     page = st.navigation(
         {
             "Adapters": [
+                st.Page("app_pages/start.py", title="Start", icon=":material/add_circle:"),
                 st.Page("app_pages/spectra.py", title="Spectra", icon=":material/show_chart:", default=True),
                 st.Page("app_pages/layers.py", title="Layers", icon=":material/grid_on:"),
                 st.Page("app_pages/training.py", title="Training", icon=":material/timeline:"),

@@ -7,11 +7,11 @@ from typing import Any
 
 import streamlit as st
 
-from app import sources
+from app import adding, sources
 from app.context import Context
 from app.controls import choose, linked
 from app.safe_markdown import markdown, one_line
-from app.uploads import upload_box, upload_store
+from app.uploads import upload_store
 from bora_analysis.adapters import AdapterError
 from bora_analysis.metrics import THRESHOLD
 from bora_analysis.threshold import Threshold
@@ -41,7 +41,10 @@ def picker() -> tuple[list[sources.Source], Threshold, Any]:
     first = own or examples
     unknown = not_there(known)
     in_link(added)
-    new = [key for key in st.session_state.pop("_choose", []) if key in known]
+    # One that is here already by another way is chosen there.
+    places = {source.path: key for key, source in known.items()}
+    asked = [key if key in known else places.get(added[key].path) for key in st.session_state.pop("_choose", [])]
+    new = [key for key in asked if key is not None]
     if new:  # before the widget is made: afterwards its state may not be set
         st.session_state["adapters"] = list(dict.fromkeys([*before(examples), *new]))
     with st.sidebar:
@@ -64,18 +67,7 @@ def picker() -> tuple[list[sources.Source], Threshold, Any]:
         if unknown and chosen == first:
             place.warning(markdown(f"No adapter here is called {', '.join(unknown)}."), icon=":material/link_off:")
         threshold = threshold_picker()
-        with st.expander("Add an adapter", icon=":material/add:"):
-            with st.form("path_form", clear_on_submit=False, border=False):
-                text = st.text_input(
-                    "Path on this server", key="path_box", placeholder="a PEFT folder or a weights file", max_chars=4096
-                )
-                asked = st.form_submit_button("Open", icon=":material/folder_open:")
-            if asked and text.strip():
-                try:
-                    remember([sources.within_roots(text)], known)
-                except AdapterError as error:
-                    st.error(markdown(str(error)), icon=":material/error:")
-            remember(upload_box(), known)
+        st.page_link("app_pages/start.py", label="Add adapters", icon=":material/add:")
     return [known[key] for key in chosen], threshold, place
 
 
@@ -99,7 +91,24 @@ def troubles(place: Any, context: Context) -> None:
     for problem in context.problems:
         key = problem.source.key
         place.error(markdown(problem.words), icon=":material/error:")
+        if problem.needs_base:
+            place.text_input(
+                "Its base model", key=f"base:{key}", on_change=with_base, args=(problem.source,), placeholder="a folder"
+            )
+            if wrong := st.session_state.get("_bases", {}).get(key):
+                place.caption(markdown(wrong))
         place.button("Leave it out", key=f"leave:{key}", icon=":material/close:", on_click=leave, args=(key,))
+
+
+def with_base(source: sources.Source) -> None:
+    """Read an adapter with the base model in its field; what is wrong with that is kept for its place."""
+    wrong = st.session_state.setdefault("_bases", {})
+    wrong.pop(source.key, None)
+    if words := st.session_state[f"base:{source.key}"].strip():
+        try:
+            adding.set_base(source, words)
+        except AdapterError as error:
+            wrong[source.key] = str(error)
 
 
 def leave(key: str) -> None:
@@ -136,7 +145,7 @@ def threshold_picker() -> Threshold:
 def from_link(added: dict[str, sources.Source]) -> list[str]:
     """Add the adapters that the URL brings with it, and return what is wrong with them."""
     errors = []
-    for origin, found in (("path", sources.within_roots), ("upload", upload_store().find)):
+    for origin, found in (("path", sources.within_roots), ("upload", upload_store().find), ("hub", adding.from_hub)):
         for word in st.query_params.get_all(origin):
             try:
                 if f"{origin}:{word}" not in added:
@@ -149,7 +158,7 @@ def from_link(added: dict[str, sources.Source]) -> list[str]:
 
 def in_link(added: dict[str, sources.Source]) -> None:
     """Put the added adapters into the URL. What is there already stays, also what is in error: it is the visitor's."""
-    for origin in ("path", "upload"):
+    for origin in ("path", "upload", "hub"):
         there = st.query_params.get_all(origin)
         missing = [s.word for s in added.values() if s.origin == origin and s.word not in there]
         if missing:
@@ -165,16 +174,3 @@ def steps() -> list[float]:
             asked = THRESHOLD
         st.session_state["_steps"] = sorted({*STEPS, *([asked] if 1e-12 <= asked <= 1e12 else [])})
     return st.session_state["_steps"]
-
-
-def remember(new: list[sources.Source], known: dict[str, sources.Source]) -> None:
-    """Add sources to this session's list, choose them, and start over with them."""
-    if not new:
-        return
-    places = {source.path: key for key, source in known.items()}
-    added = st.session_state["added"]
-    for source in new:
-        if source.path not in places:
-            added[source.key] = source
-    st.session_state["_choose"] = [places.get(source.path, source.key) for source in new]
-    st.rerun()

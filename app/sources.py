@@ -22,6 +22,7 @@ from bora_analysis.adapters import Adapter, AdapterError, Trajectory, checkpoint
 from bora_analysis.adapters.locate import CHECKPOINT, SUFFIXES, checkpoints_in, paths_read
 from bora_analysis.analysis.tables import Tables, analyse, join
 from bora_analysis.bundled import bundled_adapters, bundled_runs, data_folder
+from bora_analysis.files.errors import BaseNeededError
 from bora_analysis.files.keys import natural
 from bora_analysis.style import shortened
 
@@ -37,6 +38,9 @@ GROWING = 120.0
 #: Analyses at a time. Each holds a few layers; a twentieth tab that waits is better than twenty at once.
 ANALYSES = 2
 
+#: Path of an adapter → the base model with which visitors wish to read it.
+BASES: dict[Path, str] = {}
+
 #: What is shown at first, where it is there: the methods at about the same budget.
 USUAL = ("trained-lora-r8", "trained-melora-r8-n4", "trained-bora-r8-b8", "trained-bora-r8-b16")
 
@@ -45,7 +49,8 @@ USUAL = ("trained-lora-r8", "trained-melora-r8-n4", "trained-bora-r8-b8", "train
 class Source:
     """An adapter that can be chosen. ``key`` tells it from the others; ``label`` is its name on the page and in tables.
 
-    ``origin`` is ``"bundled"``, ``"given"`` on the command line, ``"path"`` typed by a visitor, or ``"upload"``.
+    ``origin`` is ``"bundled"``, ``"given"`` on the command line, ``"path"`` or ``"hub"`` typed by a visitor, or
+    ``"upload"``.
     """
 
     key: str
@@ -79,7 +84,7 @@ class TableStore:
             check(source)
             found = self.kept(source, on_module)
             if isinstance(found, AdapterError):
-                raise AdapterError(str(found))
+                raise type(found)(str(found))
         except AdapterError:
             before = self._before(source) if is_growing(source.path) else None
             if before is None:
@@ -110,7 +115,8 @@ class TableStore:
         except RecursionError:  # JSON of ten thousand brackets
             return AdapterError(f"{source.label}: its configuration is nested too deeply")
         except (AdapterError, OSError) as error:
-            return AdapterError(_told(source, error))
+            kind = BaseNeededError if isinstance(error, BaseNeededError) else AdapterError
+            return kind(told(source, error))
 
 
 @cache
@@ -132,6 +138,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--root", action="append", type=Path)
     parser.add_argument("--base")
     parser.add_argument("--fleet")
+    parser.add_argument("--hub", action=argparse.BooleanOptionalAction, default=True)
     program, *words = sys.argv
     if Path(program).name == "server.py" and "--" in words:  # before Streamlit has taken its own away
         ours = words[words.index("--") + 1 :]
@@ -177,8 +184,8 @@ def _readable(folders: Iterable[Path]) -> list[Source]:
 
 
 def read(path: Path) -> Adapter | Trajectory:
-    """The adapter at a path, with the base model that the operator named, for methods that need one."""
-    return read_adapter(path, base=arguments().base)
+    """The adapter at a path, with the base model of its own or that the operator named, for methods that need one."""
+    return read_adapter(path, base=BASES.get(path) or arguments().base)
 
 
 def given() -> list[Source]:
@@ -222,7 +229,7 @@ def check(source: Source) -> None:
     try:
         within(paths_read(source.path), source.label)
     except (AdapterError, OSError, RuntimeError) as error:  # a name too long, a loop of links
-        raise AdapterError(_told(source, error)) from None
+        raise AdapterError(told(source, error)) from None
 
 
 def within(places: Iterable[Path], label: str) -> None:
@@ -272,12 +279,12 @@ def shielded(source: Source, work: Callable[..., T]) -> Callable[..., T]:
         try:
             return work(*given)
         except (AdapterError, OSError) as error:
-            raise AdapterError(_told(source, error)) from None
+            raise AdapterError(told(source, error)) from None
 
     return shown
 
 
-def _told(source: Source, error: Exception) -> str:
+def told(source: Source, error: Exception) -> str:
     """An error's line. Where a visitor's adapter lies on this machine is not the visitor's business."""
     if source.origin not in ("path", "upload"):
         return str(error)
@@ -321,7 +328,7 @@ def is_growing(path: Path) -> bool:
 
 def stamp(path: Path) -> int:
     """Changes when a file of the adapter does, so that an analysis is not shown after its file was replaced."""
-    marks: list[Any] = []
+    marks: list[Any] = [BASES.get(path)]
     try:
         for place in paths_read(path) if path.exists() else ():
             about = place.stat()

@@ -16,7 +16,8 @@ import threading
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -66,15 +67,18 @@ class UploadStore:
     home: TemporaryDirectory[str] = field(default_factory=lambda: TemporaryDirectory(prefix="bora-analysis-"))
 
     def add(self, files: Sequence[BinaryIO]) -> list[Source]:
-        """A zip of one adapter or several, or one weight file with or without its configuration; the oldest may go.
+        """A zip or a folder of one adapter or several, or one weight file with or without its configuration.
 
-        After an AdapterError nothing of the upload is left.
+        The oldest upload may go. After an AdapterError nothing of the upload is left.
         """
         token = secrets.token_urlsafe(9)
         folder = Path(self.home.name) / token
         folder.mkdir(mode=0o700)
         try:
-            named = unpack(files[0], folder) if _suffix(files[0]) == ".zip" else {"": _place(files, folder)}
+            if any("/" in file.name for file in files):
+                named = take_folder(files, folder)
+            else:
+                named = unpack(files[0], folder) if _suffix(files[0]) == ".zip" else {"": _place(files, folder)}
             _check_archives(folder, files[0].name)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -109,19 +113,26 @@ def upload_store() -> UploadStore:
     return store
 
 
-def upload_box() -> list[Source]:
-    """The uploader, and what was uploaded by it since the last run of the page. Errors are shown in place."""
+def upload_box(folders: bool = False) -> list[Source]:
+    """The uploader, of files or of a folder, and what was uploaded by it since the last run of the page.
+
+    Errors are shown in place.
+    """
     # A number in the key: the next one is a new, empty uploader, and the bytes of the old one are let go.
-    turn = st.session_state.setdefault("_upload_turn", 0)
+    turns = "_folder_turn" if folders else "_upload_turn"
+    turn = st.session_state.setdefault(turns, 0)
     files = st.file_uploader(
-        "Upload an adapter",
-        type=["zip", *(suffix[1:] for suffix in SUFFIXES), "json"],
-        accept_multiple_files=True,
-        key=f"upload-{turn}",
+        "Drop a folder: of an adapter, a run, or several" if folders else "Drop files or zips",
+        type=[*([] if folders else ["zip"]), *(suffix[1:] for suffix in SUFFIXES), "json"],
+        accept_multiple_files="directory" if folders else True,
+        key=f"{'folder' if folders else 'upload'}-{turn}",
         max_upload_size=UPLOAD_MB,
         help=f"A zip of PEFT folders (checkpoints too), or the weights and their {CONFIG_NAME}, up to {UPLOAD_MB} MB "
         f"per file and {UNPACKED_BYTES >> 30} GB unpacked. This server keeps the last {KEPT} uploads until it stops.",
     )
+    if folders:
+        groups = [list(files)] if files else []
+        return _added(groups, turns)
     groups: list[list[Any]] = [[file] for file in files if _suffix(file) == ".zip"]
     loose = [file for file in files if _suffix(file) != ".zip"]
     if loose:
@@ -132,6 +143,11 @@ def upload_box() -> list[Source]:
             groups.append(loose)
         else:
             st.caption(f"Add their `{CONFIG_NAME}`, which holds α.")
+    return _added(groups, turns)
+
+
+def _added(groups: Sequence[Sequence[Any]], turns: str) -> list[Source]:
+    """The adapters of these uploads; where one is bad, its error in place, and the uploader keeps its files."""
     added = []
     for group in groups:
         tried = "+".join(file.file_id for file in group)
@@ -145,7 +161,7 @@ def upload_box() -> list[Source]:
                 errors[tried] = str(error)
         st.error(markdown(errors[tried]), icon=":material/error:")
     if added:
-        st.session_state["_upload_turn"] = turn + 1
+        st.session_state[turns] += 1
         st.session_state.pop("_upload_errors", None)
     return added
 
@@ -162,20 +178,44 @@ def unpack(file: BinaryIO, folder: Path) -> dict[str, str]:
             entries = archive.infolist()
             if len(entries) > ENTRIES:
                 raise AdapterError(f"{name}: holds {len(entries)} entries; at most {ENTRIES} are read")
-            members = _chosen(name, entries)
-            left = UNPACKED_BYTES
-            for inside, (_, chosen) in members.items():
-                for target, entry in sorted(chosen.items()):
-                    place = folder / inside / target
-                    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    limit = min(left, CONFIG_BYTES) if place.name == CONFIG_NAME else left
-                    with archive.open(entry) as packed, place.open("xb") as out:
-                        left -= _copy(packed, out, limit, name, target)
+            return _written(file.name, _chosen(name, entries), folder, archive.open)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         if isinstance(error, AdapterError):
             raise
         raise AdapterError(f"{name}: is not a complete zip file ({one_line(str(error), 80)}); zip it again") from None
-    return {inside: own or file.name for inside, (own, _) in members.items()}
+
+
+def take_folder(files: Sequence[BinaryIO], folder: Path) -> dict[str, str]:
+    """The same of a folder as the browser sends it: files whose names are paths."""
+    top = PurePosixPath(files[0].name).parts[0]
+    if len(files) > ENTRIES:
+        raise AdapterError(f"{label(top)}: holds {len(files)} files; at most {ENTRIES} are read")
+    entries = {}
+    for file in files:
+        entry = zipfile.ZipInfo(file.name)
+        entry.file_size = file.seek(0, 2)
+        file.seek(0)
+        entries[entry.filename] = entry, file
+    members = _chosen(label(top), [entry for entry, _ in entries.values()])
+    return _written(top, members, folder, lambda entry: nullcontext(entries[entry.filename][1]))
+
+
+def _written(
+    name: str,
+    members: Mapping[str, tuple[str, Mapping[str, zipfile.ZipInfo]]],
+    folder: Path,
+    opened: Callable[[zipfile.ZipInfo], AbstractContextManager[Any]],
+) -> dict[str, str]:
+    """Write the chosen entries to their targets; where each adapter lies, and its name."""
+    left = UNPACKED_BYTES
+    for inside, (_, chosen) in members.items():
+        for target, entry in sorted(chosen.items()):
+            place = folder / inside / target
+            place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            limit = min(left, CONFIG_BYTES) if place.name == CONFIG_NAME else left
+            with opened(entry) as packed, place.open("xb") as out:
+                left -= _copy(packed, out, limit, label(name), target)
+    return {inside: own or name for inside, (own, _) in members.items()}
 
 
 def label(name: str) -> str:
@@ -236,7 +276,7 @@ def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, tuple[st
     if declared > UNPACKED_BYTES:
         raise AdapterError(f"{name}: unpacks to {declared:,} bytes; at most {UNPACKED_BYTES:,} are read")
     if len(found) == 1:
-        return {"": ("", *found.values())}
+        return {"": ("", next(iter(found.values())))}
     return {str(k): (home.name or name, chosen) for k, (home, chosen) in enumerate(found.items())}
 
 

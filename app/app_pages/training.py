@@ -45,7 +45,7 @@ if not trajectories and sources.runs():
 if not trajectories:
     st.info("None of the chosen adapters has two or more steps.", icon=":material/timeline:")
     st.markdown(
-        "Open a folder of checkpoints as the Hugging Face `Trainer` leaves it, with *Add an adapter* in the sidebar, "
+        "Open a folder of checkpoints as the Hugging Face `Trainer` leaves it, on the page *Start*, "
         "or on the command line with `bora-analysis dashboard RUN`:"
     )
     st.code("RUN/\n  checkpoint-500/\n  checkpoint-1000/\n  checkpoint-1500/", language=None)

@@ -7,6 +7,8 @@ import re
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -17,7 +19,7 @@ from dashboard_cases import APP, PAGES, adapter, contents, zipped
 from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
-from app import columns, inspection, palette, server, sources, uploads
+from app import adding, columns, inspection, palette, server, sources, uploads
 from bora_analysis import __version__, analyse, bundled, factor_ranks, null, read_adapter, verdict, write_adapter
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis.tables import join
@@ -308,50 +310,92 @@ def test_every_page_with_hostile_names(start, page, tmp_path):
         assert "onerror=alert(1)>" not in block.value, "a name that is not escaped"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_page_with_an_upload(start, page, tmp_path):
+def show_added(app: AppTest) -> AppTest:
+    """As a visitor does, who has seen that what was added is ready."""
+    (button,) = [button for button in app.button if button.key == "show_added"]
+    return healthy(button.click().run())
+
+
+def check_lines(app: AppTest, *lines: str) -> AppTest:
+    app.text_area(key="_lines").set_value("\n".join(lines))
+    (button,) = [button for button in app.button if button.label == "Check"]
+    return healthy(button.click().run())
+
+
+def offered(app: AppTest) -> list[str]:
+    """What the page Start has found to be ready."""
+    groups: Any = app.get("button_group")
+    found = [option for pills in groups if pills.label == "Ready" for option in pills.options]
+    return [option.replace("\\", "") for option in found]
+
+
+def test_an_upload_is_checked_then_shown_on_every_page(start, tmp_path):
     packed = zipped(contents(adapter(tmp_path / "sent")))
-    app = start(page)
+    app = start("start")
     app.file_uploader(key="upload-0").upload("sent.zip", packed)
     healthy(app.run())
-    assert names(app) == ["sent"]
-    assert shown(app) == []
-    source = app.session_state["_context"].sources[-1]
-    assert in_url(app, "upload") == [source.word]
+    assert names(app) == BUNDLED, "nothing is chosen before the visitor says so"
+    assert offered(app) == ["sent: LoRA, 4 modules"]
     # The uploader is a new one, which has let go of the bytes.
     assert app.file_uploader[0].key == "upload-1"
     assert app.file_uploader[0].value == []
+    show_added(app)
+    source = app.session_state["_context"].sources[-1]
+    assert in_url(app, "upload") == [source.word]
+    for page in PAGES:
+        healthy(app.switch_page(f"app_pages/{page}.py").run())
+        assert names(app) == ["sent"]
+        assert shown(app) == []
+
+
+def test_a_zip_of_several_offers_each(start, tmp_path):
+    for name, rank in (("a", 2), ("b", 3)):
+        adapter(tmp_path / "all" / name, rank=rank)
+    app = start("start")
+    app.file_uploader(key="upload-0").upload("all.zip", zipped(contents(tmp_path / "all")))
+    healthy(app.run())
+    assert offered(app) == ["a: LoRA, 4 modules", "b: LoRA, 4 modules"]
+    assert names(show_added(app)) == ["a", "b"]
+    assert own_layers(app)["r"].unique().tolist() == [2, 3]
+
+
+def test_a_folder_from_the_browser(start, tmp_path):
+    for name in ("a", "run/checkpoint-1", "run/checkpoint-2"):
+        adapter(tmp_path / "mine" / name)
+    sent = [(f"mine/{name}", content, "") for name, content in contents(tmp_path / "mine").items()]
+    app = start("start")
+    app.file_uploader(key="folder-0").set_value(sent)
+    healthy(app.run())
+    assert offered(app) == ["a: LoRA, 4 modules", "run: LoRA, 4 modules, 2 steps"]
+    assert names(show_added(app)) == ["a", "run"]
 
 
 def test_weights_wait_for_their_configuration(start, tmp_path):
     files = contents(adapter(tmp_path / "sent"))
-    app = start()
+    app = start("start")
     app.file_uploader(key="upload-0").upload("weights.safetensors", files["adapter_model.safetensors"])
     healthy(app.run())
-    assert names(app) == BUNDLED
-    app.file_uploader(key="upload-0").set_value(
-        [
-            ("weights.safetensors", files["adapter_model.safetensors"], ""),
-            ("adapter_config.json", files["adapter_config.json"], ""),
-        ]
-    )
+    assert offered(app) == []
+    both = [("weights.safetensors", files["adapter_model.safetensors"], "")]
+    both += [("adapter_config.json", files["adapter_config.json"], "")]
+    app.file_uploader(key="upload-0").set_value(both)
     healthy(app.run())
-    assert names(app) == ["weights"]
+    assert names(show_added(app)) == ["weights"]
     assert (app.session_state["_context"].layer_metrics.query("adapter == 'weights'")["scaling"] == 2).all()
 
 
 def test_weights_alone_on_request(start, tmp_path):
     files = contents(adapter(tmp_path / "sent"))
-    app = start()
+    app = start("start")
     app.file_uploader(key="upload-0").upload("weights.safetensors", files["adapter_model.safetensors"])
     app.run()
     (button,) = [button for button in app.button if button.label == "Read without a configuration"]
-    healthy(button.click().run())
+    show_added(healthy(button.click().run()))
     assert (app.session_state["_context"].layer_metrics.query("adapter == 'weights'")["scaling"] == 1).all()
 
 
 def test_a_bad_upload_shows_one_line_and_is_not_unpacked_again(start, monkeypatch):
-    app = start()
+    app = start("start")
     app.file_uploader(key="upload-0").upload("no.zip", b"PK\x03\x04 this is no zip")
     healthy(app.run())
     (line,) = shown(app)
@@ -367,9 +411,9 @@ def test_a_bad_upload_shows_one_line_and_is_not_unpacked_again(start, monkeypatc
 
 
 def test_a_link_to_an_upload_holds_in_another_session(start, tmp_path):
-    app = start()
+    app = start("start")
     app.file_uploader(key="upload-0").upload("sent.zip", zipped(contents(adapter(tmp_path / "sent")))).run()
-    (token,) = in_url(app, "upload")
+    (token,) = in_url(show_added(app), "upload")
     assert names(healthy(start(upload=token))) == ["sent"]
     other = healthy(start(upload="nonsense"))
     assert names(other) == BUNDLED
@@ -378,25 +422,63 @@ def test_a_link_to_an_upload_holds_in_another_session(start, tmp_path):
 
 def test_a_typed_path_is_chosen_and_stands_in_the_link(start, tmp_path):
     adapter(tmp_path / "deep" / "mine")
-    app = start()
-    app.text_input(key="path_box").set_value("deep/mine")
-    (button,) = [button for button in app.button if button.label == "Open"]
-    healthy(button.click().run())
-    assert names(app) == ["mine"]
+    app = check_lines(start("start"), "deep/mine")
+    assert names(app) == BUNDLED
+    assert names(show_added(app)) == ["mine"]
     assert in_url(app, "path") == ["deep/mine"]
     assert names(healthy(start(path="deep/mine"))) == ["mine"]
 
 
-def test_a_typed_path_outside_of_the_roots_is_refused(start, tmp_path):
+def test_a_folder_offers_its_members_and_bad_lines_stay(start, tmp_path):
+    for name in ("all/a", "all/b", "other"):
+        adapter(tmp_path / "root" / name)
     adapter(tmp_path / "outside")
-    (tmp_path / "root").mkdir()
-    app = start(roots=[tmp_path / "root"])
-    app.text_input(key="path_box").set_value("../outside")
-    (button,) = [button for button in app.button if button.label == "Open"]
-    healthy(button.click().run())
-    assert len(shown(app)) == 1
-    assert names(app) == BUNDLED
+    (tmp_path / "root" / "all" / "bad").mkdir()
+    (tmp_path / "root" / "all" / "bad" / "adapter_config.json").write_text("{}")
+    (tmp_path / "root" / "all" / "link").symlink_to(tmp_path / "outside")
+    app = check_lines(start("start", roots=[tmp_path / "root"]), "all", "../outside", "nothing", "'other'")
+    assert offered(app) == [f"{name}: LoRA, 4 modules" for name in ("a", "b", "other")]
+    assert app.text_area(key="_lines").value == "../outside\nnothing", "what was not found can be mended"
+    words = " ".join(each.value.replace("\\", "") for each in app.markdown)
+    assert "lies outside" in words
+    assert "no such file or folder" in words
+    assert ":red-badge" in words
+    assert "bad: holds adapter_config.json but no weights" in words
     assert "path" not in app.query_params
+    assert names(show_added(app)) == ["a", "b", "other"]
+
+
+def test_examples_are_chosen_as_such(start):
+    app = start("start")
+    (button,) = [button for button in app.button if button.key == "show_examples"]
+    healthy(button.click().run())
+    assert names(app) == BUNDLED
+
+
+class Sibling:
+    def __init__(self, rfilename: str, size: int):
+        self.rfilename, self.size = rfilename, size
+
+
+@pytest.mark.parametrize("size", [1000, adding.HUB_BYTES + 1])
+def test_an_id_of_the_hub(start, tmp_path, monkeypatch, size):
+    import huggingface_hub
+
+    place = adapter(tmp_path / "cache" / "snapshot")
+    told = SimpleNamespace(siblings=[Sibling("adapter_model.safetensors", size), Sibling("README.md", 9 << 40)])
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: told)
+    fetched = []
+    monkeypatch.setattr(adding, "download", lambda word: fetched.append(word) or place)
+    app = check_lines(start("start", roots=[tmp_path / "root"]), "org/lora@v1")
+    if size > adding.HUB_BYTES:
+        assert not fetched
+        assert offered(app) == []
+        assert any("at most" in each.value for each in app.markdown)
+        return
+    assert offered(app) == ["lora@v1: LoRA, 4 modules"]
+    assert names(show_added(app)) == ["lora@v1"]
+    assert in_url(app, "hub") == ["org/lora@v1"]
+    assert fetched == ["org/lora@v1"]
 
 
 def test_a_link_sets_adapters_threshold_and_path(start, tmp_path):

@@ -58,6 +58,43 @@ def test_the_base_model_reaches_the_readers(dora, monkeypatch):
         sources.arguments.cache_clear()
 
 
+def test_an_adapter_asks_for_its_base_model_in_a_field(dora, monkeypatch):
+    """On the page where it is added, and in the sidebar where it is chosen; none outside of the roots."""
+    inside = dora / "inside"
+    for name in ("base", "dora"):
+        shutil.copytree(dora / name, inside / name)
+    (inside / "sly").symlink_to(dora / "base")
+    words = [str(APP / "streamlit_app.py"), f"--root={inside}"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sources, "BASES", {})
+    sources.arguments.cache_clear()
+    try:
+        app = AppTest.from_file(words[0], default_timeout=180)
+        app.switch_page("app_pages/start.py").run()
+        app.text_area(key="_lines").set_value("dora")
+        next(button for button in app.button if button.label == "Check").click().run()
+        field = app.text_input(key="base:path:dora")
+        for wrong, line in (("../base", "lies outside"), ("sly", "lies outside"), ("dora", "is no base model")):
+            field.set_value(wrong).run()
+            assert any(line in each.value.replace("\\", "") for each in app.caption), wrong
+            assert not [button for button in app.button if button.key == "show_added"]
+        field.set_value("base").run()
+        next(button for button in app.button if button.key == "show_added").click().run()
+        assert not app.exception
+        expected = analyse(read_adapter(dora / "dora", base=dora / "base")).layer_metrics
+        np.testing.assert_allclose(app.session_state["_context"].layer_metrics["energy"], expected["energy"])
+        sources.BASES.clear()
+        linked = AppTest.from_file(words[0], default_timeout=180)
+        linked.query_params["path"] = "dora"
+        linked.run()
+        assert "needs the base model" in linked.sidebar.error[0].value
+        linked.text_input(key="base:path:dora").set_value("base").run()
+        assert not linked.error
+        np.testing.assert_allclose(linked.session_state["_context"].layer_metrics["energy"], expected["energy"])
+    finally:
+        sources.arguments.cache_clear()
+
+
 def test_without_it_they_are_refused_with_that_word(dora, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(APP / "streamlit_app.py"), f"--root={dora}"])
     sources.arguments.cache_clear()

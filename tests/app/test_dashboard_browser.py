@@ -22,7 +22,7 @@ from bora_analysis.figures import save, spectra
 from bora_analysis.style import METRICS
 
 #: The title of a page, where it is not its name.
-TITLES = {page: page.capitalize() for page in PAGES} | {"lab": "Synthetic lab"}
+TITLES = {page: page.capitalize() for page in PAGES} | {"lab": "Synthetic lab", "start": "Start"}
 #: Charts that each page shows at first, or more.
 CHARTS = {
     "spectra": 3,
@@ -35,6 +35,7 @@ CHARTS = {
     "lab": 4,
     "budget": 3,
     "paper": 3,
+    "start": 0,
 }
 
 
@@ -50,7 +51,7 @@ def test_every_page_wide_and_on_a_phone(browser, site, theme):
     with visit(browser, theme) as page:
         opened(page, site, "spectra")
         shows(page, 0, *(f"{source.label}: " for source in sources.usual()))
-        for name in PAGES:
+        for name in (*PAGES, "start"):
             if name != "spectra":  # as a visitor does, in the same session
                 page.get_by_role("link", name=TITLES[name], exact=True).click()
                 page.get_by_role("heading", name=TITLES[name], exact=True).wait_for()
@@ -160,11 +161,12 @@ def test_a_click_on_a_cell_and_its_link(browser, site):
 
 def test_an_upload(browser, site, folder):
     with visit(browser) as page:
-        opened(page, site, "spectra")
-        page.get_by_text("Add an adapter").click()
+        opened(page, site, "start")
         packed = zipped(contents(folder / "mine"))
         file = {"name": "sent <b>.zip", "mimeType": "application/zip", "buffer": packed}
-        page.get_by_test_id("stFileUploaderDropzoneInput").set_input_files(files=[file])
+        page.get_by_test_id("stFileUploaderDropzoneInput").first.set_input_files(files=[file])
+        page.get_by_role("button", name="Show it").click()
+        page.get_by_role("heading", name="Spectra", exact=True).wait_for()
         page.wait_for_function("() => location.search.includes('upload=')")
         bound = analyse(read_adapter(folder / "mine")).layer_metrics
         shows(page, 0, f"sent <b>: {bound['effective_rank'].mean():.4g} of 3")

@@ -76,7 +76,7 @@ def roots(tmp_path, monkeypatch):
     """Two roots with an adapter each, and one outside."""
     for name in ("one/mine", "two/other", "outside/secret"):
         adapter(tmp_path / name)
-    arguments = SimpleNamespace(paths=[], root=[tmp_path / "one", tmp_path / "two"], base=None)
+    arguments = SimpleNamespace(paths=[], root=[tmp_path / "one", tmp_path / "two"], base=None, hub=True)
     monkeypatch.setattr(sources, "arguments", lambda: arguments)
     return tmp_path
 
@@ -255,7 +255,7 @@ def test_a_whole_model_that_leads_out_of_the_roots_is_refused(roots, monkeypatch
         file = place / ("a.safetensors" if what == "shard" else what)
         file.unlink()
         file.symlink_to(outside / ("model.safetensors" if what == "shard" else what))
-    arguments = SimpleNamespace(paths=[], root=[roots / "one"], base=start)
+    arguments = SimpleNamespace(paths=[], root=[roots / "one"], base=start, hub=True)
     monkeypatch.setattr(sources, "arguments", lambda: arguments)
     files = opened(monkeypatch)
     with pytest.raises(AdapterError, match=r"leads out of the folders|weight_map has .* expected a file") as caught:
@@ -271,7 +271,7 @@ def test_a_whole_model_that_leads_out_of_the_roots_is_refused(roots, monkeypatch
 def test_a_whole_model_within_the_roots_is_read_and_read_again_when_a_shard_changes(roots, monkeypatch):
     key = "model.layers.0.q_proj.weight"
     place, start = model(roots / "one" / "tuned", {key: "a.safetensors"}), model(roots / "start")
-    arguments = SimpleNamespace(paths=[], root=[roots / "one"], base=start)
+    arguments = SimpleNamespace(paths=[], root=[roots / "one"], base=start, hub=True)
     monkeypatch.setattr(sources, "arguments", lambda: arguments)
     store, source = sources.TableStore(), sources.within_roots("tuned")
     before = store.get(source).layer_metrics["energy"].tolist()
@@ -312,7 +312,10 @@ def test_an_error_does_not_say_where_the_roots_adapters_lie(roots, broken, text)
 @given(st.text(max_size=60))
 def test_any_text_is_a_path_inside_or_an_error(text):
     home = APP / "app_pages"
-    arguments, sources.arguments = sources.arguments, lambda: SimpleNamespace(paths=[], root=[home], base=None)
+    arguments, sources.arguments = (
+        sources.arguments,
+        lambda: SimpleNamespace(paths=[], root=[home], base=None, hub=True),
+    )
     line, place = "", home
     try:
         place = sources.within_roots(text).path
@@ -735,7 +738,7 @@ def test_no_page_renders_html():
 
 
 def test_a_huge_root_is_no_reason_to_wait(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "arguments", lambda: SimpleNamespace(paths=[], root=[Path("/")], base=None))
+    monkeypatch.setattr(sources, "arguments", lambda: SimpleNamespace(paths=[], root=[Path("/")], base=None, hub=True))
     adapter(tmp_path / "mine")
     start = time.process_time()
     sources.within_roots(str(tmp_path / "mine"))
