@@ -112,7 +112,8 @@ class _BlockProduct(torch.autograd.Function):
         columns, rows = _blocks(x, A), _blocks(gradient.to(x.dtype), B)
         back = torch.bmm(B.transpose(1, 2), rows)
         if of_B or of_S:
-            hidden = torch.bmm(A, columns)
+            # A x again. back counts nothing, but with it a compiler cannot keep the forward pass's product instead.
+            hidden = torch.baddbmm(back, A, columns, beta=0)
             dB = torch.bmm(_mix(S, hidden), rows.transpose(1, 2)).transpose(1, 2)
             dS = torch.bmm(_swapped(back), _swapped(hidden).transpose(1, 2)) if of_S else None
         back = _mix(None if S is None else S.transpose(1, 2), back)

@@ -113,6 +113,21 @@ def test_the_contraction_compiles() -> None:
     torch.testing.assert_close(found[1], found[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("method", ["bora", "melora"])
+def test_compiled_code_keeps_no_more_than_x_of_the_tokens(method: str) -> None:
+    """The partitioner that code generation has, too, would keep the values between the factors, b times LoRA's."""
+    tokens, kept = 50, []
+    leaves = [numbers(*shape).requires_grad_() for shape in [(tokens, 6), (tokens, 6), (2, 3, 2), (2, 2, 2), (2, 2, 3)]]
+    work: Any = contraction.add_bora if method == "bora" else lambda y, x, B, _, A: contraction.add_melora(y, x, B, A)
+    called = torch.compile(work, backend="aot_eager_decomp_partition", fullgraph=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value) or value, lambda value: value):
+        called(*leaves).square().sum().backward()
+    values = [value.numel() for value in kept if tokens in value.shape]
+    assert values == [leaves[0].numel()] * 2  # x, and what squaring keeps
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_sigma_is_the_analysis_sigma(activation: str, dtype: torch.dtype) -> None:
