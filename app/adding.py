@@ -79,7 +79,7 @@ def members(folder: Path) -> list[Source]:
 def from_hub(word: str) -> Source:
     """An adapter of the Hub, downloaded into its usual cache; AdapterError where that is not allowed, or too large."""
     if not sources.arguments().hub:
-        raise AdapterError(f"{one_line(word, 120)}: this server opens nothing from the Hub (--no-hub)")
+        raise AdapterError(f"{one_line(word, 120)}: this server opens nothing from the Hub; upload the adapter")
     size = hub_bytes(word)
     if size > HUB_BYTES:
         raise AdapterError(f"{word}: its weights come to {size:,} bytes; at most {HUB_BYTES:,} are fetched")

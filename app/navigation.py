@@ -38,6 +38,7 @@ def main() -> None:
                 st.Page("app_pages/lab.py", title="Synthetic lab", icon=":material/science:"),
                 st.Page("app_pages/budget.py", title="Budget", icon=":material/savings:"),
                 st.Page("app_pages/paper.py", title="Paper", icon=":material/article:"),
+                st.Page("app_pages/about.py", title="About", icon=":material/info:"),
             ],
         }
     )

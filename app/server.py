@@ -32,7 +32,10 @@ def main() -> None:
     """Run Streamlit with the arguments of this process, as ``streamlit run`` has them."""
     from streamlit.web import cli
 
+    from app.limits import limit_memory
+
     warm()
+    limit_memory()
     sys.argv = ["streamlit", "run", *sys.argv[1:]]
     cli.main()
 

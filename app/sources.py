@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.bounded import bounded
+from app.limits import timed
 from app.safe_markdown import one_line
 from bora_analysis.adapters import Adapter, AdapterError, Trajectory, checkpoints, read_adapter
 from bora_analysis.adapters.locate import CHECKPOINT, SUFFIXES, checkpoints_in, paths_read
@@ -111,7 +112,9 @@ class TableStore:
     def _made(self, source: Source, on_module: Callable[[int, int], None] | None) -> Tables | AdapterError:
         try:
             with self.turns:
-                return _analyse(source, on_module)
+                return _analyse(source, timed(source.label, on_module))
+        except MemoryError:
+            return AdapterError(f"{source.label}: needs more memory than this server has left")
         except RecursionError:  # JSON of ten thousand brackets
             return AdapterError(f"{source.label}: its configuration is nested too deeply")
         except (AdapterError, OSError) as error:
@@ -138,14 +141,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--root", action="append", type=Path)
     parser.add_argument("--base")
     parser.add_argument("--fleet")
-    parser.add_argument("--hub", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--public", action="store_true")
     program, *words = sys.argv
     if Path(program).name == "server.py" and "--" in words:  # before Streamlit has taken its own away
         ours = words[words.index("--") + 1 :]
     else:  # under another program (a test runner) the arguments are that program's
         ours = words if Path(program).name == "streamlit_app.py" else []
     known, _ = parser.parse_known_args(ours)
-    known.root = [root.resolve() for root in known.root or [Path.cwd()]]
+    known.root = [root.resolve() for root in known.root or ([] if known.public else [Path.cwd()])]
+    known.hub = not known.public
     return known
 
 
@@ -206,6 +210,8 @@ def place_within_roots(text: str) -> tuple[Path, str]:
         place = next((place for place in inside if place.exists()), None)
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a null byte
         raise AdapterError(f"{shown}: is not a path ({type(error).__name__})") from None
+    if not roots:
+        raise AdapterError(f"{shown}: this server opens no paths; upload the adapter")
     if not inside:
         raise AdapterError(f"{shown}: lies outside {opened}; this server opens nothing else (--root)")
     if place is None:

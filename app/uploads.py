@@ -13,6 +13,7 @@ import secrets
 import shutil
 import stat
 import threading
+import time
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -26,6 +27,7 @@ from typing import IO, Any, BinaryIO
 
 import streamlit as st
 
+from app.limits import OWN, Rate, limits
 from app.safe_markdown import markdown, one_line
 from app.sources import Source, table_store
 from bora_analysis.adapters import AdapterError, locate
@@ -35,9 +37,9 @@ from bora_analysis.files.tensors import DISTCP
 from bora_analysis.style import shortened
 
 #: Limit of one uploaded file in MB; ``server.maxUploadSize`` in ``.streamlit/config.toml`` is the same.
-UPLOAD_MB = 500
+UPLOAD_MB = OWN.upload_mb
 #: What the used entries of one zip may come to, in bytes.
-UNPACKED_BYTES = 1 << 30
+UNPACKED_BYTES = OWN.unpacked
 #: Entries of one zip, used or not: some 200 checkpoints with all that a trainer leaves beside the weights.
 ENTRIES = 2000
 #: Adapters of one zip.
@@ -45,7 +47,7 @@ MEMBERS = 50
 #: An adapter's configuration has a few kB; beyond this, in bytes, it is something else.
 CONFIG_BYTES = 1 << 20
 #: Uploads that one server process keeps; the oldest goes when another comes.
-KEPT = 8
+KEPT = OWN.kept
 
 # A distributed checkpoint is a folder of files, which an upload is not.
 SUFFIXES = tuple(suffix for suffix in locate.SUFFIXES if suffix != DISTCP)
@@ -61,16 +63,24 @@ class UploadStore:
     """The uploads of this process, at most ``kept``, each in a folder of its own below a private temporary one."""
 
     kept: int = KEPT
+    rate: Rate = field(default_factory=Rate)
+    ends: dict[str, float] = field(default_factory=dict)  # token → when its time is over
     uploads: OrderedDict[str, list[Source]] = field(default_factory=OrderedDict)
     guard: threading.Lock = field(default_factory=threading.Lock)
     # Readable by this user alone, and removed when the process ends.
     home: TemporaryDirectory[str] = field(default_factory=lambda: TemporaryDirectory(prefix="bora-analysis-"))
 
-    def add(self, files: Sequence[BinaryIO]) -> list[Source]:
+    def add(self, files: Sequence[BinaryIO], address: str = "") -> list[Source]:
         """A zip or a folder of one adapter or several, or one weight file with or without its configuration.
 
         The oldest upload may go. After an AdapterError nothing of the upload is left.
         """
+        most = limits().upload_mb << 20
+        for file in files:  # the browser keeps to this; others may not
+            if file.seek(0, 2) > most:
+                raise AdapterError(f"{label(file.name)}: is larger than {limits().upload_mb} MB, the most that is read")
+            file.seek(0)
+        self.rate.count(address)
         token = secrets.token_urlsafe(9)
         folder = Path(self.home.name) / token
         folder.mkdir(mode=0o700)
@@ -88,27 +98,47 @@ class UploadStore:
             Source(f"upload:{word}", label(name), folder / inside, "upload")
             for word, (inside, name) in zip(words, named.items(), strict=True)
         ]
+        minutes = limits().minutes
         with self.guard:
             self.uploads[token] = added
-            gone = [self.uploads.popitem(last=False) for _ in range(len(self.uploads) - self.kept)]
-        for old, members in gone:
-            for source in members:
-                table_store().drop(source)
-            shutil.rmtree(Path(self.home.name) / old, ignore_errors=True)
+            if minutes is not None:
+                self.ends[token] = time.monotonic() + 60 * minutes
+            gone = list(self.uploads)[: max(0, len(self.uploads) - self.kept)]
+        self.drop(gone)
+        if minutes is not None:
+            timer = threading.Timer(60 * minutes + 1, self.expire)
+            timer.daemon = True
+            timer.start()
         return added
 
     def find(self, word: str) -> Source:
         """The upload of that word; AdapterError if it is gone: a link to an upload lives as long as the upload."""
+        self.expire()
         members = self.uploads.get(word.partition(".")[0], ())
         if source := next((each for each in members if each.word == word), None):
             return source
         raise AdapterError("The uploaded adapter of this link is no longer kept; upload it again")
 
+    def expire(self) -> None:
+        """Remove the uploads whose time is over."""
+        now = time.monotonic()
+        self.drop([token for token, end in list(self.ends.items()) if end <= now])
+
+    def drop(self, tokens: Sequence[str]) -> None:
+        """Remove uploads, their tables and their files."""
+        for token in tokens:
+            with self.guard:
+                members = self.uploads.pop(token, [])
+                self.ends.pop(token, None)
+            for source in members:
+                table_store().drop(source)
+            shutil.rmtree(Path(self.home.name) / token, ignore_errors=True)
+
 
 @cache
 def upload_store() -> UploadStore:
     """The store of this process, gone when it ends."""
-    store = UploadStore()
+    store = UploadStore(limits().kept)
     atexit.register(store.home.cleanup)
     return store
 
@@ -120,15 +150,16 @@ def upload_box(folders: bool = False) -> list[Source]:
     """
     # A number in the key: the next one is a new, empty uploader, and the bytes of the old one are let go.
     turns = "_folder_turn" if folders else "_upload_turn"
-    turn = st.session_state.setdefault(turns, 0)
+    turn, own = st.session_state.setdefault(turns, 0), limits()
+    until = f"for {own.minutes:g} minutes" if own.minutes else "until it stops"
     files = st.file_uploader(
         "Drop a folder: of an adapter, a run, or several" if folders else "Drop files or zips",
         type=[*([] if folders else ["zip"]), *(suffix[1:] for suffix in SUFFIXES), "json"],
         accept_multiple_files="directory" if folders else True,
         key=f"{'folder' if folders else 'upload'}-{turn}",
-        max_upload_size=UPLOAD_MB,
-        help=f"A zip of PEFT folders (checkpoints too), or the weights and their {CONFIG_NAME}, up to {UPLOAD_MB} MB "
-        f"per file and {UNPACKED_BYTES >> 30} GB unpacked. This server keeps the last {KEPT} uploads until it stops.",
+        max_upload_size=own.upload_mb,
+        help=f"A zip of PEFT folders (checkpoints too), or the weights and their {CONFIG_NAME}, up to {own.upload_mb} "
+        f"MB per file and {own.unpacked >> 20:,} MB unpacked. This server keeps the last {own.kept} uploads {until}.",
     )
     if folders:
         groups = [list(files)] if files else []
@@ -155,7 +186,7 @@ def _added(groups: Sequence[Sequence[Any]], turns: str) -> list[Source]:
         if tried not in errors:  # a run of the page with a bad file still in the box unpacks nothing again
             try:
                 with st.spinner("Unpacking …"):
-                    added += upload_store().add(group)
+                    added += upload_store().add(group, st.context.ip_address or "")
                 continue
             except AdapterError as error:
                 errors[tried] = str(error)
@@ -207,7 +238,7 @@ def _written(
     opened: Callable[[zipfile.ZipInfo], AbstractContextManager[Any]],
 ) -> dict[str, str]:
     """Write the chosen entries to their targets; where each adapter lies, and its name."""
-    left = UNPACKED_BYTES
+    left = _unpacked()
     for inside, (_, chosen) in members.items():
         for target, entry in sorted(chosen.items()):
             place = folder / inside / target
@@ -273,8 +304,8 @@ def _chosen(name: str, entries: Sequence[zipfile.ZipInfo]) -> dict[str, tuple[st
         raise AdapterError(f"{name}: holds {len(homes)} adapters; at most {MEMBERS} are read")
     found = {home: _targets(name, used, weights, configs) for home, used in homes.items()}
     declared = sum(entry.file_size for chosen in found.values() for entry in chosen.values())
-    if declared > UNPACKED_BYTES:
-        raise AdapterError(f"{name}: unpacks to {declared:,} bytes; at most {UNPACKED_BYTES:,} are read")
+    if declared > _unpacked():
+        raise AdapterError(f"{name}: unpacks to {declared:,} bytes; at most {_unpacked():,} are read")
     if len(found) == 1:
         return {"": ("", next(iter(found.values())))}
     return {str(k): (home.name or name, chosen) for k, (home, chosen) in enumerate(found.items())}
@@ -316,7 +347,7 @@ def _place(files: Sequence[BinaryIO], folder: Path) -> str:
     names = ", ".join(one_line(file.name, 60) for file in files)
     if len(weights) != 1 or len(configs) > 1 or len(weights) + len(configs) != len(files):
         raise AdapterError(f"{names}: expected a zip, or one weight file ({', '.join(SUFFIXES)}) and its {CONFIG_NAME}")
-    chosen = [(weights[0], _weights_name(weights[0].name), UNPACKED_BYTES)]
+    chosen = [(weights[0], _weights_name(weights[0].name), _unpacked())]
     chosen += [(file, CONFIG_NAME, CONFIG_BYTES) for file in configs]
     for file, target, limit in chosen:
         file.seek(0)
@@ -347,6 +378,10 @@ def _check_archives(folder: Path, name: str) -> None:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > UNPACKED_BYTES:
             raise AdapterError(f"{label(name)}: its arrays come to {size:,} bytes; at most {UNPACKED_BYTES:,} are read")
+
+
+def _unpacked() -> int:
+    return min(UNPACKED_BYTES, limits().unpacked)
 
 
 def _weights_name(name: str) -> str:

@@ -71,7 +71,10 @@ with left:
     if new := [*upload_box(), *upload_box(folders=True)]:
         waiting.update((source.key, source) for source in new)
         st.rerun()  # with empty uploaders
-with right, st.form("lines", border=False):
+
+
+def lines() -> None:
+    """The box of paths and ids."""
     hub = " or Hub ids" if sources.arguments().hub else ""
     st.text_area(
         f"Paths on this server{hub}, one a line",
@@ -81,6 +84,13 @@ with right, st.form("lines", border=False):
         help="A PEFT folder, a weights file, a run with its checkpoints, or a folder of adapters, which offers them.",
     )
     st.form_submit_button("Check", icon=":material/search:", on_click=add_lines)
+
+
+if sources.arguments().root or sources.arguments().hub:
+    with right, st.form("lines", border=False):
+        lines()
+else:
+    right.caption("The page *About* says what is kept of an upload, and for how long.")
 for word, error in errors.items():
     st.badge(markdown(one_line(word, 60)), icon=":material/error:", color="red")
     st.markdown(f":small[{markdown(error)}]")

@@ -25,9 +25,16 @@ from .common import command, stop
 )
 @click.option("--base", metavar="DIR_OR_HUB_ID", help="The base model of adapters that need it (DoRA, HiRA …).")
 @click.option("--fleet", metavar="RESULTS", help="The results of a sweep, for the page Fleet.")
+@click.option("--public", is_flag=True, help="For strangers: no paths, no Hub, and limits, which the page About names.")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 def dashboard(
-    paths: tuple[str, ...], port: int, host: str, roots: tuple[str, ...], base: str | None, fleet: str | None
+    paths: tuple[str, ...],
+    port: int,
+    host: str,
+    roots: tuple[str, ...],
+    base: str | None,
+    fleet: str | None,
+    public: bool,
 ) -> None:
     """Look at adapters in the browser: those at PATH..., or the bundled ones. Ctrl-C ends it."""
     from ..bundled import app_folder
@@ -44,7 +51,9 @@ def dashboard(
     options = [f"--server.port={port}", f"--server.address={host}", "--server.headless=true"]
     # Absolute, so that no path looks like an option; a name that is not a path may be a Hub id.
     named = [os.path.abspath(path) if Path(path).exists() else path for path in paths]  # noqa: PTH100 (links stay)
-    served = [f"--root={Path(root).resolve()}" for root in roots or (".",)]
+    served = [f"--root={Path(root).resolve()}" for root in roots or (() if public else (".",))]
+    if public:
+        served.append("--public")
     if base is not None:
         served.append(f"--base={os.path.abspath(base) if Path(base).exists() else base}")  # noqa: PTH100
     if fleet is not None:
