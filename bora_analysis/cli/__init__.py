@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from .. import __version__
 from .analyze import analyze, compare, factors
 from .capture import capture
+from .card import card
 from .check import check
 from .convert import convert, merge
 from .cost import cost
@@ -44,6 +45,7 @@ COMMANDS = (
     similarity,
     relative,
     report,
+    card,
     check,
     sweep,
     fleet,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,13 +66,17 @@ def _facts(adapter: Adapter, layers: Any, steps: int, width: int) -> Iterator[st
     known = overview(adapter, layers)
     title = adapter.name if adapter.step is None else f"{adapter.name} step {adapter.step}"
     yield from wrapped(title + (f", the last of {steps} checkpoints" if steps > 1 else ""), width)
-    facts = [known.pop("method")]
-    facts += [f"{name} = {known.pop(name)}" for name in ("r", "b", "α") if name in known]
-    facts += [f"scaling {known.pop('scaling')}"] if "scaling" in known else []
-    facts += [f"{known.pop('parameters')} parameters", *([known.pop("dtype")] if "dtype" in known else [])]
-    yield from wrapped(", ".join(facts), width, others="  ")
-    for name, words in known.items():
-        yield from wrapped(f"{name}: {words}", width, others="  ")
+    yield from wrapped(facts_of(known), width, others="  ")
+    for name in ("targets", "base", "trained"):
+        if name in known:
+            yield from wrapped(f"{name}: {known[name]}", width, others="  ")
+
+
+def facts_of(known: Mapping[str, str]) -> str:
+    """Method, sizes and dtype on one line, of :func:`bora_analysis.analysis.overview.overview`."""
+    facts = [known["method"], *(f"{name} = {known[name]}" for name in ("r", "b", "α") if name in known)]
+    facts += [f"scaling {known['scaling']}"] if "scaling" in known else []
+    return ", ".join([*facts, f"{known['parameters']} parameters", *([known["dtype"]] if "dtype" in known else [])])
 
 
 def _where(layers: Any, width: int) -> Iterator[str]:

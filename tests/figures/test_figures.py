@@ -434,7 +434,11 @@ def test_long_names_stay_different():
         ("figure4", {"projection": "k"}, "no projection 'k' here; there are q, v"),
         ("spectra", {"module": "x"}, "no module 'x' here; there are model.layers.0.q_proj"),
         ("spectra", {"width": "a4"}, "unknown width 'a4'; there are neurips, iclr, icml, icml2"),
-        ("heatmap", {"threshold": 1.0}, "figure heatmap has no option 'threshold'; it has metric, scale, group, width, height, font"),
+        (
+            "heatmap",
+            {"threshold": 1.0},
+            "figure heatmap has no option 'threshold'; it has metric, scale, group, width, height, font",
+        ),
         ("spectra", {"threshold": 0.0}, "threshold is 0.0; expected a finite number above 0"),
         ("figure4", {"threshold": -1.0}, "threshold is -1.0; expected a finite number above 0"),
         ("trajectory", {}, "needs two or more steps"),
@@ -479,7 +483,8 @@ def test_the_registry_tells_what_the_functions_take():
         assert "\n" not in spec.description
     assert figures.FIGURES["figure2"].options == ("width", "font", "title")
     assert figures.FIGURES["spectra"].options == (
-        "projection", "module", "threshold", "null", "band", "group", "width", "height", "font", "title", "labels", "ax",
+        "projection", "module", "threshold", "null", "band", "group", "width", "height", "font", "title",
+        "labels", "ax",
     )  # fmt: skip
 
 
