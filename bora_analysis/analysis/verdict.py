@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from ..catalogue import METHODS
 from ..files.errors import counted
+from ..style import shortened
 from .columns import Columns, last_steps, missing
 from .given import columns_of
 from .tables import Analysis
@@ -166,6 +167,10 @@ def _kind(row: _Row) -> str:
     return "short" if needed == bound and bound < room else "fits"
 
 
+#: Letters of a module's short name.
+LONGEST = 48
+
+
 def short_modules(layers: Any) -> dict[str, str]:
     """Module → "layer 11 q", with what tells it from others of that layer and projection; else an end of its path.
 
@@ -194,7 +199,8 @@ def _named(modules: Iterable[tuple[str, int | None, str]]) -> dict[str, str]:
     for (layer, projection), own in kin.items():
         title = projection if layer is None else f"layer {layer} {projection}"
         found |= {own[0]: title} if len(own) == 1 else dict(_apart(title, own, layer))
-    return found
+    # Paths without layers may be of any length, and stand in sentences: cut in the middle, still different.
+    return dict(zip(found, shortened(found.values(), LONGEST), strict=True))
 
 
 def _apart(title: str, modules: list[str], layer: int | None) -> Iterable[tuple[str, str]]:

@@ -24,6 +24,7 @@ from bora_analysis import (
     synthetic_adapter,
     verdict,
 )
+from bora_analysis.analysis.columns import Columns
 from bora_analysis.analysis.verdict import JUDGED, KINDS, judged, short_modules, verdicts
 from bora_analysis.bundled import bundled_adapters, data_folder
 from bora_analysis.methods.adalora import _pruned
@@ -154,3 +155,14 @@ def test_lists_say_what_the_frame_says() -> None:
         columns = {name: [missing if pd.isna(cell) else cell for cell in layers[name]] for name in JUDGED}
         assert judged(expected.adapter, columns) == expected
     assert "1 of 11 modules were only counted; ΔW = 0 in 1 of 12 modules" in expected.sentence
+
+
+def test_long_paths_are_cut_in_the_middle_and_stay_different():
+    """Paths of 180 letters in a verdict made the first screen longer than a terminal."""
+    paths = [f"{'trunk_' * 28}block_{k}_{name}" for k in range(3) for name in ("inner", "outer")]
+    columns = {"module": paths, "layer": [None] * 6, "projection": [path[:170] + path[-12:] for path in paths]}
+    found = list(short_modules(Columns(columns)).values())
+    assert len(set(found)) == 6
+    assert max(map(len, found)) <= 48
+    usual = Columns({"module": ["h.0.q"], "layer": [0], "projection": ["q"]})
+    assert list(short_modules(usual).values()) == ["layer 0 q"]
