@@ -19,6 +19,7 @@ import bora_analysis
 from bora_analysis import (
     Adapter,
     AdapterError,
+    Null,
     Similarity,
     Spectrum,
     Trajectory,
@@ -27,6 +28,7 @@ from bora_analysis import (
     base_metrics,
     bora,
     compare,
+    consensus,
     convert,
     dense,
     factor_table,
@@ -34,6 +36,7 @@ from bora_analysis import (
     lora,
     melora,
     merge,
+    null,
     read_adapter,
     recommend,
     similarity,
@@ -236,6 +239,7 @@ def test_reprs_are_one_short_line(tmp_path: Path, given: dict[str, Any]) -> None
     adapter = synthetic_adapter("bora", SHAPES, r=2, blocks=4)
     things = [adapter, Trajectory("run", (adapter,)), adapter["1.self.query"], analyse(adapter), recommend(adapter)]
     things += [singular_values(adapter["1.self.query"]), convert(adapter, tmp_path / "lora"), given["adapter"]]
+    things += [null(adapter, draws=2), consensus([adapter, synthetic_adapter("bora", SHAPES, r=4, blocks=4)])]
     things += [dense(np.ones((3, 2))), melora([np.ones((2, 1))] * 2, [np.ones((1, 3))] * 2)]
     for thing in things:
         assert len(repr(thing)) < 160
@@ -247,6 +251,8 @@ def test_reprs_are_one_short_line(tmp_path: Path, given: dict[str, Any]) -> None
             assert "<table" in html
     assert repr(things[2]) == "BoRA 32×24, r = 2, b = 4, rank ≤ 8"
     assert verdict(adapter) in adapter._repr_html_()
+    assert verdict(adapter) in analyse(adapter)._repr_html_()
+    assert all(hasattr(thing, "_repr_html_") for thing in things if hasattr(thing, "table") or isinstance(thing, Null))
 
 
 def test_cards_are_escaped_and_never_fail() -> None:

@@ -13,7 +13,9 @@ from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING, Any, Unpack
 
+from ..cards import card
 from ..catalogue import METHODS
+from ..files.errors import counted
 from ..style import projections_in_order
 from .columns import Columns
 from .given import tables_of
@@ -34,7 +36,7 @@ CONSENSUS_COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Consensus:
     """The advice of several adapters side by side.
 
@@ -68,6 +70,12 @@ class Consensus:
     @cached_property
     def modules(self) -> pd.DataFrame:
         return self.rows.frame()
+
+    def __repr__(self) -> str:
+        return f"<Consensus of {counted(len(self.adapters), 'adapter')} on {counted(len(self.table), 'row')}>"
+
+    def _repr_html_(self) -> str:
+        return card(self, lambda: ([", ".join(self.adapters)], self.table))
 
 
 def consensus(adapters: Any, *, energy: float = 0.99, **options: Unpack[Analysis]) -> Consensus:

@@ -18,6 +18,7 @@ from zlib import crc32
 
 import numpy as np
 
+from ..cards import card
 from ..files.errors import counted
 from ..linalg import Array
 from ..linalg.solvers import svd_values
@@ -70,6 +71,14 @@ class Null:
         names = ", ".join(dict.fromkeys(rows["adapter"])) or "nothing"
         draws = f", {rows['draws'].iloc[0]} draws" if len(rows) else ""
         return f"<Null of {names}: {counted(len(rows), 'module')}{draws}>"
+
+    def _repr_html_(self) -> str:
+        def told() -> tuple[list[str], Any]:
+            keys = ["adapter", "metric"]
+            means = self.layer_metrics.groupby(keys, sort=False)[["value", "null_mean", "learned"]].mean().reset_index()
+            return list(self.missing), means
+
+        return card(self, told)
 
 
 def null(adapters: Any, *, draws: int = DRAWS, seed: int = 0, **options: Unpack[Analysis]) -> Null:

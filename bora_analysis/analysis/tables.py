@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..adapters import Adapter
 from ..adapters.given import adapters_of
 from ..adapters.reading import Options
+from ..cards import card
 from ..catalogue.module_names import layer, projection
 from ..files.errors import AdapterError, counted
 from ..linalg import NotFiniteError
@@ -88,6 +89,27 @@ class Tables:
     def __repr__(self) -> str:
         modules = counted(len(self.layers), "module")
         return f"<Tables of {', '.join(self.adapters)}: {modules}, {counted(self.values.size, 'singular value')}>"
+
+    def _repr_html_(self) -> str:
+        return card(self, self._told)
+
+    def _told(self) -> tuple[list[str], Any]:
+        from .summary import summary  # which is made of tables
+        from .verdict import verdict
+
+        columns = [
+            "adapter",
+            "step",
+            "modules",
+            "parameters",
+            "rank_bound",
+            "effective_rank",
+            "energy_rank_99",
+            "energy",
+        ]
+        found = summary(self.layer_metrics)
+        found = found.loc[found["projection"] == "all", columns].dropna(axis="columns", how="all")
+        return verdict(self.layer_metrics).split("\n")[:8], found
 
     @property
     def adapters(self) -> list[str]:
