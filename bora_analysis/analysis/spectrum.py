@@ -47,7 +47,8 @@ class Spectrum:
     Attributes
     ----------
     values : (rank_bound,) float64, descending. ΔW's other min(m, n) − rank_bound singular values are exactly 0.
-    solver : ``"svd"``, ``"gram"``, ``"svd (gesvd)"`` where the first driver did not converge, or ``"count"``.
+    solver : ``"svd"``, ``"gram"``, ``"gram (mended)"`` where the small values were found again
+        (:mod:`bora_analysis.linalg.tail`), ``"svd (gesvd)"`` where the first driver did not converge, or ``"count"``.
     device : where the cores were solved: ``"cpu"``, ``"cuda:0"``, or ``"cpu (cuda:0: reason)"`` after a fall-back.
     dtype : the dtype in which the factors were stored. The computation is always in float64.
     noise_floor : the largest σ that rounding of what is stored can be expected to make; NaN where that is not known.
@@ -140,7 +141,7 @@ def singular_values(update: Any, *, solver: str = "auto", device: str = "auto", 
     solver : ``"svd"`` is within 1e-12·‖B'‖‖Σ'‖‖A'‖ of the exact values. ``"gram"`` takes square roots of the
         eigenvalues of C Cᵀ: faster for large cores, absolute error up to about 1e-8·σ₁ for the small values.
         ``"auto"`` uses gram for cores from 512 on when its error bound stays below the rounding of the stored
-        factors, and svd otherwise.
+        factors, from 2048 on also where its small values can be found again to within 5e-13·σ₁, and svd otherwise.
     device : ``"auto"`` (a GPU for cores from 1024 on, if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:k"``.
 
     Returns
