@@ -92,6 +92,7 @@ bench: .venv/.installed-dev .venv-peer/.installed
 	$(BIN)/python benchmarks/family.py
 	$(BIN)/python benchmarks/dense.py
 	$(BIN)/python benchmarks/dashboard.py
+	$(BIN)/python benchmarks/sweep.py
 
 bench-training: .venv/.installed-dev
 	$(BIN)/python benchmarks/training.py

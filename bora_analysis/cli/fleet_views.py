@@ -232,8 +232,8 @@ def exact(fleet: Fleet, pairs: Sequence[tuple[str, str]]) -> Shown:
     def page() -> Page:
         columns = [
             _text(frame, "name_a", "adapter"), replace(_text(frame, "name_b", "other"), key=True),
-            _decimals(frame, "cosine"), _decimals(frame, "phi_left", "φ left"),
-            _decimals(frame, "phi_right", "φ right"),
+            _decimals(frame, "cosine"), _decimals(frame, "phi_left", "φ left", 2),
+            _decimals(frame, "phi_right", "φ right", 2),
         ]  # fmt: skip
         told = (
             "Exact, from the factors. cosine: tr(ΔWᵀΔW') / (‖ΔW‖ ‖ΔW'‖) over all modules; φ: overlap of the top 4 "
