@@ -40,7 +40,8 @@ def main() -> None:
                 st.Page("app_pages/paper.py", title="Paper", icon=":material/article:"),
                 st.Page("app_pages/about.py", title="About", icon=":material/info:"),
             ],
-        }
+        },
+        expanded=True,  # of a dozen pages Streamlit would hide the last
     )
     adapters, tau, place = picker()
     context = st.session_state["_context"] = load(adapters, tau)
