@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -11,17 +12,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from fleet_cases import adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.mathtext import MathTextParser
+from results_cases import store
 from screens import on_screen
 
-from bora_analysis import layer_metrics, read_adapter, write_adapter
+from bora_analysis import layer_metrics, read_adapter, sweep, synthetic_adapter, write_adapter
 from bora_analysis.cli import main
+from bora_analysis.cli.fleet import VIEWS
 from bora_analysis.cli.grid import Block, Column, Page, View, as_text
 from bora_analysis.cli.latex import escaped
 from bora_analysis.cli.plain_text import cells_wide
 from bora_analysis.cli.short_names import cut_to, shorter
+from bora_analysis.fleet.sketches import sketch
 
 DATA = Path(__file__).parents[2] / "data"
 LORA, MELORA, BORA = (str(DATA / f"trained-{name}") for name in ("lora-r8", "melora-r8-n4", "bora-r8-b8"))
@@ -51,6 +56,49 @@ def folders(tmp_path_factory):
         factors = {m: {"B": rng.standard_normal((6, 2)), "A": rng.standard_normal((2, 4))} for m in modules}
         write_adapter(home / f"an-adapter-with-a-name-that-is-rather-long-{name}", "lora", factors, alpha=2)
     return {"": home} | {name: next(home.glob(f"*-{name}")).name for name in names}
+
+
+@pytest.fixture(scope="module")
+def results(folders):
+    """What a sweep left of adapters with such names, and of one that was read and can be read again."""
+    shapes = {f"model.layers.{k}.self_attn.{name}_proj_with_a_long_name": (24, 16) for k in range(9) for name in "qv"}
+    made = {}
+    for k, r in enumerate((2, 4, 8, 2, 4, 8)):
+        name = f"an-adapter-with-a-name-that-is-rather-long-{k}"
+        made[name] = replace(synthetic_adapter("lora", shapes, r=r, seed=k // 2, kind="decay"), name=name)
+    store(folders[""] / "results", made, base_model=f"an-organisation/{MIDDLE}", sketch=sketch)
+    home = folders[""] / "in"
+    for k in range(2):
+        adapter(home / f"an-adapter-{k}", seed=k)
+    sweep(home, folders[""] / "swept", workers=1)
+    return "results"
+
+
+@pytest.mark.parametrize(("width", "encoding"), WAYS[:2])
+def test_no_line_of_sweeps_fleets_checks_and_reports_is_wider_than_the_terminal(
+    folders, results, monkeypatch, width, encoding
+):
+    monkeypatch.chdir(folders[""])
+    names = [f"an-adapter-{k}" for k in range(2)]
+    (folders[""] / "torn-with-a-name-that-is-rather-long.safetensors").write_bytes(b"torn")
+    commands = {
+        "sweep": (["sweep", "in", "-o", "swept", "-j", 1], 0, 0),
+        "sweep with errors": (["sweep", "in", "*.safetensors", "nothing*", "-o", "swept-2", "-j", 1], 1, 0),
+        **{view: (["fleet", results, "--show", view], 0, 0) for view in VIEWS if view != "basis"},
+        "basis": (["fleet", "swept", "--show", "basis"], 0, 0),
+        "pairs": (["fleet", "swept", "--pairs", *names], 0, 1),
+        "check": (["check", folders["one"], folders["mixed"], "nothing", "--fail-on", "note"], 1, 0),
+        "report": (["report", folders["one"], "-o", "report.html"], 0, 0),
+        "reference": (["analyze", folders["one"], "--reference", results, "--base", "no"], 1, 0),
+    }
+    for name, (arguments, expected, rows) in commands.items():
+        code, out, err = on_screen(*arguments, width=width, encoding=encoding)
+        assert code == expected, (name, err)
+        wide = [line for line in (out + err).splitlines() if cells_wide(line) > width]
+        assert not wide, (name, wide[0])
+        assert (out + err).strip(), name
+        if rows:
+            assert rows_apart(out) >= rows, (name, out)
 
 
 def commands(folders):
