@@ -6,6 +6,7 @@ that differs from what the notebook has.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -96,10 +97,19 @@ def main(check: bool) -> int:
     differing = [
         f"cell {number}: {cell.source.splitlines()[-1]}\n  has   {_shown(cell)}\n  gives {_shown(own)}"
         for number, (cell, own) in enumerate(zip(kept.cells, fresh.cells, strict=True))
-        if cell != own
+        if _without_pictures(cell) != _without_pictures(own)
     ]
     print("\n".join(differing))
     return 1 if differing else 0
+
+
+def _without_pictures(cell: Any) -> Any:
+    """A cell whose pictures only have to be there: other tests look at figures."""
+    cell = copy.deepcopy(cell)
+    for output in cell.get("outputs", []):
+        if "image/png" in output.get("data", {}):
+            output.data["image/png"] = ""
+    return cell
 
 
 def _shown(cell: Any) -> str:
