@@ -30,6 +30,7 @@ def main() -> None:
                 st.Page("app_pages/training.py", title="Training", icon=":material/timeline:"),
                 st.Page("app_pages/fleet.py", title="Fleet", icon=":material/scatter_plot:"),
                 st.Page("app_pages/capture.py", title="Capture", icon=":material/filter_center_focus:"),
+                st.Page("app_pages/compare.py", title="Compare", icon=":material/compare:"),
                 st.Page("app_pages/relative.py", title="Relative", icon=":material/balance:"),
                 st.Page("app_pages/trim.py", title="Trim", icon=":material/content_cut:"),
                 st.Page("app_pages/merge.py", title="Merge", icon=":material/merge:"),

@@ -12,7 +12,7 @@ import numpy as np
 from bora_analysis import write_adapter
 
 APP = Path(__file__).parents[1] / "app"
-PAGES = ("spectra", "layers", "training", "capture", "relative", "trim", "merge", "lab", "budget", "paper")
+PAGES = ("spectra", "layers", "training", "capture", "compare", "relative", "trim", "merge", "lab", "budget", "paper")
 
 
 class Named(io.BytesIO):

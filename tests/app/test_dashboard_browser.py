@@ -29,6 +29,7 @@ CHARTS = {
     "layers": 4,
     "training": 2 if sources.runs() else 0,
     "capture": 1,
+    "compare": 2,
     "relative": 0,
     "trim": 2,
     "merge": 1,
