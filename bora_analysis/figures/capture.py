@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from ..catalogue import METHODS
 from . import data, page
 from . import drawing as layout
 
-#: As many adapters as stand beside each other in a text width.
-MOST = 4
+#: As many adapters as a page shows, three beside each other.
+MOST = 6
 
 
 @page.in_style
@@ -67,16 +68,24 @@ def capture(
     looks = style.looks(((set_label(first), first) for first in shown), limit=40)
     titles = {name: name for name in (_named(part)[0] for part in panels)}
     titles |= data.relabelled(titles, labels)
+    across = ceil(len(panels) / 2) if len(panels) > 3 else len(panels)
     if ax is not None:
         axes = [ax]
     else:
-        axes = list(page.blank(width, 3.0, height).subplots(1, len(panels), sharey=True, squeeze=False)[0])
-    for place, part in zip(axes, panels, strict=True):
+        rows = ceil(len(panels) / across)
+        figure = page.blank(width, 3.0 if rows == 1 else 4.6, height)
+        axes = [*figure.subplots(rows, across, sharex=True, sharey=True, squeeze=False).flat]
+        for spare in axes[len(panels) :]:
+            spare.set_axis_off()
+    for place, part in zip(axes, panels, strict=False):
         _panel(place, part, looks)
         if len(panels) > 1 or labels is not None:
             name, *step = _named(part)
             place.set_title(layout.escaped(", step ".join([titles[name], *step])))
-    axes[0].set_ylabel("captured share of Σσ²")
+    for place in axes[::across]:
+        place.set_ylabel("captured share of Σσ²")
+    for place in axes[:-across]:
+        place.set_xlabel("")
     return layout.finished(axes[0], ax, title, [*looks.values()])
 
 
@@ -91,12 +100,13 @@ def _panel(axes: Axes, found: pd.DataFrame, looks: Mapping[str, style.Look]) -> 
     curve = found.sort_values("parameters")
     dashed: dict[str, Any] = {"color": layout.GUIDE, "lw": 0.8, "ls": (0, (4, 2)), "zorder": 1}
     axes.plot(curve["parameters"], curve["lora_captured"], gid="lora", **dashed)
-    for method, part in found.groupby("set", sort=False):
+    for method, whole in found.groupby("set", sort=False):
         look = looks[set_label(str(method))]
         options = {**layout.line(look), "clip_on": False}
-        if part["kind"].iloc[0] == "best case":
+        if whole["kind"].iloc[0] == "best case":
             options |= {"markerfacecolor": "white", "markeredgecolor": look.colour, "markeredgewidth": 0.8, "lw": 0.6}
-        axes.plot(part["parameters"], part["captured"], gid=f"captured:{method}", **options)
-    axes.set_xscale("log")
+        # A line has one number of blocks, where r is what grows.
+        for _, part in whole.groupby(whole["blocks"] if METHODS[str(method)].ranked else lambda row: 0):
+            axes.plot(part["parameters"], part["captured"], gid=f"captured:{method}", **options)
+    layout.parameter_axis(axes, found["parameters"].tolist())
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("trained parameters")

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from .. import style
 from ..analysis import optimal_blocks as blocks_of
@@ -73,7 +73,7 @@ def pareto(
     points = [Point(*row) for row in zip(*(costs[name].tolist() for name in columns), strict=True)]
     values = data.outcomes(outcome, y, [point.adapter for point in points], given.groups)
     axes = page.one_axes(width, 2.7, height, ax)
-    _parameter_axis(axes, [point.parameters for point in points])
+    layout.parameter_axis(axes, [point.parameters for point in points])
     if values is None:
         _rank_axis(axes, [value for point in points for value in (point.bound, point.rank)])
         name, formula = style.metric_label("effective_rank", data.threshold_of(table), "|").split("|")
@@ -171,18 +171,6 @@ def _rank_axis(axes: Axes, ranks: list[float]) -> None:
     else:
         layout.rank_axis(axes, max(ranks))
     axes.set_ylabel("rank, mean over the modules")
-
-
-def _parameter_axis(axes: Axes, parameters: list[float]) -> None:
-    low, high = max(1, min(parameters)), max(parameters)
-    axes.set_xscale("log")
-    axes.set_xlim(low / 1.8, high * 1.8)
-    subs = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_minor_locator(LogLocator(subs=tuple(range(2, 10))))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("trained parameters")
 
 
 def _place(axes: Axes, x: float, y: float) -> Any:

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
-from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from .. import style
@@ -179,6 +179,19 @@ def decades(axis: Axis, low: float, high: float) -> None:
     axis.set_major_locator(LogLocator(numticks=7))
     axis.set_minor_locator(LogLocator(subs=tuple(range(2, 10)), numticks=99) if span <= 5 else NullLocator())
     axis.set_minor_formatter(NullFormatter())
+
+
+def parameter_axis(axes: Axes, parameters: Sequence[float]) -> None:
+    """A logarithmic axis of counts: 50k, 100k, 200k."""
+    low, high = max(1, min(parameters)), max(parameters)
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.8, high * 1.8)
+    subs = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_locator(LogLocator(subs=tuple(range(2, 10))))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("trained parameters")
 
 
 def layer_lines(axes: Axes, curves: Mapping[int | None, Any]) -> None:

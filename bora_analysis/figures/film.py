@@ -12,12 +12,13 @@ from PIL import Image
 from .. import style
 from ..analysis.views import sigma_limits
 from . import drawing as layout
+from . import page
 
 #: Frames of a film, at most: of more steps some are left out.
 FRAMES = 120
 
 
-@layout.in_style
+@page.in_style
 def film(
     curves: Any,
     *,
@@ -60,7 +61,7 @@ def film(
     if len(steps) > FRAMES:
         steps = [steps[round(k * (len(steps) - 1) / (FRAMES - 1))] for k in range(FRAMES)]
     floor, ceiling = sigma_limits(values, values, *([] if threshold is None else [threshold]))
-    figure = layout.blank(width, 2.6)
+    figure = page.blank(width, 2.6)
     axes = figure.subplots()
     axes.set_yscale("log")
     axes.set_ylim(floor, ceiling)

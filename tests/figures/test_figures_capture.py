@@ -49,9 +49,17 @@ def test_a_panel_for_each_adapter(table, tmp_path):
         assert lines[1]["captured:bora"] == pytest.approx(lines[0]["captured:bora"] / 2)
 
 
+def test_five_adapters_are_two_rows(table):
+    five = pd.concat([table.assign(adapter=f"a{k}") for k in range(5)])
+    axes = figures.capture(five).axes
+    assert [each.get_title() for each in axes] == [*(f"a{k}" for k in range(5)), ""]
+    assert [each.axison for each in axes] == [True] * 5 + [False]
+    assert [bool(each.get_ylabel()) for each in axes] == [True, False, False] * 2
+
+
 def test_a_table_that_cannot_be_drawn(table, tmp_path):
-    many = pd.concat([table.assign(adapter=f"a{k}") for k in range(5)])
-    with pytest.raises(ValueError, match=r"has 5 adapters and steps, a0, a1, .*; expected at most 4"):
+    many = pd.concat([table.assign(adapter=f"a{k}") for k in range(7)])
+    with pytest.raises(ValueError, match=r"has 7 adapters and steps, a0, a1, .*; expected at most 6"):
         figures.capture(many)
     with pytest.raises(ValueError, match="expected at most 1"):
         figures.capture(many.iloc[: 2 * len(table)], ax=Figure().subplots())
