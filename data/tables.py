@@ -107,23 +107,34 @@ def advice_table() -> str:
     return "\n".join(lines)
 
 
+#: The rows of the table of what could have represented full fine-tuning: method, r, blocks.
+REPRESENTING = (
+    ("lora", 8, 1), ("gralora", 8, 4), ("melora", 8, 4), ("bora", 8, 8), ("hydralora", 4, 3), ("bora", 8, 16),
+    ("bora", 14, 8), ("lora", 16, 1), ("bora", 29, 8), ("lora", 32, 1),
+)  # fmt: skip
+
+
 def capture_table() -> str:
-    """The share of the energy of full fine-tuning that each method can represent: all twelve modules, weighted."""
+    """The share of the energy of full fine-tuning that a method can represent: all twelve modules, weighted.
+
+    The mean over the targets of a rate, and how far that is from the LoRA of as many parameters: least and most.
+    """
     import pandas as pd
 
     from bora_analysis.analysis.capture import shares
 
     table = pd.read_csv(DATA / "capture.csv")
-    found = {target: shares(part) for target, part in table.groupby("adapter")}
-    lines = [f"| method | parameters / (m+n) | {' | '.join(f'{each}: ρ | LoRA' for each in found)} |"]
-    lines.append(f"|---|--:|{'--:|' * (2 * len(found))}")
-    first = next(iter(found.values()))
-    for row in first.itertuples():
-        cells = []
-        for part in found.values():
-            (own,) = part[part["member"] == row.member].itertuples()
-            cells.append(f"{own.captured:.4f} | {own.lora_captured:.4f}")
-        lines.append(f"| {row.member} | {row.parameters / (12 * 768):.2f} | {' | '.join(cells)} |")
+    found = pd.concat([shares(part) for _, part in table.groupby("adapter")])
+    rates = [f"lr{rate}" for rate in reversed(made.FULL_RATES)]
+    lines = [f"| method | parameters / (m+n) | {' | '.join(f'ρ, {rate[2:]}' for rate in rates)} | ρ − LoRA's, points |"]
+    lines.append(f"|---|--:|{'--:|' * len(rates)}--:|")
+    for method, r, blocks in REPRESENTING:
+        own = found[(found["method"] == method) & (found["r"] == r) & (found["blocks"] == blocks)]
+        means = [own[own["adapter"].str.contains(f"-{rate}-")]["captured"].mean() for rate in rates]
+        apart = 100 * (own["captured"] - own["lora_captured"])
+        span = "" if method == "lora" else f"{apart.min():+.2f} to {apart.max():+.2f}".replace("-", "−")
+        cells = [own["member"].iloc[0], f"{own['parameters'].iloc[0] / (12 * 768):.2f}", *(f"{x:.4f}" for x in means)]
+        lines.append(f"| {' | '.join(cells)} | {span} |")
     return "\n".join(lines)
 
 
