@@ -54,7 +54,7 @@ def themes() -> Mapping[str, Theme]:
     ours = {"light": ("#60666C", "#B3261E", (0.0, 0.59)), "dark": ("#A0A6AC", "#F2867E", (0.36, 1.0))}
     told = tomllib.loads((Path(__file__).parent / ".streamlit" / "config.toml").read_text(encoding="utf-8"))["theme"]
     names = "backgroundColor", "secondaryBackgroundColor", "textColor", "primaryColor"
-    return {name: Theme(*(told[name][key] for key in names), *more) for name, more in ours.items()}
+    return {name: Theme(*(told[name][key] for key in names), *more) for name, more in ours.items()}  # pyright: ignore[reportCallIssue]
 
 
 def dark() -> bool:

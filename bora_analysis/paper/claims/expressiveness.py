@@ -77,7 +77,7 @@ def fine_tuned(task: str, module: str) -> Array | None:
     """ΔW of a module by full fine-tuning, where it is bundled."""
     from ...adapters import Adapter, read_adapter
 
-    folder = data_folder() / "full" / f"{task}-lr5e-5-seed0"
+    folder = data_folder() / "full" / f"{task}-lr2e-4-seed0"
     if not folder.exists():
         return None
     adapter = read_adapter(folder, modules=module)
