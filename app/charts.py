@@ -226,7 +226,8 @@ def families(
     named = sorted(table[by].unique().tolist())
     key = {"title": titles[by], "orient": "top", "format": "d", "symbolOpacity": 1}
     if len(named) <= 12:  # each has its entry
-        key |= {"values": named, "type": "symbol", "columns": {"expr": "max(1, floor(width / 48))"}}
+        each = 34 + 8 * max(len(str(int(value))) for value in named)
+        key |= {"values": named, "type": "symbol", "columns": {"expr": f"max(1, floor(width / {each}))"}}
     else:
         key |= {"type": "gradient", "gradientLength": {"expr": "min(width, 320)"}, "tickCount": 6}
     shades = {"name": "viridis", "extent": list(palette.theme().viridis)}
