@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from .. import style
 from . import drawing as layout
+from . import heat, page
 
 
-@layout.in_style
+@page.in_style
 def grid(
     table: Any,
     *,
@@ -57,9 +58,9 @@ def grid(
     norm = Normalize(-most, most) if centred else Normalize(min(0.0, float(np.nanmin(cells))), most)
     names = style.shortened([layout.plain(str(name)) for name in columns], 24)
     tall = min(0.18, 7.5 / len(rows))
-    figure = layout.blank(width, max(1.6, tall * len(rows) + 0.9))
+    figure = page.blank(width, max(1.6, tall * len(rows) + 0.9))
     axes = figure.subplots()
-    mesh = layout.heat_cells(axes, cells, norm, 0.0, None)
+    mesh = heat.heat_cells(axes, cells, norm, 0.0, None)
     if centred:
         mesh.set_cmap("RdBu_r")
     every = max(1, int(np.ceil(0.11 / tall)))
