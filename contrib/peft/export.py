@@ -309,6 +309,10 @@ def check(patches: list[Path], only: list[str]) -> bool:
     ):  # fmt: skip
         subprocess.run([*exchange, side, action], check=True, env=environment, cwd=tree)
     print("adapters of both sides load in the other, bit by bit")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import hub
+
+    hub.fill(OUT)  # the example's model
     text = OUT / "sample.txt"
     text.write_text("one two three four five six\n" * 16)
     script = tree / "examples" / "bora_finetuning" / "bora_finetuning.py"
