@@ -138,6 +138,28 @@ def capture_table() -> str:
     return "\n".join(lines)
 
 
+#: Task → the table of ``evaluate``, and the k that are shown.
+CUTS = {"movies": "accuracy_by_rank.csv", "products": "correlation_by_rank.csv"}
+KEPT = ("0", "1", "2", "4", "8", "16", "32", "64", "all")
+
+
+def cut_table(task: str) -> str:
+    """What a task loses when every ΔW is cut to its k largest directions."""
+    import pandas as pd
+
+    table = pd.read_csv(DATA / CUTS[task], dtype={"keep": str})
+    table = table[(table["metric"] == table["metric"].iloc[0]) & (table["order"] == "largest")]
+    heads = ["k = 0", *KEPT[1:], "energy in k = 1", "lost by k = 1"]
+    lines = [f"| adapter | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+    for name, part in table.groupby("adapter", sort=False):
+        values, one = part.set_index("keep")["value"], part[part["keep"] == "1"].iloc[0]
+        cells = [f"{100 * values[k]:.1f}" if k in values else "" for k in KEPT]
+        lost = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * one[["change", "change_low", "change_high"]]))
+        cells += [f"{one['energy_mean']:.0%}".replace("%", " %"), lost.replace("-", "−")]
+        lines.append(f"| {str(name).removeprefix(TASKS[task][1])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def interval(values: list[float]) -> str:
     """Mean and Student's interval of 95 %: +0.66 [−1.27, +2.58]."""
     from bora_analysis.training.experiment import paired
@@ -160,6 +182,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rank or scale": rate_difference_table,
     "advice": advice_table,
     "a task that needs rank": rank_task.table,
+    **{f"cuts, {task}": partial(cut_table, task) for task in CUTS},
 }
 
 
