@@ -42,13 +42,15 @@ step = steps[-1] if steps else None
 if len(steps) > 1:
     step = choose("Step", steps[::-1], "step", top[1])
 given = "" if sources.arguments().base is None else " (else the server's)"
-text = linked(
-    top[2].text_input,
-    f"Base model, a path on this server{given}",
-    key="base",
-    max_chars=1024,
-    placeholder="a folder with model.safetensors",
-)
+text = ""
+if sources.arguments().root:  # a public server opens no paths
+    text = linked(
+        top[2].text_input,
+        f"Base model, a path on this server{given}",
+        key="base",
+        max_chars=1024,
+        placeholder="a folder with model.safetensors",
+    )
 with st.expander("Settings", icon=":material/tune:"):
     boxes = st.columns(3)
     k = linked(boxes[0].number_input, "k of the intruders", 1, 256, 10, key="relative_k")

@@ -118,7 +118,7 @@ def test_no_roots_no_base_model(both, monkeypatch):
     from bora_analysis.adapters import AdapterError
 
     monkeypatch.setattr(sources, "arguments", lambda: SimpleNamespace(paths=[], root=[], base=None))
-    with pytest.raises(AdapterError, match="lies outside"):
+    with pytest.raises(AdapterError, match="opens no paths"):
         beside_base.base_of(str(both / "base"))
 
 
