@@ -21,6 +21,7 @@ import numpy as np
 from ..adapters import Adapter, AdapterError
 from ..adapters.given import named_apart
 from ..linalg import Array
+from ..linalg.solvers import svd_with_vectors
 from .numbers import read_fleet
 from .reopened import reopened
 
@@ -235,7 +236,7 @@ def _directions(stacked: Array, most: int) -> Array:
         values, vectors = np.linalg.eigh(stacked @ stacked.T)
         values, vectors = np.sqrt(np.maximum(values[::-1], 0)), vectors[:, ::-1]
     else:
-        vectors, values, _ = np.linalg.svd(stacked, full_matrices=False)
+        vectors, values, _ = svd_with_vectors(stacked)
     least = values[0] * max(m, columns) * np.finfo(float).eps if columns <= m else values[0] * 1e-8
     count = int(np.count_nonzero(values > least))
     return vectors[:, : max(1, min(count, most))]
