@@ -13,8 +13,9 @@ from ..adapters import Adapter, AdapterError
 from ..files.configuration import read_configuration
 from ..files.errors import counted
 from ..files.tensors import open_tensors
-from ..style import method_look, projections_in_order
+from ..style import method_look, projections_in_order, shortened
 from .columns import Columns
+from .verdict import LONGEST
 
 # Of kohya's and LyCORIS's header: entry → what it is called here.
 _HEADER = {
@@ -54,7 +55,7 @@ def overview(adapter: Adapter, layers: Any, *, beside: bool = True) -> dict[str,
     else:
         found["scaling"] = _span(layers["scaling"])
     names = projections_in_order(layers["projection"].tolist())
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    shown = ", ".join(shortened(names[:8], LONGEST)) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     count = len({layer for layer in layers["layer"].tolist() if layer is not None})
     where = f" in {counted(count, 'layer')}" if count else ""
     found["targets"] = f"{shown}{where} ({counted(len(layers), 'module')})"

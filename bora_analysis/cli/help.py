@@ -9,12 +9,29 @@ from typing import Any
 import click
 
 from .output import SharedOption
+from .plain_text import printable
 
 PROGRAM = "bora-analysis"
 
 
+class _Formatter(click.HelpFormatter):
+    """Breaks lines of what stdout can show: σ₁ may have to be written sigma_1, which is longer."""
+
+    def write_text(self, text: str) -> None:
+        super().write_text(printable(text))
+
+    def write_dl(self, rows: Sequence[tuple[str, str]], *columns: Any, **spacing: Any) -> None:
+        super().write_dl([(printable(names), printable(help)) for names, help in rows], *columns, **spacing)
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
 class Command(click.Command):
     """A command with examples; each is what follows the program's name."""
+
+    context_class = _Context
 
     def __init__(self, *arguments: Any, examples: Sequence[str] = (), **settings: Any) -> None:
         super().__init__(*arguments, **settings)

@@ -306,10 +306,10 @@ def test_outputs_are_checked_before_the_work(arguments, part, tmp_path, monkeypa
     assert part in result.stderr
 
 
-@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize(("width", "encoding"), [(60, "utf-8"), (80, "utf-8"), (80, "ascii")])
 @pytest.mark.parametrize("name", ["", *main.commands])
-def test_help_is_within_the_terminal(name, width):
-    code, out, _ = on_screen(*filter(None, [name]), "--help", width=width)
+def test_help_is_within_the_terminal(name, width, encoding):
+    code, out, _ = on_screen(*filter(None, [name]), "--help", width=width, encoding=encoding)
     assert code == 0
     assert [line for line in out.splitlines() if len(line) > width] == []
 
