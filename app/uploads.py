@@ -85,7 +85,7 @@ class UploadStore:
         folder = Path(self.home.name) / token
         folder.mkdir(mode=0o700)
         try:
-            if any("/" in file.name for file in files):
+            if _is_folder(files):
                 named = take_folder(files, folder)
             else:
                 named = unpack(files[0], folder) if _suffix(files[0]) == ".zip" else {"": _place(files, folder)}
@@ -214,6 +214,13 @@ def unpack(file: BinaryIO, folder: Path) -> dict[str, str]:
         if isinstance(error, AdapterError):
             raise
         raise AdapterError(f"{name}: is not a complete zip file ({one_line(str(error), 80)}); zip it again") from None
+
+
+def _is_folder(files: Sequence[BinaryIO]) -> bool:
+    """Whether the browser sent a folder: then every name is a path within it. Other names are not to be trusted."""
+    paths = [PurePosixPath(file.name) for file in files]
+    inside = all(len(path.parts) > 1 and not path.is_absolute() and ".." not in path.parts for path in paths)
+    return inside and not (len(files) == 1 and _suffix(files[0]) == ".zip")
 
 
 def take_folder(files: Sequence[BinaryIO], folder: Path) -> dict[str, str]:

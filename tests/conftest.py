@@ -8,3 +8,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Derandomised: the same cases on every machine, so that a failure is a change and not a draw.
 settings.register_profile("project", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("project")
+
+# The dashboard's server and a browser.
+pytest_plugins = ["server_fixtures"]

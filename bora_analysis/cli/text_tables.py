@@ -357,7 +357,7 @@ def text(table: Columns | pd.DataFrame, form: str, *, ascii_only: bool = False) 
     ``ascii_only`` escapes other characters in json.
     """
     table, out = Columns.of(table), StringIO()
-    plain = [[None if missing(value) else value for value in table[name].tolist()] for name in table]
+    plain = [[_plain(value) for value in table[name].tolist()] for name in table]
     if form == "csv":
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(table)
@@ -366,6 +366,13 @@ def text(table: Columns | pd.DataFrame, form: str, *, ascii_only: bool = False) 
     records = [dict(zip(table, row, strict=True)) for row in zip(*plain, strict=True)]
     json.dump(records, out, indent=1, ensure_ascii=ascii_only, allow_nan=False)
     return out.getvalue() + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """None for what is missing, Python's number for one of NumPy's, which a column of objects may hold."""
+    if missing(value):
+        return None
+    return value.item() if hasattr(value, "item") else value
 
 
 def write(table: Columns | pd.DataFrame, path: Path, form: str) -> None:

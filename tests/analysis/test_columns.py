@@ -152,3 +152,10 @@ def test_main_tables_need_no_heavy_library(written):
     )
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (written / "out").iterdir()} == {"layer_metrics.csv", "spectra.csv"}
+
+
+def test_objects_that_hold_numbers_of_numpy_are_records():
+    """A frame whose column has a number in some rows only."""
+    frame = pd.DataFrame({"m": pd.Series([np.int64(3), None, np.float64(0.5), pd.NA, np.True_], dtype=object)})
+    assert json.loads(text(frame, "json")) == [{"m": 3}, {"m": None}, {"m": 0.5}, {"m": None}, {"m": True}]
+    assert text(frame, "csv").splitlines() == ["m", "3", '""', "0.5", '""', "True"]

@@ -276,7 +276,7 @@ def test_compare_and_figures_on_the_command_line(tmp_path):
         )
     wrong = CliRunner().invoke(main, ["figure", "heatmap", paths[0], "--null", "-o", str(tmp_path / "x.svg")])
     assert wrong.exit_code == 2
-    assert "figure heatmap has no option 'null'" in wrong.output
+    assert "heatmap has no --null; it has " in wrong.output
 
 
 def test_figures_draw_the_null_of_what_they_show():

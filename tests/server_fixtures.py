@@ -37,7 +37,7 @@ def server(folder) -> Iterator[tuple[str, int]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     address = f"http://localhost:{port}"
     with tempfile.TemporaryFile() as log:
-        started = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=log, stderr=log, env=environment)
+        started = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=log, stderr=log, env=environment)
         try:
             for _ in range(600):
                 try:
