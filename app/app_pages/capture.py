@@ -17,6 +17,7 @@ from app.jobs import aside
 from app.safe_markdown import markdown
 from app.sources import stamp
 from app.vega import draw
+from app.verdicts import verdict_on
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis import views
 from bora_analysis.analysis.capture import shares
@@ -36,6 +37,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     own = layers[layers["adapter"] == name]
     projection = segments("Projection", projections(own), "projection", format_func=markdown)
     whole = st.toggle("All modules", key=f"capture_all:{name}", help="A few of them are shown at first.")
+verdict_on(context, own)
 methods = pills(
     "Methods",
     capturing.methods(),

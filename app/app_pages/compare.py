@@ -16,6 +16,7 @@ from app.jobs import aside
 from app.safe_markdown import markdown
 from app.sources import stamp
 from app.vega import draw
+from app.verdicts import verdict_on
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis import views
 from bora_analysis.metrics import METRICS
@@ -31,6 +32,7 @@ if len(names) < 2:
     explanation("compare")
     st.stop()
 
+verdict_on(context, layers)
 boxes = st.columns(2)
 baseline = str(choose("Baseline", names, "baseline", boxes[0]))
 metric = str(choose("Metric", list(METRICS), "metric", boxes[1], format_func=charts.metric_name))

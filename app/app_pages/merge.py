@@ -17,6 +17,7 @@ from app.jobs import aside
 from app.merging import OWN, WEIGHTS, Part
 from app.safe_markdown import markdown, one_line
 from app.vega import draw
+from app.verdicts import verdict_on
 from app.written import WIDTHS, bytes_of, file_name, offer_written
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis import views
@@ -38,6 +39,7 @@ if len(names) < 2:
     st.info("Choose two adapters or more.", icon=":material/info:")
     explanation("merge")
     st.stop()
+verdict_on(context, layers[layers["adapter"].isin(names)])
 kind = segments("Weights", list(WEIGHTS), "merge_weights")
 if kind == OWN:
     boxes = st.container(horizontal=True)

@@ -15,6 +15,7 @@ from app.inspection import adapter_of
 from app.jobs import aside
 from app.safe_markdown import markdown
 from app.vega import draw
+from app.verdicts import verdict_on
 from bora_analysis.adapters import AdapterError
 
 #: Column → its name in the menu and on the axis, and what it is.
@@ -41,6 +42,7 @@ steps = sorted(int(step) for step in layers["step"].dropna().unique())
 step = steps[-1] if steps else None
 if len(steps) > 1:
     step = choose("Step", steps[::-1], "step", top[1])
+verdict_on(context, layers)
 given = "" if sources.arguments().base is None else " (else the server's)"
 text = ""
 if sources.arguments().root:  # a public server opens no paths

@@ -62,7 +62,7 @@ def in_url(app: AppTest, name: str) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-@pytest.mark.parametrize("page", ["spectra", "layers", "training"])
+@pytest.mark.parametrize("page", ["spectra", "layers", "training", "capture", "relative", "trim"])
 def test_pages_about_adapters_begin_with_the_verdict(start, tmp_path, page):
     for step in (1, 20):
         adapter(tmp_path / "mine" / f"checkpoint-{step}", seed=step)
@@ -74,6 +74,17 @@ def test_pages_about_adapters_begin_with_the_verdict(start, tmp_path, page):
     assert text.partition("**: ")[2].startswith(f"{sentence}.")
     assert "LoRA, r = 3, α = 6, q, v in 2 layers (4 modules), 336 parameters, float64" in text
     assert texts.index(text) == 1  # below the question
+
+
+@pytest.mark.parametrize("page", ["compare", "merge"])
+def test_pages_about_several_adapters_begin_with_their_verdicts(start, tmp_path, page):
+    for seed, name in enumerate(("one", "two")):
+        adapter(tmp_path / name, seed=seed)
+    app = healthy(start(page, tmp_path / "one", tmp_path / "two"))
+    texts = [each.value.replace("\\", "") for each in app.markdown]
+    assert texts[1].count("99 % of the energy in ") == 2  # below the question
+    for name in ("one", "two"):
+        assert f"**{name}**: {verdict(tmp_path / name).partition('; next')[0]}." in texts[1]
 
 
 def names(app: AppTest) -> list[str]:
