@@ -22,13 +22,14 @@ from bora_analysis.figures import save, spectra
 from bora_analysis.style import METRICS
 
 #: The title of a page, where it is not its name.
-TITLES = {page: page.capitalize() for page in PAGES} | {"lab": "Synthetic lab", "start": "Start"}
+TITLES = {page: page.capitalize() for page in PAGES} | {"lab": "Synthetic lab", "fleet": "Fleet", "start": "Start"}
 #: Charts that each page shows at first, or more.
 CHARTS = {
     "spectra": 3,
     "layers": 4,
     "training": 2 if sources.runs() else 0,
     "capture": 1,
+    "fleet": 1,
     "compare": 2,
     "relative": 0,
     "trim": 2,
@@ -52,7 +53,7 @@ def test_every_page_wide_and_on_a_phone(browser, site, theme):
     with visit(browser, theme) as page:
         opened(page, site, "spectra")
         shows(page, 0, *(f"{source.label}: " for source in sources.usual()))
-        for name in (*PAGES, "start"):
+        for name in (*PAGES, "fleet", "start"):
             if name != "spectra":  # as a visitor does, in the same session
                 page.get_by_role("link", name=TITLES[name], exact=True).click()
                 page.get_by_role("heading", name=TITLES[name], exact=True).wait_for()
