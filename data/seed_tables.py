@@ -1,6 +1,6 @@
-"""The tables of every run of make_adapters.py in out/: ``python data/seed_tables.py`` → data/seeds/*.parquet.
+"""The tables of the bundled runs, and of every other of make_adapters.py in out/: ``python data/seed_tables.py``.
 
-The two of ``bora-analysis analyze``, one row per module and one per singular value, with the columns of results.csv
+Written are data/seeds/*.parquet, the two tables of ``bora-analysis analyze``, one row per module and one per singular value, with the columns of results.csv
 that tell the runs apart. Numbers are rounded to float32. Runs that are not there keep the rows that they have.
 """
 
@@ -19,7 +19,7 @@ def tables(run: made.Run) -> dict[str, pd.DataFrame]:
     """layer_metrics and spectra of a run."""
     from bora_analysis import analyse
 
-    found = analyse(run.folder)
+    found = analyse(run.folder if made.finished(run) else run.bundle)
     values = (run.task, run.adapter, run.variant, float(run.rate), run.seed)
     out = {}
     for name in ("layer_metrics", "spectra"):
@@ -31,7 +31,8 @@ def tables(run: made.Run) -> dict[str, pd.DataFrame]:
 
 
 def main() -> None:
-    done = [tables(run) for run in made.runs() if made.finished(run) and run.adapter != "dora-r8"]  # needs the base
+    there = [run for run in made.runs() if made.finished(run) or run.bundled]
+    done = [tables(run) for run in there if run.adapter != "dora-r8"]  # needs the base
     FOLDER.mkdir(exist_ok=True)
     for name in ("layer_metrics", "spectra"):
         path = FOLDER / f"{name}.parquet"
