@@ -1,7 +1,8 @@
 """The tables of the bundled runs, and of every other of make_adapters.py in out/: ``python data/seed_tables.py``.
 
-Written are data/seeds/*.parquet, the two tables of ``bora-analysis analyze``, one row per module and one per singular value, with the columns of results.csv
-that tell the runs apart. Numbers are rounded to float32. Runs that are not there keep the rows that they have.
+Written are data/seeds/*.parquet, the two tables of ``bora-analysis analyze``: one row per module and one per singular
+value, with the columns of results.csv that tell the runs apart. Numbers are rounded to float32. Runs that are not there
+keep the rows that they have.
 """
 
 from __future__ import annotations
