@@ -85,6 +85,20 @@ def command(*examples: str, **settings: Any) -> Callable[[Callable[..., Any]], c
     return click.command(cls=settings.pop("cls", Command), examples=examples, **settings)
 
 
+def engines(workers: str) -> Decorator:
+    """--engine, --address and --workers of a command whose work joblib spreads; ``workers`` is the help of the last."""
+    return together(
+        click.option(
+            "--engine",
+            type=click.Choice(["loky", "dask", "ray", "spark"]),  # as in fleet.engines, which takes long to import
+            default="loky",
+            help="Processes of this machine (loky), or a cluster, through joblib.",
+        ),
+        click.option("--address", help="Of the cluster's scheduler; without it one is started on this machine."),
+        click.option("-j", "--workers", type=POSITIVE, help=workers),
+    )
+
+
 def reading(
     *,
     required: bool = True,

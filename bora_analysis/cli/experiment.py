@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import POSITIVE, command, fail, stop
+from .common import command, engines, fail, stop
 from .output import Output, output
 
 if TYPE_CHECKING:
@@ -40,14 +40,7 @@ def _changes(context: click.Context, option: click.Parameter, values: tuple[str,
 @click.option("--data", metavar="FILE_OR_HUB_ID", help="The data of every run.")
 @click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, callback=_changes, help="A setting of every run.")
 @click.option("--runs", "naming", is_flag=True, help="Print the runs, and which are finished, and train nothing.")
-@click.option(
-    "--engine",
-    type=click.Choice(["loky", "dask", "ray", "spark"]),  # as in fleet.engines, which takes long to import
-    default="loky",
-    help="Processes of this machine (loky), or a cluster, through joblib.",
-)
-@click.option("--address", help="Of the cluster's scheduler; without it one is started on this machine.")
-@click.option("-j", "--workers", type=POSITIVE, help="Runs at a time.  [default: one per core; 1 on a GPU]")
+@engines("Runs at a time.  [default: one per core; 1 on a GPU]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @output(metavar=None)
 def experiment(

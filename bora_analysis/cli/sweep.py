@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import POSITIVE, command, fail, note, reading, usage
+from .common import command, engines, fail, note, reading, usage
 
 if TYPE_CHECKING:
     from ..fleet.sweep import Progress
@@ -26,14 +26,7 @@ _SHOWN = 20
 )
 @reading(metavar="SOURCE...")
 @click.option("-o", "--output", "results", required=True, metavar="RESULTS", help="A folder or an fsspec URL.")
-@click.option(
-    "--engine",
-    type=click.Choice(["loky", "dask", "ray", "spark"]),  # as in fleet.engines, which takes long to import
-    default="loky",
-    help="Processes of this machine (loky), or a cluster, through joblib.",
-)
-@click.option("--address", help="Of the cluster's scheduler; without it one is started on this machine.")
-@click.option("-j", "--workers", type=POSITIVE, help="Adapters at a time.  [default: one per core]")
+@engines("Adapters at a time.  [default: one per core]")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600, help="Seconds for one adapter.")
 @click.option("--memory", type=click.FloatRange(0), default=4, help="GB that a worker may take (Linux); 0: no bound.")
 @click.option("--spectra", is_flag=True, help="Store all singular values too.")
