@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from app import charts, fleet_charts, fleets
+from app.columns import show
 from app.context import current
 from app.controls import choose, linked
 from app.downloads import offer
@@ -96,7 +97,15 @@ if fleet.results is not None and fleets.has_sketches(fleet):
             offer(nearest, "fleet_nearest")
 
 st.subheader("The rank that serves each", anchor=False)
-st.dataframe(ranks.drop(columns=["id", "base_model"]).head(500), hide_index=True)
+heads = {
+    "name": st.column_config.Column("adapter", pinned=True),
+    "rank_now": st.column_config.NumberColumn("rank now", help="The largest rank that its ΔW may have"),
+    "rank": st.column_config.NumberColumn("rank", help=f"The least that keeps {share:.0%} of Σσ² in every module"),
+    "module": st.column_config.Column("module", help="The one that needs it"),
+    "bytes_now": st.column_config.NumberColumn("size now", format="bytes", help="Of A and B of all its modules"),
+    "bytes": st.column_config.NumberColumn("size", format="bytes", help="The same at that rank"),
+}
+show(ranks.head(500), heads, heads)
 offer(ranks, "fleet_ranks")
 with st.expander("Distributions by method, projection and r", icon=":material/table:"):
     spread = numbers.distributions(fleet)

@@ -70,6 +70,9 @@ def test_the_chosen_adapters_without_a_sweep(start: Callable[..., AppTest]) -> N
     assert len(charts(app)) == 1
     assert "dashboard --fleet RESULTS" in app.caption[0].value
     assert any("Where the chosen adapters stand" in header.value for header in app.subheader)
+    heads = "".join(each.proto.columns for each in app.dataframe)
+    assert '"rank now"' in heads  # and not rank_now
+    assert '"size now"' in heads
 
 
 def test_results_that_are_none(start: Callable[..., AppTest], tmp_path: Path) -> None:
