@@ -1,7 +1,8 @@
 """Every rank metric, each defined once.
 
 All functions take the singular values of one update: a :class:`bora_analysis.Spectrum` or a 1-D array, non-negative, in
-any order, zeros allowed.
+any order, zeros allowed. They also take those of many updates with as many values each, a row an update, and give an
+array: what follows a row, such as a threshold, is then one for each.
 A zero update has rank 0 in every metric. Metrics called "rank" are counts or effective counts of directions;
 their ordering is
 
@@ -22,10 +23,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .catalogue.dtypes import EPSILON
-from .linalg import Array, norm, normalised
+from .linalg import Array, normalised
 from .linalg.inertia import Counted
 from .threshold import Threshold
-from .updates.contract import Facts
 
 #: The threshold of effective_rank in BoRA §4.5, which takes it from HiRA §6.1.
 THRESHOLD = 0.005
@@ -34,7 +34,7 @@ THRESHOLD = 0.005
 def effective_rank(s: ArrayLike, threshold: float | str | Threshold | Array = THRESHOLD) -> Any:
     """Count of singular values above a threshold (BoRA §4.5; HiRA, ICLR 2025, §6.1).
 
-    An array of absolute thresholds gives the curve: one count per threshold.
+    Of one update, an array of absolute thresholds gives the curve: one count per threshold.
 
     >>> effective_rank(np.array([1.0, 0.01, 0.001])), effective_rank(np.array([1.0, 0.01, 0.001]), "1%")
     (2, 1)
@@ -44,8 +44,18 @@ def effective_rank(s: ArrayLike, threshold: float | str | Threshold | Array = TH
     if isinstance(threshold, str | Threshold):
         threshold = Threshold.of(threshold).limit(spectral_norm(s), frobenius_norm(s))
     limits = np.asarray(threshold, dtype=np.float64)
-    counts = np.size(s) - np.searchsorted(np.sort(s), limits, side="right")
-    return int(counts) if limits.ndim == 0 else counts
+    if np.ndim(s) > 1 or limits.ndim == 0:
+        return _above(s, limits)
+    return np.size(s) - np.searchsorted(np.sort(s), limits, side="right")
+
+
+def _above(s: ArrayLike, limit: Any) -> Any:
+    return _plain(np.count_nonzero(np.greater(s, np.expand_dims(limit, -1)), axis=-1))
+
+
+def _plain(values: Any) -> Any:
+    """A number of one update, an array of many."""
+    return values if np.ndim(values) else np.asarray(values).item()
 
 
 def effective_ranks(s: Array, lengths: Array, threshold: float | Array = THRESHOLD) -> Array:
@@ -65,78 +75,94 @@ def effective_ranks(s: Array, lengths: Array, threshold: float | Array = THRESHO
     return above[ends] - above[ends - lengths]
 
 
-def energy(s: ArrayLike) -> float:
+def energy(s: ArrayLike) -> Any:
     """Σσ² = ‖ΔW‖_F² (HiRA and BoRA plot it over the layers)."""
-    scaled, power = normalised(np.asarray(s))
-    return float(np.ldexp(np.sum(scaled * scaled), 2 * power.item()))
+    total, power = _squares(s)
+    return _plain(np.ldexp(total, 2 * power))
 
 
-def frobenius_norm(s: ArrayLike) -> float:
+def frobenius_norm(s: ArrayLike) -> Any:
     """‖ΔW‖_F = √Σσ²."""
-    return norm(np.asarray(s))
+    total, power = _squares(s)
+    return _plain(np.ldexp(np.sqrt(total), power))
 
 
-def spectral_norm(s: ArrayLike) -> float:
+def _squares(s: ArrayLike) -> tuple[Array, Array]:
+    """t and e with Σσ² = t · 4^e, in range whatever the σ are."""
+    scaled, power = normalised(np.asarray(s), -1)
+    return np.sum(scaled * scaled, axis=-1), power[..., 0]
+
+
+def spectral_norm(s: ArrayLike) -> Any:
     """‖ΔW‖₂ = σ₁."""
-    return float(np.max(s, initial=0.0))
+    return _plain(np.max(s, axis=-1, initial=0.0))
 
 
-def nuclear_norm(s: ArrayLike) -> float:
+def nuclear_norm(s: ArrayLike) -> Any:
     """‖ΔW‖_* = Σσ."""
-    return float(np.sum(s))
+    return _plain(np.sum(s, axis=-1))
 
 
-def hill_number(s: ArrayLike, order: float) -> float:
-    """Hill number of q = σ²/Σσ²: (Σ q^a)^(1/(1−a)); order 1 is exp(−Σ q ln q), order ∞ is 1/max q.
+def _shares(s: ArrayLike) -> Array:
+    """σ²/σ₁², zeros for a zero update: scaled first, because σ⁴ would underflow for tiny updates."""
+    values = np.asarray(s)
+    top = np.max(values, axis=-1, initial=0.0, keepdims=True)
+    return np.square(np.divide(values, top, out=np.zeros(values.shape), where=top > 0))
+
+
+def hill_number(s: ArrayLike, order: float) -> Any:
+    """Hill number of q = σ²/Σσ²: (Σ q^a)^(1/(1−a)); order 1 is exp(−Σ q ln q), order ∞ is 1/max q. 0 for a zero update.
 
     M. O. Hill, "Diversity and evenness", Ecology 54 (1973).
 
-    >>> round(hill_number(np.ones(4), 1.0), 12)
-    4.0
+    >>> round(hill_number(np.ones(4), 1.0), 12), hill_number(np.ones((2, 3)), 2.0).round(12).tolist()
+    (4.0, [3.0, 3.0])
     """
-    top = spectral_norm(s)
-    if top == 0:
-        return 0.0
-    q = np.square(np.divide(s, top))  # scaled first: σ⁴ would underflow for tiny updates
-    q = q[q > 0] / q.sum()
+    shares = _shares(s)
+    total = shares.sum(axis=-1, keepdims=True)
+    moved = total[..., 0] > 0
+    q = np.divide(shares, total, out=np.zeros(shares.shape), where=total > 0)
     if np.isinf(order):
-        return float(1.0 / q.max())
-    if order == 1:
-        return float(np.exp(-np.sum(q * np.log(q))))
-    return float(np.sum(q**order) ** (1.0 / (1.0 - order)))
+        number = np.divide(1.0, q.max(axis=-1, initial=0.0), out=np.zeros(moved.shape), where=moved)
+    elif order == 1:
+        number = np.exp(-np.sum(q * np.log(q, out=np.zeros(q.shape), where=q > 0), axis=-1))
+    else:
+        powers = np.sum(np.power(q, order, out=np.zeros(q.shape), where=q > 0), axis=-1)
+        number = np.power(powers, 1.0 / (1.0 - order), out=np.zeros(moved.shape), where=moved)
+    return _plain(np.where(moved, number, 0.0))
 
 
-def stable_rank(s: ArrayLike) -> float:
+def stable_rank(s: ArrayLike) -> Any:
     """‖ΔW‖_F² / ‖ΔW‖₂² (Rudelson & Vershynin, J. ACM 2007)."""
     return hill_number(s, np.inf)
 
 
-def top_share(s: ArrayLike) -> float:
-    """σ₁² / Σσ², the share of the energy in the largest direction.
+def top_share(s: ArrayLike) -> Any:
+    """σ₁² / Σσ², the share of the energy in the largest direction; 0 for a zero update.
 
     >>> round(top_share(np.array([3.0, 1.0])), 12)
     0.9
     """
-    whole = frobenius_norm(s)
-    return (spectral_norm(s) / whole) ** 2 if whole else 0.0
+    total = _shares(s).sum(axis=-1)
+    return _plain(np.divide(1.0, total, out=np.zeros(np.shape(total)), where=total > 0))
 
 
-def participation_ratio(s: ArrayLike) -> float:
+def participation_ratio(s: ArrayLike) -> Any:
     """(Σσ²)² / Σσ⁴, the inverse participation ratio of the energies."""
     return hill_number(s, 2.0)
 
 
-def entropy_rank(s: ArrayLike) -> float:
+def entropy_rank(s: ArrayLike) -> Any:
     """exp of the Shannon entropy of σ/Σσ, the "effective rank" of Roy & Vetterli (EUSIPCO 2007)."""
     return hill_number(np.sqrt(s), 1.0)
 
 
-def numerical_rank(s: ArrayLike, tolerance: float) -> int:
+def numerical_rank(s: ArrayLike, tolerance: Any) -> Any:
     """Count of σ above a rounding tolerance, see :func:`rounding_tolerance`."""
-    return int(np.count_nonzero(np.greater(s, tolerance)))
+    return _above(s, tolerance)
 
 
-def rounding_tolerance(s: ArrayLike, reach: float | None = None) -> float:
+def rounding_tolerance(s: ArrayLike, reach: Any = None) -> Any:
     """√K · ε · reach: what the computation in float64 may leave of a σ that is 0, with K values in the spectrum.
 
     The stored factors are exact numbers, whatever their dtype, and their product has a rank.
@@ -148,10 +174,10 @@ def rounding_tolerance(s: ArrayLike, reach: float | None = None) -> float:
     """
     if reach is None:
         reach = getattr(s, "reach", None)
-    return float(np.sqrt(np.size(s)) * EPSILON["float64"] * (spectral_norm(s) if reach is None else reach))
+    return _plain(np.sqrt(np.shape(s)[-1]) * EPSILON["float64"] * (spectral_norm(s) if reach is None else reach))
 
 
-def rank_above_rounding(s: Any) -> float:
+def rank_above_rounding(s: Any) -> Any:
     """Count of σ above what rounding of the stored numbers can be expected to make, the noise floor of a Spectrum.
 
     By Weyl's inequality it moves no σ by more than ‖E‖₂ ≤ ‖E‖_F. With independent errors, uniform up to u|x| in each
@@ -163,10 +189,11 @@ def rank_above_rounding(s: Any) -> float:
     [2, 1]
     """
     floor = getattr(s, "noise_floor", 0.0)
-    return numerical_rank(s, max(floor, rounding_tolerance(s))) if floor == floor else floor
+    ranks = numerical_rank(s, np.fmax(floor, rounding_tolerance(s)))
+    return ranks if np.all(np.equal(floor, floor)) else _plain(np.where(np.isnan(floor), floor, ranks))
 
 
-def energy_rank(s: ArrayLike, share: float) -> int:
+def energy_rank(s: ArrayLike, share: float) -> Any:
     """Least k whose k largest singular values hold the given share of Σσ².
 
     >>> energy_rank(np.array([3.0, 1.0]), 0.90), energy_rank(np.array([3.0, 1.0]), 0.95)
@@ -174,27 +201,27 @@ def energy_rank(s: ArrayLike, share: float) -> int:
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; expected 0 < share ≤ 1")
-    top = spectral_norm(s)
-    if top == 0:
-        return 0
-    held = np.cumsum(np.sort(np.square(np.divide(s, top)))[::-1])
+    held = np.cumsum(np.sort(_shares(s), axis=-1)[..., ::-1], axis=-1)
+    total = held[..., -1:]
     # The sum of a fully held spectrum may round below its own total.
-    return int(np.searchsorted(held, share * held[-1] * (1 - 4 * EPSILON["float64"]))) + 1
+    short = np.count_nonzero(held < share * total * (1 - 4 * EPSILON["float64"]), axis=-1)
+    return _plain(np.where(np.any(total, axis=-1), short + 1, 0))
 
 
-def condition(s: ArrayLike, tolerance: float) -> float:
+def condition(s: ArrayLike, tolerance: Any) -> Any:
     """σ₁ / σ_k with k the numerical rank: the spread of the directions that are there. NaN for a zero update."""
     values = np.asarray(s)
-    kept = values[values > tolerance]
-    return float(kept.max() / kept.min()) if kept.size else float("nan")
+    kept = values > np.expand_dims(tolerance, -1)
+    least = np.min(values, axis=-1, where=kept, initial=np.inf)
+    return _plain(np.where(kept.any(axis=-1), spectral_norm(values) / least, np.nan))
 
 
-def rank_utilisation(s: ArrayLike, rank_bound: int, threshold: float | str | Threshold = THRESHOLD) -> float:
+def rank_utilisation(s: ArrayLike, rank_bound: Any, threshold: Any = THRESHOLD) -> Any:
     """effective_rank / rank_bound: the share of the directions that the method allows and the update uses.
 
     0 where no direction is allowed (AdaLoRA may prune a module to nothing).
     """
-    return float(utilisation(effective_rank(s, threshold), rank_bound))
+    return _plain(utilisation(effective_rank(s, threshold), rank_bound))
 
 
 def utilisation(ranks: Any, rank_bounds: Any) -> Any:
@@ -295,7 +322,7 @@ class Metric(NamedTuple):
     Attributes
     ----------
     label, formula : for an axis; τ stands for the threshold.
-    value : a spectrum or its values, facts, absolute threshold → the number.
+    value : a spectrum or its values, rank bound, absolute threshold → the number; of many, arrays → array.
     counted : the same from a count, where a count is enough (see :mod:`bora_analysis.linalg.inertia`).
     source : where it comes from.
     degree : a ΔW that is c times as large has c^degree times the value; None where it counts against a limit.
@@ -303,51 +330,51 @@ class Metric(NamedTuple):
 
     label: str
     formula: str
-    value: Callable[[Any, Facts, float], float]
-    counted: Callable[[Counted, Facts], float] | None = None
+    value: Callable[[Any, Any, Any], Any]
+    counted: Callable[[Counted, int], float] | None = None
     source: str = ""
     degree: int | None = 0
 
 
 def _share(share: float) -> Metric:
-    return Metric("energy rank", f"{100 * share:.0f} % of Σσ²", lambda s, facts, threshold: energy_rank(s, share))
+    return Metric("energy rank", f"{100 * share:.0f} % of Σσ²", lambda s, bound, threshold: energy_rank(s, share))
 
 
 #: Column of the metrics table → its row, in the order of the table.
 METRICS: dict[str, Metric] = {
     "effective_rank": Metric(
-        "effective rank", "#{σ > τ}", lambda s, facts, threshold: effective_rank(s, threshold),
-        lambda c, facts: c.above, "BoRA §4.5, from HiRA (ICLR 2025); τ = 0.005, or a share of σ₁ or of ‖ΔW‖_F",
+        "effective rank", "#{σ > τ}", lambda s, bound, threshold: effective_rank(s, threshold),
+        lambda c, bound: c.above, "BoRA §4.5, from HiRA (ICLR 2025); τ = 0.005, or a share of σ₁ or of ‖ΔW‖_F",
         None,
     ),
-    "energy": Metric("energy", "Σσ²", lambda s, facts, threshold: energy(s), lambda c, facts: c.energy, degree=2),
+    "energy": Metric("energy", "Σσ²", lambda s, bound, threshold: energy(s), lambda c, bound: c.energy, degree=2),
     "frobenius_norm": Metric(
-        "Frobenius norm", "√Σσ²", lambda s, facts, threshold: frobenius_norm(s), lambda c, facts: c.energy**0.5,
+        "Frobenius norm", "√Σσ²", lambda s, bound, threshold: frobenius_norm(s), lambda c, bound: c.energy**0.5,
         degree=1,
     ),
     "spectral_norm": Metric(
-        "spectral norm", "σ₁", lambda s, facts, threshold: spectral_norm(s), lambda c, facts: c.top, degree=1,
+        "spectral norm", "σ₁", lambda s, bound, threshold: spectral_norm(s), lambda c, bound: c.top, degree=1,
     ),
-    "nuclear_norm": Metric("nuclear norm", "Σσ", lambda s, facts, threshold: nuclear_norm(s), degree=1),
+    "nuclear_norm": Metric("nuclear norm", "Σσ", lambda s, bound, threshold: nuclear_norm(s), degree=1),
     "stable_rank": Metric(
-        "stable rank", "Σσ² / σ₁²", lambda s, facts, threshold: stable_rank(s),
-        lambda c, facts: c.energy / c.top**2 if c.top else 0.0, "Rudelson & Vershynin 2007",
+        "stable rank", "Σσ² / σ₁²", lambda s, bound, threshold: stable_rank(s),
+        lambda c, bound: c.energy / c.top**2 if c.top else 0.0, "Rudelson & Vershynin 2007",
     ),
     "entropy_rank": Metric(
-        "entropy rank", "exp H(σ/Σσ)", lambda s, facts, threshold: entropy_rank(s),
+        "entropy rank", "exp H(σ/Σσ)", lambda s, bound, threshold: entropy_rank(s),
         source='Roy & Vetterli\'s "effective rank" (EUSIPCO 2007)',
     ),
     "participation_ratio": Metric(
-        "participation ratio", "(Σσ²)² / Σσ⁴", lambda s, facts, threshold: participation_ratio(s),
-        lambda c, facts: c.energy**2 / c.fourth if c.fourth else 0.0,
+        "participation ratio", "(Σσ²)² / Σσ⁴", lambda s, bound, threshold: participation_ratio(s),
+        lambda c, bound: c.energy**2 / c.fourth if c.fourth else 0.0,
     ),
     "numerical_rank": Metric(
         "numerical rank", "rank ΔW",
-        lambda s, facts, threshold: numerical_rank(s, rounding_tolerance(s)),
+        lambda s, bound, threshold: numerical_rank(s, rounding_tolerance(s)),
         source="of the factors as stored, in whatever dtype: σ above the rounding of the computation in float64",
     ),
     "rank_above_rounding": Metric(
-        "rank above rounding", "#{σ > noise floor}", lambda s, facts, threshold: rank_above_rounding(s),
+        "rank above rounding", "#{σ > noise floor}", lambda s, bound, threshold: rank_above_rounding(s),
         source="what rounding of the stored numbers cannot have made, see noise_floor; missing where that is not known",
         degree=None,
     ),
@@ -355,20 +382,20 @@ METRICS: dict[str, Metric] = {
     "energy_rank_95": _share(0.95),
     "energy_rank_99": _share(0.99),
     "condition": Metric(
-        "condition", "σ₁ / σₖ", lambda s, facts, threshold: condition(s, rounding_tolerance(s)),
+        "condition", "σ₁ / σₖ", lambda s, bound, threshold: condition(s, rounding_tolerance(s)),
         source="k is the numerical rank; missing for a zero update",
     ),
     "top_share": Metric(
-        "share of σ₁", "σ₁² / Σσ²", lambda s, facts, threshold: top_share(s),
-        lambda c, facts: c.top**2 / c.energy if c.energy else 0.0, "1 / stable_rank; 0 for a zero update",
+        "share of σ₁", "σ₁² / Σσ²", lambda s, bound, threshold: top_share(s),
+        lambda c, bound: c.top**2 / c.energy if c.energy else 0.0, "1 / stable_rank; 0 for a zero update",
     ),
     "rank_bound": Metric(
-        "rank bound", "≥ rank ΔW", lambda s, facts, threshold: facts.rank_bound, lambda c, facts: facts.rank_bound,
+        "rank bound", "≥ rank ΔW", lambda s, bound, threshold: bound, lambda c, bound: bound,
         "highest rank that the sizes allow; min(m, n, br) for BoRA (Proposition 1)",
     ),
     "rank_utilisation": Metric(
         "rank utilisation", "#{σ > τ} / bound",
-        lambda s, facts, threshold: rank_utilisation(s, facts.rank_bound, threshold),
-        lambda c, facts: float(utilisation(c.above, facts.rank_bound)), degree=None,
+        lambda s, bound, threshold: rank_utilisation(s, bound, threshold),
+        lambda c, bound: float(utilisation(c.above, bound)), degree=None,
     ),
 }  # fmt: skip

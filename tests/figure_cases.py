@@ -32,7 +32,9 @@ def tables(
                     key["projection"] = projection
                     spectra += [{**key, "index": i, "singular_value": x} for i, x in enumerate(s, 1)]
                     facts = Facts(method, 64, 64, r, b, 1.0, 128 * r, 128 * r, bound, "float32")
-                    values = {column: metric.value(s, facts, 0.005) for column, metric in metrics.METRICS.items()}
+                    values = {
+                        column: metric.value(s, facts.rank_bound, 0.005) for column, metric in metrics.METRICS.items()
+                    }
                     rows.append({**key, "parameters": facts.parameters, "threshold": 0.005, **values})
     types = {"step": "Int64", "layer": "Int64"}
     return {"spectra": pd.DataFrame(spectra).astype(types), "layer_metrics": pd.DataFrame(rows).astype(types)}

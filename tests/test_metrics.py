@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bora_analysis import lora, metrics
+from bora_analysis.analysis.spectrum import Spectrum, Stack
 
 spectra = arrays(np.float64, st.integers(1, 40), elements=st.one_of(st.just(0.0), st.floats(1e-12, 1e12)))
 
@@ -105,6 +106,18 @@ def test_no_size_is_too_small_or_too_large(s, power):
     assert metrics.energy_rank(scaled, 0.9) == metrics.energy_rank(s, 0.9)
 
 
+@given(arrays(float, (5, 6), elements=st.floats(0, 1e3)), st.floats(0, 10))
+def test_rows_of_many_are_as_each_alone(stack, threshold):
+    stack[1], stack[2] = 0, stack[2] * 1e-300
+    floors = np.array([0.0, 1.0, np.nan, 1e-3, 1e300])
+    many = Stack(stack, floors, stack.sum(axis=1))
+    for name, column in metrics.METRICS.items():
+        together = column.value(many, np.arange(5), np.full(5, threshold))
+        for k, s in enumerate(stack):
+            alone = Spectrum(s, "svd", "cpu", "float64", floors[k], reach=s.sum())
+            np.testing.assert_array_equal(together[k], column.value(alone, k, threshold), err_msg=name)
+
+
 def test_shares_outside_0_to_1_are_refused():
     with pytest.raises(ValueError, match=r"1\.5"):
         metrics.energy_rank(np.ones(3), 1.5)
@@ -113,7 +126,7 @@ def test_shares_outside_0_to_1_are_refused():
 def test_table_columns_call_the_metrics():
     s = np.array([4.0, 2.0, 1.0, 0.001])
     facts = lora(np.ones((9, 4)), np.ones((4, 8))).facts
-    row = {name: column.value(s, facts, 0.005) for name, column in metrics.METRICS.items()}
+    row = {name: column.value(s, facts.rank_bound, 0.005) for name, column in metrics.METRICS.items()}
     assert row["effective_rank"] == 3
     assert row["rank_bound"] == 4
     assert row["rank_utilisation"] == 0.75

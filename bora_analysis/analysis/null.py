@@ -164,9 +164,7 @@ def unit_draws(sizes: Sizes, draws: int, seed: int) -> Draws | str:
     except NoNullError as reason:
         return str(reason)
     spectra /= np.linalg.norm(spectra, axis=1, keepdims=True)
-    facts: Any = sizes  # no metric with a degree looks at them
-    each = {name: [METRICS[name].value(s, facts, 0.0) for s in spectra] for name in _SCALED}
-    return Draws(spectra, {name: np.array(values, dtype=float) for name, values in each.items()})
+    return Draws(spectra, {name: METRICS[name].value(spectra, 0, 0.0) for name in _SCALED})
 
 
 @lru_cache(maxsize=256)

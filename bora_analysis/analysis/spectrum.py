@@ -7,12 +7,13 @@ where they are large and there is one, on a GPU. Modules run in parallel with on
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Unpack, overload
+from typing import Any, NamedTuple, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +31,17 @@ from ..metrics import energy_rank, numerical_rank, rounding_tolerance, spectral_
 from ..threshold import Threshold
 from ..updates.contract import Blocked, Facts, Update
 from ..updates.dense import Dense
+from ..updates.sums import BlockProduct, measured
 
 #: Updates without structure are made and solved one by one, as many at a time as fit here (but one at least).
 ROOM_BYTES = 2 << 30
 #: From this size on a quick analysis of an update without structure counts instead of solving.
 COUNT_FROM = 256
-#: Cores of one shape are collected up to this size, or from this many modules, before they are solved together.
+#: A worker takes modules until it has so many, their cores are so large, or so much time has gone, and then solves
+#: their cores together: a call for each small module, and a thread that waits for it, took longer than the work.
 BATCH_BYTES = 2 << 20
 BATCH_MODULES = 64
+BATCH_SECONDS = 0.02
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,6 +95,26 @@ class Spectrum:
 
         told = f"99 % of the energy lies in {energy_rank(self.values, 0.99)} of them." if len(self) else ""
         return [told], pd.DataFrame({"index": range(1, len(self) + 1), "singular_value": self.values})
+
+
+class Stack(NamedTuple):
+    """What metrics look at, of spectra with as many values each, a row a spectrum."""
+
+    values: NDArray[np.float64]
+    noise_floor: NDArray[np.float64]
+    reach: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, spectra: Sequence[Spectrum]) -> Stack:
+        reaches = [spectral_norm(each) if each.reach is None else each.reach for each in spectra]
+        return cls(
+            np.stack([each.values for each in spectra]),
+            np.array([each.noise_floor for each in spectra]),
+            np.array(reaches),
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.values, dtype=dtype, copy=copy)
 
 
 @dataclass(frozen=True)
@@ -208,70 +232,71 @@ def each_spectrum(
     """
     place = resolve(solver, device)
     workers = workers or available_cores()
-    names = iter(updates)
-    known: dict[str, tuple[Facts, float, float]] = {}
-    missing: dict[str, int] = {}  # cores of a module not yet solved
-    found: dict[str, list[Solved]] = defaultdict(list)
-    groups: dict[tuple[int, int, str], list[tuple[str, Array]]] = defaultdict(list)
-    reducing: set[Future[Any]] = set()
-    solving: dict[Future[Any], list[tuple[str, int]]] = {}
+    names, turn = iter(updates), threading.Lock()
 
-    def reduce(name: str) -> tuple[str, Facts, tuple[list[Array], float, float] | Spectrum]:
-        update = updates[name]
-        if isinstance(update, Dense):
-            return name, update.facts, _dense_spectrum(update, solver, place, quick, name)
-        return name, update.facts, _reduced(update, name)
+    def some() -> list[tuple[str, Facts, Spectrum]]:
+        """The next modules, as many as make a batch worth its call; none when all are taken."""
+        found, reduced, waiting, held = [], [], [], 0
+        until = time.perf_counter() + (BATCH_SECONDS if place in ("auto", "cpu") else float("inf"))
+        for _ in range(BATCH_MODULES):
+            with turn:
+                name = next(names, None)
+            if name is None:
+                break
+            update = updates[name]
+            if isinstance(update, Dense):
+                found.append((name, update.facts, _dense_spectrum(update, solver, place, quick, name)))
+            elif isinstance(update, BlockProduct):
+                waiting.append((name, update))
+                held += update.B.nbytes + update.A.nbytes
+            else:
+                reduced.append((name, update.facts, *_reduced(update, name)))
+                held += sum(core.nbytes for core in reduced[-1][2])
+            if held >= BATCH_BYTES or time.perf_counter() > until:
+                break
+        together = measured([update for _, update in waiting])
+        for (name, update), sizes in zip(waiting, together, strict=True):
+            reduced.append((name, update.facts, *_checked(update, *sizes, name)))
+        return [*found, *_solved(reduced, solver, place)]
 
-    def submit(key: tuple[int, int, str], members: list[tuple[str, Array]]) -> None:
-        stack = np.concatenate([core for _, core in members])
-        owners = [(name, len(core)) for name, core in members]
-        solving[pool.submit(solve, stack, key[2], solver, place)] = owners
+    with one_blas_thread():
+        if workers == 1:  # without threads, which would take turns
+            while batch := some():
+                yield from batch
+            return
+        with ThreadPoolExecutor(workers, thread_name_prefix="spectrum") as pool:
+            try:
+                running = {pool.submit(some) for _ in range(workers)}
+                while running:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for batch in [future.result() for future in done]:
+                        if batch:
+                            running.add(pool.submit(some))
+                        yield from batch
+            finally:  # an error, or a caller that stops early: drop what has not begun
+                pool.shutdown(wait=True, cancel_futures=True)
 
-    with one_blas_thread(), ThreadPoolExecutor(workers, thread_name_prefix="spectrum") as pool:
-        try:
-            more = True
-            while more or reducing or solving or groups:
-                while more and len(reducing) < 2 * workers and len(solving) < 4 * workers:
-                    name = next(names, None)
-                    if name is None:
-                        more = False
-                    else:
-                        reducing.add(pool.submit(reduce, name))
-                if not more and not reducing:
-                    for key, members in groups.items():  # the last, unfilled batches: shared among the workers
-                        step = -(-len(members) // workers)
-                        for start in range(0, len(members), step):
-                            submit(key, members[start : start + step])
-                    groups.clear()
-                done, _ = wait([*reducing, *solving], return_when=FIRST_COMPLETED)
-                for future in done & reducing:
-                    reducing.discard(future)
-                    name, facts, result = future.result()
-                    if isinstance(result, Spectrum):
-                        yield name, facts, result
-                        continue
-                    cores, *sizes = result
-                    known[name] = facts, *sizes
-                    missing[name] = sum(len(core) for core in cores)
-                    for core in cores:
-                        key = (*core.shape[1:], facts.dtype)
-                        groups[key].append((name, core))
-                        waiting = groups[key]
-                        if len(waiting) >= BATCH_MODULES or sum(stack.nbytes for _, stack in waiting) >= BATCH_BYTES:
-                            submit(key, groups.pop(key))
-                for future in [future for future in done if future in solving]:
-                    owners, solved = solving.pop(future), future.result()
-                    start = 0
-                    for name, count in owners:
-                        found[name].append(Solved(solved.values[start : start + count], solved.solver, solved.device))
-                        start += count
-                        missing[name] -= count
-                    for name in {name for name, _ in owners if not missing[name]}:
-                        facts, *sizes = known.pop(name)
-                        del missing[name]
-                        yield name, facts, _union(found.pop(name), facts, *sizes)
-        finally:  # an error, or a caller that stops early: drop what has not begun
-            pool.shutdown(wait=True, cancel_futures=True)
+
+def _solved(
+    reduced: Sequence[tuple[str, Facts, list[Array], float, float]], solver: str, place: str
+) -> list[tuple[str, Facts, Spectrum]]:
+    """The spectra of modules from their cores, of which those of one shape are solved together."""
+    groups: dict[tuple[Any, ...], list[Array]] = defaultdict(list)
+    for _, facts, cores, *_ in reduced:
+        for core in cores:
+            groups[core.shape[1:], facts.dtype].append(core)
+    solved = {key: solve(np.concatenate(stack), key[1], solver, place) for key, stack in groups.items()}
+    taken: dict[tuple[Any, ...], int] = defaultdict(int)
+    found = []
+    for name, facts, cores, *sizes in reduced:
+        parts = []
+        for core in cores:
+            key = core.shape[1:], facts.dtype
+            start = taken[key]
+            taken[key] = end = start + len(core)
+            parts.append(replace(solved[key], values=solved[key].values[start:end]))
+        found.append((name, facts, _union(parts, facts, *sizes)))
+    return found
 
 
 def factor_ranks(update: Update) -> FactorRanks:
@@ -321,7 +346,12 @@ def _union(parts: list[Solved], facts: Facts, reach: float, floor: float) -> Spe
 def _reduced(update: Update, name: str = "") -> tuple[list[Array], float, float]:
     """The cores, what rounding in the computation is relative to, and what rounding of the stored numbers makes."""
     with np.errstate(over="ignore", invalid="ignore"):
-        cores, reach, rounding = update.measured()
+        return _checked(update, *update.measured(), name)
+
+
+def _checked(
+    update: Update, cores: list[Array], reach: float, rounding: float, name: str
+) -> tuple[list[Array], float, float]:
     if not reach < 1e150:  # the reach is at least their norm
         cores = [check_finite(core, name) for core in cores]
     return cores, reach, _floor(update, rounding)

@@ -10,7 +10,7 @@ adapter.
 
 from __future__ import annotations
 
-from collections import ChainMap
+from collections import ChainMap, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +26,7 @@ from ..cards import card
 from ..catalogue.module_names import layer, projection
 from ..files.errors import AdapterError, counted
 from ..linalg import NotFiniteError
+from ..linalg.threads import one_blas_thread
 from ..metrics import (
     METRICS,
     STATISTICS,
@@ -40,11 +41,13 @@ from ..threshold import Threshold
 from ..updates.contract import Facts, Update
 from .columns import Columns
 from .progress import progress
-from .spectrum import Spectrum, each_spectrum
+from .spectrum import Spectrum, Stack, each_spectrum
 
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Singular values whose metrics are computed at once.
+_STACK = 1 << 18
 IDENTITY = ("adapter", "method", "step", "module", "layer", "projection")
 SPECTRA_COLUMNS = (*IDENTITY, "index", "singular_value")
 LAYER_COLUMNS = (
@@ -205,13 +208,14 @@ def analyse(
     tau = Threshold.of(threshold)
     flat = adapters_of(adapters, **reading)
     spectra, metrics, provenance = [], [], []
-    for adapter in flat:
-        with progress(len(adapter), on_module) as step:
-            options: Any = {"solver": solver, "device": device, "quick": quick, "statistics": statistics}
-            found = measure(adapter, threshold=tau, on_module=step, **options)
-        spectra += [spectrum.values for _, spectrum in found]
-        metrics += [row for row, _ in found]
-        provenance += told_of(adapter, [Origin.of(spectrum, tau) for _, spectrum in found], tau)
+    with one_blas_thread():  # once: to set the limit takes as long as a small adapter
+        for adapter in flat:
+            with progress(len(adapter), on_module) as step:
+                options: Any = {"solver": solver, "device": device, "quick": quick, "statistics": statistics}
+                found = measure(adapter, threshold=tau, on_module=step, **options)
+            spectra += [spectrum.values for _, spectrum in found]
+            metrics += [row for row, _ in found]
+            provenance += told_of(adapter, [Origin.of(spectrum, tau) for _, spectrum in found], tau)
     return Tables(
         Columns.of_rows(metrics, [*LAYER_COLUMNS, *(STATISTICS if statistics else ())]),
         np.concatenate([*spectra, np.zeros(0)]),
@@ -247,13 +251,13 @@ def measure(
             on_module()
     except NotFiniteError as error:
         raise AdapterError(f"{adapter.path or adapter.name}: {error}") from None
+    metrics = _metrics([results[module] for module in adapter], tau)
     rows = []
-    for module in adapter:
+    for module, values in zip(adapter, metrics, strict=True):
         facts, spectrum = results[module]
         row = (
             *identity(adapter, module, facts), facts.out_features, facts.in_features, facts.r, facts.blocks,
-            facts.scaling, facts.parameters, facts.macs_per_token, tau.cell,
-            *_metrics(spectrum, facts, _limit(spectrum, tau)),
+            facts.scaling, facts.parameters, facts.macs_per_token, tau.cell, *values,
             facts.out_features if facts.support_rows is None else facts.support_rows,
             facts.in_features if facts.support_columns is None else facts.support_columns,
             spectrum.noise_floor, facts.activation,
@@ -397,12 +401,28 @@ def _limit(spectrum: Spectrum, tau: Threshold) -> float:
     return tau.limit(spectral_norm(spectrum), frobenius_norm(spectrum))
 
 
-def _metrics(spectrum: Spectrum, facts: Facts, limit: float) -> list[float]:
-    """A value for each of ``METRICS``; NaN for those that a count does not tell."""
-    counts = spectrum.counted
-    if counts is None:
-        return [metric.value(spectrum, facts, limit) for metric in METRICS.values()]
-    return [metric.counted(counts, facts) if metric.counted else float("nan") for metric in METRICS.values()]
+def _metrics(found: Sequence[tuple[Facts, Spectrum]], tau: Threshold) -> list[Sequence[Any]]:
+    """For each module the values of ``METRICS``; NaN for those that a count does not tell."""
+    rows: list[Sequence[Any]] = [()] * len(found)
+    alike: dict[int, list[int]] = defaultdict(list)
+    for k, (facts, spectrum) in enumerate(found):
+        counts = spectrum.counted
+        if counts is None:
+            alike[len(spectrum)].append(k)
+        else:
+            told = [metric.counted and metric.counted(counts, facts.rank_bound) for metric in METRICS.values()]
+            rows[k] = [float("nan") if value is None else value for value in told]
+    for length, places in alike.items():
+        step = max(1, _STACK // max(1, length))
+        for start in range(0, len(places), step):
+            some = places[start : start + step]
+            stack = Stack.of([found[k][1] for k in some])
+            bounds = np.array([found[k][0].rank_bound for k in some])
+            limits = np.broadcast_to(tau.limit(spectral_norm(stack), frobenius_norm(stack)), len(some))
+            columns = [metric.value(stack, bounds, limits).tolist() for metric in METRICS.values()]
+            for k, row in zip(some, zip(*columns, strict=True), strict=True):
+                rows[k] = row
+    return rows
 
 
 class Origin(NamedTuple):

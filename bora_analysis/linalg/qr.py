@@ -68,18 +68,31 @@ def from_gram(gram: Array, height: int) -> tuple[Array, Array]:
     >>> R[0].round(12).tolist(), safe.tolist()
     ([[5.0, 1.6], [0.0, 1.2]], [True])
     """
-    b, r, _ = gram.shape
-    nothing = np.zeros_like(gram), np.zeros(b, dtype=bool)
+    r = gram.shape[1]
     squares = np.diagonal(gram, axis1=1, axis2=2)
-    if not (squares.min() > 1e-280 and squares.max() < 1e280):  # zero, or out of the range
-        return nothing
+    usable = (squares.min(axis=1) > 1e-280) & (squares.max(axis=1) < 1e280)  # not zero, and not out of the range
+    if not usable.all():  # what the others get does not depend on these
+        gram, squares = np.where(usable[:, None, None], gram, np.eye(r)), np.where(usable[:, None], squares, 1.0)
     lengths = np.sqrt(squares)
+    T, definite = _cholesky(gram / (lengths[:, :, None] * lengths[:, None, :]))
+    grown = np.linalg.norm(np.linalg.inv(T), axis=(1, 2))
+    safe = usable & definite & ((height**0.5 + r**0.5) * _UNIT * grown <= _ERROR)
+    return T * lengths[:, None, :], safe
+
+
+def _cholesky(grams: Array) -> tuple[Array, Array]:
+    """T with TᵀT = gram, the identity where there is none, and where there is one."""
+    definite = np.ones(len(grams), dtype=bool)
     try:
-        T = np.linalg.cholesky(gram / (lengths[:, :, None] * lengths[:, None, :])).transpose(0, 2, 1)
-        grown = np.linalg.norm(np.linalg.inv(T), axis=(1, 2))
-    except np.linalg.LinAlgError:
-        return nothing
-    return T * lengths[:, None, :], (height**0.5 + r**0.5) * _UNIT * grown <= _ERROR
+        return np.linalg.cholesky(grams).transpose(0, 2, 1), definite
+    except np.linalg.LinAlgError:  # it does not say which
+        T = np.empty_like(grams)
+        for k, gram in enumerate(grams):
+            try:
+                T[k] = np.linalg.cholesky(gram).T
+            except np.linalg.LinAlgError:
+                T[k], definite[k] = np.eye(len(gram)), False
+        return T, definite
 
 
 def thin_qr(X: Array) -> tuple[Array, Array]:

@@ -61,11 +61,15 @@ def solve(stack: Array, dtype: str, solver: str, place: str) -> Solved:
     if not stack.any():
         return Solved(np.zeros((len(stack), min(stack.shape[1:]))), "gram" if solver == "gram" else "svd", "cpu")
     place = place_of(stack.shape[1:], place)
-    power = np.zeros(1, dtype=int)
-    if not 1e-60 < max(stack.max(), -stack.min()) < 1e60:  # squares would leave the range
-        stack, power = normalised(stack, (1, 2))
+    power = np.zeros((len(stack), 1), dtype=int)
+    top = np.maximum(stack.max(axis=(1, 2)), -stack.min(axis=(1, 2)))
+    far = (top > 0) & ~((top > 1e-60) & (top < 1e60))  # whose squares would leave the range
+    if far.any():
+        stack = stack.copy()
+        stack[far], powers = normalised(stack[far], (1, 2))
+        power[far] = powers[:, 0]
     solved = solve_cpu(stack, dtype, solver) if place == "cpu" else solve_torch(stack, dtype, solver, place)
-    return replace(solved, values=np.ldexp(solved.values, power.reshape(-1, 1)))
+    return replace(solved, values=np.ldexp(solved.values, power))
 
 
 def place_of(shape: tuple[int, ...], place: str) -> str:
@@ -191,8 +195,11 @@ def svd_values(stack: Array) -> tuple[Array, str]:
     try:
         return np.linalg.svd(stack, compute_uv=False), "svd"
     except np.linalg.LinAlgError:
-        found = [_sturdy(core) for core in stack]
-        return np.stack([values for (_, values, _), _ in found]), max((name for _, name in found), key=len)
+        if len(stack) > 1:  # the others get what they would alone
+            parts = [svd_values(core[None]) for core in stack]
+            return np.concatenate([values for values, _ in parts]), max((name for _, name in parts), key=len)
+        (_, values, _), name = _sturdy(stack[0])
+        return values[None], name
 
 
 def svd_with_vectors(core: Array) -> tuple[Array, Array, Array]:

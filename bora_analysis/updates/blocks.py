@@ -18,7 +18,7 @@ from ..catalogue.cost import cost
 from ..linalg import Array, normalised
 from .checks import check_blocks, coarsest, factor, pair
 from .contract import Expanded, FactorError, Facts
-from .sums import Arithmetic, BlockProduct, block_diagonal
+from .sums import Arithmetic, BlockProduct, block_diagonal, measured
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,7 +35,7 @@ class DirectSum(Arithmetic):
         return max(part.rounding() for part in self.parts)  # ‖blkdiag(E_i)‖₂ is the largest ‖E_i‖₂
 
     def measured(self) -> tuple[list[Array], float, float]:
-        cores, reaches, roundings = zip(*(part.measured() for part in self.parts), strict=True)
+        cores, reaches, roundings = zip(*measured(self.parts), strict=True)
         return [core for part in cores for core in part], max(reaches), max(roundings)
 
     def expanded(self) -> Expanded:

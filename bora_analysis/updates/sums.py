@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -14,6 +15,9 @@ from ..linalg import Array, norm, normalised
 from ..linalg.qr import triangles
 from .checks import coarsest, factor
 from .contract import Expanded, FactorError, Facts, Update, label
+
+#: Numbers in the factors up to which updates are reduced together.
+_SMALL = 1 << 16
 
 
 class Arithmetic:
@@ -116,27 +120,11 @@ class BlockProduct(Arithmetic):
 
     def rounding(self) -> float:
         """That of B, of A and of σ: each √Σ (‖column‖ |Σ| ‖row‖)² over the rank-one terms, σ's times its steepness."""
-        return self._rounding(*_in_range(self.B, self.sigma, self.A)[3:])
+        *_, sizes, power = _in_range(self.B, self.sigma, self.A)
+        return float(np.ldexp(_roundings([self], [size[None] for size in sizes], not power), power)[0])
 
     def measured(self) -> tuple[list[Array], float, float]:
-        (R,), (L,) = self.factor_cores()  # whose columns are as long as those of B_i and A_jᵀ
-        core, reach, sizes, power = _product(R, self.sigma, L.transpose(0, 2, 1))
-        return [core[None]], reach, self._rounding(sizes, power)
-
-    def _rounding(self, sizes: tuple[Array, Array, Array], power: int) -> float:
-        left, sigma, right = sizes
-        least = LEAST.get(self.facts.dtype, 0.0)
-        if least and not power:  # a smaller number is off by as much as this one
-            left, right = (
-                np.hypot(left, least * self.B.shape[1] ** 0.5),
-                np.hypot(right, least * self.A.shape[2] ** 0.5),
-            )
-        terms = left[:, None] * sigma * right
-        if np.ndim(self.steepness) == 0:
-            size = np.sqrt((2 + float(self.steepness) ** 2) * np.vdot(terms, terms))
-        else:
-            size = np.linalg.norm(terms * np.sqrt(2 + np.square(self.steepness)))
-        return float(np.ldexp(size, power) if power else size)
+        return measured([self])[0]
 
     def expanded(self) -> Expanded:
         b, _, r = self.sigma.shape
@@ -162,6 +150,53 @@ class BlockProduct(Arithmetic):
 
     def to_dense(self) -> Array:
         return product(self.B, self.sigma, self.A)[0]
+
+
+def measured(updates: Sequence[BlockProduct]) -> list[tuple[list[Array], float, float]]:
+    """What :meth:`BlockProduct.measured` tells of each, to the bit.
+
+    Small ones with factors of the same shapes share their calls, which would take longer than the arithmetic.
+    """
+    alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for k, update in enumerate(updates):
+        alone = k if update.B.size + update.A.size > _SMALL else None
+        alike[update.B.shape, update.A.shape, alone].append(k)
+    found: dict[int, tuple[list[Array], float, float]] = {}
+    for places in alike.values():
+        found |= zip(places, _measured([updates[k] for k in places]), strict=True)
+    return [found[k] for k in range(len(updates))]
+
+
+@np.errstate(over="ignore", invalid="ignore")  # who asks looks at what came out
+def _measured(updates: Sequence[BlockProduct]) -> list[tuple[list[Array], float, float]]:
+    count, (b, _, r) = len(updates), updates[0].sigma.shape
+    B, A = ([update.B for update in updates], [update.A.transpose(0, 2, 1) for update in updates])
+    # Their columns are as long as those of B_i and A_jᵀ.
+    R, L = (triangles(each[0] if count == 1 else np.concatenate(each)).reshape(count, b, -1, r) for each in (B, A))
+    sigma, L = np.stack([update.sigma for update in updates]), np.swapaxes(L, -1, -2)
+    sizes = _sizes(R, sigma, L)
+    usual = _ordinary([size.reshape(count, -1) for size in sizes], 1)
+    cores, reaches, roundings = _multiplied(R, sigma, L), _reaches(sizes), _roundings(updates, sizes, True)
+    found = []
+    for k, update in enumerate(updates):
+        core, reach, rounding = cores[k], float(reaches[k]), float(roundings[k])
+        if not usual[k]:
+            core, reach, own, power = _product(R[k], sigma[k], L[k])
+            rounding = float(np.ldexp(_roundings([update], [size[None] for size in own], not power), power)[0])
+        found.append(([core[None]], reach, rounding))
+    return found
+
+
+def _roundings(updates: Sequence[BlockProduct], sizes: Sequence[Array], by_dtype: bool) -> Array:
+    """:meth:`BlockProduct.rounding` of some, from sizes with an axis for them in front."""
+    left, sigma, right = sizes
+    least = np.array([LEAST.get(update.facts.dtype, 0.0) if by_dtype else 0.0 for update in updates])[:, None, None]
+    if least.any():  # a smaller number is off by as much as this one
+        rows, columns = updates[0].B.shape[1], updates[0].A.shape[2]
+        left, right = np.hypot(left, least * rows**0.5), np.hypot(right, least * columns**0.5)
+    terms = left[:, :, None] * sigma * right[:, None]
+    steep = np.stack([np.broadcast_to(update.steepness, update.sigma.shape) for update in updates])
+    return np.sqrt(np.einsum("nijk,nijk->n", (2 + np.square(steep)) * terms, terms))
 
 
 def combine(
@@ -251,31 +286,46 @@ def product(B: Array, sigma: Array, A: Array) -> tuple[Array, float]:
     return _product(B, sigma, A)[:2]
 
 
-def _product(B: Array, sigma: Array, A: Array) -> tuple[Array, float, tuple[Array, Array, Array], int]:
+def _product(B: Array, sigma: Array, A: Array) -> tuple[Array, float, Sequence[Array], int]:
     B, sigma, A, sizes, power = _in_range(B, sigma, A)
-    terms = np.einsum("ik,ijk,jk->ij", *sizes)
-    reach = float(np.sqrt(np.vdot(terms, terms)))
+    reach = float(_reaches(sizes))
     if power:
         A, reach = np.ldexp(A, power), float(np.ldexp(reach, power))
-    blocks = (B[:, None] * sigma[:, :, None, :]) @ A[None]  # (b, b, m/b, n/b)
-    b, _, p, q = blocks.shape
-    return blocks.transpose(0, 2, 1, 3).reshape(b * p, b * q), reach, sizes, power
+    return _multiplied(B, sigma, A), reach, sizes, power
+
+
+# The next take one product of blocks, or a stack of them along more axes in front.
+
+
+def _multiplied(B: Array, sigma: Array, A: Array) -> Array:
+    blocks = (B[..., :, None, :, :] * sigma[..., :, :, None, :]) @ A[..., None, :, :, :]  # (…, b, b, m/b, n/b)
+    *stack, b, _, p, q = blocks.shape
+    return np.swapaxes(blocks, -3, -2).reshape(*stack, b * p, b * q)
+
+
+def _reaches(sizes: Sequence[Array]) -> Array:
+    terms = np.einsum("...ik,...ijk,...jk->...ij", *sizes)
+    return np.sqrt(np.einsum("...ij,...ij->...", terms, terms))
+
+
+def _sizes(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array]:
+    """Norms of the columns of B_i, |Σ|, norms of the rows of A_j; einsum does not warn of an overflow."""
+    return np.sqrt(np.einsum("...pr,...pr->...r", B, B)), np.abs(sigma), np.sqrt(np.einsum("...rq,...rq->...r", A, A))
+
+
+def _ordinary(sizes: Sequence[Array], axes: Any = None) -> Any:
+    """Whether a product of three of them, squared, stays in range."""
+    return np.all([(size.min(axes) > 1e-45) & (size.max(axes) < 1e45) for size in sizes], axis=0)
 
 
 def _in_range(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array, tuple[Array, Array, Array], int]:
     """B, Σ, A in float64, their sizes and k, up to a factor 2^k; see :func:`balanced`."""
     B, A, power = B.astype(np.float64, copy=False), A.astype(np.float64, copy=False), 0
     sizes = _sizes(B, sigma, A)
-    every = np.concatenate([size.ravel() for size in sizes])
-    if not (every.min() > 1e-45 and every.max() < 1e45):  # a product of three, squared, could leave the range
+    if not _ordinary(sizes):
         B, sigma, A, power = balanced(B, sigma, A)
         sizes = _sizes(B, sigma, A)
     return B, sigma, A, sizes, power
-
-
-def _sizes(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array]:
-    """Norms of the columns of B_i, |Σ|, norms of the rows of A_j; einsum does not warn of an overflow."""
-    return np.sqrt(np.einsum("ipr,ipr->ir", B, B)), np.abs(sigma), np.sqrt(np.einsum("irq,irq->ir", A, A))
 
 
 def balanced(B: Array, sigma: Array, A: Array) -> tuple[Array, Array, Array, int]:

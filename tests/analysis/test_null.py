@@ -119,7 +119,7 @@ def test_draws_have_the_law_of_updates_made_of_whole_factors(name, r, blocks, ac
     assert found.spectra.shape == (150, facts.rank_bound)
     for one, other in zip(found.spectra.T, dense_values.T, strict=False):
         assert alike(one, other)
-    entropy = [METRICS["entropy_rank"].value(s[s > 1e-12], facts, 0.0) for s in dense_values]
+    entropy = [METRICS["entropy_rank"].value(s[s > 1e-12], facts.rank_bound, 0.0) for s in dense_values]
     assert found.metrics["entropy_rank"].mean() == pytest.approx(np.mean(entropy), rel=0.02)
 
 

@@ -84,6 +84,33 @@ def test_many_equal_one_by_one_whatever_the_batches(monkeypatch):
             np.testing.assert_array_equal(spectrum.values, one[name])
 
 
+def test_small_updates_reduced_together_are_as_alone_to_the_bit():
+    """One that is zero, nearly dependent, or out of range leaves the others as they are."""
+    rng = np.random.default_rng(1)
+    many = {}
+    for i in range(30):
+        B, A = rng.standard_normal((300, 4)).astype(np.float32), rng.standard_normal((4, 400)).astype(np.float32)
+        many[f"plain.{i}"] = lora(B, A, scaling=0.5 + i)
+        many[f"bora.{i}"] = bora(B, A, rng.standard_normal((2, 2, 4)))
+        many[f"melora.{i}"] = melora(np.split(B, 2), np.split(A, 2, axis=1))
+    tall = rng.standard_normal((5000, 8))  # whose triangles come from Gram matrices
+    dependent = tall + 0.0
+    dependent[:, 7] = dependent[:, 6] * (1 + 1e-15)
+    for i, B in enumerate((tall, 0 * tall, dependent, 1e-200 * tall, 1e200 * tall, tall[:, ::-1])):
+        many[f"tall.{i}"] = lora(B, rng.standard_normal((8, 40)), scaling=1e-200 if i == 4 else 1.0)
+        many[f"flat.{i}"] = lora(rng.standard_normal((40, 8)), B.T, scaling=1e-200 if i == 4 else 1.0)
+    for order in (list(many), list(many)[::-1]):
+        found = {name: spectrum for name, _, spectrum in each_spectrum({name: many[name] for name in order}, workers=1)}
+        for name, spectrum in found.items():
+            alone = singular_values(many[name])
+            np.testing.assert_array_equal(spectrum.values, alone.values, err_msg=name)
+            assert (spectrum.noise_floor, spectrum.reach, spectrum.solver) == (
+                alone.noise_floor, alone.reach, alone.solver
+            ), name  # fmt: skip
+            dense = np.linalg.svd(many[name].to_dense(), compute_uv=False)[: len(alone)]
+            np.testing.assert_allclose(spectrum.values, dense, rtol=0, atol=1e-11 * dense[0])
+
+
 def test_nothing_to_do():
     assert list(each_spectrum({})) == []
 
@@ -215,7 +242,7 @@ def test_zero_update_has_rank_zero_in_every_metric():
         values = singular_values(update).values
         assert not values.any()
         for name, column in METRICS.items():
-            value = column.value(values, update.facts, 0.005)
+            value = column.value(values, update.facts.rank_bound, 0.005)
             if name == "condition":
                 assert np.isnan(value)
             elif name == "rank_bound":
