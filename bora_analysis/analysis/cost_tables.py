@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from ..catalogue import METHODS, costed
+from ..catalogue import METHODS, costed, in_words
 from ..catalogue.architectures import Matrices
-from ..catalogue.cost import cost
+from ..catalogue.cost import cost, step_products
 from ..catalogue.methods import THROUGH
 from ..catalogue.sizes import check_blocks
 from .budget import Choice, within_budget
@@ -16,7 +16,7 @@ from .optimal_blocks import Blocks, optimal_blocks, shared_blocks
 
 COST_COLUMNS = (
     "model", "projection", "method", "r", "blocks", "out_features", "in_features", "layers",
-    "parameters", "macs_per_token", "rank_bound", "macs_per_pass",
+    "parameters", "macs_per_token", "rank_bound", "macs_per_pass", "overhead", "forward_flops", "backward_flops",
 )  # fmt: skip
 BLOCK_COLUMNS = (
     "model", "projection", "out_features", "in_features", "layers", "blocks", "parameters_per_rank", "best",
@@ -28,6 +28,10 @@ def cost_table(
     model: str, parts: Sequence[Matrices], methods: Sequence[str], r: int, blocks: int, experts: int | None = None
 ) -> pd.DataFrame:
     """One row per method and projection, summed over its layers; ``rank_bound`` is that of one matrix.
+
+    ``overhead`` is macs_per_token as a share of the frozen layers' multiply-adds. ``forward_flops`` and
+    ``backward_flops`` are those per token that the products of the adapter's matrices take in training, as torch counts
+    them (missing where they are not known, see :func:`~bora_analysis.catalogue.cost.step_products`).
 
     Raises
     ------
@@ -52,13 +56,17 @@ def cost_table(
         )
     records = []
     for row in rows_of:
-        own, count = blocks if row.cut else 1, experts if row.experts else None
+        own, count = blocks if row.cut or row.staged else 1, experts if row.experts else None
         for projection, m, n, layers in parts:
             one = cost(row.name, m, n, r, blocks=own, experts=count)
             sums = one.parameters * layers, one.macs_per_token * layers
             sizes = model, projection, row.name, r, own, m, n, layers
-            records.append((*sizes, *sums, one.rank_bound, one.macs_per_pass * layers))
-    return pd.DataFrame.from_records(records, columns=list(COST_COLUMNS))
+            known = step_products(row.name, m, n, r, blocks=own, experts=count)
+            passes = [2 * layers * k for k in (known.forward, known.backward + known.inputs)] if known else [None] * 2
+            whole = one.macs_per_pass * layers, one.macs_per_token / (m * n)
+            records.append((*sizes, *sums, one.rank_bound, *whole, *passes))
+    frame = pd.DataFrame.from_records(records, columns=list(COST_COLUMNS))
+    return frame.astype(dict.fromkeys(COST_COLUMNS[-2:], "Int64"))
 
 
 def budget_table(
@@ -118,5 +126,8 @@ def notes(methods: Sequence[str]) -> list[str]:
     """What must be said wherever the parameters or bounds of these methods stand."""
     rows = [METHODS[method] for method in methods]
     lines = [row.cost.beside for row in rows if row.cost and row.cost.beside]
-    frozen = " and ".join(row.label for row in rows if row.needs_base and row.core == THROUGH)
-    return lines + ([f"{frozen} reach the bound only through the frozen W, not by what they train."] if frozen else [])
+    frozen = in_words([row.label for row in rows if row.needs_base and row.core == THROUGH])
+    if frozen:
+        verb, who = ("reaches", "it trains") if " " not in frozen else ("reach", "they train")
+        lines.append(f"{frozen} {verb} the bound only through the frozen W, not by what {who}.")
+    return lines + [f"Stages of {row.label}: {row.cost.stages}." for row in rows if row.cost and row.cost.stages]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .layouts import WRITTEN
 from .methods import METHODS
@@ -72,7 +72,11 @@ def labels(fits: Callable[[Method], object], joined: str = " and ") -> str:
     >>> labels(lambda row: row.experts)
     'HydraLoRA, MoELoRA and Lily'
     """
-    found = [row.label for row in METHODS.values() if fits(row)]
+    return in_words([row.label for row in METHODS.values() if fits(row)], joined)
+
+
+def in_words(found: Sequence[str], joined: str = " and ") -> str:
+    """A list for a sentence: "A, B and C"."""
     return joined.join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else "".join(found)
 
 

@@ -16,11 +16,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import METHODS, costed, names
+from . import METHODS, Formula, costed, names
 from .formulas import Cost, Sizes
+from .products import PRODUCTS, Products
 from .sizes import check_blocks, listed
 
-__all__ = ["BYTES", "Cost", "Memory", "cost", "memory"]
+__all__ = [
+    "BASES", "BYTES", "OPTIMIZERS", "Cost", "Memory", "Products", "cost", "frozen_bytes", "memory", "step_products",
+]  # fmt: skip
 
 
 def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int | None = None) -> Cost:
@@ -50,6 +53,29 @@ def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int |
     >>> cost("lora", 4096, 4096, 128).parameters  # the same bound
     1048576
     """
+    formula, sizes = _checked(method, m, n, r, blocks, experts)
+    return formula.count(sizes)
+
+
+def step_products(
+    method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int | None = None
+) -> Products | None:
+    """Multiply-adds of the matrix products of a training step, forwards and backwards, as PEFT computes them.
+
+    Unlike :func:`cost`, which counts what the method needs at least, these are the products that the layers of PEFT
+    (of :mod:`bora_analysis.peft_methods` for ours) carry out, to the last one, and nothing that goes element by
+    element. Parameters and errors as for :func:`cost`; None for a method whose layers are not known that well.
+
+    Examples
+    --------
+    >>> step_products("lora", 4096, 4096, 8)
+    Products(forward=65536, backward=98304, inputs=32768, forward_once=0, backward_once=0, through=False)
+    """
+    _, sizes = _checked(method, m, n, r, blocks, experts)
+    return PRODUCTS[method](sizes) if method in PRODUCTS else None
+
+
+def _checked(method: str, m: int, n: int, r: int, blocks: int, experts: int | None) -> tuple[Formula, Sizes]:
     row = METHODS.get(method)
     if row is None or row.cost is None:
         raise ValueError(f"method {method!r} is unknown; known: {', '.join(costed())}")
@@ -58,7 +84,9 @@ def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int |
             raise ValueError(f"{name} is {value}; expected at least 1")
     if row.cut:
         check_blocks(blocks, [(m, n)])
-    elif blocks != 1:
+    elif blocks < 1:
+        raise ValueError(f"blocks is {blocks}; expected at least 1")
+    elif blocks != 1 and not row.staged:
         have = listed(names(lambda row: row.cost and row.cut))
         raise ValueError(f"blocks is {blocks}, but {method} has no blocks; methods with blocks: {have}")
     if row.splits and r % blocks:
@@ -70,11 +98,18 @@ def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int |
         raise ValueError(f"experts is {experts}, but {method} has no experts; methods with experts: {have}")
     elif experts < 1:
         raise ValueError(f"experts is {experts}; expected at least 1")
-    return row.cost.count(Sizes(m, n, r, blocks, experts))
+    return row.cost, Sizes(m, n, r, blocks, experts)
 
 
 #: Bytes per number, for the dtypes of training.
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+#: Optimiser → the numbers that it keeps for each trained one.
+OPTIMIZERS = {"adamw": 2, "adamw-8bit": 2, "sgd-momentum": 1, "sgd": 0}
+#: Numbers of an 8-bit state that share a float32 scale, and the size below which a tensor's state stays as it is, in
+#: bitsandbytes and torchao.
+STATE_BLOCK, SMALLEST = 256, 4096
+#: In which a frozen matrix is kept.
+BASES = (*BYTES, "int8", "nf4", "nf4-double")
 
 
 @dataclass(frozen=True)
@@ -90,20 +125,23 @@ class Memory:
         return self.weights + self.gradients + self.optimizer
 
 
-def memory(parameters: int, dtype: str = "float32", *, master: bool = False) -> Memory:
-    """Memory for training ``parameters`` numbers with AdamW.
+def memory(parameters: int, dtype: str = "float32", *, master: bool = False, optimizer: str = "adamw") -> Memory:
+    """Memory for training ``parameters`` numbers.
 
     Parameters
     ----------
-    parameters : trained numbers.
-    dtype : dtype of weights, gradients and, as in PyTorch's AdamW, the two moments.
-    master : keep a float32 copy of the weights and float32 moments in the optimizer, as mixed-precision trainers do
-        (16 bytes for a 16-bit weight: ZeRO, arXiv 1910.02054, §3.1).
+    parameters : trained numbers; of one tensor where the optimiser is an 8-bit one and it matters that a small tensor
+        (below 4,096 numbers) keeps its state in the dtype of the weights.
+    dtype : dtype of weights, gradients and, as in PyTorch's AdamW, the optimiser's state.
+    master : keep a float32 copy of the weights and a float32 state in the optimiser, as mixed-precision trainers do
+        (with AdamW 16 bytes for a 16-bit weight: ZeRO, arXiv 1910.02054, §3.1).
+    optimizer : a name in ``OPTIMIZERS``: AdamW keeps two moments, SGD with momentum one, SGD none; 8-bit AdamW
+        (arXiv 2110.02861) keeps a byte for each, and a float32 for every 256 of them.
 
     Raises
     ------
     ValueError
-        Unknown dtype; the message lists the known ones.
+        Unknown dtype or optimiser; the message lists the known ones.
 
     Examples
     --------
@@ -111,9 +149,50 @@ def memory(parameters: int, dtype: str = "float32", *, master: bool = False) -> 
     (Memory(weights=4000, gradients=4000, optimizer=8000), 16000)
     >>> memory(1000, "bfloat16", master=True)
     Memory(weights=2000, gradients=2000, optimizer=12000)
+    >>> memory(2**20, optimizer="adamw-8bit").optimizer / 2**20
+    2.03125
     """
     if dtype not in BYTES:
         raise ValueError(f"dtype {dtype!r} is unknown; known: {listed(BYTES)}")
-    size = BYTES[dtype]
-    state = 3 * BYTES["float32"] if master else 2 * size
-    return Memory(parameters * size, parameters * size, parameters * state)
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer {optimizer!r} is unknown; known: {listed(OPTIMIZERS)}")
+    size, kept = BYTES[dtype], OPTIMIZERS[optimizer]
+    copy = parameters * BYTES["float32"] if master else 0
+    if optimizer == "adamw-8bit" and parameters >= SMALLEST:
+        state = kept * (parameters + BYTES["float32"] * -(-parameters // STATE_BLOCK))
+    else:
+        state = kept * parameters * (BYTES["float32"] if master else size)
+    return Memory(parameters * size, parameters * size, copy + state)
+
+
+def frozen_bytes(m: int, n: int, base: str) -> int:
+    """Bytes of a frozen matrix W ∈ R^{m×n}, with the constants that a quantised one needs.
+
+    Parameters
+    ----------
+    base : a name in ``BASES``. ``"int8"``: a byte for each number and a float32 for each row (LLM.int8, arXiv
+        2208.07339). ``"nf4"``: half a byte, and a float32 for every 64 numbers (QLoRA, arXiv 2305.14314).
+        ``"nf4-double"``: these constants in a byte each, a float32 for every 256 of them, and one for their mean.
+
+    Raises
+    ------
+    ValueError
+        Unknown ``base``; the message lists the known ones.
+
+    Examples
+    --------
+    >>> [frozen_bytes(4096, 4096, base) / 2**24 for base in ("bfloat16", "nf4")]
+    [2.0, 0.5625]
+    >>> round(8 * frozen_bytes(4096, 4096, "nf4-double") / 2**24, 3)  # bits, as in §3 of QLoRA
+    4.127
+    """
+    numbers = m * n
+    if base in BYTES:
+        return numbers * BYTES[base]
+    if base == "int8":
+        return numbers + 4 * m
+    if base not in BASES:
+        raise ValueError(f"base {base!r} is unknown; known: {listed(BASES)}")
+    constants = -(-numbers // 64)
+    half = -(-numbers // 2)
+    return half + (constants * 4 if base == "nf4" else constants + 4 * -(-constants // 256) + 4)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import NamedTuple
 
-from .sizes import kronecker_factors
+from .sizes import divisor_near, kronecker_factors
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ moelora = _direct(lambda s: s.experts * ((s.m + s.n) * s.r + s.n), lambda s: s.e
 sbora_fa = _direct(lambda s: s.m * s.r, lambda s: s.r)
 sbora_fb = _direct(lambda s: s.n * s.r, lambda s: s.r)
 adalora = _direct(lambda s: (s.m + s.n + 1) * s.r, lambda s: s.r)
+relora = _direct(lambda s: (s.m + s.n) * s.r, lambda s: s.blocks * s.r)
 gralora = melora  # k pairs, each of (m/k) r and (n/k) r numbers
 miss = sbora_fa
 bdlora_a = _direct(lambda s: s.m * s.r + s.n * s.r // s.blocks, lambda s: s.r)
@@ -205,6 +206,35 @@ def peanut(s: Sizes) -> Cost:
 
 def road(s: Sizes) -> Cost:
     return Cost(s.m, 2 * s.m, min(s.m, s.n))
+
+
+def oft(s: Sizes) -> Cost:
+    b = divisor_near(s.n, s.r)
+    # R − I is a skew-symmetric matrix times another, and one of odd size is singular.
+    return Cost(s.n * (b - 1) // 2, s.n * b, min(s.m, s.n // b * (b - b % 2)))
+
+
+def boft(s: Sizes) -> Cost:
+    size = s.n * divisor_near(s.n, s.r) + s.m
+    return Cost(size, size, min(s.m, s.n))
+
+
+def hra(s: Sizes) -> Cost:
+    return Cost(s.n * s.r, 2 * s.n * s.r + s.r**2, min(s.m, s.n, s.r))
+
+
+def ia3(s: Sizes) -> Cost:
+    return Cost(s.m, s.m, min(s.m, s.n))
+
+
+def moved(s: Sizes) -> Cost:
+    """A LoRA that begins elsewhere than at zero."""
+    size = (s.m + s.n) * s.r
+    return Cost(size, size, min(s.m, s.n, 2 * s.r))
+
+
+def full(s: Sizes) -> Cost:
+    return Cost(s.m * s.n, 0, min(s.m, s.n))
 
 
 def _kronecker(m: int, n: int, *, second: int, rank: int) -> Cost:

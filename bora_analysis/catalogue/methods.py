@@ -12,6 +12,7 @@ from .palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from .row import Blocks, Formula, Method, Training
 
 LORA = Formula(f.lora, "(m+n)r", "min(m, n, r)")
+MOVED = "min(m, n, 2r)"
 CORE = "r×r"
 OURS = "bora_analysis.peft_methods."
 THROUGH = "ΔW"  # there is no smaller core
@@ -306,31 +307,62 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "pissa", "PiSSA", SKY, "v", update="s (B A − B₀ A₀) with `--initial`", core="2r×2r", paper="arXiv 2404.02948",
-        initialises="pissa",
+        initialises="pissa", listed=False,
+        cost=Formula(
+            f.moved, "(m+n)r", MOVED,
+            stages="two: an SVD of every adapted W0, which loses its part of rank r, then training",
+        ),
     ),
     Method(
         "lora-ga", "LoRA-GA", SKY, "<", update="s (B A − B₀ A₀) with `--initial`", core="2r×2r",
-        paper="arXiv 2407.05000", initialises="lora_ga",
+        paper="arXiv 2407.05000", initialises="lora_ga", listed=False,
+        cost=Formula(
+            f.moved, "(m+n)r", MOVED,
+            stages="two: a gradient of every adapted W0 and its SVD, then training",
+        ),
     ),
     Method(
         "olora", "OLoRA", SKY, "p", update="s (B A − B₀ A₀) with `--initial`", core="2r×2r", paper="arXiv 2406.01775",
-        initialises="olora",
+        initialises="olora", listed=False,
+        cost=Formula(
+            f.moved, "(m+n)r", MOVED,
+            stages="two: a QR of every adapted W0, then training",
+        ),
     ),
     Method(
         "corda", "CorDA", SKY, "h", update="s (B A − B₀ A₀) with `--initial`", core="2r×2r", paper="arXiv 2406.05223",
-        initialises="corda",
+        initialises="corda", listed=False,
+        cost=Formula(
+            f.moved, "(m+n)r", MOVED,
+            stages="two: the covariance of every layer's inputs and an SVD, then training",
+        ),
+    ),
+    Method(
+        "relora", "ReLoRA", BLUE, "h", update="Σ_k s B_k A_k, each merged before the next begins", core="Kr×Kr",
+        paper="arXiv 2307.05695", blocks=Blocks("stage", 4, divides=False), listed=False,
+        cost=Formula(
+            f.relora, "(m+n)r", "min(m, n, Kr)", note="Trained at a time, in K stages.",
+            stages="one for each of --blocks: training from B = 0, then merging into W0",
+        ),
     ),
     Method(
         "oft", "OFT", BLACK, "^", ".oft", ("OFT",), "W0 (Rᵀ − I), R block-diagonal", THROUGH, "arXiv 2306.07280",
         scaled=False, needs_base=True,
+        cost=Formula(
+            f.oft, "n(r−1)/2", "min(m, n)", "nr", "r is the size of a block, as near to it as n allows.",
+        ),
     ),
     Method(
         "boft", "BOFT", BLACK, "D", ".boft", ("BOFT",), "W0 (Rᵀ − I), R a butterfly, and a scale per output", THROUGH,
         "arXiv 2311.06243", scaled=False, needs_base=True,
+        cost=Formula(
+            f.boft, "nr + m", "min(m, n)", note="r is the size of a block, with PEFT's default of one factor.",
+        ),
     ),
     Method(
         "hra", "HRA", BLACK, "s", ".hra", ("HRA",), "W0 (H₁ … H_r − I), reflections", "r×r: −(W0 U T) Uᵀ",
         "arXiv 2405.17484", scaled=False, needs_base=True,
+        cost=Formula(f.hra, "nr", "min(m, n, r)", "2nr + r²"),
     ),
     Method(
         "tlora", "T-LoRA", GREY, "h", ".tlora", (), "s (P diag(λ) Q − W0's first r singular directions)", "2r×2r",
@@ -339,10 +371,11 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     Method(
         "ia3", "IA³", BLACK, "P", ".ia3", ("IA3",), "(l − 1) ⊙ W0", THROUGH, "arXiv 2205.05638", ranked=False,
         scaled=False, needs_base=True,
+        cost=Formula(f.ia3, "m", "min(m, n)", note="On outputs; n on inputs (feed-forward)."),
     ),
     Method(
         "full", "full fine-tuning", BLACK, "*", ".whole_difference",
         update="the difference of two models, or LyCORIS's `diff`", core=THROUGH, ranked=False, scaled=False,
-        training=Training(""),
+        training=Training(""), cost=Formula(f.full, "mn", "min(m, n)", "0"),
     ),
 )}  # fmt: skip

@@ -54,6 +54,7 @@ class Formula:
     parameters, macs, bound : the same in words, for one W ∈ R^{m×n}.
     note : assumptions of the formula. beside : remark to print wherever the parameters are shown.
     any_rank : whether r may exceed the full rank of the matrix.
+    stages : what is done besides one training run, and how often, for a method of several stages.
     """
 
     count: Callable[[f.Sizes], f.Cost]
@@ -63,6 +64,7 @@ class Formula:
     note: str = ""
     beside: str = ""
     any_rank: bool = False
+    stages: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,14 @@ class Method:
         return self.blocks is not None and self.blocks.word == "expert"
 
     @property
+    def staged(self) -> bool:
+        """Whether its blocks are trained one after another, and each is merged before the next."""
+        return self.blocks is not None and self.blocks.word == "stage"
+
+    @property
     def cut(self) -> bool:
         """Whether it cuts the layer into blocks."""
-        return self.blocks is not None and not self.experts
+        return self.blocks is not None and not self.experts and not self.staged
 
     @property
     def splits(self) -> bool:

@@ -40,6 +40,16 @@ def cheapest_blocks(m: int, n: int) -> int:
 
 
 @lru_cache(maxsize=1024)
+def divisor_near(size: int, wished: int) -> int:
+    """The divisor from 2 on that is nearest to a wished one, of two the smaller, as PEFT's OFT has it.
+
+    >>> divisor_near(4096, 32), divisor_near(36, 5), divisor_near(36, 8), divisor_near(7, 3)
+    (32, 4, 9, 7)
+    """
+    return min((b for b in common_divisors([size]) if b > 1), key=lambda b: abs(b - wished), default=1)
+
+
+@lru_cache(maxsize=1024)
 def kronecker_factors(size: int) -> tuple[int, int]:
     """(small, large) with small · large = size and the smallest difference.
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from .. import catalogue
 from ..catalogue import METHODS
-from ..catalogue.cost import BYTES, memory
+from ..catalogue.cost import BYTES, OPTIMIZERS, Memory, memory
 from .common import POSITIVE, command, note, usage
 from .output import RECORDS, Output, output
 
@@ -55,7 +55,11 @@ class _Count(click.ParamType):
     help="Repeatable, to compare; or all.  [default: bora; all with --budget]",
 )
 @click.option("-r", "--rank", type=POSITIVE, help="r, for every method.  [default: 8]")
-@click.option("--blocks", type=POSITIVE, help="Into how many blocks or minis a method cuts the layer.  [default: 8]")
+@click.option(
+    "--blocks",
+    type=POSITIVE,
+    help="Into how many blocks or minis a method cuts the layer, or the stages of ReLoRA.  [default: 8]",
+)
 @click.option(
     "--experts",
     type=POSITIVE,
@@ -69,6 +73,7 @@ class _Count(click.ParamType):
     "--optimal-blocks", is_flag=True, help="Instead: N(b)/R, BoRA's parameters per unit of rank, and the best b."
 )
 @click.option("--dtype", type=click.Choice(list(BYTES)), default="float32", help="Dtype for the memory in the table.")
+@click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="adamw", help="For the memory in the table.")
 @click.option("--master", is_flag=True, help="Count a float32 copy of the weights and float32 moments in the memory.")
 @output("Write the records there; its end names the format: .csv, .json, .parquet, .md, .tex.")
 def cost(
@@ -82,13 +87,15 @@ def cost(
     at_least: float,
     optimal_blocks: bool,
     dtype: str,
+    optimizer: str,
     master: bool,
     out: Output,
 ) -> None:
     """Parameters, multiply-adds, memory and rank bound of an adapter, before it is trained.
 
     One record per projection, summed over its layers; rank_bound is that of one matrix. With --budget one record per
-    (method, r, b), with --optimal-blocks one per shape and b.
+    (method, r, b), with --optimal-blocks one per shape and b. --columns has more: forward_flops and backward_flops,
+    those of a training step per token, as torch counts them.
     """
     if budget is not None and (optimal_blocks or rank is not None or blocks is not None):
         raise click.UsageError("--budget searches r and b itself; leave out -r, --blocks and --optimal-blocks")
@@ -102,7 +109,7 @@ def cost(
             f"{catalogue.labels(lambda row: row.cost and row.splits, ', ')} are left out: they split r among the "
             f"blocks, and {rank or 8} is not a multiple of {blocks or 8}"
         )
-    limited = (("--blocks", blocks, lambda row: row.cut), ("--experts", experts, lambda row: row.experts))
+    limited = (("--blocks", blocks, lambda row: row.cut or row.staged), ("--experts", experts, lambda row: row.experts))
     for option, value, fits in limited:
         if value is not None and not any(fits(METHODS[name]) for name in wished):
             concerned = catalogue.names(lambda row, fits=fits: row.cost and fits(row))
@@ -127,11 +134,28 @@ def cost(
         else:
             r, b = rank or 8, blocks or 8
             frame = cost_table(name, parts, wished, r, b, experts)
-            shown = _costs(frame, title, r, b, experts, dtype, master)
+            shown = _costs(frame, title, r, b, experts, Trained(dtype, optimizer, master))
     out.deliver(frame, lambda: shown)
 
 
-def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None, dtype: str, master: bool) -> Page:
+class Trained(NamedTuple):
+    """What the memory of the trained numbers depends on."""
+
+    dtype: str
+    optimizer: str
+    master: bool
+
+    def memory(self, parameters: int) -> Memory:
+        return memory(parameters, self.dtype, master=self.master, optimizer=self.optimizer)
+
+    @property
+    def state(self) -> str:
+        """The optimiser's part, in words."""
+        state = {"adamw": "AdamW's moments", "adamw-8bit": "AdamW's moments in 8 bits", "sgd-momentum": "momentum"}
+        return " and ".join([*filter(None, [state.get(self.optimizer)]), *["float32 copy"] * self.master])
+
+
+def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None, trained: Trained) -> Page:
     from ..analysis.cost_tables import notes
     from .cells import short, span
     from .grid import Block, Column, Page
@@ -139,6 +163,7 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
     methods = list(dict.fromkeys(frame["method"]))
     rows_of = [METHODS[method] for method in methods]
     settings = [f"r = {r}"] + [f"b = {b}"] * any(row.cut for row in rows_of)
+    settings += [f"{b} stages"] * any(row.staged for row in rows_of)
     settings += [
         f"{experts or row.blocks.default} experts ({row.label})" for row in rows_of if row.experts and row.blocks
     ]
@@ -152,42 +177,66 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
             _whole(frame, "layers", "layers", 2, str(frame["layers"].sum())),
             _whole(frame, "parameters", "parameters", 0, f"{total:,}"),
             _whole(frame, "MACs/token", "macs_per_token", 1, f"{macs:,}"),
+            _overhead(frame["overhead"], _percent(macs / _frozen(frame))),
             _whole(frame, "bound", "rank_bound", 0, span(frame["rank_bound"], ",")),
         ]
         block = Block(f"{title}: {rows_of[0].label}, {', '.join(settings)}", columns, frame)
-        size = memory(total, dtype, master=master)
+        size = trained.memory(total)
         further.append(
-            f"Training memory: weights {_bytes(size.weights)}, gradients {_bytes(size.gradients)}, AdamW's moments"
-            f"{' and float32 copy' * master} {_bytes(size.optimizer)}: {_bytes(size.total)} in {dtype}"
-            f"{' and float32' * master}, without activations and the frozen model."
+            f"Training memory: weights {_bytes(size.weights)}, gradients {_bytes(size.gradients)}"
+            f"{f', {trained.state} {_bytes(size.optimizer)}' if trained.state else ''}: {_bytes(size.total)} in "
+            f"{trained.dtype}{' and float32' * trained.master}, without activations and the frozen model."
         )
         flops = f": here {2 * macs:,}"
     else:
-        sums = frame.groupby("method", sort=False)[["parameters", "macs_per_token"]].sum().reset_index()
+        added = ["parameters", "macs_per_token", "forward_flops", "backward_flops"]
+        parts = frame.groupby("method", sort=False)
+        sums = parts[added].sum(min_count=1).reset_index()
         sums["flops_per_token"] = 2 * sums["macs_per_token"]
-        sums["memory"] = [memory(int(count), dtype, master=master).total for count in sums["parameters"]]
+        sums["overhead"] = [
+            macs / _frozen(frame[frame["method"] == name])
+            for name, macs in zip(sums["method"], sums["macs_per_token"], strict=True)
+        ]
+        sums["memory"] = [trained.memory(int(count)).total for count in sums["parameters"]]
         bounds = [span(frame.loc[frame["method"] == name, "rank_bound"], ",") for name in sums["method"]]
         largest = [frame.loc[frame["method"] == name, "rank_bound"].max() for name in sums["method"]]
         columns = [
             Column("method", [METHODS[str(name)].label for name in sums["method"]], "method"),
             _whole(sums, "parameters", "parameters"),
             _whole(sums, "MACs/token", "macs_per_token", 1),
-            _whole(sums, "FLOPs/token", "flops_per_token", 3),
+            _whole(sums, "FLOPs/token", "flops_per_token", 4),
+            _overhead(sums["overhead"]),
             Column("bound", bounds, "rank_bound", largest),
             Column("memory", [*map(_bytes, sums["memory"])], "memory", [*sums["memory"]], 2),
         ]
         block = Block(f"{title}: {', '.join(settings)}", columns, sums)
-        state = f"AdamW's state{' with a float32 copy' if master else ''}"
-        further.append(f"memory: weights, gradients and {state} in {dtype}, without activations and the frozen model.")
+        kept = " and ".join(["weights, gradients", *([trained.state] if trained.state else [])])
+        further.append(f"memory: {kept} in {trained.dtype}, without activations and the frozen model.")
         flops = ""
     further.append(
-        f"MACs: multiply-adds per token beyond the frozen layers, the paper's FLOPs; usual FLOPs are twice that{flops}."
+        f"MACs: multiply-adds per token beyond the frozen layers, the paper's FLOPs; usual FLOPs are twice that{flops}"
+        ". overhead: MACs as a share of the frozen layers' own."
     )
     per_pass = frame.groupby("method", sort=False)["macs_per_pass"].sum()
     once = [f"{row.label} {short(per_pass[row.name], ' ')}" for row in rows_of if per_pass[row.name]]
     if once:
         further.append(f"Further multiply-adds, once per forward pass: {', '.join(once)}.")
     return Page([block], [*further, *notes(methods), "bound: highest possible rank of one ΔW."])
+
+
+def _frozen(frame: pd.DataFrame) -> int:
+    """Multiply-adds per token of the frozen layers."""
+    return int((frame["out_features"] * frame["in_features"] * frame["layers"]).sum())
+
+
+def _overhead(values: pd.Series, last: str = "") -> Column:
+    from .grid import Column
+
+    return Column("overhead", [*map(_percent, values)], "overhead", [*values], 3, last)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}" if share < 0.1 else f"{share:.0%}"
 
 
 def _whole(frame: pd.DataFrame, head: str, name: str, spare: int = 0, last: str = "") -> Column:

@@ -25,7 +25,7 @@ from bora_analysis.analysis.budget import within_budget
 from bora_analysis.analysis.cost_tables import COST_COLUMNS
 from bora_analysis.analysis.optimal_blocks import blocks_curve, optimal_blocks, shared_blocks
 from bora_analysis.catalogue.architectures import ARCHITECTURES, Matrices, architecture, chosen, matrices
-from bora_analysis.catalogue.cost import cost, memory
+from bora_analysis.catalogue.cost import cost, frozen_bytes, memory
 from bora_analysis.catalogue.formulas import Cost
 from bora_analysis.catalogue.sizes import common_divisors, kronecker_factors
 from bora_analysis.cli import main
@@ -176,7 +176,38 @@ def factors(method, m, n, r, b, k) -> tuple[list[Any], Any]:
             angle, scale = new(m // 2), new(m // 2)
             cos, sin = np.diag(scale * np.cos(angle)), np.diag(scale * np.sin(angle))
             return [angle, scale], np.block([[cos, -sin], [sin, cos]]) @ W - W
+        case "oft":
+            size = nearest(n, r)
+            S = [np.triu(new(size, size), 1) for _ in range(n // size)]
+            turned = [np.linalg.solve(np.eye(size) + X - X.T, np.eye(size) - X + X.T) for X in S]
+            return [X[np.triu_indices(size, 1)] for X in S], W @ (np.asarray(block_diag(*turned)) - np.eye(n))
+        case "boft":
+            size, scales = nearest(n, r), new(m, 1)
+            S = new(n // size, size, size)
+            turned = [np.linalg.solve(np.eye(size) + X - X.T, np.eye(size) - X + X.T) for X in S]
+            return [S, scales], scales * (W @ np.asarray(block_diag(*turned))) - W
+        case "hra":
+            axes, R = new(n, r), np.eye(n)
+            for u in axes.T:
+                R = R @ (np.eye(n) - 2 * np.outer(u, u) / (u @ u))
+            return [axes], W @ (R - np.eye(n))
+        case "ia3":
+            scales = new(m, 1)
+            return [scales], (scales - 1) * W
+        case "pissa" | "lora-ga" | "olora" | "corda":
+            B, A = new(m, r), new(r, n)
+            return [B, A], B @ A - new(m, r) @ new(r, n)
+        case "relora":  # b stages, of which one is trained at a time
+            B, A = new(m, r), new(r, n)
+            return [B, A], B @ A + sum(new(m, r) @ new(r, n) for _ in range(b - 1))
+        case "full":
+            return [new(m, n)], new(m, n)
     raise AssertionError(method)
+
+
+def nearest(size, wished):
+    """The divisor above 1 that is nearest to a wished one."""
+    return min((k for k in range(2, size + 1) if size % k == 0), key=lambda k: abs(k - wished))
 
 
 def mixed(logits, bank):
@@ -198,7 +229,7 @@ SIZES = [
 
 
 def price(method, m, n, r, b=1, k=None):
-    blocks = b if method in BLOCK_METHODS else 1
+    blocks = b if method in (*BLOCK_METHODS, "relora") else 1
     return cost(method, m, n, r, blocks=blocks, experts=k if method in EXPERT_METHODS else None)
 
 
@@ -412,6 +443,10 @@ def test_memory_of_adamw():
     assert memory(10, "bfloat16", master=True).total == 160  # ZeRO's 16 bytes
     with pytest.raises(ValueError, match="known: float64, float32, bfloat16, float16"):
         memory(10, "int8")
+    with pytest.raises(ValueError, match="known: adamw, adamw-8bit, sgd-momentum, sgd"):
+        memory(10, optimizer="adam")
+    with pytest.raises(ValueError, match=r"known: .*int8, nf4, nf4-double"):
+        frozen_bytes(4, 4, "int4")
 
 
 class TestBudget:
@@ -566,7 +601,7 @@ def test_records_have_the_keys_and_add_up():
     assert records[1] == {
         "model": "llama-3-8b", "projection": "k", "method": "bora", "r": 8, "blocks": 16, "out_features": 1024,
         "in_features": 4096, "layers": 32, "parameters": 1376256, "macs_per_token": 1376256, "rank_bound": 128,
-        "macs_per_pass": 0,
+        "macs_per_pass": 0, "overhead": 43008 / (1024 * 4096), "forward_flops": 2752512, "backward_flops": 7733248,
     }  # fmt: skip
     assert sum(record["parameters"] for record in records) == 4915200
 
@@ -575,7 +610,7 @@ def test_table_has_totals_memory_and_convention():
     result = run("--model", "llama-3-8b", "--method", "bora", "--blocks", 16, "--dtype", "bfloat16", "--master")
     lines = result.stdout.splitlines()
     assert lines[0] == "llama-3-8b, q k v: BoRA, r = 8, b = 16"
-    assert lines[5].split() == ["total", "96", "4,915,200", "4,915,200", "128"]
+    assert lines[5].split() == ["total", "96", "4,915,200", "4,915,200", "0.61%", "128"]
     assert "weights 9.83 MB, gradients 9.83 MB, AdamW's moments and float32 copy 59 MB: 78.6 MB" in result.stdout
     assert "the paper's FLOPs; usual FLOPs are twice that: here 9,830,400" in " ".join(result.stdout.split())
     assert result.stderr == ""
@@ -588,7 +623,7 @@ def test_methods_side_by_side():
     assert frame["blocks"].tolist() == [1] * 3 + [8] * 3
     everything = run("--method", "all")
     assert everything.exit_code == 0
-    rows = [line.split()[0] for line in everything.stdout.splitlines()[2 : 2 + len(METHODS)]]
+    rows = [line.split("  ")[0] for line in everything.stdout.splitlines()[2 : 2 + len(METHODS)]]
     assert rows == [method_look(method).label for method in METHODS]
     assert "VB-LoRA also trains a bank of 65,536 numbers" in everything.stdout
     plus = run("--method", "lora+", "--format", "csv").stdout
@@ -599,6 +634,40 @@ def test_methods_side_by_side():
     assert "GraLoRA" not in fewer.stdout
     unranked = run("--method", "c3a", "--budget", "5M", "--at-least", 0, "--top", 1).stdout
     assert unranked.splitlines()[2].split()[:2] == ["C³A", "·"]
+
+
+def test_methods_of_several_stages_are_known_by_name():
+    shown = " ".join(
+        run("--method", "pissa", "--method", "lora-ga", "--method", "relora", "--blocks", 4).stdout.split()
+    )
+    assert "r = 8, 4 stages" in shown
+    assert "PiSSA 4,718,592 4,718,592 9,437,184 0.59% 16 75.5 MB" in shown  # ΔW = B A − B₀ A₀
+    assert "ReLoRA 4,718,592 4,718,592 9,437,184 0.59% 32 75.5 MB" in shown
+    for method in ("PiSSA: two: an SVD", "LoRA-GA: two: a gradient", "ReLoRA: one for each of --blocks"):
+        assert f"Stages of {method}" in shown
+
+
+def test_the_overhead_of_several_projections_is_that_of_their_sum():
+    frame = pd.read_csv(StringIO(run("--method", "bora", "--method", "full", "--format", "csv").stdout))
+    own = frame["out_features"] * frame["in_features"] * frame["layers"]
+    assert frame["overhead"].tolist() == pytest.approx((frame["macs_per_token"] / own).tolist())
+    total = run("--method", "bora").stdout.splitlines()[5].split()
+    assert total[4] == f"{4767744 / (32 * 4096 * (4096 + 2 * 1024)):.2%}"
+
+
+@pytest.mark.parametrize(
+    ("options", "state", "total"),
+    [
+        (["adamw-8bit"], "AdamW's moments in 8 bits 9.68 MB", "47.8 MB"),
+        (["sgd-momentum"], "momentum 19.1 MB", "57.2 MB"),
+        (["sgd"], "gradients 19.1 MB: ", "38.1 MB"),
+        (["sgd", "--dtype", "bfloat16", "--master"], "float32 copy 19.1 MB", "38.1 MB"),
+    ],
+)
+def test_memory_by_optimizer(options, state, total):
+    shown = " ".join(run("--optimizer", *options).stdout.split())
+    assert state in shown
+    assert f": {total} in" in shown
 
 
 def test_budget_through_the_command_line(tmp_path):

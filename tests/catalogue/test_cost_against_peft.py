@@ -19,7 +19,7 @@ BLOCKS = 4
 #: On larger layers below: PEFT's defaults for them need those.
 DEFAULTS = {"vblora", "c3a", "fourierft", "waveft", "lily"}
 #: Methods that PEFT 0.21 does not have, and one that it has for GPTQ's layers alone.
-ELSEWHERE = {"melora", "bora", "hydralora", "moelora", "sbora-fa", "sbora-fb", "qalora"}
+ELSEWHERE = {"melora", "bora", "hydralora", "moelora", "sbora-fa", "sbora-fb", "qalora", "relora", "full"}
 
 
 def peft_config(method, r, targets):
@@ -57,6 +57,14 @@ def peft_config(method, r, targets):
         "glora": lambda: peft.GloraConfig(r=r, **common),
         "peanut": lambda: peft.PeanutConfig(r=r, **common),
         "road": lambda: peft.RoadConfig(group_size=4, **common),
+        "oft": lambda: peft.OFTConfig(r=0, oft_block_size=r, **common),
+        "boft": lambda: peft.BOFTConfig(boft_block_size=r, **common),
+        "hra": lambda: peft.HRAConfig(r=r, **common),
+        "ia3": lambda: peft.IA3Config(feedforward_modules=[], **common),
+        **{
+            name: lambda: peft.LoraConfig(r=r, **common)  # only the start differs
+            for name in ("pissa", "lora-ga", "olora", "corda")
+        },
     }[method]()
 
 
@@ -74,6 +82,8 @@ def test_parameters_equal_those_of_peft(method, r):
     import torch
 
     r *= BLOCKS if method in SPLIT else 1
+    if method in ("oft", "boft"):  # the size of a block: above 1, and for BOFT one that fits
+        r = max(r, 2) if method == "oft" else {1: 2, 2: 4}.get(r, 8)
 
     model = tiny_llama(head_dim=12)  # q (24, 16), k and v (12, 16), o (16, 24), gate and up (24, 16), down (16, 24)
     shapes = [
