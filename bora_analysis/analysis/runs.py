@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import Adapter, AdapterError, read_adapter
 from ..adapters.given import named_apart
+from ..catalogue import METHODS
 from .groups import without_seed
 from .progress import progress
 from .summary import summary
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "run.json"
+#: What an experiment is, in its folder: the variants, the runs that were planned, and the errors of those that failed.
+EXPERIMENT = "experiment.json"
 # What may differ between runs of one group.
 _APART = ("seed",)
 
@@ -91,26 +94,106 @@ def records(places: Any) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for record in _records(places):
-        told = _told(record)
-        if told is None:
-            continue
+    for place, told in finished_runs(places):
         settings = {
             key: str(value) if isinstance(value, list | dict) else value for key, value in told["settings"].items()
         }
         ((outcome, value),) = told["metric"].items()
-        if settings["method"] == "bora" and settings.get("activation", "exp-norm") != "exp-norm":
-            settings["method"] = f"bora-{settings['activation']}"
-        settings["blocks"] = settings.get("blocks") if settings["method"].startswith("bora") else 1
-        settings["model"] = settings.pop("model_name", None) or Path(settings.get("model") or "").name
+        settings |= setting_of(settings)
+        settings.pop("model_name", None)
         for name in ("activation", "data", "checkpoints", "log_every", "evaluate_every", "resume_every", "experts"):
             settings.pop(name, None)
-        rows.append({"adapter": record.parent.name, "outcome": outcome, "value": float(value), **settings})
+        rows.append({"adapter": place.name, "outcome": outcome, "value": float(value), **settings})
     if not rows:
         raise AdapterError(
             f"{places}: no finished run; expected folders with {RECORD}, as `bora-analysis train` writes"
         )
     return pd.DataFrame(rows)
+
+
+def finished_runs(places: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folder and record of each finished run in these folders and below; AdapterError for a record that is none."""
+    for record in _records(places):
+        told = _told(record)
+        if told is not None:
+            yield record.parent, told
+
+
+def missing(places: Any) -> dict[str, str]:
+    """The runs that the experiments in these folders, and below, have planned and not finished: path → reason."""
+    found: dict[str, str] = {}
+    for place in [places] if isinstance(places, str | Path) else places:
+        for record in sorted(Path(place).rglob(EXPERIMENT)):
+            found |= {str(record.parent / run): reason for run, reason in unfinished(record.parent).items()}
+    return found
+
+
+def unfinished(experiment: str | Path) -> dict[str, str]:
+    """The runs that an experiment has planned and not finished: folder in that of the experiment → reason.
+
+    Raises
+    ------
+    AdapterError
+        No experiment, or a record that cannot be read.
+    """
+    folder = Path(experiment)
+    told = experiment_record(folder)
+    reasons = {
+        run["folder"]: _reason(folder / run["folder"], told["errors"].get(run["folder"])) for run in told["runs"]
+    }
+    return {run: reason for run, reason in reasons.items() if reason is not None}
+
+
+def experiment_record(folder: Path) -> dict[str, Any]:
+    """The content of an experiment's record; AdapterError where it is none."""
+    path = folder / EXPERIMENT
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        dict(told["errors"])
+        [(run["folder"], run["variant"], dict(run["point"]), dict(run["settings"])) for run in told["runs"]]
+    except FileNotFoundError:
+        raise AdapterError(
+            f"{folder}: has no {EXPERIMENT}; expected the folder of `bora-analysis experiment PLAN -o DIR`, which, "
+            "started again, trains nothing that is finished"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{path}: not a record of an experiment ({type(error).__name__})") from None
+    return told
+
+
+def _reason(folder: Path, error: str | None) -> str | None:
+    """Why a run has no result; None where it has one."""
+    path = folder / RECORD
+    if path.exists() and _told(path) is not None:
+        return None
+    if error is not None:
+        return f"failed: {error}"
+    if not path.exists():
+        return "not begun"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    last = max((entry.get("step", 0) for entry in told.get("history", [])), default=0)
+    return f"not finished: at step {last} of {told.get('steps', '?')}"
+
+
+def setting_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """model, method, r, blocks and target of a run, as in the paper's tables: its ablations are methods of their own.
+
+    Examples
+    --------
+    >>> setting_of({"model": "org/base", "method": "bora", "r": 8, "activation": "no-exp", "target": "QV"})
+    {'model': 'base', 'method': 'bora-no-exp', 'r': 8, 'blocks': 16, 'target': 'QV'}
+    """
+    method, activation = str(settings["method"]), settings.get("activation", "exp-norm")
+    named = f"bora-{activation}" if method == "bora" and activation != "exp-norm" else method
+    row = METHODS.get(method)
+    usual = (row.blocks.trained or row.blocks.default) if row is not None and row.cut and row.blocks else 1
+    return {
+        "model": settings.get("model_name") or Path(settings.get("model") or "").name,
+        "method": named,
+        "r": settings.get("r"),
+        "blocks": settings.get("blocks") or usual,
+        "target": settings.get("target"),
+    }
 
 
 def _records(places: Any) -> Iterator[Path]:

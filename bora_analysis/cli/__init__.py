@@ -22,7 +22,7 @@ from .convert import convert, merge
 from .cost import cost
 from .dashboard import dashboard
 from .evaluate import evaluate
-from .experiment import experiment
+from .experiment import experiment, table
 from .figure import figure
 from .fleet import fleet
 from .glance import glance
@@ -57,6 +57,7 @@ COMMANDS = (
     train,
     evaluate,
     experiment,
+    table,
     paper,
     dashboard,
 )

@@ -1,4 +1,4 @@
-"""The command that trains and compares several variants."""
+"""The commands that train and compare several variants, and that print what they reached."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from .common import command, engines, fail, stop
 from .output import Output, output
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..training.plan import Plan, Run
 
 
@@ -39,6 +41,9 @@ def _changes(context: click.Context, option: click.Parameter, values: tuple[str,
 @click.option("--model", metavar="DIR_OR_HUB_ID", help="The base model of every run.")
 @click.option("--data", metavar="FILE_OR_HUB_ID", help="The data of every run.")
 @click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, callback=_changes, help="A setting of every run.")
+@click.option(
+    "--reuse", metavar="DIR", multiple=True, help="Copy finished runs with the same settings from there; repeatable."
+)
 @click.option("--runs", "naming", is_flag=True, help="Print the runs, and which are finished, and train nothing.")
 @engines("Runs at a time.  [default: one per core; 1 on a GPU]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
@@ -50,6 +55,7 @@ def experiment(
     model: str | None,
     data: str | None,
     changes: dict[str, Any],
+    reuse: tuple[str, ...],
     naming: bool,
     engine: str,
     address: str | None,
@@ -93,16 +99,54 @@ def experiment(
         if naming:
             click.echo("\n".join(_named(told, folder)))
             return
-        table = run(told, folder, engine=engine, address=address, workers=workers, device=device, on_run=ended)
+        where = {"engine": engine, "address": address, "workers": workers, "device": device}
+        table = run(told, folder, reuse=reuse, on_run=ended, **where)
     except BrokenPipeError:  # an OSError that click knows
         raise
     except (TrainingError, AdapterError, ImportError, OSError) as error:
         stop(error)
-    from .experiment_text import experiment_table
-
-    out.show(table, lambda: experiment_table(table, told))
+    _show(table, told, folder, out)
     if failures:
         raise click.exceptions.Exit(1)
+
+
+@command(
+    "table --from out/table8",
+    "table --from out/table8 --format latex -o table8.tex",
+    "table --from out/plan --paper 9",
+)
+@click.option("--from", "folder", metavar="DIR", required=True, help="The folder of `experiment PLAN -o DIR`.")
+@click.option("--paper", type=int, metavar="K", help="Table K of the paper beside it.  [default: the plan's]")
+@output()
+def table(folder: str, paper: int | None, out: Output) -> None:
+    """The table of an experiment, also of one that still goes on, beside the paper's numbers.
+
+    Nothing is trained. A run that has no result is named below, with the reason: not begun, not finished, or the error
+    that it failed with.
+    """
+    try:
+        from ..adapters import AdapterError
+        from ..training import TrainingError
+        from ..training.experiment import read_experiment, runs_of, table_of
+    except ImportError as error:
+        stop(error)
+    try:
+        plan = read_experiment(folder)
+        frame = table_of(plan, runs_of(plan, folder))
+        _show(frame, plan, folder, out, paper)
+    except BrokenPipeError:
+        raise
+    except (TrainingError, AdapterError, OSError) as error:
+        stop(error)
+
+
+def _show(table: pd.DataFrame, plan: Plan, folder: str, out: Output, number: int | None = None) -> None:
+    from ..analysis.runs import unfinished
+    from ..training.beside import beside_paper
+    from .experiment_text import experiment_table
+
+    frame = beside_paper(table, plan, number)
+    out.deliver(frame, lambda: experiment_table(frame, plan, unfinished(folder)))
 
 
 def _named(plan: Plan, folder: str) -> list[str]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     "figure trajectory runs/lora runs/bora --metric effective_rank --panels bound -o training.pdf",
     "figure similarity first second --above-chance -o phi.pdf",
     "figure figure3 runs -o ablations.pdf",
+    "figure figure3 --from runs --paper -o beside.pdf",
     "figure accuracy_by_rank accuracy.csv --order random --metric accuracy -o kept.pdf",
     "figure threshold_sweep tables/spectra.csv --only seed=0 -o sweep.pdf",
     "figure pareto first second --y perplexity --lower --from results.csv -o front.png",
@@ -45,7 +46,13 @@ if TYPE_CHECKING:
 @click.option("--projection", help="q, k, v … (figure4, spectra, threshold_sweep, trajectory, similarity).")
 @click.option("--model", help="Layer shapes of a known model (optimal_blocks).  [default: queries of the paper's five]")
 @click.option("--y", metavar="COLUMN", help="An outcome such as accuracy, with --from: then with its front (pareto).")
-@click.option("--from", "outcome", metavar="FILE", help="CSV or JSON with the columns adapter and COLUMN (pareto).")
+@click.option(
+    "--from",
+    "outcome",
+    metavar="FILE",
+    help="CSV or JSON with the columns adapter and COLUMN (pareto); a folder of runs, as PATH (figure3).",
+)
+@click.option("--paper", is_flag=True, default=None, help="With the paper's panels above those of your runs (figure3).")
 @click.option("--null", is_flag=True, default=None, help="With that of random factors (spectra, figure4, trajectory).")
 @click.option(
     "--band",
@@ -112,6 +119,8 @@ def figure(
     if name not in FIGURES:
         raise click.UsageError(f"unknown figure {name!r}; expected one of {', '.join(FIGURES)}")
     spec = FIGURES[name]
+    if spec.source == "accuracy" and options["outcome"] is not None:
+        paths = (*paths, options.pop("outcome"))
     if spec.adapters == "required" and not paths:
         raise click.UsageError(f"{name} needs adapters: expected {name} PATH... -o FILE")
     if spec.source == "similarity" and len(paths) != 2:
@@ -164,8 +173,13 @@ def figure(
     elif spec.source == "accuracy":
         from ..paper.tables import tables as paper_tables
 
+        if wished.pop("paper", None):
+            if not paths:
+                raise click.UsageError("--paper is drawn beside runs; without PATH figure3 is that of the paper")
+            wished["paper"] = paper_tables()
         with usage():
             write(accuracy=list(paths) if paths else paper_tables())
+            _missing([path for path in paths if not is_table_file(path)])
     elif spec.adapters == "required" and any(is_table_file(path) for path in paths):
         if not all(is_table_file(path) for path in paths):
             raise click.UsageError("expected adapters or tables' files, not both")
@@ -184,6 +198,14 @@ def figure(
     else:
         with usage():
             write()
+
+
+def _missing(folders: list[str]) -> None:
+    """Tell which runs of experiments have no result, and why."""
+    from ..analysis.runs import missing
+
+    for run, reason in missing(folders).items():
+        note(f"missing: {run}: {reason}")
 
 
 def wished_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def figure3(
     accuracy: Any,
     *,
     y: str | None = None,
+    paper: pd.DataFrame | None = None,
     width: str = "neurips",
     height: float | None = None,
     font: str | None = None,
@@ -40,40 +41,72 @@ def figure3(
 
     (a) BoRA without the exponential or the normalisation, per model. (b) BoRA over b, a line per r; dashed in the same
     shade, LoRA of that r. (c) LoRA and BoRA over the adapted projections. No axis begins at 0, so nothing is drawn as a
-    bar. Of your own runs the panels that they have something for: means over the seeds, with standard deviations.
+    bar. Of your own runs the panels that they have something for: means over the seeds, with standard deviations, and
+    how many runs of an experiment are missing.
 
     Parameters
     ----------
     accuracy : rows of the paper's tables; columns table, model, method, r, blocks, target, task, value, of which the
-        rows with the task "Avg" are drawn. Or your own: folders with runs of ``bora-analysis train``, or a frame or CSV
-        file with the columns method (lora, bora, bora-no-exp, bora-no-norm), r, blocks, target and value, and where
-        they differ model and seed.
+        rows with the task "Avg" are drawn. Or your own: folders with runs of ``bora-analysis train`` or
+        ``experiment``, or a frame or CSV file, such as an experiment's ``runs.csv``, with the columns method (lora,
+        bora, bora-no-exp, bora-no-norm), r, blocks, target and value, and where they differ model and seed.
     y : which metric of the runs, where they have several.
+    paper : the paper's tables, of which the same panels are drawn above those of your runs.
     width, height, font, title : see :mod:`bora_analysis.figures`; on a narrow page the panels stand one above the
         other.
     """
     ours = not (isinstance(accuracy, pd.DataFrame) and "table" in accuracy)
-    label, averages = "accuracy (%)", [_averages(accuracy, table) for table in (7, 9, 8)] if not ours else []
-    if ours:
-        label, averages = own_panels(accuracy, y)
-    drawn = [each for each in zip(_PANELS, averages, strict=True) if each[1] is not None]
-    narrow = page.inches(width) < 4.5
-    shares = [panel.tall if narrow else panel.wide for panel, _ in drawn]
-    figure = page.blank(width, 0.3 + 1.7 * sum(shares) if narrow else 2.35, height)
-    if narrow:
-        panels = figure.subplots(len(drawn), 1, height_ratios=shares, squeeze=False)[:, 0]
+    below = ""
+    if not ours:
+        rows = [_Row("", _PAPER_LABEL, _of_paper(accuracy))]
     else:
-        panels = figure.subplots(1, len(drawn), width_ratios=shares, squeeze=False)[0]
+        own = own_panels(accuracy, y)
+        rows = [_Row("", own.label, own.panels)]
+        if paper is not None:
+            rows = [_Row("", "accuracy in the paper (%)", _of_paper(paper)), _Row("own runs", own.label, own.panels)]
+        model = (
+            f"own runs: {layout.escaped(*style.shortened([own.model], 40))}" if paper is not None and own.model else ""
+        )
+        below = ", ".join(filter(None, [model, own.absent]))
+    kept = [k for k in range(len(_PANELS)) if rows[-1].averages[k] is not None]
+    narrow = page.inches(width) < 4.5
+    shares = [_PANELS[k].tall if narrow else _PANELS[k].wide for k in kept]
+    high = 0.3 + 1.7 * sum(shares) * len(rows) if narrow else 2.35 * len(rows)
+    figure = page.blank(width, high, height)
+    if narrow:  # a panel of the paper above one's own
+        heights = [share for share in shares for _ in rows]
+        grid = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False).reshape(len(kept), len(rows)).T
+    else:
+        grid = figure.subplots(len(rows), len(kept), width_ratios=shares, squeeze=False)
     methods: set[str] = set()
-    for axes, (panel, rows), letter in zip(panels, drawn, "abc", strict=False):
-        panel.draw(axes, rows, label)
-        axes.set_title(f"({letter}) {panel.head}", size=8, loc="left")
-        if not narrow and panel.draw is _targets:
-            for tick in axes.get_xticklabels():
-                tick.set(rotation=35, ha="right", rotation_mode="anchor")
-        methods |= set(rows["method"])
+    for of_row, row in zip(grid, rows, strict=True):
+        for axes, k, letter in zip(of_row, kept, "abc", strict=False):
+            panel = _PANELS[k]
+            panel.draw(axes, row.averages[k], row.label)
+            axes.set_title(f"({letter}) {row.head or panel.head}", size=8, loc="left")
+            if not narrow and panel.draw is _targets:
+                for tick in axes.get_xticklabels():
+                    tick.set(rotation=35, ha="right", rotation_mode="anchor")
+            methods |= set(row.averages[k]["method"])
+    if below:
+        figure.supxlabel(below, size=7)
     looks = {"lora": _LORA_LOOK, **_ABLATIONS}
     return layout.finish(figure, title, [look for method, look in looks.items() if method in methods], linestyle="")
+
+
+class _Row(NamedTuple):
+    """What the panels of a row have as their head in place of their own, their metric, and their rows."""
+
+    head: str
+    label: str
+    averages: list[Any]
+
+
+_PAPER_LABEL = "accuracy (%)"
+
+
+def _of_paper(accuracy: Any) -> list[Any]:
+    return [_averages(accuracy, table) for table in (7, 9, 8)]
 
 
 def _averages(accuracy: Any, table: int) -> Any:
@@ -88,6 +121,7 @@ def _averages(accuracy: Any, table: int) -> Any:
 def _ablations(axes: Axes, rows: Any, label: str) -> None:
     models = list(dict.fromkeys(rows["model"]))
     digits = 2 if rows["value"].abs().max() > 2 else 4
+    spread = rows["sd"] if "sd" in rows and (rows["sd"] > 0).any() else None
     middle = (len(_ABLATIONS) - 1) / 2
     for nth, (method, look) in enumerate(_ABLATIONS.items()):
         mine = rows[rows["method"] == method].set_index("model")["value"]
@@ -96,8 +130,10 @@ def _ablations(axes: Axes, rows: Any, label: str) -> None:
         y = [models.index(model) * (len(_ABLATIONS) + 1) + nth for model in mine.index]
         axes.plot(mine.to_numpy(), y, gid=f"a:{method}", **{**layout.line(look), "linestyle": "", "clip_on": False})
         for x, at in zip(mine, y, strict=True):
-            text = {"xytext": (4, 0), "textcoords": "offset points", "va": "center_baseline", "size": 6}
-            axes.annotate(f"{x:.{digits}f}", (x, at), **text)
+            text: dict[str, Any] = {"textcoords": "offset points", "size": 6}
+            beside = {"xytext": (4, 0), "va": "center_baseline"}
+            above = {"xytext": (0, 4), "va": "bottom", "ha": "center"}  # a bar would go through a text beside it
+            axes.annotate(f"{x:.{digits}f}", (x, at), **text, **(beside if spread is None else above))
         _bars(axes, mine, y, rows[rows["method"] == method], look.colour, "x")
     centres = [k * (len(_ABLATIONS) + 1) + middle for k in range(len(models))]
     names = [style.MODELS.get(str(model), str(model).rpartition("/")[2]) for model in models]
@@ -107,10 +143,11 @@ def _ablations(axes: Axes, rows: Any, label: str) -> None:
     axes.set_ylim(centres[-1] + middle + 0.7, centres[0] - middle - 0.7)
     for before, after in pairwise(centres):
         axes.axhline((before + after) / 2, color="0.85", lw=0.5)
-    low, high = rows["value"].min(), rows["value"].max()
+    aside = 0.0 if spread is None else spread
+    low, high = (rows["value"] - aside).min(), (rows["value"] + aside).max()
     room = (high - low) or 1.0
-    axes.set_xlim(low - 0.06 * room, high + 0.42 * room)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.set_xlim(low - 0.06 * room, high + (0.42 if spread is None else 0.06) * room)
+    axes.xaxis.set_major_locator(MaxNLocator(5 if digits == 2 else 3, steps=[1, 2, 5, 10]))
     axes.set_xlabel(label)
 
 
@@ -149,11 +186,12 @@ def _blocks(axes: Axes, rows: Any, label: str) -> None:
 
 def _targets(axes: Axes, rows: Any, label: str) -> None:
     targets = list(dict.fromkeys(rows["target"]))
-    for method, look in (("lora", _LORA_LOOK), ("bora", _ABLATIONS["bora"])):
+    aside = 0.05 if "sd" in rows else 0.0  # so that no bar hides the other
+    for method, look, shift in (("lora", _LORA_LOOK, -aside), ("bora", _ABLATIONS["bora"], aside)):
         mine = rows[rows["method"] == method]
         if mine.empty:
             continue
-        at = [targets.index(target) for target in mine["target"]]
+        at = [targets.index(target) + shift for target in mine["target"]]  # ascending, as the rows are
         axes.plot(at, mine["value"], gid=f"c:{method}", **{**layout.line(look), "linewidth": 0.7})
         _bars(axes, at, mine["value"], mine, look.colour, "y")
     axes.set_xticks(range(len(targets)), targets)

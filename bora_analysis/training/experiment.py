@@ -1,23 +1,27 @@
 """Experiments: the runs of a plan, several at a time, on this machine or a cluster, and what they reached.
 
-A folder holds ``runs/…/seed-N`` as :func:`bora_analysis.training.train` writes them, ``runs.csv`` (one row per run) and
-``table.csv`` (one row per variant: mean, standard deviation, difference to the reference).
+A folder holds ``runs/…/seed-N`` as :func:`bora_analysis.training.train` writes them, ``experiment.json`` (what was
+planned, and the errors of what failed), ``runs.csv`` (one row per run) and ``table.csv`` (one row per variant: mean,
+standard deviation, difference to the reference).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import AdapterError
-from ..analysis.runs import RECORD, run_table
+from ..analysis.runs import EXPERIMENT, RECORD, experiment_record, finished_runs, run_table, setting_of
 from ..atomic import replacing
 from ..extras import require
 from ..fleet import engines
 from .errors import TrainingError
-from .plan import Plan, Run
+from .plan import Plan, Run, settings_of
 from .run import train
 
 if TYPE_CHECKING:
@@ -36,6 +40,7 @@ def experiment(
     address: str | None = None,
     workers: int | None = None,
     device: str = "auto",
+    reuse: Iterable[str | Path] = (),
     on_run: Callable[[Run, str | None, int], object] | None = None,
 ) -> pd.DataFrame:
     """Train the runs of a plan that are not finished, and compare the variants.
@@ -48,12 +53,14 @@ def experiment(
         those of a cluster, which must reach ``output`` by the same path. Each has one thread, so that the result does
         not depend on their number.
     device : ``"auto"``, ``"cpu"`` or ``"cuda"``. On a GPU ``workers`` is 1 unless it is given.
+    reuse : folders, such as those of other experiments; a finished run in them with the same settings is copied, not
+        trained again.
     on_run : receives each run that ends, its error or None, and how many are left.
 
     Returns
     -------
     DataFrame
-        See :func:`variants_of`, over the runs that were finished.
+        See :func:`table_of`.
 
     Raises
     ------
@@ -66,23 +73,90 @@ def experiment(
     folder = Path(output)
     waiting = [run for run in plan.runs if not finished(folder, run)]
     folder.mkdir(parents=True, exist_ok=True)
+    waiting = _without_copied(waiting, folder, reuse)
     batches = [(run, str(folder / run.folder), device) for run in waiting]
     left = len(waiting)
+    errors = _errors(folder, waiting)
+    _write_plan(plan, folder, errors)
     if waiting:
         for place, error in engines.run(
             _performed, batches, engine=engine, address=address, workers=workers or _workers(device)
         ):
             left -= 1
+            errors.pop(waiting[place].folder, None)
+            if error is not None:
+                errors[waiting[place].folder] = error
+            _write_plan(plan, folder, errors)
             if on_run is not None:
                 on_run(waiting[place], error, left)
     runs = runs_of(plan, folder)
     if runs.empty:
         raise TrainingError(f"{folder}: no run of the experiment has finished")
-    table = variants_of(runs, plan.axes, plan.reference)
+    table = table_of(plan, runs)
     for name, frame in (("runs.csv", runs), ("table.csv", table)):
         with replacing(folder / name) as path:
             frame.to_csv(path, index=False)
     return table
+
+
+def _without_copied(waiting: list[Run], folder: Path, reuse: Iterable[str | Path]) -> list[Run]:
+    """Copy the runs that lie in ``reuse`` with the same settings; the others are returned.
+
+    A run that was begun here goes on where it is.
+    """
+    found = {_key(record["settings"]): place for place, record in finished_runs(reuse)}
+    left = []
+    for run in waiting:
+        own = folder / run.folder
+        source = found.get(_key(run.settings.as_record()))
+        if source is None or own.exists():
+            left.append(run)
+            continue
+        own.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=own.parent) as temporary:  # the run appears whole or not at all
+            shutil.copytree(source, Path(temporary) / own.name).rename(own)
+    return left
+
+
+def _key(settings: Any) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _errors(folder: Path, waiting: list[Run]) -> dict[str, str]:
+    """Run → what it failed with at an earlier start."""
+    told = experiment_record(folder)["errors"] if (folder / EXPERIMENT).exists() else {}
+    return {run.folder: told[run.folder] for run in waiting if run.folder in told}
+
+
+def _write_plan(plan: Plan, folder: Path, errors: dict[str, str]) -> None:
+    runs = [
+        {"folder": run.folder, "variant": run.variant, "point": dict(run.point), "settings": run.settings.as_record()}
+        for run in plan.runs
+    ]
+    told = {"reference": plan.reference, "paper": plan.paper, "runs": runs, "errors": errors}
+    with replacing(folder / EXPERIMENT) as path:
+        path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_experiment(folder: str | Path) -> Plan:
+    """The plan of an experiment that was begun, from its folder.
+
+    Raises
+    ------
+    AdapterError
+        No experiment there, or a record that is none.
+    TrainingError
+        Its record has settings that this version does not know.
+    """
+    told = experiment_record(Path(folder))
+    where = str(Path(folder) / EXPERIMENT)
+    runs = [
+        Run(each["variant"], each["point"], settings_of(each["settings"], where), each["folder"])
+        for each in told["runs"]
+    ]
+    if not runs:
+        raise TrainingError(f"{where}: has no runs; start the experiment again")
+    return Plan(tuple(runs), told.get("reference"), told.get("paper"))
 
 
 def finished(folder: Path, run: Run) -> bool:
@@ -130,7 +204,8 @@ def runs_of(plan: Plan, folder: str | Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        variant, the axes of the grid, seed, run (its folder), metric (its name), value, seconds, and the columns of
+        variant, the axes of the grid, seed, run (its folder), model, method (``bora-no-exp`` and ``bora-no-norm`` are
+        BoRA's ablations), r, blocks, target, metric (its name), value, seconds, and the columns of
         :func:`bora_analysis.summary` for all modules; empty ranks where the adapter cannot be read.
     """
     import pandas as pd
@@ -145,16 +220,46 @@ def _rows(plan: Plan, folder: Path) -> Iterator[dict[str, Any]]:
         told = json.loads((folder / run.folder / RECORD).read_text(encoding="utf-8"))
         ((metric, value),) = told["metric"].items()
         row = {"variant": run.variant, **run.point, "seed": run.settings.seed, "run": run.folder}
-        row |= {"metric": metric, "value": value, "seconds": told["seconds"]}
+        row |= {**setting_of(told["settings"]), "metric": metric, "value": value, "seconds": told["seconds"]}
         try:
             (measured,) = run_table([folder / run.folder]).to_dict("records")
         except AdapterError:  # DoRA, where the base model is elsewhere
-            measured = {"method": run.settings.method}
+            measured = {}
         yield row | {str(key): value for key, value in measured.items() if key not in _OWN}
 
 
 #: Columns of run_table that runs_of has of its own, or has no use for.
-_OWN = ("adapter", "group", "seed", "outcome", "value", "step", "projection")
+_OWN = ("adapter", "group", "seed", "outcome", "value", "step", "projection", "method", "equal_budget")
+
+
+def table_of(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
+    """:func:`variants_of`, with every row that was planned.
+
+    Parameters
+    ----------
+    runs : of :func:`runs_of`, also none.
+
+    Returns
+    -------
+    DataFrame
+        One more column, missing: how many planned runs are not among ``runs``. A row that has no run at all has n = 0
+        and empty numbers.
+    """
+    import pandas as pd
+
+    keys = ["variant", *plan.axes, "metric"]
+    planned = Counter((run.variant, *run.point.values(), run.settings.scored_by) for run in plan.runs)
+    found: list[Any] = variants_of(runs, plan.axes, plan.reference).to_dict("records") if len(runs) else []
+    by_key = {tuple(row[key] for key in keys): row for row in found}
+    rows = []
+    for key, count in planned.items():
+        row: dict[str, Any] = {**dict.fromkeys(_NUMBERS, float("nan")), "n": 0, "pairs": 0} | by_key.get(key, {})
+        head = {**dict(zip(keys, key, strict=True)), "n": row["n"], "missing": count - row["n"]}
+        rows.append({**head, **{name: value for name, value in row.items() if name not in head}})
+    return pd.DataFrame(rows)
+
+
+_NUMBERS = ("mean", "sd", "difference", "low", "high", "p")
 
 
 def variants_of(runs: pd.DataFrame, axes: tuple[str, ...] = (), reference: str | None = None) -> pd.DataFrame:

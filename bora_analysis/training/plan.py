@@ -6,7 +6,8 @@ A TOML file with the tables
 - ``variants.NAME``: what one row of the result has of its own. A list stands for a variant of each value;
 - ``grid``: every variant is run with every combination of these. Runs that differ in ``seed`` alone are one row;
 
-and ``reference``, the variant with which the others are compared. In settings, variants and grid ``recipe`` names one
+and ``reference``, the variant with which the others are compared, and ``paper``, the number of the BoRA paper's table
+that stands beside the result. In settings, variants and grid ``recipe`` names one
 of :data:`~bora_analysis.training.recipes.RECIPES`, whose settings the others change.
 """
 
@@ -29,6 +30,8 @@ PRESETS = Path(__file__).parent / "presets"
 #: The figures of the paper that show one of its tables.
 SAME = {"figure3b": "table9", "figure3c": "table8"}
 SMALL = "-small"
+#: The tables of the paper that an experiment may stand beside: those of what methods reach.
+PAPER = (1, 2, 3, 7, 8, 9)
 SEED = "seed"
 # Settings whose value may itself be a list.
 _LISTS = ("text", "checkpoints")
@@ -59,10 +62,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of an experiment, those of the first seed first, and the variant that the others are compared with."""
+    """An experiment.
+
+    Attributes
+    ----------
+    runs : those of the first seed first. reference : the variant that the others are compared with.
+    paper : the number of the paper's table that it repeats.
+    """
 
     runs: tuple[Run, ...]
     reference: str | None
+    paper: int | None = None
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -114,7 +124,7 @@ def read_plan(source: str | Path, changes: Mapping[str, Any] | None = None) -> P
     except ValueError as error:  # also of a file that is no text
         raise TrainingError(f"{source}: is no TOML: {error}") from None
     where = str(source)
-    _only(told, ("settings", "variants", "grid", "reference"), where, "table")
+    _only(told, ("settings", "variants", "grid", "reference", "paper"), where, "table")
     shared = {**_table(told, "settings", where), **(changes or {})}
     grid = {key: _listed(key, value) for key, value in _table(told, "grid", where).items()}
     grid |= {key: [value] for key, value in (changes or {}).items() if key in grid}
@@ -131,7 +141,10 @@ def read_plan(source: str | Path, changes: Mapping[str, Any] | None = None) -> P
     reference = told.get("reference")
     if reference is not None and reference not in variants:
         raise TrainingError(f"{where}: reference is {reference!r}; expected one of {', '.join(variants)}")
-    return Plan(tuple(_runs(shared, variants, grid, where)), reference)
+    paper = told.get("paper")
+    if paper is not None and paper not in PAPER:
+        raise TrainingError(f"{where}: paper is {paper!r}; expected a table of BoRA, {', '.join(map(str, PAPER))}")
+    return Plan(tuple(_runs(shared, variants, grid, where)), reference, paper)
 
 
 def _runs(
@@ -143,7 +156,7 @@ def _runs(
         for values in product(*(grid[key] for key in axes)):
             point = dict(zip(axes, values, strict=True))
             for name, own in variants.items():
-                settings = _settings({**shared, **point, **own, SEED: seed}, f"{where}: {name}")
+                settings = settings_of({**shared, **point, **own, SEED: seed}, f"{where}: {name}")
                 folder = f"runs/{_path('-'.join([name, *map(_worded, point.items())]))}/seed-{seed}"
                 if folder in taken:
                     raise TrainingError(f"{where}: two runs would be {folder}, of {taken[folder]} and {name}")
@@ -151,7 +164,9 @@ def _runs(
                 yield Run(name, point, settings, folder)
 
 
-def _settings(values: dict[str, Any], where: str) -> Settings:
+def settings_of(values: Mapping[str, Any], where: str) -> Settings:
+    """Settings from what a file says, with those of its ``recipe``; TrainingError, with ``where``, for what is none."""
+    values = dict(values)
     recipe = values.pop("recipe", None)
     if recipe is not None:
         if recipe not in RECIPES:
@@ -163,6 +178,7 @@ def _settings(values: dict[str, Any], where: str) -> Settings:
     for key in _LISTS:
         if isinstance(values.get(key), list):
             values[key] = tuple(values[key])
+    _only(values, _KNOWN, where, "setting")
     hints = get_type_hints(Settings)
     for key, value in values.items():
         allowed = [get_origin(kind) or kind for kind in get_args(hints[key]) or (hints[key],)]

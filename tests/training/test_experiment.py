@@ -139,8 +139,51 @@ def test_a_run_that_fails_is_told_and_the_others_are_compared(home, tmp_path):
     result = CliRunner().invoke(main, ["experiment", str(tmp_path / "plan.toml"), "-o", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert "bora-b5/seed-0: blocks is 5" in result.stderr
-    assert "bora-b4" in result.stdout
-    assert "bora-b5" not in result.stdout
+    assert re.search(r"bora-b4 +1 +0\.\d{4}", result.stdout)
+    assert re.search(r"bora-b5 +0 of 1 +–", result.stdout)
+    assert "1 of 3 runs missing:\n  runs/bora-b5/seed-0: failed: blocks is 5" in result.stdout
+    assert pd.read_csv(tmp_path / "out" / "table.csv")["missing"].tolist() == [0, 0, 1]
+    later = CliRunner().invoke(main, ["table", "--from", str(tmp_path / "out")])
+    assert (later.exit_code, later.stdout) == (0, result.stdout)
+
+
+def test_a_finished_run_with_the_same_settings_is_copied(home, done, tmp_path):
+    """A plan with one run more takes the four from the other folder, and trains the fifth."""
+    text = PLAN.format(home=home.as_posix()) + "[variants.wide]\nmethod = 'lora'\nr = 4\n"
+    plan = written(tmp_path, text)
+    command = ["experiment", str(plan), "-o", str(tmp_path / "out"), "-j", "1", "--set", "seed=0"]
+    result = CliRunner().invoke(main, [*command, "--reuse", str(home / "done")])
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "wide/seed-0 finished, 0 left\n"
+    for name in ("lora-r2", "bora"):
+        own, other = (folder / "runs" / name / "seed-0" for folder in (tmp_path / "out", home / "done"))
+        for file in ("run.json", "adapter_model.safetensors"):
+            assert (own / file).read_bytes() == (other / file).read_bytes()
+    assert not list((tmp_path / "out").rglob("tmp*"))
+    none = CliRunner().invoke(main, [*command[:3], str(tmp_path / "b"), "--reuse", str(tmp_path / "absent")])
+    assert none.exit_code == 1
+    assert "absent: no such folder" in none.stderr
+
+
+def test_a_cluster_of_dask_trains_the_same_adapters(home, done, tmp_path):
+    """Over the address of a scheduler, whose worker is a thread here, so that torch is loaded once."""
+    from dask.distributed import LocalCluster
+
+    settings: Any = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    made: Any = LocalCluster(processes=False, **settings)
+    with made as cluster:
+        engine = ["--engine", "dask", "--address", cluster.scheduler_address]
+        command = ["experiment", str(home / "plan.toml"), "-o", str(tmp_path), *engine]
+        first = CliRunner().invoke(main, [*command, "--reuse", str(home / "done"), "--set", "seed=0"])
+        result = CliRunner().invoke(main, command)
+    assert (first.exit_code, first.stderr) == (0, "")
+    assert result.exit_code == 0, result.output
+    assert sorted(result.stderr.split()[::4]) == ["bora/seed-1", "lora-r2/seed-1"]
+    for path in home.glob("done/runs/*/*/adapter_model.safetensors"):
+        assert (tmp_path / path.relative_to(home / "done")).read_bytes() == path.read_bytes()
+    lost = CliRunner().invoke(main, [*command[:3], str(tmp_path / "b"), "--engine", "loky", "--address", "tcp://x:1"])
+    assert lost.exit_code == 1
+    assert "engine loky works on this machine; expected no address" in lost.stderr
 
 
 def written(folder: Path, text: str) -> Path:
