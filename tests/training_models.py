@@ -27,8 +27,8 @@ def save_encoder(folder: Path) -> Path:
     return folder
 
 
-def save_decoder(folder: Path, kind: str = "llama") -> Path:
-    """A LLaMA or GPT-2 of two layers, hidden size 32, with a tokenizer of whole words and no padding token."""
+def save_decoder(folder: Path, kind: str = "llama", width: int = 32) -> Path:
+    """A LLaMA or GPT-2 of two layers, hidden size ``width``, with a tokenizer of whole words and no padding token."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -45,11 +45,17 @@ def save_decoder(folder: Path, kind: str = "llama") -> Path:
     config: Any
     if kind == "gpt2":
         config = GPT2Config(
-            vocab_size=len(vocabulary), n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=1
+            vocab_size=len(vocabulary),
+            n_embd=width,
+            n_layer=2,
+            n_head=2,
+            n_positions=64,
+            bos_token_id=1,
+            eos_token_id=1,
         )
     else:
         config = LlamaConfig(
-            vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            vocab_size=len(vocabulary), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
             num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=1,
         )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
