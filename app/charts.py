@@ -57,13 +57,8 @@ def spectrum(
     null : ``views.null_curves``: dotted, with its band.
     """
     floor, ceiling = vega.half_decades(*sigma_limits(curves["median"], curves["largest"], *limits.values()))
-    shown = vega.dressed(curves, looks).assign(
-        curve=curves["adapter"] + " " + curves["bound"].astype(str),
-        y=np.fmax(curves["median"], floor),
-        low=np.fmax(curves["least"], floor),
-        high=np.fmax(curves["largest"], floor),
-        floor=floor,
-    )
+    ends = {"y": "median", "low": "least", "high": "largest"}
+    shown = vega.dressed(curves, looks, curve=_curves(curves), floor=floor, **_at_least(floor, curves, ends))
     several = bool((curves["modules"] > 1).any())
     x = vega.index_axis(curves["index"], curves["bound"])
     title = "singular value σ" + (", median and range" if several else "")
@@ -89,9 +84,9 @@ def spectrum(
         band = {"type": "area", "opacity": 0.16, "clip": True}
         layers.insert(0, vega.layer("curves", band, **each, y=vega.number("low"), y2={"field": "high"}))
     if null is not None and len(null):
-        dotted = vega.dressed(null, looks).assign(curve=null["adapter"] + " " + null["bound"].astype(str))
-        for name in ("mean", "low", "high"):
-            dotted[name] = np.fmax(dotted[name], floor)
+        places = {name: name for name in ("mean", "low", "high")}
+        kept = null.drop(columns=list(places))
+        dotted = vega.dressed(kept, looks, curve=_curves(null), **_at_least(floor, null, places))
         own = {"x": x, "color": colour, "detail": vega.category("curve")}
         area = {"type": "area", "opacity": 0.3, "clip": True}
         mean = vega.number("mean")
@@ -104,10 +99,20 @@ def spectrum(
     return vega.layered(430 + vega.legend_height(shown, vega.WHOLE), layers, data)
 
 
+def _curves(frame: pd.DataFrame) -> list[str]:
+    """A name for each curve: an adapter has one for each bound."""
+    return [f"{adapter} {bound}" for adapter, bound in zip(frame["adapter"], frame["bound"], strict=True)]
+
+
+def _at_least(floor: float, frame: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Array]:
+    """Name → a column of the frame, none of whose values lies below the floor."""
+    return {name: np.fmax(frame[column].to_numpy(float), floor) for name, column in columns.items()}
+
+
 def over_layers(table: pd.DataFrame, metric: str, looks: Mapping[str, Look]) -> vega.Chart:
     """A metric of ``views.by_layer``, with the rank bound where the metric counts directions below it."""
     values, up = vega.vertical(table[metric], metric == "energy" and spreads(table[metric]))
-    shown = vega.dressed(table, looks).assign(y=values)
+    shown = vega.dressed(table, looks, y=values)
     x = vega.number("layer", "layer", axis={"tickMinStep": 1, "format": "d", "grid": False}, scale=vega.SPAN)
     y = vega.number("y", metric_title(metric), **up)
     colour, shape, dash = vega.by_adapter(shown, looks)
@@ -126,7 +131,7 @@ def over_layers(table: pd.DataFrame, metric: str, looks: Mapping[str, Look]) -> 
 def runs(means: pd.DataFrame, metric: str, looks: Mapping[str, Look]) -> vega.Chart:
     """A metric against the training step, a line per run; columns adapter, step and the metric."""
     values, up = vega.vertical(means[metric], spreads(means[metric]))
-    shown = vega.dressed(means, looks).assign(y=values)
+    shown = vega.dressed(means, looks, y=values)
     colour, shape, dash = vega.by_adapter(shown, looks)
     x, y = vega.step_axis("step", "training step", means["step"]), vega.number("y", metric_title(metric), **up)
     tips = vega.tooltip(shown, label="run", step="step", **{metric: METRICS[metric].label})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import streamlit as st
@@ -14,7 +16,7 @@ from app.explain import progress
 from app.safe_markdown import markdown
 from app.sources import Source
 from bora_analysis.adapters import AdapterError
-from bora_analysis.analysis.tables import LAYER_COLUMNS, SPECTRA_COLUMNS, recounted
+from bora_analysis.analysis.tables import LAYER_COLUMNS, SPECTRA_COLUMNS, Tables, recounted
 from bora_analysis.files.errors import BaseNeededError
 from bora_analysis.threshold import Threshold
 
@@ -30,13 +32,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Context:
-    """The chosen adapters, in the order of choice, their tables joined, and those that cannot be read."""
+    """The chosen adapters, in the order of choice, their tables joined, and those that cannot be read.
+
+    ``key`` is another for other tables, and the same for every threshold.
+    """
 
     sources: tuple[Source, ...]
     spectra: pd.DataFrame
     layer_metrics: pd.DataFrame
     threshold: Threshold
     problems: tuple[Problem, ...] = ()
+    key: int = 0
 
 
 def current() -> Context:
@@ -62,7 +68,17 @@ def load(chosen: Sequence[Source], threshold: Threshold) -> Context:
         nothing = pd.DataFrame(columns=list(SPECTRA_COLUMNS)), pd.DataFrame(columns=list(LAYER_COLUMNS))
         return Context((), *nothing, threshold, tuple(problems))
     together = sources.joined(tables)
-    return Context(tuple(read), together.spectra, recounted(together, threshold), threshold, tuple(problems))
+    counted = recounted(together, threshold)
+    return Context(tuple(read), together.spectra, counted, threshold, tuple(problems), _key(together))
+
+
+#: Tables → their number. Not a time stamp: of a run that grows the tables of before are shown for a while.
+_keys: WeakKeyDictionary[Tables, int] = WeakKeyDictionary()
+_numbers = count(1)
+
+
+def _key(tables: Tables) -> int:
+    return _keys.setdefault(tables, next(_numbers))
 
 
 def adapters_or_stop() -> Context:

@@ -51,7 +51,12 @@ def progress(slot: Any, before: str, done: int, total: int) -> None:
         slot.progress(done / total, f"{before}{done} of {total} modules")
 
 
+@st.fragment
 def explanation(page: str) -> None:
-    """The end of a page: its text in ``explanations``, in Markdown with formulas in LaTeX and the references."""
-    with st.expander("What am I looking at?", icon=":material/help:"):
-        st.markdown((Path(__file__).parent / "explanations" / f"{page}.md").read_text(encoding="utf-8"))
+    """The end of a page: its text in ``explanations``, in Markdown with formulas in LaTeX and the references.
+
+    It is sent when the box is opened: the browser would load a library of 265 kB for its formulas before the charts.
+    """
+    with st.expander("What am I looking at?", icon=":material/help:", key="explanation", on_change="rerun") as box:
+        if box.open:
+            st.markdown((Path(__file__).parent / "explanations" / f"{page}.md").read_text(encoding="utf-8"))

@@ -52,4 +52,7 @@ def main() -> None:
     colours = {source.key: looks[source.label].colour for source in context.sources if source.label in looks}
     st.html(sheet(theme(), {place: colours.get(source.key) for place, source in enumerate(adapters)}))
     settle()
-    page.run()
+    try:
+        page.run()
+    finally:  # a page may stop the script
+        settle(page.title)

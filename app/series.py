@@ -25,7 +25,7 @@ def by_projection(table: pd.DataFrame, column: str, title: str, bound: str | Non
     groups = placed.groupby(["projection", "layer"], sort=True)
     means: Any = groups.agg(**wanted, modules=("module", "size")).reset_index()
     values, up = vega.vertical(means[column], bool(len(means)) and spreads(means[column].dropna()))
-    shown = vega.dressed(means.rename(columns={"projection": "adapter"}), looks).assign(y=values)
+    shown = vega.dressed(means.rename(columns={"projection": "adapter"}), looks, y=values)
     x = vega.number("layer", "layer", axis={"tickMinStep": 1, "format": "d", "grid": False}, scale=vega.SPAN)
     y = vega.number("y", title, **up)
     colour, shape, dash = vega.by_adapter(shown, looks)

@@ -7,12 +7,12 @@ from functools import cache
 
 
 @cache
-def settle() -> None:
-    """Set it, when what the pages need is loaded.
+def settle(page: str = "") -> None:
+    """Set it, when what a page needs is loaded: at the start, and after the first run of each page.
 
     One BLAS thread for good: where the number of threads goes up and down, a thin QR took 60 to 100 ms and not 1 as
     soon as others used the cores. What is loaded is not looked through for garbage any more: Streamlit collects after
-    each run of a page, which took 70 ms.
+    each run of a page, which took 70 ms, and 12 to 30 where only what is there at the start was left out.
     """
     import scipy.linalg  # noqa: F401  its BLAS must be loaded to be limited
     from threadpoolctl import threadpool_limits

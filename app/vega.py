@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,13 +54,20 @@ class Chart:
     spec: Spec
     data: Mapping[str, pd.DataFrame]
 
+    @cached_property
+    def datasets(self) -> dict[str, Any]:
+        """The frames as Arrow has them: by column, which takes a tenth of ``Table.from_pandas`` with pandas' notes."""
+        import pyarrow as pa
+
+        return {
+            name: pa.table({str(column): pa.array(values, from_pandas=True) for column, values in frame.items()})
+            for name, frame in self.data.items()
+        }
+
 
 def draw(chart: Chart, key: str, alt: str, **options: Any) -> Any:
     """Put a chart on the page, as wide as its place. ``alt`` is what a screen reader says."""
-    import pyarrow as pa
-
-    datasets = {name: pa.Table.from_pandas(frame, preserve_index=False) for name, frame in chart.data.items()}
-    spec = {**chart.spec, "config": _words(), "datasets": datasets}
+    spec = {**chart.spec, "config": _words(), "datasets": chart.datasets}
     return st.vega_lite_chart(spec=spec, width="stretch", key=key, alt=alt, **options)
 
 
@@ -182,10 +190,12 @@ def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(label=[style.method_look(method).label for method in frame["method"]])
 
 
-def dressed(frame: pd.DataFrame, looks: Mapping[str, Look]) -> pd.DataFrame:
-    """With ``label`` and ``filled`` of each row's adapter."""
-    each = [looks[adapter] for adapter in frame["adapter"]]
-    return frame.assign(label=[look.label for look in each], filled=[look.filled for look in each])
+def dressed(frame: pd.DataFrame, looks: Mapping[str, Look], **more: Any) -> pd.DataFrame:
+    """With ``label`` and ``filled`` of each row's adapter, and further columns; numbered anew."""
+    each = [looks[adapter] for adapter in frame["adapter"].tolist()]
+    columns = {str(name): column.array for name, column in frame.items()}
+    looked = {"label": [look.label for look in each], "filled": [look.filled for look in each]}
+    return pd.DataFrame({**columns, **looked, **more})  # in one go: each later column takes pandas half a millisecond
 
 
 def by_adapter(shown: pd.DataFrame, looks: Mapping[str, Look]) -> tuple[Spec, Spec, Spec]:

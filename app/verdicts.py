@@ -12,12 +12,13 @@ from app.safe_markdown import markdown
 from app.sources import Source, stamp
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis import views
+from bora_analysis.analysis.columns import missing
 from bora_analysis.analysis.overview import overview
 from bora_analysis.analysis.verdict import verdicts
 
 #: Adapters that are shown without a click.
 _AT_ONCE = 4
-_CHARACTERS = 200_000  # of overviews that are kept
+_CHARACTERS = 400_000  # of what is kept
 _PLAIN = {"method": "{}", "parameters": "{} parameters", "dtype": "{}", "targets": "{}", "base": "base model {}"}
 _PLAIN |= {"scaling": "scaling {}"}
 
@@ -30,13 +31,15 @@ def verdict_on(context: Context, layers: pd.DataFrame) -> None:
     """
     layers = views.last_steps(layers)
     sources = {source.label: source for source in context.sources}
+    known = dict.fromkeys(zip(layers["adapter"].tolist(), layers["step"].tolist(), strict=True))
     lines, words = [], []
-    for each in verdicts(layers):
-        if each.adapter in sources:
-            step = "" if each.step is None else f" step {each.step}"
-            lines.append((f"**{markdown(each.adapter)}{step}**: " if step else "", markdown(each.sentence)))
-            own = _words(sources[each.adapter], each.step, layers[layers["adapter"] == each.adapter])
-            words.append((f"**{markdown(each.adapter)}{step}**: ", markdown(own)))
+    for label, place in known:
+        if label in sources:
+            step = None if missing(place) else int(place)
+            sentence, own = _told(sources[label], step, layers)
+            name = "" if step is None else f" step {step}"
+            lines.append((f"**{markdown(label)}{name}**: " if name else "", markdown(sentence)))
+            words.append((f"**{markdown(label)}{name}**: ", markdown(own)))
     if len(lines) == 1:
         (name, sentence), (_, own) = lines[0], words[0]
         st.markdown(f"{name}{sentence}.  \n:small[{own}]" if own else f"{name}{sentence}.")
@@ -48,25 +51,23 @@ def verdict_on(context: Context, layers: pd.DataFrame) -> None:
             st.markdown("  \n".join([*told[_AT_ONCE:], *(f":small[{name}{own}]" for name, own in words if own)]))
 
 
-def _words(source: Source, step: int | None, layers: pd.DataFrame) -> str:
-    try:
-        return _told(source, step, layers)
-    except (
-        AdapterError,
-        StopIteration,
-    ):  # the file has changed since its tables were made
-        return ""
-
-
 def _key(source: Source, step: int | None, layers: pd.DataFrame) -> tuple[str, int, int | None]:
     return str(source.path), stamp(source.path), step
 
 
+@bounded(_CHARACTERS, lambda told: sum(map(len, told)), _key)
+def _told(source: Source, step: int | None, layers: pd.DataFrame) -> tuple[str, str]:
+    """The verdict and the overview: they do not depend on the threshold, and stay while it moves."""
+    own = layers[layers["adapter"] == source.label]
+    (found,) = verdicts(own)
+    return found.sentence, _overview(source, step, own)
+
+
 def _overview(source: Source, step: int | None, layers: pd.DataFrame) -> str:
-    adapter = next(each for each in opened(source.path, stamp(source.path)) if step in (None, each.step))
+    try:
+        adapter = next(each for each in opened(source.path, stamp(source.path)) if step in (None, each.step))
+    except (AdapterError, StopIteration):  # the file has changed since its tables were made
+        return ""
     known = overview(adapter, layers, beside=False)
     known.pop("trained", None)
     return ", ".join(_PLAIN.get(name, f"{name} = {{}}").format(words) for name, words in known.items())
-
-
-_told = bounded(_CHARACTERS, len, _key)(_overview)

@@ -195,17 +195,17 @@ def main() -> int:
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.set_default_timeout(120_000)
             query = "?path=lora-0&adapters=lora-0"
-            for name, path, count, act in (
-                ("Spectra: threshold", "", 3, move(page)),
-                ("Layers: threshold", "layers", 4, move(page)),
-                ("Layers: another layer", "layers", 4, click(page)),
+            for name, path, count, act, limit in (
+                ("Spectra: threshold", "", 3, move(page), 100),
+                ("Layers: threshold", "layers", 4, move(page), 120),
+                ("Layers: another layer", "layers", 4, click(page), 200),
             ):
                 page.goto(f"{address}/{path}{query}")
                 page.wait_for_function(DRAWN, arg=count)
                 page.wait_for_timeout(1500)
                 taken, spent = redraws(page, process, act)
                 row(f"{name}, 224 modules", f"{taken:.0f} ms ({spent:.0f} ms of the server's processor)",
-                    "≤ 300 ms", taken <= 300)  # fmt: skip
+                    f"≤ 300 ms ({limit} ms)", taken <= 300 and spent <= limit)  # fmt: skip
             page.close()
 
         with server(root) as (address, process):

@@ -7,13 +7,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import charts
+from app import charts, palette
 from app.context import adapters_or_stop
 from app.controls import choose, segments
 from app.downloads import offer
 from app.explain import explanation, folded, question
 from app.inspection import Inspection, inspect
 from app.pictures import Picture
+from app.remembered import remembered
 from app.safe_markdown import markdown
 from app.vega import draw
 from app.verdicts import verdict_on
@@ -54,7 +55,9 @@ def named_layers(frame: pd.DataFrame) -> pd.DataFrame:
 numbered = at_step(table)
 verdict_on(context, numbered)
 table = named_layers(numbered)
-cells = named_layers(views.cells(numbered, metric))
+#: What everything on this page depends on.
+shown = context.key, adapter, step
+cells = remembered(("cells", shown, str(threshold), metric), lambda: named_layers(views.cells(numbered, metric)))
 in_order = list(dict.fromkeys(cells["layer"]))
 
 
@@ -97,8 +100,12 @@ if not any((cell["layer"], cell["projection"]) == here for cell in picked()):
     st.session_state["_framed"] = here
 with heat_place:
     # As it was when it was drawn: a click is framed by the browser, and nothing is sent.
+    framed = st.session_state["_framed"]
     draw(
-        charts.heatmap(cells, metric, st.session_state["_framed"]),
+        remembered(
+            ("heat", shown, str(threshold), metric, framed, palette.dark()),
+            lambda: charts.heatmap(cells, metric, framed),
+        ),
         key=heat_key(),
         on_select=clicked,
         selection_mode="cell",
@@ -133,13 +140,19 @@ def ranks_of(found: Inspection, method: str) -> None:
     st.markdown(f"By the ranks of its factors, rank ΔW is {between}; {which}.")
 
 
-def module_spectrum() -> None:
+def of_module() -> tuple[pd.DataFrame, Any, pd.DataFrame, pd.DataFrame]:
+    """The module's spectrum, its null, and the curves of both."""
     mine = at_step(context.spectra[(context.spectra["adapter"] == adapter) & (context.spectra["module"] == module)])
     drawn = null(numbered[numbered["module"] == module])
-    beside = views.null_curves(drawn.spectra)
+    return mine, drawn, views.curves(mine), views.null_curves(drawn.spectra)
+
+
+def module_spectrum() -> None:
+    # Only the threshold's line moves with the threshold.
+    mine, drawn, curves, beside = remembered(("module", shown, module), of_module)
     st.markdown("**Singular values of ΔW**" + (", dotted: random factors of the same norm" if len(beside) else ""))
     draw(
-        charts.spectrum(views.curves(mine), looks, threshold, views.limits_of(mine, threshold), beside),
+        charts.spectrum(curves, looks, threshold, views.limits_of(mine, threshold), beside),
         key="module_spectrum",
         alt=f"Singular values of {module}, {len(mine)} in all, logarithmic.",
     )

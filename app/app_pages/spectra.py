@@ -10,6 +10,7 @@ from app.context import adapters_or_stop
 from app.controls import ALL, choose, null_toggle, of_projection, projections, segments
 from app.downloads import offer
 from app.explain import explanation, folded, question
+from app.remembered import remembered
 from app.safe_markdown import markdown
 from app.vega import draw
 from app.verdicts import verdict_on
@@ -49,8 +50,9 @@ if null_toggle():
     beside = views.null_curves(drawn.spectra)
     if drawn.missing:
         st.caption(markdown("; ".join(drawn.missing)))
+curves = remembered(("curves", context.key, view, projection, module), lambda: views.curves(shown))
 draw(
-    charts.spectrum(views.curves(shown), looks, threshold, views.limits_of(shown, threshold), beside),
+    charts.spectrum(curves, looks, threshold, views.limits_of(shown, threshold), beside),
     key="spectrum",
     alt=f"Singular values against their index, logarithmic, {where}. Mean effective rank of the bound: {ranks}.",
 )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 #: Columns of whole numbers of which some may be missing.
 _WHOLE = ("step", "layer")
 _TEXTS = ("adapter", "method", "module", "projection", "activation")
+_KINDS: dict[str, Any] = {**dict.fromkeys(_TEXTS, "str"), **dict.fromkeys(_WHOLE, "Int64")}
 
 
 class Columns:
@@ -105,17 +106,20 @@ class Columns:
         return [dict(zip(self._columns, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def frame(self) -> pd.DataFrame:
-        """As a frame, see :func:`typed`."""
+        """As a frame, with types as :func:`typed` has them."""
         import pandas as pd
 
-        texts = {name: values.tolist() for name, values in self._columns.items() if values.dtype == object}
-        return typed(pd.DataFrame({**self._columns, **texts}))
+        def column(name: str, values: Any) -> Any:
+            if name in _KINDS:  # at once: astype of a whole frame takes longer than all the rest
+                return pd.array(values.tolist(), dtype=_KINDS[name])
+            return values.tolist() if values.dtype == object else values
+
+        return pd.DataFrame({name: column(name, values) for name, values in self._columns.items()})
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with text as text, and `step` and `layer` as nullable integers."""
-    kinds = {**dict.fromkeys(_TEXTS, "str"), **dict.fromkeys(_WHOLE, "Int64")}
-    return frame.astype({name: kind for name, kind in kinds.items() if name in frame})
+    return frame.astype({name: kind for name, kind in _KINDS.items() if name in frame})
 
 
 def missing(value: Any) -> bool:
@@ -162,8 +166,10 @@ def _array(values: Iterable[Any]) -> NDArray[Any]:
 
 
 def _of_series(series: Any, *, whole: bool) -> Any:
-    if whole:  # which may stand in a frame as floats
-        return [None if missing(value) else int(value) for value in series]
-    if isinstance(series.dtype, np.dtype) and series.dtype.kind in "biuf":
+    if not whole and isinstance(series.dtype, np.dtype) and series.dtype.kind in "biuf":
         return series.to_numpy()
-    return [None if missing(value) else value for value in series]
+    values = series.tolist()
+    if series.isna().any():
+        values = [None if missing(value) else value for value in values]
+    # Whole numbers may stand in a frame as floats.
+    return [None if value is None else int(value) for value in values] if whole else values

@@ -11,6 +11,7 @@ made once for equal modules, scaled to ‖ΔW‖_F, and kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
@@ -27,7 +28,7 @@ from ..methods import null as null_of
 from ..methods.random_factors import NoNullError, Sizes, bulk_edge
 from ..metrics import METRICS
 from ..threshold import Threshold
-from .columns import typed
+from .columns import Columns
 from .given import layers_of
 from .tables import IDENTITY, Analysis
 
@@ -112,31 +113,43 @@ def null(adapters: Any, *, draws: int = DRAWS, seed: int = 0, **options: Unpack[
     >>> round(float(rows["value"]), 1), round(float(rows["null_mean"]), 1)
     (3.5, 4.0)
     """
-    import pandas as pd
-
     if draws < 1 or seed < 0:
         raise ValueError(f"got draws = {draws}, seed = {seed}; expected draws ≥ 1 and seed ≥ 0")
-    layers: Any = layers_of(adapters, **options)
+    layers = _columns(layers_of(adapters, **options))
     groups: dict[Sizes, list[int]] = {}
-    still = ~(layers["frobenius_norm"] > 0).to_numpy()
+    moved = layers["frobenius_norm"] > 0
     for place, row in enumerate(_sizes(layers)):
-        if not still[place]:
+        if moved[place]:
             groups.setdefault(row, []).append(place)
     spectra, metrics, reasons = [], [], {}
     for sizes, found in in_order(lambda sizes: unit_draws(sizes, draws, seed), list(groups)):
         places = np.array(groups[sizes])
         if isinstance(found, str):
-            reasons |= dict.fromkeys(layers["adapter"].iloc[places], found)
+            reasons |= dict.fromkeys(layers["adapter"][places].tolist(), found)
             continue
-        rows = layers.iloc[places]
+        rows = layers.rows(places)
         spectra.append(_spectra(rows, places, found))
         metrics.append(_metrics(rows, places, sizes, found))
-    frames = []
-    for parts, columns in ((spectra, NULL_SPECTRA_COLUMNS), (metrics, NULL_METRICS_COLUMNS)):
-        frame = pd.concat(parts) if parts else pd.DataFrame(columns=["place", *columns])
-        frame = frame.sort_values("place", kind="stable", ignore_index=True).assign(draws=draws, seed=seed)
-        frames.append(typed(frame[list(columns)]))
+    parts = (spectra, NULL_SPECTRA_COLUMNS), (metrics, NULL_METRICS_COLUMNS)
+    frames = [_frame(found, names, draws, seed) for found, names in parts]
     return Null(frames[0], frames[1], tuple(f"{name}: no null: {reason}" for name, reason in reasons.items()))
+
+
+def _columns(layers: Any) -> Columns:
+    """What the null needs of layer_metrics."""
+    sizes = ("out_features", "in_features", "r", "blocks", "parameters", "threshold", "activation")
+    measured = (*_SCALED, "effective_rank", "rank_utilisation", "rank_bound", "frobenius_norm")
+    return Columns.of(layers[list(dict.fromkeys((*IDENTITY, *sizes, *measured)))])
+
+
+def _frame(parts: Sequence[Mapping[str, Array]], names: Sequence[str], draws: int, seed: int) -> pd.DataFrame:
+    """The rows of all parts by their place, as one frame: a frame for each part took ten times as long."""
+    if not parts:
+        return Columns({name: [] for name in names}).frame()
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(joined["place"], kind="stable")
+    told = {"draws": np.full(len(order), draws), "seed": np.full(len(order), seed)}
+    return Columns({name: told[name] if name in told else joined[name][order] for name in names}).frame()
 
 
 class Draws(NamedTuple):
@@ -196,45 +209,40 @@ def _values(made: list[list[Array]], bound: int) -> Array:
     return np.pad(values, ((0, 0), (0, bound - values.shape[1])))
 
 
-def _sizes(layers: Any) -> list[Sizes]:
+def _sizes(layers: Columns) -> list[Sizes]:
     names = ("method", "out_features", "in_features", "r", "blocks", "parameters", "rank_bound")
-    columns = [layers[name].tolist() for name in names]
-    return [Sizes(*row) for row in zip(*columns, layers["activation"].fillna("").tolist(), strict=True)]
+    activations = (name or "" for name in layers["activation"].tolist())
+    return [Sizes(*row) for row in zip(*(layers[name].tolist() for name in names), activations, strict=True)]
 
 
-def _spectra(rows: Any, places: Array, found: Draws) -> Any:
-    import pandas as pd
-
-    size = found.spectra.shape[1]
-    norms = rows["frobenius_norm"].to_numpy(float)
+def _spectra(rows: Columns, places: Array, found: Draws) -> dict[str, Array]:
+    size, norms = found.spectra.shape[1], rows["frobenius_norm"]
     ends = found.spectra.mean(axis=0), found.spectra.min(axis=0), found.spectra.max(axis=0)
-    frame = {name: np.repeat(rows[name].to_numpy(dtype=object), size) for name in IDENTITY}
-    frame |= {"place": np.repeat(places, size), "index": np.tile(np.arange(1, size + 1), len(rows))}
-    frame |= {name: np.outer(norms, end).ravel() for name, end in zip(_RANGE, ends, strict=False)}
-    return pd.DataFrame(frame)
+    columns = {name: np.repeat(rows[name].astype(object), size) for name in IDENTITY}
+    columns |= {"place": np.repeat(places, size), "index": np.tile(np.arange(1, size + 1), len(rows))}
+    return columns | {name: np.outer(norms, end).ravel() for name, end in zip(_RANGE, ends, strict=False)}
 
 
-def _metrics(rows: Any, places: Array, sizes: Sizes, found: Draws) -> Any:
-    import pandas as pd
-
-    norms = rows["frobenius_norm"].to_numpy(float)
+def _metrics(rows: Columns, places: Array, sizes: Sizes, found: Draws) -> dict[str, Array]:
+    """The rows of a module lie one behind the other: its place, and beside it that of the metric."""
+    norms = rows["frobenius_norm"]
     values = {name: norms[:, None] ** (METRICS[name].degree or 0) * found.metrics[name] for name in _SCALED}
     values |= _counts(rows, norms, found.spectra, sizes.rank_bound)
-    parts = []
-    for order, (name, own) in enumerate(values.items()):
-        part = {key: rows[key].to_numpy(dtype=object) for key in IDENTITY} | {"place": places + order / len(values)}
-        ends = own.mean(axis=1), own.min(axis=1), own.max(axis=1)
-        measured = rows[name].to_numpy(float)
-        part |= {"metric": name, "value": measured} | dict(zip(_RANGE, ends, strict=False))
-        parts.append(pd.DataFrame({**part, "learned": measured - ends[0]}))
-    return pd.concat(parts)
+    count = len(values)
+    own = np.stack([*values.values()], axis=1)  # (modules, metrics, draws)
+    measured = np.stack([rows[name].astype(float) for name in values], axis=1).ravel()
+    columns = {name: np.repeat(rows[name].astype(object), count) for name in IDENTITY}
+    columns |= {"place": np.repeat(places, count), "value": measured}
+    columns["metric"] = np.tile(np.array([*values], dtype=object), len(rows))
+    ends = own.mean(axis=2).ravel(), own.min(axis=2).ravel(), own.max(axis=2).ravel()
+    return columns | dict(zip(_RANGE, ends, strict=False)) | {"learned": measured - ends[0]}
 
 
-def _counts(rows: Any, norms: Array, spectra: Array, bound: int) -> dict[str, Array]:
+def _counts(rows: Columns, norms: Array, spectra: Array, bound: int) -> dict[str, Array]:
     """(modules, draws) of the metrics that count against a threshold: each module's own."""
     tops = spectra[:, :1]
     found = np.zeros((len(rows), len(spectra)))
-    for place, (cell, size) in enumerate(zip(rows["threshold"], norms, strict=True)):
+    for place, (cell, size) in enumerate(zip(rows["threshold"].tolist(), norms, strict=True)):
         limits = Threshold.of(cell).limit(size * tops, size)
         found[place] = (size * spectra > limits).sum(axis=1)
     return {"effective_rank": found, "rank_utilisation": found / bound if bound else found}
