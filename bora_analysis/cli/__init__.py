@@ -18,6 +18,7 @@ from .analyze import analyze, compare, factors
 from .capture import capture
 from .card import card
 from .check import check
+from .common import errors_within_terminal
 from .convert import convert, merge
 from .cost import cost
 from .dashboard import dashboard
@@ -69,6 +70,14 @@ class _Main(click.Group):
     def main(self, *arguments: Any, **settings: Any) -> Any:
         spell_missing_characters()
         return super().main(*arguments, **settings)
+
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        with errors_within_terminal():
+            return super().make_context(*arguments, **settings)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with errors_within_terminal():
+            return super().invoke(ctx)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

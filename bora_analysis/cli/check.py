@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,21 +67,14 @@ def check(
 
 def as_text(report: Report, shown: int = 3) -> str:
     """A block per adapter; of many findings of one rule the first few."""
-    import shutil
-    import textwrap
-
     from ..fleet.checks import RULES
     from ..fleet.checks.forms import line
-    from .plain_text import printable
+    from .plain_text import terminal_width, wrapped
 
-    width = max(60, min(110, shutil.get_terminal_size().columns)) if sys.stdout.isatty() else 80
+    width = min(110, terminal_width() or 80)
 
     def folded(text: str, indent: int) -> list[str]:
-        wrapped = textwrap.TextWrapper(
-            width, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2), break_on_hyphens=False,
-            break_long_words=False,
-        )  # fmt: skip
-        return wrapped.wrap(printable(text))
+        return wrapped(text, width, " " * indent, " " * (indent + 2))
 
     lines: list[str] = []
     for adapter in report.checked:

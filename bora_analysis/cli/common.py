@@ -17,7 +17,7 @@ from .. import catalogue
 from ..threshold import Threshold
 from .help import Command
 from .output import Decorator, is_quiet, shared, together
-from .plain_text import terminal_width, wrapped
+from .plain_text import in_columns, terminal_width, wrapped
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -181,6 +181,19 @@ def reading(
 
 def _files(context: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(incomplete, type="file")]
+
+
+@contextmanager
+def errors_within_terminal() -> Iterator[None]:
+    """What click says about wrong usage breaks between words, as our own messages do."""
+    try:
+        yield
+    except click.ClickException as error:
+        width, head = terminal_width(sys.stderr), "Error: "
+        if width is not None:
+            words = "\n".join(wrapped(f"{head}{error.format_message()}", width, others="  ")).removeprefix(head)
+            error.format_message = lambda: words
+        raise
 
 
 @contextmanager
@@ -370,6 +383,11 @@ def note(line: str) -> None:
 def _told(line: str) -> None:
     width = terminal_width(sys.stderr)
     click.echo(line if width is None else "\n".join(wrapped(line, width, others="  ")), err=True)
+
+
+def print_listed(rows: Sequence[Sequence[str]]) -> None:
+    """Print what there is to choose: rows of cells, the last of them words."""
+    click.echo("\n".join(in_columns(rows, terminal_width())))
 
 
 def fail(error: object) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import command, engines, fail, stop
+from .common import command, engines, fail, print_listed, stop
 from .output import Output, output
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ def experiment(
     except ImportError as error:
         stop(error)
     if listing:
-        width = max(map(len, presets()))
-        for name, path in presets().items():
-            click.echo(f"{name.ljust(width)}  {title(path)}")
+        print_listed([(name, title(path)) for name, path in presets().items()])
         return
     if plan is None or folder is None:
         raise click.UsageError("expected PLAN -o DIR; `experiment --list` names the experiments of the paper")
@@ -97,7 +95,7 @@ def experiment(
     try:
         told = read_plan(plan, changes | given)
         if naming:
-            click.echo("\n".join(_named(told, folder)))
+            print_listed(_named(told, folder))
             return
         where = {"engine": engine, "address": address, "workers": workers, "device": device}
         table = run(told, folder, reuse=reuse, on_run=ended, **where)
@@ -149,9 +147,9 @@ def _show(table: pd.DataFrame, plan: Plan, folder: str, out: Output, number: int
     out.deliver(frame, lambda: experiment_table(frame, plan, unfinished(folder)))
 
 
-def _named(plan: Plan, folder: str) -> list[str]:
+def _named(plan: Plan, folder: str) -> list[tuple[str, str]]:
     from pathlib import Path
 
     from ..training.experiment import finished
 
-    return [f"{'finished' if finished(Path(folder), run) else 'waiting '}  {run.folder}" for run in plan.runs]
+    return [("finished" if finished(Path(folder), run) else "waiting", run.folder) for run in plan.runs]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .capture import SURVEY
-from .common import command, fail, note, null_of, opened, progress, read_one, reading, results, usage
+from .common import command, fail, note, null_of, opened, print_listed, progress, read_one, reading, results, usage
 from .figure_help import FigureCommand, flag, flags
 from .similarity import compared
 
@@ -109,9 +109,8 @@ def figure(
     from ..figures.data import is_table_file, of_files
 
     if listing:
-        width, marks = max(map(len, FIGURES)), {"required": "PATH...", "optional": "[PATH...]", "none": ""}
-        for key, spec in FIGURES.items():
-            click.echo(f"{key.ljust(width)}  {marks[spec.adapters].ljust(9)}  {spec.description}")
+        marks = {"required": "PATH...", "optional": "[PATH...]", "none": ""}
+        print_listed([(key, marks[spec.adapters], spec.description) for key, spec in FIGURES.items()])
         return
     if name is None or not output:
         raise click.UsageError("expected NAME PATH... -o FILE; `figure --list` names the figures")

@@ -93,7 +93,7 @@ def outliers(fleet: Fleet, share: float, metric: str | None) -> Shown:
 
     def page() -> Page:
         columns = [
-            _text(frame, "adapter"), Column("module", [*frame["module"]], "module", key=True),
+            _text(frame, "adapter"), Column("module", [*frame["module"]], "module", key=True, names="module"),
             _column(frame, "value", name), _column(frame, "expected", spare=1), _column(frame, "times"),
             _column(frame, "z"), _column(frame, "peers", spare=2),
         ]  # fmt: skip
@@ -146,7 +146,7 @@ def similarity(fleet: Fleet, share: float, metric: str | None) -> Shown:
             _decimals(frame, "deviation", "±", 1), _decimals(frame, "phi_left", "φ left", 2),
             _decimals(frame, "phi_right", "φ right", 2),
         ]  # fmt: skip
-        columns[1] = replace(columns[1], key=True)
+        columns[1] = replace(columns[1], key=True, names="adapter")
         told = (
             "From sketches. cosine: tr(ΔWᵀΔW') / (‖ΔW‖ ‖ΔW'‖) over all modules; ±: the bound on its standard "
             "deviation; φ: overlap of the top 4 directions above chance, the mean over the modules that both have. "
@@ -167,7 +167,7 @@ def duplicates(fleet: Fleet, share: float, metric: str | None) -> Shown:
 
         same = ["yes" if value else "no" for value in frame["same_file"]]
         columns = [
-            _text(frame, "name_a", "adapter"), replace(_text(frame, "name_b", "other"), key=True),
+            _text(frame, "name_a", "adapter"), replace(_text(frame, "name_b", "other"), key=True, names="adapter"),
             _decimals(frame, "factor"), Column("same file", same, "same_file"),
         ]  # fmt: skip
         told = "factor: ‖ΔW'‖ / ‖ΔW‖, with the sign; same file: all files have the same content."
@@ -231,7 +231,7 @@ def exact(fleet: Fleet, pairs: Sequence[tuple[str, str]]) -> Shown:
 
     def page() -> Page:
         columns = [
-            _text(frame, "name_a", "adapter"), replace(_text(frame, "name_b", "other"), key=True),
+            _text(frame, "name_a", "adapter"), replace(_text(frame, "name_b", "other"), key=True, names="adapter"),
             _decimals(frame, "cosine"), _decimals(frame, "phi_left", "φ left", 2),
             _decimals(frame, "phi_right", "φ right", 2),
         ]  # fmt: skip
@@ -277,7 +277,8 @@ def _of(fleet: Fleet) -> str:
 
 def _bases(frame: pd.DataFrame, spare: int = 0) -> list[Any]:
     """The column of the base model, where there are several."""
-    return [_text(frame, "base_model", "base model", spare)] if frame["base_model"].nunique() > 1 else []
+    column = replace(_text(frame, "base_model", "base model", spare), names="base model")
+    return [column] if frame["base_model"].nunique() > 1 else []
 
 
 def _page(title: str, columns: list[Any], frame: pd.DataFrame, *notes: str) -> Page:

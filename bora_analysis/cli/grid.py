@@ -30,6 +30,8 @@ class Column:
     meaning : for the legend.
     left : whether the cells stand at the left, as those of the first column do; such a last column wraps.
     key : whether the column is repeated, as the first one is, where a table is cut into parts.
+    names : of what the cells are names, such as "adapter": they get shorter together, those of the first column, which
+        are names always, and those of other columns that name the same.
     """
 
     head: str
@@ -41,6 +43,7 @@ class Column:
     meaning: str = ""
     left: bool = False
     key: bool = False
+    names: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,9 @@ def as_text(page: Page, view: View) -> str:
     if page.prose is not None and not (view.columns or view.sort or view.top):
         return page.prose(view.width)
     page, width = view.chosen(page), view.width
-    fit = _whole(page.blocks) if width is None else _fitted(page.blocks, width, droppable=not view.columns)
+    kind = page.blocks[0].columns[0].head if page.blocks else ""
+    page = replace(page, blocks=[_named(block, kind) for block in page.blocks])
+    fit = _Fit({}) if width is None else _fitted(page.blocks, width, droppable=not view.columns)
     parts = [*answer_lines(page, width), *([""] if page.first else [])]
     parts += [each for line in fit.told for each in _lines(line, width)]
     blocks = []
@@ -174,6 +179,12 @@ def as_text(page: Page, view: View) -> str:
     notes = [] if view.quiet else [*filter(None, [legend(page, fit.dropped)]), *page.notes]
     told = [line for note in notes for line in wrapped(note, width or PIPE) or [""]]
     return "\n".join([text, *([""] if told else []), *told])
+
+
+def _named(block: Block, kind: str) -> Block:
+    """The block whose first column is said to be names."""
+    first, *others = block.columns
+    return replace(block, columns=[replace(first, names=first.names or kind), *others])
 
 
 def answer_lines(page: Page, width: int | None) -> list[str]:
@@ -229,7 +240,7 @@ def _lines(text: str, width: int | None) -> list[str]:
 class _Fit:
     """How names and columns go into the width."""
 
-    names: dict[str, str]
+    names: dict[str, dict[str, str]]  # of what → name → what is shown
     told: Sequence[str] = ()
     dropped: Sequence[str] = ()
     stacked: bool = False  # heads over two lines
@@ -289,60 +300,67 @@ class _Fit:
 
     def _cells(self, column: Column) -> tuple[list[str], list[str]]:
         """The lines of the head, and the cells with that of the last row."""
-        body = [printable(self.names.get(cell, cell)) for cell in column.cells] + [printable(column.last)]
+        shown = self.names.get(column.names, {})
+        body = [printable(shown.get(cell, cell)) for cell in column.cells] + [printable(column.last)]
         head, rest = printable(column.head), max(map(cells_wide, body))
         lines = head.split(" ") if self.stacked and cells_wide(head) > rest and len(head) > 4 else [head]
         if len(lines) > 2:  # into two
             middle = min(range(1, len(lines)), key=lambda k: max(map(len, (" ".join(lines[:k]), " ".join(lines[k:])))))
             lines = [" ".join(lines[:middle]), " ".join(lines[middle:])]
-        if self.width is not None and not column.left and rest > (most := self.width // 2):  # a long text
+        if self.width is not None and not column.left and rest > (most := self.width // 2 - 1):  # a long text
             gap = printable("…")
             body = [cut_to([cell], most, gap)[cell] if cells_wide(cell) > most else cell for cell in body]
         return lines, body
 
 
-def _whole(blocks: Sequence[Block]) -> _Fit:
-    return _Fit({name: name for block in blocks for name in block.columns[0].cells})
-
-
 def _fitted(blocks: Sequence[Block], width: int, *, droppable: bool) -> _Fit:
     """The first of these that fits: shorter names, heads over two lines, fewer columns, names cut, columns stacked."""
-    names = list(dict.fromkeys(name for block in blocks for name in block.columns[0].cells))
-    ways = list(shorter(names))
-    head = blocks[0].columns[0].head if blocks else ""
+    named = [[column for column in block.columns if column.names] for block in blocks]
+    kinds: dict[str, list[str]] = {}
+    for column in (column for own in named for column in own):
+        kinds.setdefault(column.names, []).extend(column.cells)
+    ways = {kind: list(shorter(names)) for kind, names in kinds.items()}
     spare = {column.head: column.spare for block in blocks for column in block.columns if column.spare}
     order = sorted(spare, key=lambda name: -spare[name]) if droppable else []
 
-    def made(shown: dict[str, str], pattern: str, dropped: Sequence[str], **settings: Any) -> _Fit:
-        told = [f"{head} = {pattern}, of which the * {'are' if pattern.count('*') > 1 else 'is'} shown"] * bool(pattern)
+    def made(way: dict[str, tuple[dict[str, str], str]], dropped: Sequence[str], **settings: Any) -> _Fit:
+        told = [
+            f"{kind} = {pattern}, of which the * {'are' if pattern.count('*') > 1 else 'is'} shown"
+            for kind, (_, pattern) in way.items()
+            if pattern
+        ]
         if dropped:
             few = "; ".join(column for column in spare if column in dropped)
             told.append(f"not shown, for want of room: {few} (--columns, or a wider terminal)")
-        return _Fit(shown, told, dropped, **settings)
+        return _Fit({kind: shown for kind, (shown, _) in way.items()}, told, dropped, **settings)
 
     def fits(fit: _Fit) -> bool:
         return all(fit.needs(block) <= width for block in blocks)
 
     if any(column.left for block in blocks for column in block.columns[-1:]):
-        return made(*ways[0], (), width=width)
-    for count in range(len(order) + 1):
-        for shown, pattern in ways:
+        return made({}, (), width=width)
+    count = max(map(len, ways.values()), default=0)
+    tried = [{kind: own[min(nth, len(own) - 1)] for kind, own in ways.items()} for nth in range(count)]
+    for dropped in (order[:few] for few in range(len(order) + 1)):
+        for way in tried:
             for stacked in (False, True):
-                fit = made(shown, pattern, order[:count], stacked=stacked)
+                fit = made(way, dropped, stacked=stacked)
                 if fits(fit):
                     return fit
-    shown, pattern = ways[-1]
-    taken = max(made(dict.fromkeys(shown, ""), pattern, order, stacked=True).needs(block) for block in blocks)
-    gap = printable("…")
+    shortest = tried[-1]
 
-    def cut(room: int) -> dict[str, str]:
-        short = cut_to([printable(name) for name in shown.values()], room, gap)
-        return {name: short[printable(word)] for name, word in shown.items()}
+    def cut(room: int) -> dict[str, tuple[dict[str, str], str]]:
+        found = {}
+        for kind, (shown, pattern) in shortest.items():
+            short = cut_to([printable(word) for word in shown.values()], room, printable("…"))
+            found[kind] = {name: short[printable(word)] for name, word in shown.items()}, pattern
+        return found
 
-    if (room := width - taken) >= max(12, width // 4):
-        fit = made(cut(room), pattern, order, stacked=True)
+    empty = {kind: (dict.fromkeys(shown, ""), pattern) for kind, (shown, pattern) in shortest.items()}
+    taken = max(made(empty, order, stacked=True).needs(block) for block in blocks)
+    beside = max(map(len, named))
+    if (room := (width - taken) // beside) >= max(12, width // 4 // beside):
+        fit = made(cut(room), order, stacked=True)
         if fits(fit):
             return fit
-    longest = max((cells_wide(printable(word)) for word in shown.values()), default=0)
-    most = max(12, width // 2)
-    return made(cut(most) if longest > most else shown, pattern, order, stacked=True, width=width)
+    return made(cut(max(12, width // 2 // beside - 2)), order, stacked=True, width=width)

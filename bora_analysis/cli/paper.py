@@ -130,7 +130,7 @@ def _claims() -> tuple[pd.DataFrame, Page]:
             head = f"{row['id']:<4} {row['verdict'].upper()} · {row['where']}"
             texts = (head, "", "     "), (row["claim"], "     ", "     "), (row["evidence"], "     → ", "       ")
             blocks.append("\n".join(line for each in texts for line in wrapped(each[0], width or 100, *each[1:])))
-        return "\n\n".join([*blocks, total])
+        return "\n\n".join([*blocks, "\n".join(wrapped(total, width or 100))])
 
     return frame, Page(
         [Block("", table(map(str, frame.columns), (frame[head] for head in frame)), frame)], [total], prose=prose

@@ -13,6 +13,7 @@ import shutil
 import sys
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 _ERRORS = "bora_analysis.spelled"
@@ -72,10 +73,26 @@ def wrapped(text: str, width: int, first: str = "", others: str = "") -> list[st
     parts = re.split("( |\N{NO-BREAK SPACE})", bound)  # a spelling may bring spaces: ΔW is "Delta W"
     spelled_out = (part if part.isspace() else printable(part).replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
     bound = "".join(spelled_out)
+    first, others = printable(first), printable(others)
     lines = textwrap.wrap(
         bound, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False, break_long_words=True
     )
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def in_columns(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Rows of cells below each other, the last of them broken where a terminal of that width ends.
+
+    >>> print(*in_columns([("a", "the first of them"), ("bc", "another")], 16), sep="\\n")
+    a   the first of
+        them
+    bc  another
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
+    wide = [max(map(cells_wide, column)) for column in zip(*rows, strict=True)][:-1]
+    lines = ["  ".join([*(padded(*cell, left=True) for cell in zip(row, wide, strict=False)), row[-1]]) for row in rows]
+    indent = " " * sum(each + 2 for each in wide)
+    return lines if width is None else [part for line in lines for part in wrapped(line, width, others=indent)]
 
 
 def is_unicode() -> bool:

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ..catalogue import ACTIVATIONS, trained
-from .common import command, stop
+from .common import command, print_listed, stop
 
 # As in training.settings, which is imported when the command runs.
 _TASKS = ("classification", "regression", "causal-lm")
@@ -147,8 +147,9 @@ def train(
     except ImportError as error:
         stop(error)
     if listing:
-        for name, made in RECIPES.items():
-            click.echo(f"{name:28} {made['data'].rpartition('/')[2]} on {made['model']}")
+        print_listed(
+            [(name, f"{made['data'].rpartition('/')[2]} on {made['model']}") for name, made in RECIPES.items()]
+        )
         return
     settings: dict[str, Any] = {}
     if recipe is not None:

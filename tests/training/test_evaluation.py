@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from peft import HiraConfig, LoraConfig, PeftModel, get_peft_model
+from screens import on_screen, too_wide
 from sklearn.metrics import matthews_corrcoef
 from training_models import reviews, save_decoder, save_encoder
 
@@ -511,6 +512,20 @@ def test_comparing_two_adapters(home, tmp_path):
         wrong = run(*arguments, "--keep", "all", "--compare")
         assert wrong.exit_code == 2
         assert told in wrong.stderr
+
+
+@pytest.mark.parametrize(("width", "encoding"), [(80, "utf-8"), (60, "ascii")])
+def test_no_line_is_wider_than_the_terminal(home, tmp_path, monkeypatch, width, encoding):
+    monkeypatch.chdir(tmp_path)
+    names = [f"an-adapter-with-a-name-that-is-rather-long-{k}" for k in range(2)]
+    for name, run in zip(names, ("lora", "bora"), strict=True):
+        shutil.copytree(home / run, tmp_path / name)
+    few = ("--resamples", 50, "--device", "cpu", "--metric", "accuracy")
+    for more in (("--keep", "1,90%,all", "--order", "largest,random"), ("--keep", "all", "--compare")):
+        code, out, err = on_screen("evaluate", *names, *few, *more, width=width, encoding=encoding)
+        assert code == 0, err
+        assert too_wide(out + err, width) == []
+        assert "".join(out.split()).count(names[1]) == 1  # in a title, whole
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 from scipy.stats import ttest_rel
+from screens import on_screen, too_wide
 from training_models import reviews, save_encoder
 
 from bora_analysis import layer_metrics, read_adapter
@@ -100,6 +102,25 @@ def test_a_second_start_trains_nothing(home, done):
     assert [path.stat().st_mtime_ns for path in weights] == before
     named = CliRunner().invoke(main, ["experiment", str(home / "plan.toml"), "-o", str(home / "done"), "--runs"])
     assert named.stdout.splitlines()[0] == "finished  runs/lora-r2/seed-0"
+
+
+@pytest.mark.parametrize(("width", "encoding"), [(80, "utf-8"), (60, "ascii")])
+def test_no_line_is_wider_than_the_terminal(home, done, tmp_path, monkeypatch, width, encoding):
+    monkeypatch.chdir(tmp_path)
+    name = "a-variant-with-a-name-that-is-rather-long-of-rank"
+    plan = PLAN.format(home=home.as_posix()).replace("lora-r2", f"{name}-r2")
+    plan = plan.replace("variants.lora", f"variants.{name}")
+    (tmp_path / "plan.toml").write_text(plan, encoding="utf-8")
+    folder = tmp_path / "done"
+    shutil.copytree(home / "done", folder)
+    (folder / "runs" / "lora-r2").rename(folder / "runs" / f"{name}-r2")
+    for more, rows in (((), 6), (("--runs",), 4)):
+        code, out, err = on_screen("experiment", "plan.toml", "-o", "done", *more, width=width, encoding=encoding)
+        assert code == 0, err
+        assert too_wide(out + err, width) == []
+        assert len(out.splitlines()) >= rows
+    code, out, err = on_screen("table", "--from", "done", width=width, encoding=encoding)
+    assert (code, too_wide(out + err, width)) == (0, []), err
 
 
 def test_several_workers_and_a_kill_give_the_same_adapters(home, done, tmp_path):

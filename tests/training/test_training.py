@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.numpy import load_file
+from screens import on_screen, too_wide
 from training_models import reviews, save_decoder, save_encoder
 
 from bora_analysis import read_adapter
@@ -404,7 +405,11 @@ def test_the_command(home, tmp_path):
     assert run.stdout.startswith("accuracy 0.")
     assert "on 12 held-out examples" in run.stdout
     assert "step 3/3" in run.stderr
-    assert max(map(len, run.stderr.splitlines())) <= 80
+    deep = "/".join(["a-folder-with-a-name-that-is-rather-long"] * 3)
+    short = [*common, "-r", "2", "--steps", "2", "--checkpoints", "none", "-o", tmp_path / deep]
+    code, out, err = on_screen("train", *short[1:])
+    assert (code, too_wide(err, 80)) == (0, [])
+    assert str(tmp_path / deep) in out  # a result, on a line of its own
     config = json.loads((tmp_path / "run/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "me/toy"
     again = CliRunner().invoke(main, [*common, "-o", str(tmp_path / "run")])

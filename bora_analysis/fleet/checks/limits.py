@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from .findings import SEVERITIES
@@ -51,7 +52,11 @@ def template() -> str:
     """A TOML file with the defaults, each rule with its words."""
     blocks = []
     for name, rule in RULES.items():
-        lines = [f"# {rule.words}", f"[{name}]", f'severity = "{rule.severity}"']
+        lines = [
+            *wrap(rule.words, 76, initial_indent="# ", subsequent_indent="# "),
+            f"[{name}]",
+            f'severity = "{rule.severity}"',
+        ]
         blocks.append("\n".join([*lines, *(f"{limit} = {value}" for limit, value in rule.limits.items())]))
     return "\n\n".join(blocks) + "\n"
 

@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from unittest import mock
 
 from bora_analysis.cli import main
+from bora_analysis.cli.plain_text import cells_wide
 
 
 class Screen(io.TextIOWrapper):
@@ -33,3 +34,14 @@ def on_screen(*arguments: object, width: int = 80, encoding: str = "utf-8") -> t
     plain, told = (re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", text) for text in texts)
     told = "\n".join(line.rpartition("\r")[2] for line in told.split("\n"))
     return code, plain, told
+
+
+def too_wide(text: str, width: int) -> list[str]:
+    """The lines of a text that do not fit into a terminal, other than words of a command, which a shell must read."""
+    lines = text.splitlines()
+    typed = {k + 1 for k, line in enumerate(lines) if line.endswith(" \\")}  # behind a line that goes on
+    return [
+        line
+        for k, line in enumerate(lines)
+        if cells_wide(line) > width and not (k in typed and " " not in line.strip().removesuffix(" \\"))
+    ]
