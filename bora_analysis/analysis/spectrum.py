@@ -58,6 +58,7 @@ class Spectrum:
     noise_floor : the largest σ that rounding of what is stored can be expected to make; NaN where that is not known.
     counted : what a quick analysis found instead of the values, which are then empty.
     reach : the size that rounding is relative to, see :func:`bora_analysis.metrics.rounding_tolerance`.
+    underflows : whether the values are 0 only because float64 holds nothing so small; the factors are not 0.
 
     Examples
     --------
@@ -76,6 +77,7 @@ class Spectrum:
     noise_floor: float = float("nan")
     counted: Counted | None = None
     reach: float | None = None
+    underflows: bool = False
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.array(self.values, dtype=dtype, copy=copy)
@@ -278,7 +280,7 @@ def each_spectrum(
 
 
 def _solved(
-    reduced: Sequence[tuple[str, Facts, list[Array], float, float]], solver: str, place: str
+    reduced: Sequence[tuple[str, Facts, list[Array], float, float, bool]], solver: str, place: str
 ) -> list[tuple[str, Facts, Spectrum]]:
     """The spectra of modules from their cores, of which those of one shape are solved together."""
     groups: dict[tuple[Any, ...], list[Array]] = defaultdict(list)
@@ -334,27 +336,29 @@ def factor_ranks(update: Update) -> FactorRanks:
     return FactorRanks(B, sigma, A, update.facts.rank_bound, min(B, sigma, A), lower)
 
 
-def _union(parts: list[Solved], facts: Facts, reach: float, floor: float) -> Spectrum:
+def _union(parts: list[Solved], facts: Facts, reach: float, floor: float, underflows: bool) -> Spectrum:
     values = np.sort(np.concatenate([part.values.ravel() for part in parts]))[::-1][: facts.rank_bound]
     # What was used for the largest cores speaks for the whole.
     solver, device = max(((part.solver, part.device) for part in parts), key=lambda pair: (len(pair[1]), pair[0]))
     if solver == "gram":  # whose values are off by √(Kε)·σ₁
         reach = max(reach, spectral_norm(values) / np.sqrt(EPSILON["float64"]))
-    return Spectrum(np.ascontiguousarray(values), solver, device, facts.dtype, floor, reach=reach)
+    values = np.ascontiguousarray(values)
+    return Spectrum(values, solver, device, facts.dtype, floor, reach=reach, underflows=underflows)
 
 
-def _reduced(update: Update, name: str = "") -> tuple[list[Array], float, float]:
-    """The cores, what rounding in the computation is relative to, and what rounding of the stored numbers makes."""
+def _reduced(update: Update, name: str = "") -> tuple[list[Array], float, float, bool]:
+    """The cores, what rounding in the computation is relative to, what that of the stored numbers makes; underflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         return _checked(update, *update.measured(), name)
 
 
 def _checked(
     update: Update, cores: list[Array], reach: float, rounding: float, name: str
-) -> tuple[list[Array], float, float]:
+) -> tuple[list[Array], float, float, bool]:
     if not reach < 1e150:  # the reach is at least their norm
         cores = [check_finite(core, name) for core in cores]
-    return cores, reach, _floor(update, rounding)
+    lost = not any(core.any() for core in cores) and update.underflows()
+    return cores, reach, _floor(update, rounding), lost
 
 
 def _floor(update: Update, rounding: float) -> float:
@@ -374,7 +378,7 @@ def _dense_spectrum(update: Dense, solver: str, place: str, quick: Any = None, n
                 spectrum = Spectrum(np.zeros(0), "count", where, facts.dtype, counted=counted)
         if spectrum is None:
             solved = solve(matrix[None], facts.dtype, solver, place)
-            spectrum = _union([solved], facts, norm(matrix), _floor(update, update.rounding()))
+            spectrum = _union([solved], facts, norm(matrix), _floor(update, update.rounding()), False)
     return replace(spectrum, noise_floor=update.noise_floor()) if update.noise_floor else spectrum
 
 

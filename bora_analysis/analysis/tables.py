@@ -23,6 +23,7 @@ from ..adapters import Adapter
 from ..adapters.given import adapters_of
 from ..adapters.reading import Options
 from ..cards import card
+from ..catalogue.dtypes import SMALLEST
 from ..catalogue.module_names import layer, projection
 from ..files.errors import AdapterError, counted
 from ..linalg import NotFiniteError
@@ -147,6 +148,11 @@ class Tables:
         """Of the modules that are chosen."""
         kept = self.values[np.repeat(chosen, self.lengths)]
         return replace(self, layers=self.layers.rows(chosen), values=kept, lengths=self.lengths[chosen])
+
+
+#: What is said of modules that did not move, and of those that did and of which nothing is left.
+STILL = "ΔW = 0 in every module: nothing was trained"
+LOST = "trained, but ΔW is below what {} can hold"
 
 
 class Analysis(Options, total=False):
@@ -402,7 +408,7 @@ def _limit(spectrum: Spectrum, tau: Threshold) -> float:
 
 
 def _metrics(found: Sequence[tuple[Facts, Spectrum]], tau: Threshold) -> list[Sequence[Any]]:
-    """For each module the values of ``METRICS``; NaN for those that a count does not tell."""
+    """For each module the values of ``METRICS``; NaN for those that a count does not tell, or a ΔW that underflows."""
     rows: list[Sequence[Any]] = [()] * len(found)
     alike: dict[int, list[int]] = defaultdict(list)
     for k, (facts, spectrum) in enumerate(found):
@@ -422,24 +428,34 @@ def _metrics(found: Sequence[tuple[Facts, Spectrum]], tau: Threshold) -> list[Se
             columns = [metric.value(stack, bounds, limits).tolist() for metric in METRICS.values()]
             for k, row in zip(some, zip(*columns, strict=True), strict=True):
                 rows[k] = row
+    known = [metric.degree != 0 or name == "rank_bound" for name, metric in METRICS.items()]
+    for k, (_, spectrum) in enumerate(found):
+        if spectrum.underflows:  # its sizes round to 0, the shape of its spectrum is not known
+            rows[k] = [value if told else float("nan") for value, told in zip(rows[k], known, strict=True)]
     return rows
 
 
 class Origin(NamedTuple):
-    """How a module's numbers were found: fields of its :class:`Spectrum`, whether ΔW is not 0, from where σ count."""
+    """How a module's numbers were found: fields of its :class:`Spectrum`, σ₁ and from where σ count."""
 
     dtype: str
     solver: str
     device: str
     noise_floor: float
-    moved: bool
+    underflows: bool
+    top: float
     limit: float
 
     @classmethod
     def of(cls, spectrum: Spectrum, tau: Threshold) -> Origin:
-        moved = bool(spectrum.values.any() or (spectrum.counted is not None and spectrum.counted.energy))
-        limit = _limit(spectrum, tau)
-        return cls(spectrum.dtype, spectrum.solver, spectrum.device, spectrum.noise_floor, moved, limit)
+        top = spectral_norm(spectrum) if spectrum.counted is None else spectrum.counted.top
+        own = spectrum.dtype, spectrum.solver, spectrum.device, spectrum.noise_floor, spectrum.underflows
+        return cls(*own, top, _limit(spectrum, tau))
+
+    @property
+    def lost(self) -> bool:
+        """Whether ΔW is not 0 and would be, in the dtype that its factors are stored in."""
+        return self.underflows or 0 < self.top < SMALLEST.get(self.dtype, 0.0) / 2
 
 
 def told_of(adapter: Adapter, found: Sequence[Origin], tau: Threshold) -> list[str]:
@@ -453,9 +469,14 @@ def told_of(adapter: Adapter, found: Sequence[Origin], tau: Threshold) -> list[s
     lines = [
         f"{adapter.name}: {modules}, factors stored in {stored}, singular values in float64 by {solvers} on {devices}"
     ]
-    still = sum(not s.moved for s in found)
+    still = sum(s.top == 0 and not s.underflows for s in found)
+    lost = [s for s in found if s.lost]
+    if lost:
+        top = max(s.top for s in lost)
+        most = f" (σ₁ up to {top:.2g})" if top else ""
+        lines.append(f"{adapter.name}: {LOST.format(stored)} in {len(lost)} of {modules}{most}")
     if still and still == len(found) and adapter.step != 0:
-        lines.append(f"{adapter.name}: ΔW = 0 in every module: nothing was trained")
+        lines.append(f"{adapter.name}: {STILL}")
     elif still and adapter.method == "full":
         lines.append(f"{adapter.name}: {still} of {modules} are unchanged: ΔW = 0")
     below = [s.noise_floor for s in found if s.noise_floor > s.limit]

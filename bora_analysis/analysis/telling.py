@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..files.errors import counted
 from .columns import Columns
+from .tables import LOST
 from .verdict import short_modules
 
 
@@ -40,13 +42,18 @@ def telling(layers: Any, count: int = 3) -> list[Telling]:
 
 def _reasons(layers: Columns) -> Iterator[tuple[str, str]]:
     moved = layers.rows(layers["spectral_norm"] > 0)
-    still = layers.rows(layers["spectral_norm"] <= 0)
-    if len(still):
-        others = f", like {len(still) - 1} others" if len(still) > 1 else ""
-        yield still["module"][0], f"ΔW = 0{others}: nothing was trained"
+    none = layers["spectral_norm"] <= 0
+    lost = none & np.isnan(layers["energy_rank_99"].astype(float))
+    for rows, what, why in ((none & ~lost, "ΔW = 0", "nothing was trained"), (lost, "ΔW ≈ 0", LOST.format("float64"))):
+        still = layers.rows(rows)
+        if len(still):
+            others = f", like {counted(len(still) - 1, 'other')}" if len(still) > 1 else ""
+            yield still["module"][0], f"{what}{others}: {why}"
     if not len(moved):
         return
-    energy, whole, fair = moved["energy"], moved["energy"].sum(), 1 / len(moved)
+    sizes = moved["frobenius_norm"]
+    energy = (sizes / sizes.max()) ** 2  # Σσ² itself may leave the range of float64
+    whole, fair = energy.sum(), 1 / len(moved)
     largest = energy.argmax()
     share = energy[largest] / whole
     if len(moved) > 1 and share > 1.5 * fair:

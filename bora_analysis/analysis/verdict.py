@@ -11,7 +11,7 @@ from ..files.errors import counted
 from ..style import shortened
 from .columns import Columns, last_steps, missing
 from .given import columns_of
-from .tables import Analysis
+from .tables import LOST, STILL, Analysis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,8 +89,10 @@ def judged(name: str, columns: Mapping[str, Sequence[Any]]) -> Verdict:
     rows = [_Row(*cells) for cells in zip(*(columns[column] for column in JUDGED), strict=True)]
     step = next((int(row.step) for row in rows if not missing(row.step)), None)
     moved = [row for row in rows if missing(row.spectral_norm) or row.spectral_norm > 0]
+    lost = sum(underflows(row.spectral_norm, row.energy_rank_99) for row in rows)
     if not moved:
-        return Verdict(name, step, "ΔW = 0 in every module: nothing was trained", "check", {})
+        told = f"{LOST.format('float64')} in {lost} of {counted(len(rows), 'module')}" if lost else STILL
+        return Verdict(name, step, told, "check", {})
     known = [row for row in moved if not missing(row.energy_rank_99)]  # a quick analysis counts, and does not tell
     if not known:
         told = "the singular values were counted and not computed, so that nothing is known of the energy"
@@ -110,10 +112,16 @@ def judged(name: str, columns: Mapping[str, Sequence[Any]]) -> Verdict:
         parts.append(", ".join([f"{first} of {len(known)} modules", *more]))
     if len(known) < len(moved):
         parts.append(f"{len(moved) - len(known)} of {len(moved)} modules were only counted")
-    if len(moved) < len(rows):
-        parts.append(f"ΔW = 0 in {len(rows) - len(moved)} of {counted(len(rows), 'module')}")
+    for words, number in (("ΔW = 0", len(rows) - len(moved) - lost), (LOST.format("float64"), lost)):
+        if number:
+            parts.append(f"{words} in {number} of {counted(len(rows), 'module')}")
     most = max(kinds, key=lambda kind: kinds[kind])
     return Verdict(name, step, "; ".join(parts), KINDS[most], kinds)
+
+
+def underflows(spectral_norm: Any, energy_rank_99: Any) -> bool:
+    """Whether a row of layer_metrics is of a ΔW that is 0 in float64 and yet not 0: its ranks are missing."""
+    return not missing(spectral_norm) and spectral_norm == 0 and missing(energy_rank_99)
 
 
 class _Row(NamedTuple):

@@ -15,5 +15,14 @@ EPSILON = {
     "float8_e5m2": 2.0**-2,
     "q8_0": 2.0**-7,
 }
+#: Least number above 0.
+SMALLEST = {
+    "float64": 2.0**-1074,
+    "float32": 2.0**-149,
+    "float16": 2.0**-24,
+    "bfloat16": 2.0**-133,
+    "float8_e4m3fn": 2.0**-9,
+    "float8_e5m2": 2.0**-16,
+}
 #: Least normal number: below it the spacing stays what it is there.
 LEAST = {"float16": 2.0**-14, "float8_e4m3fn": 2.0**-6, "float8_e5m2": 2.0**-14}

@@ -62,7 +62,7 @@ class LiveThreshold(anywidget.AnyWidget):
         tables = tables_of(adapters, **options)
         found = tables.spectra["singular_value"].to_numpy()
         if not (found > 0).any():
-            raise ValueError("no singular value is above 0: nothing was trained, and no line could be drawn")
+            raise ValueError("no singular value is above 0, and no line could be drawn")
         self.tables = tables
         super().__init__(threshold=threshold, _adapters=series(tables.spectra, tables.layer_metrics))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, cast
 
@@ -57,6 +57,14 @@ class Arithmetic:
     def measured(self) -> tuple[list[Array], float, float]:
         """:meth:`reduced` and :meth:`rounding` in one."""
         return *self.reduced(), self.rounding()
+
+    def underflows(self) -> bool:
+        """Of a ΔW that is 0 in float64: whether it only is too small for that, as a product of factors that are not 0.
+
+        A structure is linear in each of its arrays. With each of them brought to a size of 1 by a power of two, which
+        rounds nothing, ΔW is 2^k times as large; terms that cancel do so still.
+        """
+        return any(core.any() for core in _of_size_one(self).cores())
 
     def factors(self: Any) -> tuple[Array, Array]:
         """ΔW and the identity, in the order that makes k = min(m, n)."""
@@ -266,6 +274,18 @@ def combine(
         groups=groups,
     )
     return BlockProduct(facts, B[None], np.ones((1, 1, len(A))), A[None])
+
+
+def _of_size_one(value: Any) -> Any:
+    """An update with every array that it is made of times a power of two, such that its largest entry is about 1."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return normalised(value.astype(np.float64))[0]
+    if isinstance(value, tuple):
+        return tuple(map(_of_size_one, value))
+    if isinstance(value, Arithmetic):
+        parts = {each.name: _of_size_one(getattr(value, each.name)) for each in fields(cast(Any, value))}
+        return replace(cast(Any, value), **parts)
+    return value
 
 
 def _support(sizes: Sequence[int | None], limit: int) -> int | None:

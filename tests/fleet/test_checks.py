@@ -88,6 +88,12 @@ def doubled(x: Path) -> Path:
     return tensors(x, lambda c: c.update({key(MODULES[10], f): c[key(MODULES[4], f)].copy() for f in "AB"}))
 
 
+def tiny(x: Path) -> Path:
+    """Factors that float32 holds and a product that it does not."""
+    both = [key(THIRD, factor) for factor in "AB"]
+    return tensors(x, lambda content: content.update({name: content[name] * np.float32(1e-24) for name in both}))
+
+
 def scaled(x: Path, by: float, module: str = THIRD) -> Path:
     return tensors(x, lambda content: content.update({key(module, "B"): content[key(module, "B")] * np.float32(by)}))
 
@@ -144,6 +150,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], list[str], list[Any]]] = {
     "doubled-layer": (lambda x: doubled(sound(x)), [MODULES[10]], [MODULES[4]]),
     "dead-module": (lambda x: scaled(scaled(sound(x), 0), 1e-5, MODULES[1]), [THIRD, MODULES[1]], [0, 1e-5]),
     "sigma-spike": (lambda x: scaled(sound(x), 40), [THIRD], [40]),
+    "underflow": (lambda x: tiny(sound(x)), [THIRD], [None]),
     "precision": (cancelling, [THIRD], [None]),
     "pickle": (lambda x: pickled(sound(x)), [""], ["training_args.bin"]),
     "whole-matrix": (lambda x: head(sound(x)), ["base_model.model.lm_head.weight"], [8000 / (8000 + 40 + 20 * R * 44)]),
@@ -157,7 +164,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], list[str], list[Any]]] = {
 }  # fmt: skip
 WITH_BASE = ("base-mismatch", "intruders")
 # What a fault brings with it.
-ALSO = {"alpha-size": {"sigma-spike"}, "missing-layer": set(), "dead-module": set()}
+ALSO = {"alpha-size": {"sigma-spike"}, "missing-layer": set(), "dead-module": set(), "underflow": {"dead-module"}}
 
 
 def test_every_rule_has_a_case() -> None:

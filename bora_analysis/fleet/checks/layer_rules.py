@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ...analysis.verdict import underflows
+from ...catalogue.dtypes import SMALLEST
 from ...catalogue.module_names import layer, projection
 from ...files.errors import counted
 from ..robust import family, standing
@@ -24,22 +26,37 @@ Limits = Mapping[str, float]
 def nothing_trained(x: Examined, limits: Limits) -> Iterator[Found]:
     """ΔW = 0 in every module, as before the first step."""
     rows = x.rows()
-    if rows and all(row.energy == 0 for row in rows) and _is_trained(x) and any(row.scaling != 0 for row in rows):
+    still = [row for row in rows if _is_still(row)]
+    if rows and len(still) == len(rows) and _is_trained(x) and any(row.scaling != 0 for row in rows):
         yield Found("", f"ΔW = 0 in all of {counted(len(rows), 'module')}: B was never changed", 0, 0)
+
+
+def underflow(x: Examined, limits: Limits) -> Iterator[Found]:
+    """Modules that moved, and whose ΔW is 0 in the dtype that they are stored in."""
+    stored = {x.tensors.dtype(key) for key in x.tensors.keys()} if x.tensors is not None else {*SMALLEST}  # noqa: SIM118
+    most = max((SMALLEST.get(dtype, 0.0) for dtype in stored), default=0.0) / 2
+    for row in x.rows():
+        if x.adapter is None or not (underflows(row.spectral_norm, row.energy_rank_99) or 0 < row.spectral_norm < most):
+            continue
+        dtype = x.adapter[row.module].facts.dtype  # a mixture may have wider ones
+        least = SMALLEST.get(dtype, 0.0)
+        if row.spectral_norm == 0 or row.spectral_norm < least / 2:
+            told = f"it was trained, but its σ₁ is {row.spectral_norm:.2g}, and {dtype} has no number below {least:.2g}"
+            yield Found(row.module, told, row.spectral_norm, least / 2)
 
 
 def dead_module(x: Examined, limits: Limits) -> Iterator[Found]:
     """Modules whose ΔW is zero, or tiny beside the others of their projection."""
-    if not _is_trained(x) or all(row.energy == 0 for row in x.rows()):
+    if not _is_trained(x) or all(row.spectral_norm == 0 for row in x.rows()):
         return
     for rows in _families(x).values():
         middle = median(row.frobenius_norm for row in rows)
         for row in rows:
             if row.rank_bound == 0 or row.scaling == 0:  # pruned by the method (AdaLoRA), or said by alpha-sign
                 continue
-            if row.energy == 0:
+            if _is_still(row):
                 yield Found(row.module, "its ΔW is 0, those of other modules are not", 0.0, 0)
-            elif row.frobenius_norm < limits["ratio"] * middle:
+            elif 0 < row.frobenius_norm < limits["ratio"] * middle:
                 share = row.frobenius_norm / middle
                 told = f"its ‖ΔW‖_F is {share:.2g} of the median of {row.projection} over the layers"
                 yield Found(row.module, told, share, limits["ratio"])
@@ -50,7 +67,7 @@ def exhausted(x: Examined, limits: Limits) -> Iterator[Found]:
     for row in x.rows():
         full = min(row.out_features, row.in_features)
         least = row.spectral_norm / row.condition if row.numerical_rank == row.rank_bound else 0.0
-        if 1 < row.rank_bound < full and row.energy > 0 and least >= limits["tail"] * row.spectral_norm:
+        if 1 < row.rank_bound < full and row.spectral_norm > 0 and least >= limits["tail"] * row.spectral_norm:
             share = least / row.spectral_norm
             told = f"the last of its {row.rank_bound:.0f} singular values is {share:.2g} of the first"
             yield Found(row.module, told, share, limits["tail"])
@@ -113,6 +130,11 @@ def doubled_layer(x: Examined, limits: Limits) -> Iterator[Found]:
 
 def _z(z: float) -> str:
     return f"{z:.0f}" if np.isfinite(z) else "∞"
+
+
+def _is_still(row: Any) -> bool:
+    """Whether ΔW is 0, and not only too small for a number."""
+    return row.spectral_norm == 0 and not underflows(row.spectral_norm, row.energy_rank_99)
 
 
 def _is_trained(x: Examined) -> bool:

@@ -88,6 +88,11 @@ RULES: dict[str, Rule] = {
         "warning", "Rounding of the stored numbers that is large beside ΔW",
         "Save in float32 or bfloat16, or the factors with balanced norms.", file_rules.precision, {"relative": 0.01},
     ),
+    "underflow": Rule(
+        "warning", "A ΔW that is not zero, but below what the dtype of its file can hold",
+        "A program that computes in that dtype adds nothing: train with a higher rate, or save in a wider dtype.",
+        layer_rules.underflow,
+    ),
     "pickle": Rule(
         "warning", "A file in the format of Python's pickle, whose loading can run code",
         "Save the weights as .safetensors and leave other pickles out; here only tensors are read from them.",
