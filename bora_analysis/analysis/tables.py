@@ -185,8 +185,9 @@ def analyse(
     threshold : of ``effective_rank`` and ``rank_utilisation``: a number, a share of σ₁ such as ``"1%"``, or a number at
         equal energy such as ``"0.005 at norm 1"``, see :class:`bora_analysis.Threshold`.
     solver, device : see :func:`bora_analysis.singular_values`.
-    quick : of updates without structure, which need the base model, only what a count tells
-        (:func:`bora_analysis.linalg.inertia.count`): their other columns are missing, they have no rows in ``spectra``.
+    quick : of updates without structure, which need the base model, and of those with a core from 1024² on, only what
+        a count tells (:func:`bora_analysis.linalg.inertia.count`): their other columns are missing, they have no rows
+        in ``spectra``.
     statistics : with the columns of :data:`bora_analysis.metrics.STATISTICS`, which need the entries of ΔW: how many
         rows and columns hold its energy, kurtosis; and directions above the bulk of random factors.
     on_module : called after each module, for progress. Without it terminals and notebooks show a bar.

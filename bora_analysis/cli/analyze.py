@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @click.option(
     "--quick",
     is_flag=True,
-    help="With --base: count the σ above the threshold without computing them; columns that need all σ stay empty.",
+    help="With --base, and of large cores (BoRA with br from 1024 on, LoHa from r = 32): count the σ above the "
+    "threshold without computing them; columns that need all σ stay empty.",
 )
 @click.option(
     "--reference",

@@ -31,7 +31,7 @@ _SHOWN = 20
 @click.option("--memory", type=click.FloatRange(0), default=4, help="GB that a worker may take (Linux); 0: no bound.")
 @click.option("--spectra", is_flag=True, help="Store all singular values too.")
 @click.option("--sketch", metavar="PACKAGE.MODULE:FUNCTION", help="Store what it returns for each module's update.")
-@click.option("--quick", is_flag=True, help="With --base: as for analyze.")
+@click.option("--quick", is_flag=True, help="As for analyze.")
 @click.option("--verify", is_flag=True, help="Compare the contents of all files, not only size, times and inode.")
 @click.option("--keep-errors", is_flag=True, help="Do not try again what failed before.")
 @click.option("--prune", is_flag=True, help="Remove from RESULTS what is not in SOURCE.")

@@ -27,6 +27,9 @@ from .threads import BlasLimit
 
 #: Share of σ₁ below which singular values are found again. Errors are inverse to it, and the work grows with it.
 _CUT = 1 / 8
+#: Share of the values that are found again at most, where a lower cut still leaves their errors small: of a random BoRA
+#: two thirds lie below σ₁/8.
+_TAIL = 1 / 4
 #: The largest error that is let pass, relative to ‖C‖₂: half of what is documented.
 _ERROR = 5e-13
 #: Random vectors by which the rounding in a Gram matrix is measured.
@@ -78,6 +81,9 @@ def _mended(C: Array, suffices: Callable[[Array], bool]) -> tuple[Array, float |
         return plain, None
     eta = rounding + p**0.5 * _UNIT * squares[-1]
     k = int(np.searchsorted(squares, _CUT**2 * squares[-1]))
+    if k > _TAIL * p:  # down to the cut where what rounding does to the others takes half of the error
+        lowest = eta / (_ERROR * float(plain[0]))
+        k = max(int(_TAIL * p), int(np.searchsorted(squares, lowest**2)))
     least = float(squares[k]) - eta
     if 2 * k > p or not least > 0:
         return None

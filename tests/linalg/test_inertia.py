@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_lists import BLOCK_METHODS, MADE
 from scipy.linalg import svdvals
 
-from bora_analysis import Adapter, Threshold, analyse, dense
+from bora_analysis import Adapter, Threshold, analyse, dense, synthetic_adapter
 from bora_analysis.analysis import spectrum
 from bora_analysis.linalg.inertia import count, spectral_norm
 from bora_analysis.metrics import METRICS
@@ -97,3 +98,19 @@ def test_a_quick_analysis_fills_what_a_count_tells(monkeypatch):
     assert np.isnan([float(row[name]) for name in METRICS if name not in columns]).all()
     assert set(quick.spectra["projection"]) == {"v", "k"}
     assert "count" in quick.provenance[0]
+
+
+@pytest.mark.parametrize("method", MADE)
+def test_large_cores_of_every_method_are_counted(method, monkeypatch):
+    """Where one core holds ΔW, whatever the method; a threshold in the gap of its spectrum is counted exactly."""
+    monkeypatch.setattr(spectrum, "COUNT_CORE_FROM", 2)
+    adapter = synthetic_adapter(method, {"layers.0.q_proj": (96, 96)}, r=3, blocks=3 if method in BLOCK_METHODS else 1)
+    whole = analyse(adapter)
+    values = whole.values[whole.values > 1e-9]
+    tau = float(np.sqrt(values[0] * values[-1])) if values[0] > values[-1] else float(values[0] / 2)
+    whole, quick = analyse(adapter, threshold=tau), analyse(adapter, threshold=tau, quick=True)
+    for name in ("effective_rank", "energy", "spectral_norm", "stable_rank", "rank_utilisation"):
+        np.testing.assert_allclose(quick.layer_metrics[name], whole.layer_metrics[name], rtol=1e-8, err_msg=name)
+    if method in ("lora", "bora", "loha"):
+        assert "by count on" in quick.provenance[0]
+        assert not len(quick.spectra)

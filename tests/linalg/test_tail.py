@@ -21,6 +21,10 @@ SPECTRA = {
     "three clusters": np.concatenate([np.ones(120), np.full(40, 1e-3), np.full(40, 1e-7)]),
     "graded below": np.concatenate([np.full(110, 1.0), np.geomspace(0.12, 1e-9, 90)]),
     "just at the cut": np.concatenate([np.ones(120), np.full(80, 1 / 8)]),
+    "most below an eighth": np.concatenate(
+        [np.linspace(1, 0.13, 70), np.linspace(0.12, 0.02, 90), np.geomspace(0.02, 1e-6, 40)]
+    ),
+    "most in a cluster": np.concatenate([np.linspace(1, 0.3, 60), np.full(140, 0.1)]),
     "none small": np.linspace(1, 0.5, N),
     "large": 1e30 * np.concatenate([np.linspace(1, 0.2, N - 20), np.geomspace(0.1, 1e-8, 20)]),
 }
