@@ -85,14 +85,19 @@ def command(*examples: str, **settings: Any) -> Callable[[Callable[..., Any]], c
     return click.command(cls=settings.pop("cls", Command), examples=examples, **settings)
 
 
-def engines(workers: str) -> Decorator:
-    """--engine, --address and --workers of a command whose work joblib spreads; ``workers`` is the help of the last."""
+def engines(workers: str, *names: str) -> Decorator:
+    """--engine, --address and --workers of a command whose work joblib spreads; ``workers`` is the help of the last.
+
+    ``names`` are engines besides those of :mod:`bora_analysis.fleet.engines` (which takes long to import) that run any
+    function; the first of all is the default.
+    """
+    known = [*names, "loky", "dask", "ray", "spark"]
     return together(
         click.option(
             "--engine",
-            type=click.Choice(["loky", "dask", "ray", "spark"]),  # as in fleet.engines, which takes long to import
-            default="loky",
-            help="Processes of this machine (loky), or a cluster, through joblib.",
+            type=click.Choice(known),
+            default=known[0],
+            help=f"Processes of this machine ({known[0]}), or a cluster, through joblib.",
         ),
         click.option("--address", help="Of the cluster's scheduler; without it one is started on this machine."),
         click.option("-j", "--workers", type=POSITIVE, help=workers),

@@ -26,7 +26,7 @@ _SHOWN = 20
 )
 @reading(metavar="SOURCE...")
 @click.option("-o", "--output", "results", required=True, metavar="RESULTS", help="A folder or an fsspec URL.")
-@engines("Adapters at a time.  [default: one per core]")
+@engines("Adapters at a time.  [default: one per core]", "local")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600, help="Seconds for one adapter.")
 @click.option("--memory", type=click.FloatRange(0), default=4, help="GB that a worker may take (Linux); 0: no bound.")
 @click.option("--spectra", is_flag=True, help="Store all singular values too.")

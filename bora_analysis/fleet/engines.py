@@ -14,6 +14,7 @@ from ..linalg.threads import available_cores
 
 #: Engine → the extra that it needs, and its packages.
 ENGINES = {
+    "local": ("", ()),
     "loky": ("", ()),
     "dask": ("dask", ("dask", "distributed")),
     "ray": ("ray", ("ray",)),
@@ -66,11 +67,17 @@ def run(
 def _backend(engine: str, address: str | None, workers: int | None) -> Iterator[Callable[..., Iterator[Any]]]:
     extra, packages = ENGINES[engine]
     require(extra, f"engine {engine}", *packages, error=AdapterError)
-    if engine == "loky" and address is not None:
-        raise AdapterError(f"engine loky works on this machine; expected no address, got {address}")
-    start = {"loky": _loky, "dask": _dask, "ray": _ray, "spark": _spark}[engine]
+    if engine in ("local", "loky") and address is not None:
+        raise AdapterError(f"engine {engine} works on this machine; expected no address, got {address}")
+    start = {"local": _local, "loky": _loky, "dask": _dask, "ray": _ray, "spark": _spark}[engine]
     with start(address, workers or 0) as each:
         yield each
+
+
+@contextmanager
+def _local(address: str | None, workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Threads of this process, for a function that leaves its work to a process of its own, as :mod:`.keeper` does."""
+    yield lambda function, waiting: _unordered(function, waiting, workers or available_cores(), backend="threading")
 
 
 @contextmanager

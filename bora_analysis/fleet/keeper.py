@@ -49,6 +49,7 @@ class Child:
     def __init__(self, memory: int, gpu: bool, path: tuple[str, ...] = (), bare: bool = True):
         self.made_for = memory, gpu, path, bare
         self.device = claimed() if gpu else None
+        self.started = False
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         threads |= {"VECLIB_MAXIMUM_THREADS": "1"}
         shown = {"CUDA_VISIBLE_DEVICES": self.device.name} if self.device else {}
@@ -76,6 +77,7 @@ class Child:
             raise Ended(CRASH, f"a process to read it did not start in {_STARTING:g} s") from None
         if answer != READY:
             raise Ended(CRASH, self.end())
+        self.started = True
 
     def ask(self, task: Task, job: Job) -> list[Outcome]:
         """The outcomes of a task; Ended where there are none, and then the process has ended."""
@@ -160,8 +162,21 @@ def end_all() -> None:
             child.end()
 
 
+def begin(job: Job, count: int) -> None:
+    """Have that many processes start for the job's tasks, while this one goes on."""
+    with suppress(OSError):  # told with the first task
+        for _ in range(count):
+            child = Child(*_wanted(job))
+            with _lock:
+                _idle.append(child)
+
+
+def _wanted(job: Job) -> tuple[int, bool, tuple[str, ...], bool]:
+    return job.memory, job.measuring.get("device") in ("auto", "cuda"), job.path, not job.sketch
+
+
 def _taken(job: Job) -> Child:
-    wanted = job.memory, job.measuring.get("device") in ("auto", "cuda"), job.path, not job.sketch
+    wanted = _wanted(job)
     while True:
         with _lock:
             fitting = [child for child in _idle if child.made_for == wanted]
@@ -169,6 +184,8 @@ def _taken(job: Job) -> Child:
                 break
             _idle.remove(fitting[-1])
         if fitting[-1].is_ready:
+            if not fitting[-1].started:
+                fitting[-1].start()
             return fitting[-1]
         fitting[-1].end()
     child = Child(*wanted)

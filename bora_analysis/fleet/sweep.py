@@ -24,12 +24,8 @@ from ..metrics import THRESHOLD
 from ..threshold import Threshold
 from .book import Book
 from .engines import ENGINES, run
-from .keeper import work
-from .results import (
-    FORMAT,
-    SETTINGS,
-    Results,
-)
+from .keeper import begin, work
+from .results import ADAPTERS, FORMAT, SETTINGS, Results
 from .sources import find
 from .stamps import local, stamp
 from .storage import Storage, is_url
@@ -111,7 +107,7 @@ def sweep(
     sources: Any,
     results: Any,
     *,
-    engine: str = "loky",
+    engine: str = "local",
     address: str | None = None,
     workers: int | None = None,
     timeout: float = 600.0,
@@ -137,9 +133,9 @@ def sweep(
     sources : a path, a pattern, a list, a Hub id or a URL, or a list of these; see
         :func:`bora_analysis.fleet.sources.find`.
     results : a folder, or a URL that fsspec knows; what is written there: :mod:`bora_analysis.fleet.results`.
-    engine : ``"loky"``, processes of this machine; ``"dask"``, ``"ray"``, ``"spark"``, through joblib. The machines of
-        a cluster must see the sources and the results by the same names.
-    address : of the scheduler, for an engine other than loky; by default one is started on this machine.
+    engine : ``"local"``, processes of this machine; ``"loky"``, ``"dask"``, ``"ray"``, ``"spark"``, through joblib,
+        whose workers start them. The machines of a cluster must see the sources and the results by the same names.
+    address : of the scheduler, for a cluster's engine; by default one is started on this machine.
     workers : how many at a time; by default one per core, or those of the cluster.
     timeout : seconds that one try of an adapter, or of a range of its modules, may take. There are two tries.
     memory : bytes that a worker's process may allocate (Linux; not with a GPU); 0 for no bound.
@@ -195,6 +191,8 @@ def sweep(
     )  # fmt: skip
     with _alone(storage):
         _settle(storage, settings)
+        if engine == "local" and not storage.names(ADAPTERS):  # there will be work
+            begin(job, min(workers or available_cores(), len(found.items)))
         book = Book(storage, job, found.items, keep_errors=keep_errors, verify=verify)
         progress = on_progress or (lambda _: None)
         analysed, failures = 0, []

@@ -115,5 +115,5 @@ def test_workers_that_always_end_are_given_up(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(engines, "_loky", lose)
     with pytest.raises(AdapterError, match="engine loky: lost its workers 3 times without a result: a worker was lost"):
-        list(run(print, [(1,), (2,)], workers=2))  # pyright: ignore[reportArgumentType]
+        list(run(print, [(1,), (2,)], workers=2, engine="loky"))  # pyright: ignore[reportArgumentType]
     assert tried == [2, 2, 2]

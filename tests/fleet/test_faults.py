@@ -136,15 +136,29 @@ def test_the_driver_is_killed(fleet: Path, tmp_path: Path, undisturbed: Any):
     same(tables(tmp_path), undisturbed)
 
 
-def test_workers_are_killed_and_the_sweep_goes_on(fleet: Path, tmp_path: Path, undisturbed: Any):
-    driver = started(fleet, tmp_path, "--workers", "2")
-    for place, victim in enumerate(("fleet import child", "loky"), 1):  # the process that works, that which keeps it
+@pytest.mark.parametrize("engine", ["local", "loky"])
+def test_workers_are_killed_and_the_sweep_goes_on(fleet: Path, tmp_path: Path, undisturbed: Any, engine: str):
+    driver = started(fleet, tmp_path, "--workers", "2", "--engine", engine)
+    victims = ("fleet import child", "fleet import child" if engine == "local" else "loky")  # who works, who keeps it
+    for place, victim in enumerate(victims, 1):
         until(lambda place=place: parts(tmp_path) >= 2 * place)
         found = [each for each in below(driver, victim) if "resource_tracker" not in " ".join(each.cmdline())]
         found[0].send_signal(signal.SIGKILL)
     _, said = driver.communicate(timeout=200)
     assert (driver.returncode, said) == (0, b"")
     same(tables(tmp_path), undisturbed)
+
+
+def test_ctrl_c_ends_it_at_once_and_leaves_nobody(fleet: Path, tmp_path: Path):
+    driver = started(fleet, tmp_path, "--workers", "2")
+    until(lambda: parts(tmp_path) >= 1)
+    children = below(driver, "fleet import child")
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=20)
+    assert driver.returncode
+    psutil.wait_procs(children, timeout=30)
+    assert children
+    assert not any(each.is_running() for each in children)
 
 
 # --- the process that works ---

@@ -243,9 +243,9 @@ def test_one_sweep_at_a_time(fleet: Path, tmp_path: Path):
 def test_wrong_settings_and_places(fleet: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="modules '\\(' is not a regular expression"):
         run(fleet, tmp_path, modules="(")
-    with pytest.raises(ValueError, match="engine 'slurm' is unknown; expected loky, dask, ray, spark"):
+    with pytest.raises(ValueError, match="engine 'slurm' is unknown; expected local, loky, dask, ray, spark"):
         run(fleet, tmp_path, engine="slurm")
-    with pytest.raises(AdapterError, match="engine loky works on this machine; expected no address"):
+    with pytest.raises(AdapterError, match="engine local works on this machine; expected no address"):
         run(fleet, tmp_path, address="tcp://here:1")
     with pytest.raises(TypeError, match="initial cannot be an option of a sweep"):
         run(fleet, tmp_path, initial=bora_analysis.read_adapter(fleet / "a00"))
