@@ -88,7 +88,7 @@ patch-peft: .venv/.installed-dev
 	$(BIN)/python contrib/peft/export.py --check $(if $(FILES),--only $(FILES))
 
 bench: .venv/.installed-dev .venv-peer/.installed
-	$(BIN)/python benchmarks/run.py --peer .venv-peer/bin/gradience
+	$(BIN)/python benchmarks/run.py --gradience .venv-peer/bin/gradience --adaptersentry .venv-peer/bin/adaptersentry
 	$(BIN)/python benchmarks/family.py
 	$(BIN)/python benchmarks/dense.py
 	$(BIN)/python benchmarks/dashboard.py
