@@ -262,7 +262,7 @@ def each_spectrum(
         for (name, update), sizes in zip(waiting, together, strict=True):
             reduced.append((name, update.facts, *_checked(update, *sizes, name)))
         if quick is not None:
-            told = [_told(*each, quick, place) for each in reduced]
+            told = [_told(quick, place, *each) for each in reduced]
             found += [each for each in told if each]
             reduced = [each for each, known in zip(reduced, told, strict=True) if not known]
         return [*found, *_solved(reduced, solver, place)]
@@ -286,7 +286,7 @@ def each_spectrum(
 
 
 def _told(
-    name: str, facts: Facts, cores: list[Array], reach: float, floor: float, quick: Any, place: str
+    quick: Any, place: str, name: str, facts: Facts, cores: list[Array], reach: float, floor: float
 ) -> tuple[str, Facts, Spectrum] | None:
     """A module of one large core with its count; None for others, and where a count cannot tell."""
     if len(cores) != 1 or len(cores[0]) != 1 or min(cores[0].shape[1:]) < COUNT_CORE_FROM:

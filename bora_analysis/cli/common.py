@@ -312,9 +312,10 @@ def each_analysed(
 ) -> list[Any]:
     """The function's results for all adapters that it can read, with a progress bar; it is called per adapter."""
     from ..adapters import AdapterError
+    from ..linalg.threads import one_blas_thread
 
     found = []
-    with usage(), progress(sum(map(len, adapters))) as step:
+    with usage(), one_blas_thread(), progress(sum(map(len, adapters))) as step:
         for adapter in adapters:
             try:
                 found.append(function(adapter, *others, on_module=step, **options))
