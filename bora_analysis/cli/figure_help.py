@@ -53,7 +53,8 @@ class FigureCommand(Command):
                 formatter.write_paragraph()
         with formatter.section("Options of this figure"):
             records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
-            own = [records.get("output"), *(records.get(option) for option in spec.options)]
+            named = [*spec.options, *(["outcome"] if spec.source == "accuracy" else [])]  # --from, another PATH
+            own = [records.get("output"), *(records.get(option) for option in named)]
             formatter.write_dl([record for record in own if record is not None])
         formatter.write_text(f"{ctx.command_path} --help lists the options that say how adapters are read.")
         examples = [each for each in self.examples if each.startswith(f"figure {name} ") and "--help" not in each]

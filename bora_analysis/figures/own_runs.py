@@ -57,8 +57,15 @@ def own_panels(source: Any, y: str | None) -> Own:
         raise ValueError(f"the runs have no metric {y!r}; they have {', '.join(map(str, known))}")
     label, frame = str(y or known[0]), frame[frame["outcome"] == (y or known[0])]
     told = [name for name in frame if name not in {*_KEYS, *_FOUND, "value", "seed", "outcome"}]
-    if "seed" in frame:  # a run may lie in the folders of several experiments
-        frame = frame.drop_duplicates([*_KEYS, *told, "seed"])
+    if "seed" in frame:
+        same = [*_KEYS, *told, "seed"]
+        frame = frame.drop_duplicates([*same, "value"])  # a run may lie in the folders of several experiments
+        if (twice := frame.duplicated(same)).any():
+            found = frame[twice].iloc[0]
+            raise ValueError(
+                f"two runs of {found['method']}, r = {found['r']}, b = {found['blocks']}, seed {found['seed']} reached "
+                "different values: they differ in what the table does not say; expected one of them"
+            )
     for name in told:
         mixed = frame.groupby(_KEYS, dropna=False)[name].nunique(dropna=False) > 1
         if mixed.any():

@@ -209,3 +209,8 @@ def test_figure3_of_the_table_of_runs(tmp_path):
     drawn = [figures.draw("figure3", source) for source in ([tmp_path], tmp_path / "runs.csv")]
     first, second = (list(artist(figure, "a:bora-no-exp").get_xdata()) for figure in drawn)
     assert first == pytest.approx(second)
+    rows = pd.read_csv(tmp_path / "runs.csv")
+    twice = pd.concat([rows, rows.assign(variant="other")])
+    assert list(artist(figures.draw("figure3", twice), "a:bora-no-exp").get_xdata()) == pytest.approx(second)
+    with pytest.raises(ValueError, match=r"two runs of bora, r = 8, b = 16, seed 0 reached different values"):
+        figures.draw("figure3", pd.concat([rows, rows.assign(value=0.5)]))
