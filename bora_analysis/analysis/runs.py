@@ -32,8 +32,8 @@ def run_table(
 
     Parameters
     ----------
-    places : folders; every ``run.json`` in them and below, beside its adapter, is a run. A method that needs the base
-        model takes the one of its run, if that folder is here.
+    places : folders; every ``run.json`` in them and below, beside its adapter, is a run, and a copy of it the same run.
+        A method that needs the base model takes the one of its run, if that folder is here.
     failed : is called with the error of a run that cannot be read; without it the error is raised.
     on_module : called after each module, for progress.
 
@@ -51,9 +51,10 @@ def run_table(
     import pandas as pd
 
     found: list[tuple[Adapter, dict[str, Any], Path]] = []
+    seen: set[str] = set()
     for record in _records(places):
         try:
-            told = _told(record)
+            told = _told(record, seen)
             if told is not None:
                 base = told["settings"].get("model")
                 base = base if base and Path(base).is_dir() else None
@@ -112,9 +113,16 @@ def records(places: Any) -> pd.DataFrame:
 
 
 def finished_runs(places: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Folder and record of each finished run in these folders and below; AdapterError for a record that is none."""
+    """Folder and record of each finished run in these folders and below, of copies the first.
+
+    Raises
+    ------
+    AdapterError
+        No folder, or a record that is none.
+    """
+    seen: set[str] = set()
     for record in _records(places):
-        told = _told(record)
+        told = _told(record, seen)
         if told is not None:
             yield record.parent, told
 
@@ -204,10 +212,15 @@ def _records(places: Any) -> Iterator[Path]:
         yield from sorted(folder.rglob(RECORD))
 
 
-def _told(path: Path) -> dict[str, Any] | None:
-    """A run's record; None for a run that is not finished."""
+def _told(path: Path, seen: set[str] | None = None) -> dict[str, Any] | None:
+    """A run's record; None for a run that is not finished, or whose very record is among those seen."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if seen is not None:
+            if text in seen:
+                return None
+            seen.add(text)
+        record = json.loads(text)
         if record.get("status") != "finished":
             return None
         dict(record["settings"])

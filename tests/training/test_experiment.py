@@ -23,6 +23,7 @@ from screens import on_screen, too_wide
 from training_models import reviews, save_encoder
 
 from bora_analysis import layer_metrics, read_adapter
+from bora_analysis.analysis.runs import run_table
 from bora_analysis.cli import main
 from bora_analysis.training import TrainingError
 from bora_analysis.training.experiment import paired, variants_of
@@ -181,6 +182,8 @@ def test_a_finished_run_with_the_same_settings_is_copied(home, done, tmp_path):
         for file in ("run.json", "adapter_model.safetensors"):
             assert (own / file).read_bytes() == (other / file).read_bytes()
     assert not list((tmp_path / "out").rglob("tmp*"))
+    both = run_table([home / "done", tmp_path / "out"])
+    assert len(both) == 5  # a copy is the same run, and no second one of its seed
     none = CliRunner().invoke(main, [*command[:3], str(tmp_path / "b"), "--reuse", str(tmp_path / "absent")])
     assert none.exit_code == 1
     assert "absent: no such folder" in none.stderr
