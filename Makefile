@@ -7,7 +7,7 @@
 # make test    ruff, pyright, import-linter, pytest
 # make test-peft   PEFT's own tests with our methods; FILES=config,decoder for some of them (contrib/peft/README.md)
 # make patch-peft  BoRA as a patch series for PEFT, applied to its source distribution and tested there
-# make bench   the performance targets, compared with a peer (installed into a separate environment)
+# make bench   the performance targets, compared with two peers (installed into a separate environment)
 # make bench-training  the cost of a training step relative to PEFT's LoRA: our version of the paper's table 4
 # Every installation uses constraints.txt and has only what its target needs, so make demo comes without PyTorch. A second
 # run of a target reinstalls nothing.
@@ -92,7 +92,7 @@ bench: .venv/.installed-dev .venv-peer/.installed
 	$(BIN)/python benchmarks/family.py
 	$(BIN)/python benchmarks/dense.py
 	$(BIN)/python benchmarks/dashboard.py
-	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/sweep.py --peer .venv-peer/bin/adaptersentry
 
 bench-training: .venv/.installed-dev
 	$(BIN)/python benchmarks/training.py

@@ -5,7 +5,9 @@ taken in turn; the load of the machine stands beside the table. Writes a Markdow
 target is missed.
 
 The adapters: LoRA, r = 8, 12 modules, float32. Of 384² they have 0.3 MB, of 1280² 1 MB. The many are hard links to 100
-files: a sweep reads and hashes each of them, from memory. Peer: adaptersentry 2.0.2 (PyPI), `batch`, on the same files.
+files: a sweep reads and hashes each of them, from memory. Peer: adaptersentry 2.0.2 (PyPI), `batch`, on the same files,
+with as many workers of one BLAS thread; its cache and its record of runs are in a folder that is new each time, and the
+two begin by turns.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ import numpy as np
 from bora_analysis import analyse, read_adapter, write_adapter
 from bora_analysis.adapters import checkpoints
 
-RUNS = 5
 LOOP = """
 import sys
 from pathlib import Path
@@ -54,8 +55,8 @@ class Cost:
     memory: float
 
 
-def cost(*command: str) -> Cost:
-    """Run it in a process that inherits whatever the command leaves behind, and waits for it."""
+def cost(*command: str, home: str | None = None) -> Cost:
+    """Run it, ``home`` for its files, in a process that inherits whatever it leaves behind, and waits for that."""
     code = (
         "import ctypes, os, resource, subprocess, sys, time\n"
         "ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"  # PR_SET_CHILD_SUBREAPER
@@ -66,7 +67,9 @@ def cost(*command: str) -> Cost:
         "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
         "print(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024); sys.exit(bool(code))"
     )
-    done = subprocess.run([sys.executable, "-S", "-c", code, *command], capture_output=True, text=True, check=False)
+    told = os.environ | ({"HOME": home} if home else {})
+    watched = [sys.executable, "-S", "-c", code, *command]
+    done = subprocess.run(watched, capture_output=True, text=True, check=False, env=told)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: failed")
     return Cost(*map(float, done.stdout.split()))
@@ -149,11 +152,11 @@ def pieces(home: Path) -> Iterator[tuple[str, float]]:
             yield name, min(found)
 
 
-def against_a_loop(home: Path, rows: list[Row]) -> None:
+def against_a_loop(home: Path, runs: int, rows: list[Row]) -> None:
     """300 small adapters on two workers, against one process that analyses one after the other, and the command."""
     count = len(list(home.iterdir()))
     walls, command, spent, loop = [], [], [], []
-    for _ in range(RUNS):
+    for _ in range(runs):
         with tempfile.TemporaryDirectory() as out:
             sweep = ours("sweep", home, "-o", out, "--workers", 2)
             one = cost(sys.executable, "-c", LOOP, str(home))
@@ -195,26 +198,28 @@ def many(home: Path, count: int, rows: list[Row]) -> None:
     rows.append(Row(f"a second run over {count:,}, processor time", text, "≥ 3,000/s", rate >= 3000))
 
 
-def against_peer(peer: str, home: Path, rows: list[Row]) -> None:
+def against_peer(peer: str, home: Path, count: int, rows: list[Row]) -> None:
     """The same files in turn: cold and warm in the system's memory, and a second run."""
     files = list(home.iterdir())
     found: dict[str, list[tuple[Cost, Cost]]] = {"cold": [], "warm": [], "second run": []}
-    for _ in range(RUNS):
-        for state in ("cold", "warm"):
+    for turn in range(count):
+        for state in found:
             with tempfile.TemporaryDirectory() as out:
                 batch = [peer, "batch", "--input-dir", str(home), "--workers", "2", "--output-dir", f"{out}/peer"]
-                runs: list[tuple[Cost, Cost]] = []
-                for turn in ("first", "second"):
+                runs: dict[str, Callable[[], Cost]] = {
+                    "theirs": lambda out=out, batch=batch: cost(*batch, "--run-id", str(time.time_ns()), home=out),
+                    "ours": lambda out=out: ours("sweep", home, "-o", f"{out}/ours", "--workers", 2),
+                }
+                order = sorted(runs, reverse=bool(turn % 2))
+                if state == "second run":
+                    for name in order:
+                        runs[name]()
+                spent: dict[str, Cost] = {}
+                for name in order:
                     if state == "cold":
                         forgotten(home)
-                    theirs = cost(*batch, "--cache-dir", f"{out}/cache", "--run-id", f"{Path(out).name}-{turn}")
-                    if state == "cold":
-                        forgotten(home)
-                    runs.append((ours("sweep", home, "-o", f"{out}/ours", "--workers", 2), theirs))
-                    if state == "cold":
-                        break
-                found[state].append(runs[0])
-                found["second run"] += runs[1:]
+                    spent[name] = runs[name]()
+                found[state].append((spent["ours"], spent["theirs"]))
     for state, pairs in found.items():
         ratio = statistics.median(theirs.wall / mine.wall for mine, theirs in pairs)
         mine, theirs = (statistics.median(used.processor for used in column) for column in zip(*pairs, strict=True))
@@ -226,18 +231,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What a sweep costs, in one run.")
     parser.add_argument("--peer", help="the adaptersentry executable, to compare with")
     parser.add_argument("--count", type=int, default=10_000, help="adapters of 1 MB")
+    parser.add_argument("--runs", type=int, default=5, help="of which the medians are shown")
     options = parser.parse_args()
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     rows: list[Row] = []
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         small = made(home / "small", 300, 384, 300)
-        against_a_loop(small, rows)
+        against_a_loop(small, options.runs, rows)
         text = ", ".join(f"{name} {each:.1f}" for name, each in pieces(small))
         rows.append(Row("milliseconds of an adapter in its process", text))
         if options.peer:
-            against_peer(options.peer, small, rows)
+            against_peer(options.peer, small, options.runs, rows)
         many(home, options.count, rows)
         shutil.rmtree(home / "out")
     print("| what | measured | target | |\n|---|---|---|---|")
