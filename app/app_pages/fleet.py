@@ -37,6 +37,9 @@ places = st.columns([3, 3, 2])
 bases = [str(name) for name in fleet.bases().index]
 base = choose("Base model", bases, "fleet_base", places[0])
 fleet = fleet.of_base(base)
+if fleet.layers.empty:
+    st.info("ΔW = 0 in every adapter of this base model: nothing to compare.", icon=":material/info:")
+    st.stop()
 metrics = ["stable_rank", *(name for name in METRICS if name not in ("stable_rank", "rank_bound"))]
 metric = choose("Metric", metrics, "fleet_metric", places[1], format_func=charts.metric_name)
 share = choose("Share of Σσ²", [0.99, 0.95, 0.9], "fleet_share", places[2], format_func=lambda x: f"{x:.0%}")

@@ -16,7 +16,7 @@ from ..files.adapter_file import Found, Loader, Source, of_layer, peft_type
 from ..files.aliases import aliases
 from ..files.base_model import BaseWeights, model_paths
 from ..files.configuration import read_configuration
-from ..files.errors import AdapterError, BaseNeededError, counted
+from ..files.errors import AdapterError, BaseNeededError, counted, readable
 from ..files.keys import biases, natural
 from ..files.layouts import layout_of, translate
 from ..files.tensors import Tensors, open_tensors
@@ -156,7 +156,7 @@ def _read_path(text: str, wish: Reading) -> Adapter | Trajectory:
         place, wish = download(text), replace(wish, name=wish.name or text.partition("/")[2])
     places = homes(place, wish.steps)
     if places != [place]:
-        title = wish.name or named(place).name
+        title = readable(wish.name or named(place).name)
         found = tuple(_read_one(located(home), [], replace(wish, name=title)) for home in places)
         _check_run(place, places, found)
         return Trajectory(title, found)
@@ -171,7 +171,7 @@ def _read_one(found: Located, warnings: list[str], wish: Reading) -> Adapter:
     folder = None if found.folder is None else named(found.folder)
     step = step_of(found.weights if folder is None else folder)
     title = found.weights.stem if folder is None else folder.name if step is None else folder.parent.name
-    title = wish.name or title
+    title = readable(wish.name or title)
     if found.config is None:
         model = BaseWeights(found.weights)
         if any(re.search(r"\.lora_[AB](\.|$)", key) for key in model.keys()):  # noqa: SIM118  no mapping

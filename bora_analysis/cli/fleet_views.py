@@ -102,7 +102,9 @@ def outliers(fleet: Fleet, share: float, metric: str | None) -> Shown:
             "the adapter's own level; z: robust, of the logarithm, by median and MAD of the peers. Shown are |z| > 6 "
             "and 3 times as much or as little."
         )
-        return _page(f"{len(frame)} modules stand out by {name}", columns, frame, told)
+        return _page(
+            f"{_many(len(frame), 'module')} stand{'s' if len(frame) == 1 else ''} out by {name}", columns, frame, told
+        )
 
     return Shown(frame, page)
 
@@ -152,7 +154,7 @@ def similarity(fleet: Fleet, share: float, metric: str | None) -> Shown:
             "deviation; φ: overlap of the top 4 directions above chance, the mean over the modules that both have. "
             "--pairs A B has both exactly."
         )
-        return _page(f"{len(frame):,} pairs{_of(fleet)}, the most similar first", columns, frame, told)
+        return _page(f"{_many(len(frame), 'pair')}{_of(fleet)}, the most similar first", columns, frame, told)
 
     return Shown(frame, page, lambda: _map(pairs))
 
@@ -171,7 +173,7 @@ def duplicates(fleet: Fleet, share: float, metric: str | None) -> Shown:
             _decimals(frame, "factor"), Column("same file", same, "same_file"),
         ]  # fmt: skip
         told = "factor: ‖ΔW'‖ / ‖ΔW‖, with the sign; same file: all files have the same content."
-        return _page(f"{len(frame)} pairs have one ΔW, but for a factor", columns, frame, told)
+        return _page(f"{_many(len(frame), 'pair')} with one ΔW, but for a factor", columns, frame, told)
 
     return Shown(frame, page)
 
@@ -185,7 +187,9 @@ def clusters(fleet: Fleet, share: float, metric: str | None) -> Shown:
     def page() -> Page:
         columns = [_text(frame, "name", "adapter"), _column(frame, "cluster"), _column(frame, "size")]
         told = "Average linkage of the distance 1 − cosine, cut where the mean cosine falls below 0.5."
-        return _page(f"{frame['cluster'].nunique()} clusters of {len(frame)} adapters", columns, frame, told)
+        return _page(
+            f"{_many(frame['cluster'].nunique(), 'cluster')} of {_many(len(frame), 'adapter')}", columns, frame, told
+        )
 
     return Shown(frame, page, lambda: _map(pairs))
 
@@ -213,7 +217,9 @@ def basis(fleet: Fleet, share: float, metric: str | None) -> Shown:
             "adapter counted alike. Shown is the share of Σσ² that it keeps of them. memory: of U, V and all cores, "
             "beside A and B of each at the rank that its method allows. Energy is not accuracy: check with a run."
         )
-        return _page(f"A basis for {frame['adapters'].iloc[0]} adapters{_of(own)}: {enough}", columns, frame, told)
+        return _page(
+            f"A basis for {_many(frame['adapters'].iloc[0], 'adapter')}{_of(own)}: {enough}", columns, frame, told
+        )
 
     def draw() -> Figure:
         from ..figures.fleet import fleet_basis
@@ -239,9 +245,7 @@ def exact(fleet: Fleet, pairs: Sequence[tuple[str, str]]) -> Shown:
             "Exact, from the factors. cosine: tr(ΔWᵀΔW') / (‖ΔW‖ ‖ΔW'‖) over all modules; φ: overlap of the top 4 "
             "directions (1: the same, chance: 4 of the edge), the mean over the modules that both have."
         )
-        return _page(
-            f"{len(frame)} pairs, read again" if len(frame) > 1 else "1 pair, read again", columns, frame, told
-        )
+        return _page(f"{_many(len(frame), 'pair')}, read again", columns, frame, told)
 
     return Shown(frame, page)
 
@@ -267,6 +271,10 @@ def _known(fleet: Fleet, metric: str) -> Fleet:
     if metric not in METRICS:
         raise ValueError(no_column(metric, METRICS))
     return fleet
+
+
+def _many(count: int, one: str) -> str:
+    return f"{count:,} {one}{'' if count == 1 else 's'}"
 
 
 def _of(fleet: Fleet) -> str:

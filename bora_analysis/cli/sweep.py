@@ -32,7 +32,7 @@ _SHOWN = 20
 @click.option("--spectra", is_flag=True, help="Store all singular values too.")
 @click.option("--sketch", metavar="PACKAGE.MODULE:FUNCTION", help="Store what it returns for each module's update.")
 @click.option("--quick", is_flag=True, help="As for analyze.")
-@click.option("--verify", is_flag=True, help="Compare the contents of all files, not only size, times and inode.")
+@click.option("--verify", is_flag=True, help="Compare the contents of all files, not only times; renew torn parts.")
 @click.option("--keep-errors", is_flag=True, help="Do not try again what failed before.")
 @click.option("--prune", is_flag=True, help="Remove from RESULTS what is not in SOURCE.")
 @click.option("--keep-downloads", is_flag=True, help="Leave what comes from the Hub in its cache.")

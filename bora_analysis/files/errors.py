@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class AdapterError(ValueError):
     """An adapter that cannot be read or written.
@@ -44,3 +46,21 @@ class RankError(AdapterError):
 def counted(count: int, one: str, many: str = "") -> str:
     """``1 module``, ``2 modules``: for messages."""
     return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def readable(text: str) -> str:
+    r"""A text that every file takes: bytes of a name that are no UTF-8, which Python keeps as surrogates, spelled out.
+
+    >>> readable("caf\udce9")
+    'caf\\udce9'
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def as_named(text: str) -> str:
+    r"""The name that :func:`readable` spelled out.
+
+    >>> as_named("caf\\udce9") == "caf\udce9"
+    True
+    """
+    return re.sub(r"\\u(dc[89a-f][0-9a-f])", lambda hit: chr(int(hit[1], 16)), text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,13 +24,14 @@ from ..analysis.tables import IDENTITY, LAYER_COLUMNS, SPECTRA_COLUMNS, Origin, 
 from ..analysis.verdict import JUDGED, judged
 from ..catalogue import METHODS
 from ..files.base_model import open_base
+from ..files.errors import readable
 from ..style import projections_in_order
 from ..threshold import Threshold
 from ..updates.contract import Update
 from .results import LAYER_METRICS, RANGES, SKETCHES, SPECTRA, schema
-from .stamps import content_hash, stamp_at_rest
-from .storage import Storage, StorageError, opened
-from .tasks import HUB, INTERNAL, JOIN, MEMORY, PLAN, RANGE, UNREADABLE, URL, Item, Job, Outcome, Task
+from .stamps import content_hash, local, stamp, stamp_at_rest
+from .storage import Storage, StorageError, opened, reason
+from .tasks import HUB, INTERNAL, JOIN, MEMORY, PATH, PLAN, RANGE, UNREADABLE, URL, Item, Job, Outcome, Task
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,9 +63,9 @@ def _outcome(item: Item, place: Path, id: str, task: Task, job: Job, start: floa
     try:
         read_at = time.time()
         if hashed is None:
-            hashed = content_hash([path for path in paths_read(place) if path.is_file()], _home(place))
+            hashed = _hashed(place)
             if task.known.get(id) == hashed[0]:
-                return {"same": id, "stamp": _stamp(item, read_at)}
+                return {"same": id, "stamp": _stamp(item, place, hashed[0], read_at)}
         adapter = _read(item, place, job)
         storage, part = Storage.at(job.results), part_of(id, hashed[0], job.options)
         if task.kind == PLAN:
@@ -82,7 +84,7 @@ def _outcome(item: Item, place: Path, id: str, task: Task, job: Job, start: floa
         row = _row(adapter, tables[LAYER_METRICS], job)
         tables[LAYER_METRICS] = tables[LAYER_METRICS].drop_columns(list(_ORIGIN))
         _write(storage, names, tables)
-        mark = _stamp(item, read_at)
+        mark = _stamp(item, place, hashed[0], read_at)
         seconds = time.monotonic() - start + task.seconds
         found = {
             "id": id,
@@ -114,7 +116,8 @@ def _failed(
     found = {"content_hash": hashed[0], "bytes": hashed[1]} if hashed else {}
     seconds = time.monotonic() - start
     last = {"stamp": item.stamp, "options": job.options, "seconds": seconds, "finished": datetime.now(UTC)}
-    return {"row": {"id": id, "name": id.rpartition("/")[2], "error_kind": kind, "error": text, **found, **last}}
+    name = id.rpartition(os.sep if item.kind == PATH else "/")[2]
+    return {"row": {"id": id, "name": name, "error_kind": kind, "error": text, **found, **last}}
 
 
 # --- from a source to an adapter -------------------------------------------------------------------------------------
@@ -147,7 +150,12 @@ def fetched(item: Item, folder: Path) -> Path:
     for name in item.files:
         target = home / name[len(above) :].lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        files.get_file(name, str(target))
+        try:
+            files.get_file(name, str(target))
+        except MemoryError:
+            raise
+        except Exception as error:  # the errors of stores share no base class
+            raise AdapterError(f"{files.unstrip_protocol(name)}: cannot be fetched: {reason(error)}") from None
     return home / place[len(above) :].lstrip("/")
 
 
@@ -155,14 +163,22 @@ def _home(place: Path) -> Path:
     return place if place.is_dir() else place.parent
 
 
-def _stamp(item: Item, read_at: float) -> str:
-    """The stamp of the files that were read; AdapterError where they changed meanwhile."""
+def _stamp(item: Item, place: Path, content: str, read_at: float) -> str:
+    """The stamp of the files that were read; AdapterError where their content changed since it was hashed.
+
+    Another stamp than that of the search does not say so yet: the files may have been touched, or have changed before
+    they were hashed.
+    """
     if item.kind in (HUB, URL) or not item.stamp:
         return item.stamp
-    now = stamp_at_rest(item.files, read_at)
-    if now and now != item.stamp:
+    now = stamp((path, local(os.stat(path))) for path in item.files)  # noqa: PTH116
+    if now != item.stamp and _hashed(place)[0] != content:
         raise AdapterError(f"{item.id}: changed while it was read; sweep again")
-    return now
+    return stamp_at_rest(item.files, read_at)
+
+
+def _hashed(place: Path) -> tuple[str, int]:
+    return content_hash([path for path in paths_read(place) if path.is_file()], _home(place))
 
 
 @lru_cache(1)
@@ -227,7 +243,7 @@ def _array(values: Sequence[Any], kind: Any) -> pa.Array:
     import pyarrow as pa
 
     if kind == pa.string():
-        values = [None if value is None else str(value) for value in values]
+        values = [None if value is None else readable(str(value)) for value in values]
     return pa.array(values, kind, from_pandas=True)  # NaN is missing
 
 
@@ -272,7 +288,8 @@ def _with(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
             flat = pa.array(np.concatenate(column).astype(np.float64))
             table = table.append_column(name, pa.ListArray.from_arrays(pa.array(ends), flat))
         else:
-            table = table.append_column(name, pa.array(column))
+            texts = [readable(value) if isinstance(value, str) else value for value in column]
+            table = table.append_column(name, pa.array(texts))
     return table
 
 

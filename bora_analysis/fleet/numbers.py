@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..adapters import AdapterError
+from ..files.errors import counted
 from ..linalg import Array
 from ..metrics import energy_rank
 from .results import Results
@@ -70,9 +71,9 @@ class Fleet:
     results: Results | None = None
 
     def __repr__(self) -> str:
-        bases = self.adapters["base_model"].nunique()
-        words = f"{bases} base model{'s' * (bases != 1)}"
-        return f"<Fleet of {len(self.adapters)} adapters, {len(self.layers)} modules, {words}>"
+        counts = (len(self.adapters), "adapter"), (len(self.layers), "module")
+        words = [counted(*each) for each in (*counts, (self.adapters["base_model"].nunique(), "base model"))]
+        return f"<Fleet of {', '.join(words)}>"
 
     @classmethod
     def of_metrics(cls, frames: Iterable[pd.DataFrame], base_model: str = UNKNOWN) -> Fleet:
@@ -313,12 +314,14 @@ def serving_ranks(fleet: Any, share: float = 0.99, itemsize: int = 2) -> pd.Data
     ValueError
         A share that is not in (0, 1].
     AdapterError
-        The sweep stored no spectra, and the share is another one.
+        The sweep stored no spectra, and the share is another one; or ΔW = 0 in every adapter.
     """
     whole = read_fleet(fleet)
     layers = whole.layers
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; expected 0 < share ≤ 1")
+    if layers.empty:
+        raise AdapterError("no adapter has an update; expected one with ΔW ≠ 0")
     column = f"energy_rank_{100 * share:g}"
     if column not in layers:
         if whole.results is None:

@@ -137,7 +137,7 @@ def compare_all(place: Any, *, base_model: str | None = None, phi: bool = False)
     cosine, shared = np.zeros((count, count)), np.zeros((count, count))
     totals = {side: np.zeros((count, count)) for side in (("left", "right") if phi else ())}
     seen = np.zeros((count, count)) if phi else None
-    modules = _modules(fleet, ["sketch", *totals])
+    modules, norms = _modules(fleet, ["sketch", *totals])
     energies = np.zeros(count)
     for own in modules.values():
         energies[own.rows] += np.einsum("ij,ij->i", own.columns["sketch"], own.columns["sketch"], dtype=np.float64)
@@ -155,8 +155,8 @@ def compare_all(place: Any, *, base_model: str | None = None, phi: bool = False)
             total[at] += np.where(there, values, 0)
             if seen is not None and side == "left":
                 seen[at] += there
-    norms = np.sqrt(energies)
-    scale = np.maximum(np.outer(norms, norms), np.finfo(float).tiny)
+    units = np.sqrt(energies)  # 1, but for rounding; 0 where ΔW = 0
+    scale = np.maximum(np.outer(units, units), np.finfo(float).tiny)
     cosine = np.clip(cosine / scale, -1, 1)
     found = None
     if seen is not None:
@@ -206,7 +206,7 @@ def exact_pairs(
                     if min(U.shape[1] for each in both for U in each):
                         phis.append([np.sum((U.T @ V) ** 2) / min(U.shape[1], V.shape[1]) for U, V in both])
         left, right = np.mean(phis, axis=0) if phis else (np.nan, np.nan)
-        cosine = sums[2] / np.sqrt(sums[0] * sums[1]) if sums[0] and sums[1] else 0.0
+        cosine = sums[2] / np.sqrt(sums[0]) / np.sqrt(sums[1]) if sums[0] and sums[1] else 0.0
         ids = [each.name if isinstance(each, Adapter) else str(each) for each in given]
         rows.append((*ids, one.name, two.name, cosine, left, right))
     columns = ["a", "b", "name_a", "name_b", "cosine", "phi_left", "phi_right"]
@@ -221,10 +221,14 @@ class _Module:
     columns: dict[str, Array]
 
 
-def _modules(fleet: Fleet, names: Sequence[str]) -> dict[str, _Module]:
-    """Module → its sketches over the adapters."""
+def _modules(fleet: Fleet, names: Sequence[str]) -> tuple[dict[str, _Module], Array]:
+    """Module → its sketches over the adapters, of each relative to the norm of all of its own; and these norms.
+
+    So no ΔW is too large or too small for float32.
+    """
     assert fleet.results is not None
     places = {name: k for k, name in enumerate(fleet.adapters["id"])}
+    norms = np.zeros(len(places))
     rows: dict[str, list[int]] = defaultdict(list)
     arrays: dict[str, dict[str, list[Array]]] = defaultdict(lambda: defaultdict(list))
     for name, part in zip(fleet.adapters["id"], fleet.adapters["part"], strict=True):
@@ -237,18 +241,22 @@ def _modules(fleet: Fleet, names: Sequence[str]) -> dict[str, _Module]:
             )
         columns = {}
         for column in names:
-            flat = table[column].combine_chunks()
-            columns[column] = np.asarray(flat.flatten(), dtype=np.float32).reshape(len(table), -1)
+            flat = np.asarray(table[column].combine_chunks().flatten(), dtype=np.float64)
+            if column == "sketch" and (top := float(np.abs(flat).max(initial=0.0))):
+                norms[places[name]] = top * np.linalg.norm(flat / top)
+                flat = flat / norms[places[name]]
+            columns[column] = flat.astype(np.float32).reshape(len(table), -1)
         shapes = zip(*(table[column].to_pylist() for column in ("module", "out_features", "in_features")), strict=True)
         for k, (module, m, n) in enumerate(shapes):
             key = f"{module} {m}×{n}"
             rows[key].append(places[name])
             for column, values in columns.items():
                 arrays[key][column].append(values[k])
-    return {
+    found = {
         key: _Module(np.array(own), {column: np.stack(values) for column, values in arrays[key].items()})
         for key, own in rows.items()
     }
+    return found, norms
 
 
 def _product(a: Any, b: Any) -> float:

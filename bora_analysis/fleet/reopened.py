@@ -10,6 +10,7 @@ from typing import Any
 
 from ..adapters import Adapter, AdapterError, read_adapter
 from ..adapters.locate import CHECKPOINT, HUB_ID, download
+from ..files.errors import as_named
 from .measuring import fetched
 from .numbers import Fleet
 from .sources import find
@@ -61,6 +62,7 @@ def _opened(given: Any, options: Any, stack: ExitStack) -> Adapter:
             raise AdapterError(f"{given}: holds {len(items)} adapters; expected one")
         place = fetched(items[0], Path(stack.enter_context(TemporaryDirectory(prefix="fleet-"))))
     elif isinstance(given, str) and not Path(given).exists():
+        place = as_named(given) if Path(as_named(given)).exists() else given
         above, _, last = given.rpartition("/")
         if CHECKPOINT.fullmatch(last) and HUB_ID.fullmatch(above):
             place = download(above) / last

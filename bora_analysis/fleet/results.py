@@ -143,14 +143,14 @@ class Results:
         self.storage = Storage.at(place)
         if not any(name.endswith(".parquet") for name in self.storage.names(ADAPTERS)):
             raise AdapterError(f"{place}: holds no results of a sweep; expected {ADAPTERS}/*.parquet")
+        settled(self.storage)
 
     def reading(self) -> dict[str, Any]:
         """The options of :func:`bora_analysis.read_adapter` with which the last sweep into this place read."""
-        try:
-            told = json.loads(self.storage.read(SETTINGS) or b"{}").get("options", {})
-            return {name: value for name, value in told.items() if name in Options.__annotations__}
-        except (ValueError, AttributeError):
-            raise AdapterError(f"{self.storage}/{SETTINGS}: is not that of a sweep") from None
+        told = settled(self.storage).get("options")
+        if not isinstance(told, Mapping):
+            return {}
+        return {name: value for name, value in told.items() if name in Options.__annotations__}
 
     def adapters(self) -> pd.DataFrame:
         """One row per adapter, ordered by id; whole numbers may be missing (``Int64``)."""
@@ -186,29 +186,109 @@ class Results:
                 + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
                 + f"; sweep the adapters again{'' if table == LAYER_METRICS else ', with this table'}"
             )
-        found = [self.storage.read_table(f"{table}/{part}", columns) for part in parts]
-        if not found:
-            kept = schema(table)
-            return _frame(
-                (kept if columns is None else pa.schema([kept.field(name) for name in columns])).empty_table()
+        kept = schema(table)
+        if columns is not None:
+            kept = pa.schema([kept.field(name) for name in columns if table != SKETCHES or name in kept.names])
+        found = []
+        for part in parts:
+            place = f"{table}/{part}"
+            found.append(
+                fitted(self.storage.read_table(place, columns), kept, f"{self.storage}/{place}", more=table == SKETCHES)
             )
-        return _frame(pa.concat_tables(found))
+        if not found:
+            return _frame(kept.empty_table())
+        try:
+            return _frame(pa.concat_tables(found))
+        except pa.ArrowInvalid:
+            columns_of = sorted({", ".join(each.column_names[len(kept) :]) for each in found})
+            raise AdapterError(
+                f"{self.storage}/{table}: made by different sketches, with the columns {' and '.join(columns_of)}; "
+                "sweep all adapters again with one --sketch"
+            ) from None
+
+
+def settled(storage: Storage) -> dict[str, Any]:
+    """What ``sweep.json`` tells, nothing where there is none; AdapterError where another format was written."""
+    known = storage.read(SETTINGS)
+    if known is None:
+        return {}
+    try:
+        told = json.loads(known)
+        number = told["format"]
+    except (ValueError, KeyError, TypeError):
+        raise AdapterError(f"{storage}/{SETTINGS}: is not that of a sweep; choose another folder") from None
+    if number != FORMAT:
+        raise AdapterError(
+            f"{storage}/{SETTINGS}: format {number}; expected {FORMAT}; choose another folder, or the version of "
+            f"bora-analysis that wrote it ({told.get('version', 'unknown')})"
+        )
+    return told
+
+
+def fitted(table: pa.Table, kept: pa.Schema, place: str, *, more: bool = False) -> pa.Table:
+    """A file's table with these columns: those of another version are left out, or empty where it had none.
+
+    Parameters
+    ----------
+    more : columns that are not in the schema stay, behind the others.
+
+    Raises
+    ------
+    AdapterError
+        The table has no id, or a column holds what its type cannot.
+    """
+    import pyarrow as pa
+
+    if "id" not in table.column_names and "id" in kept.names:
+        raise AdapterError(f"{place}: is no file of a sweep: it has no column id; move it away")
+    if table.schema.equals(kept):
+        return table
+    columns = []
+    for field in kept:
+        try:
+            own = table[field.name] if field.name in table.column_names else pa.nulls(len(table), field.type)
+            columns.append(own.cast(field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            why = (str(error).splitlines() or [""])[0]
+            raise AdapterError(
+                f"{place}: column {field.name} is not that of a sweep: {why}; move the file away"
+            ) from None
+    found = pa.Table.from_arrays(columns, schema=kept)
+    for field in table.schema if more else ():
+        if field.name not in kept.names:
+            found = found.append_column(field, table[field.name])
+    return found
+
+
+#: How often the rows are listed anew, where a sweep put its files of rows into one between list and look.
+_LOOKS = 5
 
 
 def rows_of(storage: Storage) -> pa.Table:
     """The rows of ``adapters``: of each id the last, ordered by id."""
     import pyarrow as pa
 
-    tables = [
-        storage.read_table(f"{ADAPTERS}/{name}")
-        for name in sorted(storage.names(ADAPTERS))
-        if name.endswith(".parquet")
-    ]
+    tables: list[pa.Table] = []
+    for look in range(_LOOKS):
+        names = [name for name in sorted(storage.names(ADAPTERS)) if name.endswith(".parquet")]
+        try:
+            tables = [_rows_in(storage, name) for name in names]
+            break
+        except AdapterError:
+            if look == _LOOKS - 1 or all(name in storage.names(ADAPTERS) for name in names):
+                raise
     if not tables:
         return schema(ADAPTERS).empty_table()
-    whole = pa.concat_tables([table.cast(schema(ADAPTERS)) for table in tables])
+    whole = pa.concat_tables(tables)
     last = {each: place for place, each in enumerate(whole["id"].to_pylist())}
     return whole.take([last[each] for each in sorted(last)])
+
+
+def _rows_in(storage: Storage, name: str) -> pa.Table:
+    place = f"{ADAPTERS}/{name}"
+    return fitted(
+        storage.read_table(place, None, "move it away, and sweep again"), schema(ADAPTERS), f"{storage}/{place}"
+    )
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

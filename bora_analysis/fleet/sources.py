@@ -12,7 +12,7 @@ import glob
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from ..adapters.locate import (
 from ..files.base_model import names_a_model
 from ..files.configuration import CONFIG_NAME as ADAPTER_CONFIG
 from ..files.configuration import CONFIGURATIONS
+from ..files.errors import readable
 from ..files.keys import natural
 from ..files.tensors import DISTCP_INDEX
 from .stamps import Seen, local, remote, stamp
@@ -68,6 +69,14 @@ class _Unit(NamedTuple):
     whole: bool = False
 
 
+class _Owners(NamedTuple):
+    """A folder's files, which adapter each is of, and the settings of one that is of none."""
+
+    files: dict[str, Callable[[], Seen]]
+    units: dict[str, _Unit]
+    settings: list[str]
+
+
 def find(sources: Iterable[str | os.PathLike[str]], *, steps: bool = False, whole: bool = False) -> Found:
     """The adapters of all sources, each once, in the order in which they are found.
 
@@ -91,6 +100,8 @@ class _Search:
         self.steps, self.whole = steps, whole
         self.found = Found()
         self.links: set[str] = set()  # where links to folders led
+        self.root = ""  # the folder that is searched
+        self.owners: dict[str, _Owners] = {}  # of folders whose files are named one by one
 
     def add(self, source: str) -> None:
         for each in spread(source):
@@ -117,15 +128,17 @@ class _Search:
     def _of_path(self, place: Path, *, expected: bool = True) -> Iterator[Item]:
         only = place.name if place.is_file() else None
         top = str(place if only is None else place.parent)
-        models = self.found.models
+        self.root = os.path.realpath(top)
+        models, told = self.found.models, len(self.found.errors)
         count = 0
-        for count, (folder, unit, seen) in enumerate(self._units(self._local, top, os.sep, only), 1):  # noqa: B007
+        units = self._units(self._local, top, os.sep) if only is None else self._owner(self._local, top, only, top)
+        for count, (folder, unit, seen) in enumerate(units, 1):  # noqa: B007
             path = os.path.join(folder, unit.name) if unit.name else folder  # noqa: PTH118  10,000 times
             files = [os.path.join(folder, name) for name in unit.files]  # noqa: PTH118
             yield _item(path, PATH, path, files, seen, unit.whole)
-        if not count and expected and models == self.found.models:
+        if not count and expected and (models, told) == (self.found.models, len(self.found.errors)):
             homes(place, self.steps)  # says what is there instead
-            yield Item(str(place), PATH, str(place))
+            yield Item(readable(str(place)), PATH, str(place))
 
     def _of_url(self, text: str) -> Iterator[Item]:
         files, path = opened(text)
@@ -142,10 +155,15 @@ class _Search:
             raise AdapterError(f"{text}: fits no path")
 
     def _of_store(self, files: Any, top: str) -> Iterator[Item]:
-        only = top.rsplit("/", 1)[1] if "/" in top and files.isfile(top) else None
-        root = top if only is None else top.rsplit("/", 1)[0]
+        url = files.unstrip_protocol
+        above, _, name = top.rpartition("/")
+        known = self.owners.get(url(above))
+        only = name if above and ((known is not None and name in known.files) or files.isfile(top)) else None
+        root = top if only is None else above
         there: dict[str, _Folder] = defaultdict(lambda: _Folder("", {}, []))
-        for path, info in files.find(root, maxdepth=None if only is None else 1, detail=True).items():
+        listed_before = only is not None and known is not None
+        listing = {} if listed_before else files.find(root, maxdepth=None if only is None else 1, detail=True)
+        for path, info in listing.items():
             folder, _, name = path.rpartition("/")
             there[folder].files[name] = lambda info=info: remote(info)
             while folder != root and folder.startswith(f"{root}/"):
@@ -158,35 +176,49 @@ class _Search:
         def read(folder: str) -> _Folder:
             return there[folder]._replace(path=folder)
 
-        url, count = files.unstrip_protocol, 0
-        for count, (folder, unit, seen) in enumerate(self._units(read, root, "/", only), 1):  # noqa: B007
+        count = 0
+        units = self._units(read, root, "/") if only is None else self._owner(read, root, only, url(root))
+        for count, (folder, unit, seen) in enumerate(units, 1):  # noqa: B007
             path = f"{folder}/{unit.name}" if unit.name else folder
             yield _item(url(path), URL, url(path), [f"{folder}/{name}" for name in unit.files], seen, unit.whole)
         if not count and not self.found.models:
             raise AdapterError(f"{url(top)}: holds no adapter; expected weights such as {WEIGHT_NAMES[0]}")
 
-    def _units(
-        self, read: Callable[[str], _Folder], top: str, mark: str, only: str | None
+    def _owner(
+        self, read: Callable[[str], _Folder], top: str, name: str, key: str
     ) -> Iterator[tuple[str, _Unit, dict[str, Seen]]]:
-        """The adapters in a folder and below; of a file that was named itself only that which it belongs to."""
+        """The adapter that a file belongs to; its folder is listed once, however many of its files are named."""
+        if key not in self.owners:
+            folder = read(top)
+            units: dict[str, _Unit] = {}
+            for unit in _units_in(folder.files, folder.folders, self.steps):
+                for each in unit.files:
+                    units.setdefault(each, unit)
+            self.owners[key] = _Owners(folder.files, units, _settings_in(folder.files))
+        owners = self.owners[key]
+        files = owners.units[name].files if name in owners.units else [name, *owners.settings]
+        seen = self._seen(top, _Unit(name, files), owners.files)
+        if seen is not None:
+            yield top, _Unit(name, files), seen
+
+    def _units(
+        self, read: Callable[[str], _Folder], top: str, mark: str
+    ) -> Iterator[tuple[str, _Unit, dict[str, Seen]]]:
+        """The adapters in a folder and below. What cannot be looked at below is an error beside the others."""
         folder = read(top)
         units = _units_in(folder.files, folder.folders, self.steps)
-        if only is not None:
-            unit = _one(only, units, folder.files)
-            yield top, unit, {name: folder.files[name]() for name in unit.files}
-            return
         runs = [name for name in folder.folders if CHECKPOINT.fullmatch(name)]
         final = bool(units) and not (self.steps and runs)
         for unit in units if final else ():
             if unit.whole and not self.whole:
                 self.found.models += 1
-            else:
-                yield top, unit, {name: folder.files[name]() for name in unit.files}
+            elif (seen := self._seen(top, unit, folder.files)) is not None:
+                yield top, unit, seen
         within: list[tuple[str, _Unit, dict[str, Seen]]] = []
         for name in sorted(folder.folders, key=natural):
             if final and name in runs:
                 continue
-            found = self._units(read, f"{top.rstrip(mark)}{mark}{name}", mark, None)
+            found = self._below(read, f"{top.rstrip(mark)}{mark}{name}", mark)
             if units or not CHECKPOINT.fullmatch(top.rsplit(mark, 1)[-1]):
                 yield from found
             elif not name.startswith("optimizer"):
@@ -198,25 +230,46 @@ class _Search:
         else:
             yield from within
 
+    def _below(
+        self, read: Callable[[str], _Folder], top: str, mark: str
+    ) -> Iterator[tuple[str, _Unit, dict[str, Seen]]]:
+        try:
+            yield from self._units(read, top, mark)
+        except AdapterError as error:
+            self.found.errors.append(str(error))
+
+    def _seen(self, top: str, unit: _Unit, files: Mapping[str, Callable[[], Seen]]) -> dict[str, Seen] | None:
+        """A look at each of an adapter's files; None, and an error told, where one went away since it was listed."""
+        try:
+            return {name: files[name]() for name in unit.files}
+        except OSError as error:
+            self.found.errors.append(f"{error.filename or top}: cannot be opened: {error.strerror or error}")
+            return None
+
     def _local(self, path: str) -> _Folder:
         files: dict[str, Callable[[], Seen]] = {}
         folders = []
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
-                    if entry.is_dir():
+                    if _leads(entry, "is_dir"):
                         if not entry.is_symlink() or self._is_new(entry.path):
                             folders.append(entry.name)
-                    elif entry.is_file():
+                    elif _leads(entry, "is_file"):
                         files[entry.name] = lambda path=entry.path: local(os.stat(path))  # noqa: PTH116
         except OSError as error:
             raise AdapterError(f"{path}: cannot be opened: {error.strerror or error}") from None
         return _Folder(path, files, folders)
 
     def _is_new(self, link: str) -> bool:
-        """Whether no other link led to the same folder, so that links cannot make a circle."""
+        """Whether nothing else leads to the same folder: no other link, and no way without links.
+
+        So each adapter is found once, by its own path, and links cannot make a circle.
+        """
         target = os.path.realpath(link)
-        new = target not in self.links
+        inside = f"{target}{os.sep}".startswith(f"{self.root.rstrip(os.sep)}{os.sep}")
+        above = f"{self.root}{os.sep}".startswith(f"{target.rstrip(os.sep)}{os.sep}")
+        new = not inside and not above and target not in self.links
         self.links.add(target)
         return new
 
@@ -289,6 +342,7 @@ def listed(place: Path) -> list[str]:
 
 
 def _item(id: str, kind: str, place: str, files: list[str], seen: dict[str, Seen], whole: bool) -> Item:
+    id = readable(id)
     mark = stamp(zip(files, seen.values(), strict=True))
     return Item(id, kind, place, tuple(files), sum(each.size for each in seen.values()), mark, whole)
 
@@ -316,14 +370,16 @@ def _units_in(names: Collection[str], folders: Collection[str], steps: bool) -> 
     return [_Unit(first, [*group, *settings]) for first, group in firsts.items()]
 
 
-def _one(name: str, units: list[_Unit], names: Collection[str]) -> _Unit:
-    """The adapter of a file that was named itself."""
-    files = next((unit.files for unit in units if name in unit.files), [name, *_settings_in(names)])
-    return _Unit(name, files)
-
-
 def _settings_in(names: Collection[str]) -> list[str]:
     return [name for name in names if name in CONFIGURATIONS or name == DISTCP_INDEX or name.endswith(".index.json")]
+
+
+def _leads(entry: os.DirEntry[str], ask: str) -> bool:
+    """Whether it is a folder, or a file, or a link to one; a link that leads to itself is neither."""
+    try:
+        return getattr(entry, ask)()
+    except OSError:
+        return False
 
 
 def _suffix(name: str) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -20,6 +21,9 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters at leas
 #: Stores whose writes are whole or nothing, so that no second name is needed.
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
 _UNFINISHED = ".tmp"
+_MEND = "`sweep --verify` makes it again"
+#: The first and the last bytes of a Parquet file.
+_MARK = b"PAR1"
 T = TypeVar("T")
 
 
@@ -46,6 +50,12 @@ def opened(url: str) -> tuple[Any, str]:
         raise AdapterError(f"{url}: fsspec cannot open this kind of URL: {error}") from None
 
 
+def reason(error: Exception) -> str:
+    """Why a place could not be reached, in a line: what the system says, or a store's client."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 def _plainly(function: Callable[..., T]) -> Callable[..., T]:
     """Errors of stores, which share no base class, as one."""
 
@@ -56,8 +66,7 @@ def _plainly(function: Callable[..., T]) -> Callable[..., T]:
         except Exception as error:
             if isinstance(error, AdapterError):
                 raise
-            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise StorageError(f"{self}: {reason}") from None
+            raise StorageError(f"{self}: {reason(error)}") from None
 
     return call
 
@@ -106,11 +115,16 @@ class Storage:
         if not is_url(self.place):
             path, target = Path(self.place, temporary), Path(self.place, name)
             try:
-                path.write_bytes(content)
-            except FileNotFoundError:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-            path.replace(target)
+                try:
+                    path.write_bytes(content)
+                except FileNotFoundError:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+                path.replace(target)
+            except BaseException:  # half a file on a full disk would keep it full
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                raise
             return
         files, root = opened(self.place)
         if not _ATOMIC.isdisjoint([files.protocol] if isinstance(files.protocol, str) else files.protocol):
@@ -144,7 +158,8 @@ class Storage:
             files.rm(there)
 
     @_plainly
-    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    def read_table(self, name: str, columns: Sequence[str] | None = None, mend: str = _MEND) -> pa.Table:
+        """A table, or some of its columns; ``mend`` is what to do where it cannot be read."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -154,7 +169,24 @@ class Storage:
         try:
             return pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
         except (pa.ArrowInvalid, OSError, KeyError) as error:
-            raise AdapterError(f"{self}/{name}: is no Parquet file of a sweep: {error}") from None
+            why = (str(error).splitlines() or [""])[0]
+            raise AdapterError(f"{self}/{name}: is no Parquet file of a sweep ({why}); {mend}") from None
+
+    @_plainly
+    def torn(self, folder: str) -> list[str]:
+        """The Parquet files in a folder that do not end as they should: half of one, or an empty one."""
+        found = []
+        for name in self.names(folder):
+            if is_url(self.place):
+                files, root = opened(self.place)
+                start, end = (files.cat_file(f"{root}/{folder}/{name}", *ends) for ends in ((0, 4), (-4, None)))
+            else:
+                with Path(self.place, folder, name).open("rb") as handle:
+                    start = handle.read(4)
+                    end = handle.seek(max(0, handle.seek(0, os.SEEK_END) - 4)) >= 4 and handle.read(4)
+            if not start == end == _MARK:
+                found.append(name)
+        return found
 
     @_plainly
     def write_table(self, name: str, table: pa.Table) -> None:

@@ -13,26 +13,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import bora_analysis
 
 from ..adapters import AdapterError
 from ..adapters.reading import Reading
+from ..files.errors import readable
 from ..linalg.threads import available_cores
 from ..metrics import THRESHOLD
 from ..threshold import Threshold
 from .book import Book
 from .engines import ENGINES, run
 from .keeper import begin, work
-from .results import ADAPTERS, FORMAT, SETTINGS, Results
+from .results import ADAPTERS, FORMAT, PARTS, SETTINGS, Results, rows_of, settled
 from .sources import find
 from .stamps import local, stamp
-from .storage import Storage, is_url
+from .storage import Storage, StorageError, is_url
 from .tasks import JOIN, PATH, PLAN, RANGE, WHOLE, Item, Job, Outcome, Task
-
-if TYPE_CHECKING:
-    pass
 
 #: A batch is what one call of an engine does: so many bytes, or adapters, or less where there are few.
 _BATCH_BYTES = 16 << 20
@@ -142,7 +140,8 @@ def sweep(
     spectra : store all singular values.
     sketch : ``"package.module:function"``, called with each module's path and update, stored in ``sketches``.
     threshold, solver, device, quick : as for :func:`bora_analysis.analyse`.
-    verify : read all files again and compare their hashes, whatever a quick look shows.
+    verify : read all files again and compare their hashes, whatever a quick look shows; make parts again that are not
+        whole.
     keep_errors : do not try again what could not be analysed before.
     prune : remove from the results what is not among the sources.
     keep_downloads : leave what comes from the Hub in its cache.
@@ -193,6 +192,7 @@ def sweep(
         _settle(storage, settings)
         if engine == "local" and not storage.names(ADAPTERS):  # there will be work
             begin(job, min(workers or available_cores(), len(found.items)))
+        _mend(storage, verify)
         book = Book(storage, job, found.items, keep_errors=keep_errors, verify=verify)
         progress = on_progress or (lambda _: None)
         analysed, failures = 0, []
@@ -204,18 +204,21 @@ def sweep(
 
         told()
         try:
-            for outcome in _outcomes(book.tasks(), job, engine, address, workers):
-                if "fatal" in outcome:
-                    raise AdapterError(f"{outcome['fatal']}; what is done is kept, start the sweep again")
-                if "row" in outcome and outcome["row"].get("error"):
-                    failures.append(outcome["row"]["id"])
-                else:
-                    analysed += "row" in outcome
-                book.enter(outcome)
-                told()
-        finally:
-            book.write()
-        book.close(prune=prune, failed=bool(failures))
+            try:
+                for outcome in _outcomes(book.tasks(), job, engine, address, workers):
+                    if "fatal" in outcome:
+                        raise StorageError(outcome["fatal"])
+                    if "row" in outcome and outcome["row"].get("error"):
+                        failures.append(outcome["row"]["id"])
+                    else:
+                        analysed += "row" in outcome
+                    book.enter(_told(outcome))
+                    told()
+            finally:
+                book.write()
+            book.close(prune=prune, failed=bool(failures))
+        except StorageError as error:
+            raise AdapterError(f"{error}; what is done is kept, start the sweep again") from None
     seconds = time.monotonic() - start
     return Sweep(Results(results), analysed, book.kept, tuple(failures), tuple(found.errors), found.models, seconds)
 
@@ -256,16 +259,27 @@ def _place_stamp(place: Any) -> str:
 
 
 def _settle(storage: Storage, settings: Mapping[str, Any]) -> None:
-    known = storage.read(SETTINGS)
-    if known is not None:
-        try:
-            number = json.loads(known)["format"]
-        except (ValueError, KeyError, TypeError):
-            raise AdapterError(f"{storage}/{SETTINGS}: is not that of a sweep; choose another folder") from None
-        if number != FORMAT:
-            raise AdapterError(f"{storage}/{SETTINGS}: format {number}; expected {FORMAT}; choose another folder")
+    settled(storage)
     said = {"format": FORMAT, "version": bora_analysis.__version__, "options": settings}
     storage.write(SETTINGS, json.dumps(said, indent=1, default=str).encode())
+
+
+def _mend(storage: Storage, verify: bool) -> None:
+    """Remove parts that are not whole, and let rows that are named by a time to come be earlier than all others."""
+    for table in PARTS if verify else ():
+        storage.remove([f"{table}/{part}" for part in storage.torn(table)])
+    files = storage.names(ADAPTERS)
+    if max(files, default="") > f"{time.time_ns():020d}":  # the clock was set back
+        storage.write_table(f"{ADAPTERS}/{0:020d}.parquet", rows_of(storage))
+        storage.remove([f"{ADAPTERS}/{name}" for name in files])
+
+
+def _told(outcome: Outcome) -> Outcome:
+    """With texts that every file takes, whatever bytes a path or a key has."""
+    row = outcome.get("row")
+    if row is None:
+        return outcome
+    return {"row": {name: readable(value) if isinstance(value, str) else value for name, value in row.items()}}
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def test_pairs_and_clusters(tmp_path: Path) -> None:
     assert table["cosine"].tolist()[0] == pytest.approx(1, abs=1e-6)
     assert max(map(abs, table["cosine"].tolist()[1:])) < 0.1
     double = run("fleet", results, "--show", "duplicates").stdout
-    assert double.startswith("1 pairs have one ΔW, but for a factor\nadapter  other  factor  same file\n")
+    assert double.startswith("1 pair with one ΔW, but for a factor\nadapter  other  factor  same file\n")
     assert "2 clusters of 3 adapters" in run("fleet", results, "--show", "clusters").stdout
     shown = run("fleet", results, "--show", "similarity").stdout
     assert "3 pairs, org/base, the most similar first" in shown
