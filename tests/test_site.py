@@ -84,6 +84,11 @@ def test_every_figure_is_in_the_gallery():
         with main.make_context("bora-analysis", ["figure"]) as parent:
             main.commands["figure"].make_context("figure", [*shlex.split(command), "-o", "x.png"], parent=parent)
         assert f"(gallery/{name}.png)" in page
+    for name, (command, _) in gallery.OTHERS.items():
+        own, *arguments = command.split()
+        main.commands[own].make_context(own, [*arguments, "-o", "x.png"])
+        assert f"(gallery/{name}.png)" in page
+        assert f"bora-analysis {command} -o {name}.pdf" in page
 
 
 def test_roles_become_links_and_words_descriptions():

@@ -169,7 +169,7 @@ def threshold_sweep(
     for axes in panels[1:] if wide else ():
         axes.set_ylabel("")
         axes.tick_params(labelleft=False)
-    return layout.finish(figure, title, shown, marker="")
+    return layout.finish(figure, title, shown)
 
 
 def _sweep(axes: Axes, given: data.Opened, chosen: Any, band: str, kind: Threshold, marked: Threshold) -> bool:
@@ -182,7 +182,7 @@ def _sweep(axes: Axes, given: data.Opened, chosen: Any, band: str, kind: Thresho
     taus = np.geomspace(low, high, 400)
     tops, several = [1], False
     mean_id, band_id = ("mean", "band") if kind.absolute else ("free mean", "free band")
-    for group in dict.fromkeys(chosen["adapter"].map(given.groups)):
+    for nth, group in enumerate(dict.fromkeys(chosen["adapter"].map(given.groups))):
         look, counts = given.looks[group], []
         for _, rows in given.members(chosen, group).groupby("adapter", sort=False):
             modules = rows.groupby("module", sort=False)["singular_value"]
@@ -199,7 +199,8 @@ def _sweep(axes: Axes, given: data.Opened, chosen: Any, band: str, kind: Thresho
             several = True
             axes.fill_between(taus, *ends, color=look.colour, alpha=0.15, lw=0, gid=f"{band_id}:{group}")
         # Dashed lines on top: two adapters of one bound then both show.
-        options = {**layout.line(look), "marker": "", "zorder": 3 if look.dash else 2}
+        # A few markers, each adapter's elsewhere, tell lines apart that are printed in grey.
+        options = {**layout.line(look), "markevery": (0.03 * (nth % 6), 0.2), "zorder": 3 if look.dash else 2}
         axes.plot(taus, mean, gid=f"{mean_id}:{group}", **options)
     axes.set_xscale("log")
     axes.set_xlim(low, high)

@@ -34,6 +34,13 @@ COMMANDS = {
     "figure4": f"figure4 {_FOUR}",
     "optimal_blocks": "optimal_blocks",
 }
+#: Pictures of other commands: name → what follows ``bora-analysis``, but for ``-o``, and what they show.
+OTHERS = {
+    "card": (
+        "card data/trained-bora-r8-b8",
+        "one picture of an adapter: the rank allowed and used, where, the spectrum",
+    ),
+}
 #: Figures that need what is not bundled.
 NOT_SHOWN = {"accuracy_by_measured_rank"}
 
@@ -41,13 +48,12 @@ NOT_SHOWN = {"accuracy_by_measured_rank"}
 def page() -> str:
     """One section a figure: what it shows, the picture, the command."""
     parts = []
-    for name, command in COMMANDS.items():
-        figure = command.split()[0]
-        words = FIGURES[figure].description
+    for name, (command, words) in _commands().items():
+        figure = next(word for word in command.split() if word != "figure")
         if name == figure:
             parts += [f"## {figure}", f"{words[0].upper()}{words[1:]}."]
         picture = f"![{figure}: {words}](gallery/{name}.png)" + "{ loading=lazy }"
-        shown = "\n".join(folded(f"{PROGRAM} figure {command} -o {name}.pdf", 78))
+        shown = "\n".join(folded(f"{PROGRAM} {command} -o {name}.pdf", 78))
         parts += [picture, f"```sh\n{shown}\n```"]
     return "\n\n".join(parts)
 
@@ -60,7 +66,7 @@ def drawn(folder: Path) -> list[Path]:
     here = Path.cwd()
     os.chdir(ROOT)
     try:
-        for name, command in COMMANDS.items():
+        for name, (command, _) in _commands().items():
             picture = folder / f"{name}.png"
             if not picture.exists() or picture.stat().st_mtime < newest:
                 _draw(command, picture)
@@ -70,10 +76,16 @@ def drawn(folder: Path) -> list[Path]:
     return pictures
 
 
+def _commands() -> dict[str, tuple[str, str]]:
+    """Name of a picture → the command that draws it, and what it shows."""
+    figures = {name: (f"figure {own}", FIGURES[own.split()[0]].description) for name, own in COMMANDS.items()}
+    return OTHERS | figures
+
+
 def _draw(command: str, picture: Path) -> None:
-    result = CliRunner().invoke(main, ["figure", *shlex.split(command), "-o", str(picture)])
+    result = CliRunner().invoke(main, [*shlex.split(command), "-o", str(picture)])
     if result.exit_code:
-        raise RuntimeError(f"bora-analysis figure {command}: {result.output}")
+        raise RuntimeError(f"bora-analysis {command}: {result.output}")
     with Image.open(picture) as image:
         small = image.convert("RGB").resize((image.width * 2 // 3, image.height * 2 // 3), Image.Resampling.LANCZOS)
-    small.quantize(128).save(picture, optimize=True)
+    small.quantize(256).save(picture, optimize=True)

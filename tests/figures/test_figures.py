@@ -363,6 +363,21 @@ def test_axes_of_whole_numbers_have_whole_ticks():
 # ------------------------------------------------------------------------------------------------------------ looks
 
 
+@pytest.mark.parametrize("name", ["threshold_sweep", "spectra", "trajectory", "figure4"])
+def test_lines_of_adapters_are_told_apart_without_colour(name):
+    """As they are printed in grey: by marker, its filling, or dashes; also in the legend."""
+    made = tables(steps=(0, 10)) if name == "trajectory" else tables()
+    options = {"panels": "one", "projection": "q"} if name == "trajectory" else {}
+    figure = figures.draw(name, **made, **options)
+    for axes in figure.axes:
+        lines = [line for line in axes.lines if str(line.get_gid()).rpartition(":")[0] and line.get_marker() != "None"]
+        own = [line for line in lines if any(adapter in str(line.get_gid()) for adapter, *_ in ADAPTERS)]
+        shown = {(line.get_marker(), line.get_fillstyle(), line.get_markerfacecolor() == "white") for line in own}
+        assert len(shown) == len(ADAPTERS), axes
+    marks = [(line.get_marker(), line.get_markerfacecolor() == "white") for line in figure.legends[0].legend_handles]
+    assert len(set(marks)) == len(ADAPTERS)
+
+
 def test_a_method_has_one_colour_and_marker_in_all_figures():
     data = tables(steps=(0, 1))
     found: dict[str, set[str]] = {}
