@@ -76,7 +76,7 @@ def _reasons(layers: Columns) -> Iterator[tuple[str, str]]:
             f"needs all {bound[flattest]} directions: its spectrum ends before it decays, more rank may help",
         )
     fewest = used.argmin()
-    if used.min() < used.max() or len(known) == 1:
+    if used.min() < (used.max() if len(known) > 1 else 1):  # what needs all of its directions is told above
         verb = "direction holds" if needed[fewest] == 1 else "directions hold"
         yield names[fewest], f"{needed[fewest]} {verb} 99 % of its energy, of {bound[fewest]} allowed"
     sharpest = stable.argmin()

@@ -134,7 +134,8 @@ def _strip(layers: Any, width: int) -> Iterator[str]:
         yield f"and {rest} more projections"
     first, last = str(numbers[0]), str(numbers[-1])
     gap = broad * len(groups) - len(first) - len(last)
-    yield f"{padded('layer', wide, left=True)}  {first}{f'{chr(32) * gap}{last}' if gap > 0 else f' to {last}'}"
+    end = "" if first == last else f"{' ' * gap}{last}" if gap > 0 else f" to {last}"
+    yield f"{padded('layer', wide, left=True)}  {first}{end}"
 
 
 def _signs() -> str:

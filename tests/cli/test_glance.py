@@ -227,6 +227,15 @@ def test_the_modules_that_say_most():
     assert found[2].reason == "needs all 2 directions: its spectrum ends before it decays, more rank may help"
 
 
+def test_of_one_module_nothing_is_said_twice(tmp_path):
+    write_adapter(tmp_path / "one", "lora", {"h.3.q_proj": factors(1.0, 1.0)}, alpha=2)
+    text = run(tmp_path / "one").stdout
+    assert re.search(r"\nlayer +3\n", text)
+    assert " to 3" not in text
+    assert "needs all 2 directions: its spectrum ends before it decays" in text
+    assert "of 2 allowed" not in text
+
+
 def test_the_shell_completes_commands_and_paths():
     def completed(*words):
         return ShellComplete(main, {}, "bora-analysis", "_X").get_completions(list(words[:-1]), words[-1])
