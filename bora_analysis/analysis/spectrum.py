@@ -41,7 +41,7 @@ COUNT_FROM = 256
 COUNT_CORE_FROM = 1024
 #: A worker takes modules until it has so many, their cores are so large, or so much time has gone, and then solves
 #: their cores together: a call for each small module, and a thread that waits for it, took longer than the work.
-BATCH_BYTES = 2 << 20
+BATCH_BYTES = 4 << 20
 BATCH_MODULES = 64
 BATCH_SECONDS = 0.02
 
@@ -199,8 +199,8 @@ def singular_values(update: Any, *, solver: str = "auto", device: str = "auto", 
     with one_blas_thread():
         if isinstance(update, Dense):
             return _dense_spectrum(update, solver, place)
-        cores, *sizes = _reduced(update)
-        return _union([solve(core, facts.dtype, solver, place) for core in cores], facts, *sizes)
+        known = _reduced(update)
+        return _union([solve(core, facts.dtype, solver, place) for core in known.cores], facts, known)
 
 
 def each_spectrum(
@@ -254,69 +254,73 @@ def each_spectrum(
                 waiting.append((name, update))
                 held += update.B.nbytes + update.A.nbytes
             else:
-                reduced.append((name, update.facts, *_reduced(update, name)))
-                held += sum(core.nbytes for core in reduced[-1][2])
+                reduced.append((name, update.facts, _reduced(update, name)))
+                held += sum(core.nbytes for core in reduced[-1][2].cores)
             if held >= BATCH_BYTES or time.perf_counter() > until:
                 break
         together = measured([update for _, update in waiting])
         for (name, update), sizes in zip(waiting, together, strict=True):
-            reduced.append((name, update.facts, *_checked(update, *sizes, name)))
+            reduced.append((name, update.facts, _checked(update, *sizes, name)))
         if quick is not None:
             told = [_told(quick, place, *each) for each in reduced]
             found += [each for each in told if each]
             reduced = [each for each, known in zip(reduced, told, strict=True) if not known]
         return [*found, *_solved(reduced, solver, place)]
 
-    with one_blas_thread():
-        if workers == 1:  # without threads, which would take turns
-            while batch := some():
-                yield from batch
-            return
-        with ThreadPoolExecutor(workers, thread_name_prefix="spectrum") as pool:
-            try:
-                running = {pool.submit(some) for _ in range(workers)}
-                while running:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for batch in [future.result() for future in done]:
-                        if batch:
-                            running.add(pool.submit(some))
-                        yield from batch
-            finally:  # an error, or a caller that stops early: drop what has not begun
-                pool.shutdown(wait=True, cancel_futures=True)
+    with one_blas_thread(), ThreadPoolExecutor(workers, thread_name_prefix="spectrum") as pool:
+        try:
+            running = {pool.submit(some) for _ in range(workers)}
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for batch in [future.result() for future in done]:
+                    if batch:
+                        running.add(pool.submit(some))
+                    yield from batch
+        finally:  # an error, or a caller that stops early: drop what has not begun
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _told(
-    quick: Any, place: str, name: str, facts: Facts, cores: list[Array], reach: float, floor: float
-) -> tuple[str, Facts, Spectrum] | None:
+class _Reduced(NamedTuple):
+    """An update's cores, what rounding in the computation is relative to, what that of the stored numbers makes."""
+
+    cores: list[Array]
+    reach: float
+    floor: float
+    underflows: bool = False
+
+
+def _told(quick: Any, place: str, name: str, facts: Facts, known: _Reduced) -> tuple[str, Facts, Spectrum] | None:
     """A module of one large core with its count; None for others, and where a count cannot tell."""
+    cores = known.cores
     if len(cores) != 1 or len(cores[0]) != 1 or min(cores[0].shape[1:]) < COUNT_CORE_FROM:
         return None
     (core,) = cores[0]
     found, where = _count(core, quick, place_of(core.shape, place))
     if found is None:
         return None
-    return name, facts, Spectrum(np.zeros(0), "count", where, facts.dtype, floor, counted=found, reach=reach)
+    values = np.zeros(0)
+    return name, facts, Spectrum(values, "count", where, facts.dtype, known.floor, counted=found, reach=known.reach)
 
 
 def _solved(
-    reduced: Sequence[tuple[str, Facts, list[Array], float, float, bool]], solver: str, place: str
+    reduced: Sequence[tuple[str, Facts, _Reduced]], solver: str, place: str
 ) -> list[tuple[str, Facts, Spectrum]]:
     """The spectra of modules from their cores, of which those of one shape are solved together."""
     groups: dict[tuple[Any, ...], list[Array]] = defaultdict(list)
-    for _, facts, cores, *_ in reduced:
-        for core in cores:
+    for _, facts, known in reduced:
+        for core in known.cores:
             groups[core.shape[1:], facts.dtype].append(core)
     solved = {key: solve(np.concatenate(stack), key[1], solver, place) for key, stack in groups.items()}
     taken: dict[tuple[Any, ...], int] = defaultdict(int)
     found = []
-    for name, facts, cores, *sizes in reduced:
+    for name, facts, known in reduced:
         parts = []
-        for core in cores:
+        for core in known.cores:
             key = core.shape[1:], facts.dtype
             start = taken[key]
             taken[key] = end = start + len(core)
             parts.append(replace(solved[key], values=solved[key].values[start:end]))
-        found.append((name, facts, _union(parts, facts, *sizes)))
+        found.append((name, facts, _union(parts, facts, known)))
     return found
 
 
@@ -355,29 +359,27 @@ def factor_ranks(update: Update) -> FactorRanks:
     return FactorRanks(B, sigma, A, update.facts.rank_bound, min(B, sigma, A), lower)
 
 
-def _union(parts: list[Solved], facts: Facts, reach: float, floor: float, underflows: bool) -> Spectrum:
+def _union(parts: list[Solved], facts: Facts, known: _Reduced) -> Spectrum:
     values = np.sort(np.concatenate([part.values.ravel() for part in parts]))[::-1][: facts.rank_bound]
     # What was used for the largest cores speaks for the whole.
     solver, device = max(((part.solver, part.device) for part in parts), key=lambda pair: (len(pair[1]), pair[0]))
+    _, reach, floor, underflows = known
     if solver == "gram":  # whose values are off by √(Kε)·σ₁
         reach = max(reach, spectral_norm(values) / np.sqrt(EPSILON["float64"]))
     values = np.ascontiguousarray(values)
     return Spectrum(values, solver, device, facts.dtype, floor, reach=reach, underflows=underflows)
 
 
-def _reduced(update: Update, name: str = "") -> tuple[list[Array], float, float, bool]:
-    """The cores, what rounding in the computation is relative to, what that of the stored numbers makes; underflow."""
+def _reduced(update: Update, name: str = "") -> _Reduced:
     with np.errstate(over="ignore", invalid="ignore"):
         return _checked(update, *update.measured(), name)
 
 
-def _checked(
-    update: Update, cores: list[Array], reach: float, rounding: float, name: str
-) -> tuple[list[Array], float, float, bool]:
+def _checked(update: Update, cores: list[Array], reach: float, rounding: float, name: str) -> _Reduced:
     if not reach < 1e150:  # the reach is at least their norm
         cores = [check_finite(core, name) for core in cores]
     lost = not any(core.any() for core in cores) and update.underflows()
-    return cores, reach, _floor(update, rounding), lost
+    return _Reduced(cores, reach, _floor(update, rounding), lost)
 
 
 def _floor(update: Update, rounding: float) -> float:
@@ -397,7 +399,7 @@ def _dense_spectrum(update: Dense, solver: str, place: str, quick: Any = None, n
                 spectrum = Spectrum(np.zeros(0), "count", where, facts.dtype, counted=counted)
         if spectrum is None:
             solved = solve(matrix[None], facts.dtype, solver, place)
-            spectrum = _union([solved], facts, norm(matrix), _floor(update, update.rounding()), False)
+            spectrum = _union([solved], facts, _Reduced([], norm(matrix), _floor(update, update.rounding())))
     return replace(spectrum, noise_floor=update.noise_floor()) if update.noise_floor else spectrum
 
 

@@ -25,22 +25,31 @@ def triangle(X: Array) -> Array:
     return triangles(X[None])[0]
 
 
-def triangles(stack: Array) -> Array:
-    """R of each matrix of a stack (b, p, r), up to signs of its rows.
+def triangles(*stacks: Array) -> Array:
+    """R of each matrix of stacks (b, p, r) of one shape, one stack behind the other, up to signs of its rows.
 
     From the Gram matrices, in a third to a fifth of the time of Householder's QR, where :func:`from_gram` can.
     """
-    _, p, r = stack.shape
+    b, p, r = stacks[0].shape
     if p < 2 * r or p * r * r < _SMALL:
-        return _householder(stack)
-    X = stack.astype(np.float64)
+        return _householder(stacks[0] if len(stacks) == 1 else np.concatenate(stacks))
     with np.errstate(over="ignore", invalid="ignore"):
-        parts = (X[:, start : start + _ROWS] for start in range(0, p, _ROWS))
-        gram = sum(part.transpose(0, 2, 1) @ part for part in parts)
-    R, safe = from_gram(np.asarray(gram), min(p, _ROWS))
-    if not safe.all():
-        R[~safe] = _householder(X[~safe])
+        grams = [_gram(X) for X in stacks]
+    R, safe = from_gram(np.concatenate(grams), min(p, _ROWS))
+    for k in np.flatnonzero(~safe):
+        R[k] = _householder(stacks[k // b][k % b : k % b + 1].astype(np.float64))[0]
     return R
+
+
+def _gram(stack: Array) -> Array:
+    """XᵀX of each matrix of a stack (b, p, r), summed up over parts of some rows."""
+    X = stack.astype(np.float64)
+    b, p, r = X.shape
+    whole = p - p % _ROWS
+    parts = X[:, :whole].reshape(b, -1, _ROWS, r)
+    grams = (np.swapaxes(parts, 2, 3) @ parts).sum(axis=1)
+    rest = X[:, whole:]
+    return grams + rest.transpose(0, 2, 1) @ rest
 
 
 def from_gram(gram: Array, height: int) -> tuple[Array, Array]:

@@ -16,9 +16,6 @@ from ..linalg.qr import triangles
 from .checks import coarsest, factor
 from .contract import Expanded, FactorError, Facts, Update, label
 
-#: Numbers in the factors up to which updates are reduced together.
-_SMALL = 1 << 16
-
 
 class Arithmetic:
     """What every structure has: sums, differences and multiples, see :func:`combine`; shape, and a repr.
@@ -163,12 +160,11 @@ class BlockProduct(Arithmetic):
 def measured(updates: Sequence[BlockProduct]) -> list[tuple[list[Array], float, float]]:
     """What :meth:`BlockProduct.measured` tells of each, to the bit.
 
-    Small ones with factors of the same shapes share their calls, which would take longer than the arithmetic.
+    Those with factors of the same shapes share their calls, which would take longer than the arithmetic.
     """
     alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for k, update in enumerate(updates):
-        alone = k if update.B.size + update.A.size > _SMALL else None
-        alike[update.B.shape, update.A.shape, alone].append(k)
+        alike[update.B.shape, update.A.shape].append(k)
     found: dict[int, tuple[list[Array], float, float]] = {}
     for places in alike.values():
         found |= zip(places, _measured([updates[k] for k in places]), strict=True)
@@ -178,9 +174,9 @@ def measured(updates: Sequence[BlockProduct]) -> list[tuple[list[Array], float, 
 @np.errstate(over="ignore", invalid="ignore")  # who asks looks at what came out
 def _measured(updates: Sequence[BlockProduct]) -> list[tuple[list[Array], float, float]]:
     count, (b, _, r) = len(updates), updates[0].sigma.shape
-    B, A = ([update.B for update in updates], [update.A.transpose(0, 2, 1) for update in updates])
     # Their columns are as long as those of B_i and A_jᵀ.
-    R, L = (triangles(each[0] if count == 1 else np.concatenate(each)).reshape(count, b, -1, r) for each in (B, A))
+    R = triangles(*(update.B for update in updates)).reshape(count, b, -1, r)
+    L = triangles(*(update.A.transpose(0, 2, 1) for update in updates)).reshape(count, b, -1, r)
     sigma, L = np.stack([update.sigma for update in updates]), np.swapaxes(L, -1, -2)
     sizes = _sizes(R, sigma, L)
     usual = _ordinary([size.reshape(count, -1) for size in sizes], 1)
