@@ -57,7 +57,10 @@ def named_in(fleet: Fleet, name: str) -> str:
 def _opened(given: Any, options: Any, stack: ExitStack) -> Adapter:
     place = given
     if is_url(given):
-        items = list(find([given], whole=True).items.values())
+        found = find([given], whole=True)
+        items = list(found.items.values())
+        if not items and found.errors:
+            raise AdapterError("; ".join(found.errors))
         if len(items) != 1:
             raise AdapterError(f"{given}: holds {len(items)} adapters; expected one")
         place = fetched(items[0], Path(stack.enter_context(TemporaryDirectory(prefix="fleet-"))))
@@ -66,7 +69,7 @@ def _opened(given: Any, options: Any, stack: ExitStack) -> Adapter:
         above, _, last = given.rpartition("/")
         if CHECKPOINT.fullmatch(last) and HUB_ID.fullmatch(above):
             place = download(above) / last
-    found = read_adapter(place, **options)
-    if not isinstance(found, Adapter):
+    adapter = read_adapter(place, **options)
+    if not isinstance(adapter, Adapter):
         raise AdapterError(f"{given}: holds several checkpoints; name one")
-    return found
+    return adapter

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from fleet_cases import adapter, adapters, same, tables
 
-from bora_analysis import sweep
+from bora_analysis import AdapterError, sweep
 from bora_analysis.fleet import keeper
-from bora_analysis.fleet.numbers import read_fleet
+from bora_analysis.fleet.numbers import percentiles, read_fleet
+from bora_analysis.fleet.pairs import exact_pairs
 from bora_analysis.fleet.storage import Storage
 
 pytest.importorskip("s3fs")
@@ -53,7 +54,13 @@ def test_a_sweep_of_a_bucket_is_that_of_the_folder_and_goes_on(store: Any, tmp_p
         pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
     assert first.results.adapters()["content_hash"].tolist() == here.adapters()["content_hash"].tolist()
     assert first.results.adapters()["id"].tolist() == [f"s3://bucket/adapters/a0{k}" for k in range(3)]
-    assert len(read_fleet("s3://bucket/out").adapters) == 3
+    fleet = read_fleet("s3://bucket/out")
+    assert len(fleet.adapters) == 3
+    pairs = exact_pairs([("a00", "a01")], fleet=fleet)  # fetched again
+    assert pairs["cosine"].tolist() == exact_pairs([(home / "a00", home / "a01")])["cosine"].tolist()
+    mine = here.layer_metrics([str(home / "a00")])
+    ours, theirs = (percentiles(mine, results) for results in ("s3://bucket/out", here))
+    pd.testing.assert_frame_equal(ours, theirs)
 
     before = tables("s3://bucket/out")
     again = sweep("s3://bucket/adapters", "s3://bucket/out", **options)
@@ -71,3 +78,9 @@ def test_a_bucket_that_is_not_there_is_one_line(store: Any, tmp_path: Path):
     done = sweep([adapter(tmp_path / "in"), "s3://nowhere/adapters"], tmp_path / "out", workers=1)
     assert (done.analysed, len(done.errors)) == (1, 1)
     assert done.errors[0].startswith("s3://nowhere/adapters: ")
+    for results in ("s3://nowhere/out", "s3://bucket/empty"):
+        with pytest.raises(AdapterError, match=f"{results}: holds no results of a sweep"):
+            read_fleet(results)
+    store.pipe_file("bucket/other/sweep.json", b'{"format": 2}')
+    with pytest.raises(AdapterError, match=r"s3://bucket/other/sweep\.json: format 2; expected 1"):
+        sweep(adapter(tmp_path / "in"), "s3://bucket/other", workers=1)
