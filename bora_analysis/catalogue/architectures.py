@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +27,13 @@ class Architecture:
     ----------
     prefix : path of the layers, e.g. ``"model.layers"``.
     projections : letter-free name (q, k, v, o, gate, up, down) → (path inside the layer, out_features, in_features).
+    config : its configuration in transformers, where it differs from the defaults, with ``model_type``.
     """
 
     layers: int
     prefix: str
     projections: dict[str, tuple[str, int, int]]
+    config: dict[str, Any] = field(default_factory=dict)
 
     def modules(self, projections: tuple[str, ...]) -> dict[str, tuple[int, int]]:
         """Module path → (out_features, in_features), layer by layer."""
@@ -99,33 +101,49 @@ def matrices(model: str) -> list[Matrices]:
     """
     if model.lower() in ARCHITECTURES:
         return ARCHITECTURES[model.lower()].matrices()
+    return _from_config(model)
+
+
+def _source(model: str) -> str:
+    """The folder or Hub id of a configuration."""
     path = Path(model)
     if path.name == "config.json":
         path = path.parent
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise FileNotFoundError(errno.ENOENT, "no config.json in this folder", model)
-        return _from_config(str(path), model)
+        return str(path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.json)", model):
-        return _from_config(model, model)
+        return model
     raise ValueError(
         f"model {model!r} is unknown; known: {', '.join(ARCHITECTURES)}; or a folder with a config.json of "
         "transformers, or a Hub id org/name"
     )
 
 
-def _from_config(source: str, shown: str) -> list[Matrices]:
-    require("train", f"model {shown!r}: reading a configuration", "torch", "transformers", error=ValueError)
+def configuration(model: str) -> Any:
+    """The configuration of a model, for transformers. Arguments and errors as for :func:`matrices`."""
+    known = ARCHITECTURES.get(model.lower())
+    source = "" if known else _source(model)
+    require("train", f"model {model!r}: reading a configuration", "torch", "transformers", error=ValueError)
+    from transformers import AutoConfig
+
+    if known:
+        return AutoConfig.for_model(**known.config)
+    try:
+        return AutoConfig.from_pretrained(source)
+    except OSError as error:
+        raise OSError(errno.EIO, f"transformers cannot load its configuration: {_first_line(error)}", model) from None
+    except Exception as error:  # transformers raises many kinds of errors for a bad configuration
+        raise ValueError(f"model {model!r}: its configuration cannot be used: {_first_line(error)}") from None
+
+
+def _from_config(shown: str) -> list[Matrices]:
+    config = configuration(shown)
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
     from transformers.pytorch_utils import Conv1D
 
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except OSError as error:
-        raise OSError(errno.EIO, f"transformers cannot load its configuration: {_first_line(error)}", shown) from None
-    except Exception as error:  # transformers raises many kinds of errors for a bad configuration
-        raise ValueError(f"model {shown!r}: its configuration cannot be used: {_first_line(error)}") from None
     try:
         with torch.device("meta"):
             network = AutoModel.from_config(config)

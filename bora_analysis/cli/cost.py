@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from .grid import Column, Page
 
 
+class _Batch(click.ParamType):
+    """A batch: 32x64, 32 examples of 64 tokens."""
+
+    name = "BxL"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        match = re.fullmatch(r"([1-9]\d{0,5})[x×]([1-9]\d{0,6})", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no batch; expected EXAMPLESxTOKENS, e.g. 32x64", param, ctx)
+        return int(match[1]), int(match[2])
+
+
 class _Count(click.ParamType):
     """A number of parameters: 5000000, 500k, 4.72M, 1G."""
 
@@ -37,6 +49,7 @@ class _Count(click.ParamType):
 @command(
     "cost --model llama-3-8b --target qkv --method bora -r 8 --blocks 16",
     "cost --model roberta-base --target qv --budget 500k",
+    "cost --model llama-3-8b --step 4x512 --base nf4 --checkpointing",
 )
 @click.option(
     "--model",
@@ -73,8 +86,22 @@ class _Count(click.ParamType):
     "--optimal-blocks", is_flag=True, help="Instead: N(b)/R, BoRA's parameters per unit of rank, and the best b."
 )
 @click.option("--dtype", type=click.Choice(list(BYTES)), default="float32", help="Dtype for the memory in the table.")
-@click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="adamw", help="For the memory in the table.")
+@click.option("--optimizer", type=click.Choice(list(OPTIMIZERS)), default="adamw", help="For the memory.")
 @click.option("--master", is_flag=True, help="Count a float32 copy of the weights and float32 moments in the memory.")
+@click.option(
+    "--step",
+    "batch",
+    type=_Batch(),
+    metavar="BxL",
+    help="Instead: what a training step of B examples of L tokens takes, FLOPs and memory (extra `train`).",
+)
+@click.option(
+    "--base",
+    type=click.Choice(["int8", "nf4", "nf4-double"]),
+    help="With --step: in which the frozen layers are kept.  [default: --dtype]",
+)
+@click.option("--checkpointing", is_flag=True, help="With --step: gradient checkpointing.")
+@click.option("--measure", is_flag=True, help="With --step: the least time, at this machine's speed, measured now.")
 @output("Write the records there; its end names the format: .csv, .json, .parquet, .md, .tex.")
 def cost(
     model: str,
@@ -89,18 +116,29 @@ def cost(
     dtype: str,
     optimizer: str,
     master: bool,
+    batch: tuple[int, int] | None,
+    base: str | None,
+    checkpointing: bool,
+    measure: bool,
     out: Output,
 ) -> None:
     """Parameters, multiply-adds, memory and rank bound of an adapter, before it is trained.
 
     One record per projection, summed over its layers; rank_bound is that of one matrix. With --budget one record per
     (method, r, b), with --optimal-blocks one per shape and b. --columns has more: forward_flops and backward_flops,
-    those of a training step per token, as torch counts them.
+    those of a training step per token, as torch counts them. With --step one record per method, for the whole model:
+    FLOPs of the products of matrices, and bytes of tensors; --dtype is then that of the base model.
     """
+    if batch is None and (base or checkpointing or measure):
+        raise click.UsageError("--base, --checkpointing and --measure are for a training step; add --step BxL")
+    if batch is not None and (budget is not None or optimal_blocks or master):
+        raise click.UsageError("--step takes --method, -r, --blocks; leave out --budget, --optimal-blocks and --master")
     if budget is not None and (optimal_blocks or rank is not None or blocks is not None):
         raise click.UsageError("--budget searches r and b itself; leave out -r, --blocks and --optimal-blocks")
     if optimal_blocks and (methods or rank is not None or blocks is not None):
         raise click.UsageError("--optimal-blocks is for BoRA at any r; leave out --method, -r and --blocks")
+    if batch is not None and "all" in methods:
+        methods = catalogue.trained()
     named = tuple(dict.fromkeys(methods)) or (("all",) if budget is not None else ("bora",))
     wished = catalogue.costed() if "all" in named else named
     if "all" in named and budget is None and (rank or 8) % (blocks or 8):
@@ -128,6 +166,13 @@ def cost(
             if out.top is None and out.form not in RECORDS and not out.sort:
                 out = replace(out, top=20)
             shown = _within(frame, title, budget, at_least, out.top)
+        elif batch is not None:
+            from .cost_step import foresee, step_page
+
+            frame, speed = foresee(
+                model, order, wished, batch, rank or 8, blocks, experts, dtype, base, optimizer, checkpointing, measure
+            )
+            shown = step_page(frame, f"{title}: r = {rank or 8}", batch, dtype, base, optimizer, checkpointing, speed)
         elif optimal_blocks:
             frame = block_table(name, parts)
             shown = _best_blocks(frame, title)

@@ -44,9 +44,8 @@ class Whole:
         self.model, self.name = model, name
         model.requires_grad_(False)
         self.layers = {module: model.get_submodule(module) for module in modules}
-        trained = [layer.weight for layer in self.layers.values()]
-        self.head = {key: value for key, value in model.named_parameters() if heads and key.partition(".")[0] in _HEADS}
-        for parameter in (*trained, *self.head.values()):
+        self.head = head(model) if heads else {}
+        for parameter in trained_whole(model, modules, heads=heads):
             # As PEFT's adapters: a step of 10⁻⁵ is lost in bfloat16.
             parameter.data = parameter.data.to(torch.float32)
             parameter.requires_grad_(True)
@@ -89,3 +88,13 @@ class Whole:
             told = {"base_model_name_or_path": self.name, "target_modules": list(self.layers)}
             config.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         self.rounding = (error / energy) ** 0.5 if energy else 0.0
+
+
+def head(model: Any) -> dict[str, Any]:
+    """The parameters of a new head."""
+    return {key: value for key, value in model.named_parameters() if key.partition(".")[0] in _HEADS}
+
+
+def trained_whole(model: Any, modules: Collection[str], *, heads: bool) -> list[Any]:
+    """The parameters that full fine-tuning of these modules trains."""
+    return [*(model.get_submodule(module).weight for module in modules), *(head(model).values() if heads else ())]
