@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -93,7 +94,8 @@ def outliers(fleet: Fleet, share: float, metric: str | None) -> Shown:
 
     def page() -> Page:
         columns = [
-            _text(frame, "adapter"), Column("module", [*frame["module"]], "module", key=True, names="module"),
+            _names(fleet, frame, "id", "adapter"),
+            Column("module", [*frame["module"]], "module", key=True, names="module"),
             _column(frame, "value", name), _column(frame, "expected", spare=1), _column(frame, "times"),
             _column(frame, "z"), _column(frame, "peers", spare=2),
         ]  # fmt: skip
@@ -118,7 +120,7 @@ def ranks(fleet: Fleet, share: float, metric: str | None) -> Shown:
         whole = rank_for_all(frame)
         within = "; ".join(f"{rank}: {part:.0%}" for rank, part in whole["within"].items())
         columns = [
-            _text(frame, "name", "adapter"), *_bases(frame, spare=2),
+            _names(fleet, frame, "id", "name", "adapter"), *_bases(frame, spare=2),
             _column(frame, "rank_now", "now"), _column(frame, "rank"),
             _size(frame, "bytes_now", "memory now", 1), _size(frame, "bytes", "memory", 1),
         ]  # fmt: skip
@@ -144,11 +146,10 @@ def similarity(fleet: Fleet, share: float, metric: str | None) -> Shown:
 
     def page() -> Page:
         columns = [
-            _text(frame, "name_a", "adapter"), _text(frame, "name_b", "other"), _decimals(frame, "cosine"),
-            _decimals(frame, "deviation", "±", 1), _decimals(frame, "phi_left", "φ left", 2),
-            _decimals(frame, "phi_right", "φ right", 2),
+            _names(fleet, frame, "a", "name_a", "adapter"), _names(fleet, frame, "b", "name_b", "other"),
+            _decimals(frame, "cosine"), _decimals(frame, "deviation", "±", 1),
+            _decimals(frame, "phi_left", "φ left", 2), _decimals(frame, "phi_right", "φ right", 2),
         ]  # fmt: skip
-        columns[1] = replace(columns[1], key=True, names="adapter")
         told = (
             "From sketches. cosine: tr(ΔWᵀΔW') / (‖ΔW‖ ‖ΔW'‖) over all modules; ±: the bound on its standard "
             "deviation; φ: overlap of the top 4 directions above chance, the mean over the modules that both have. "
@@ -169,7 +170,7 @@ def duplicates(fleet: Fleet, share: float, metric: str | None) -> Shown:
 
         same = ["yes" if value else "no" for value in frame["same_file"]]
         columns = [
-            _text(frame, "name_a", "adapter"), replace(_text(frame, "name_b", "other"), key=True, names="adapter"),
+            _names(fleet, frame, "a", "name_a", "adapter"), _names(fleet, frame, "b", "name_b", "other"),
             _decimals(frame, "factor"), Column("same file", same, "same_file"),
         ]  # fmt: skip
         told = "factor: ‖ΔW'‖ / ‖ΔW‖, with the sign; same file: all files have the same content."
@@ -185,7 +186,7 @@ def clusters(fleet: Fleet, share: float, metric: str | None) -> Shown:
     frame = pairs.clusters()
 
     def page() -> Page:
-        columns = [_text(frame, "name", "adapter"), _column(frame, "cluster"), _column(frame, "size")]
+        columns = [_names(fleet, frame, "id", "name", "adapter"), _column(frame, "cluster"), _column(frame, "size")]
         told = "Average linkage of the distance 1 − cosine, cut where the mean cosine falls below 0.5."
         return _page(
             f"{_many(frame['cluster'].nunique(), 'cluster')} of {_many(len(frame), 'adapter')}", columns, frame, told
@@ -237,7 +238,7 @@ def exact(fleet: Fleet, pairs: Sequence[tuple[str, str]]) -> Shown:
 
     def page() -> Page:
         columns = [
-            _text(frame, "name_a", "adapter"), replace(_text(frame, "name_b", "other"), key=True, names="adapter"),
+            _names(fleet, frame, "a", "name_a", "adapter"), _names(fleet, frame, "b", "name_b", "other"),
             _decimals(frame, "cosine"), _decimals(frame, "phi_left", "φ left", 2),
             _decimals(frame, "phi_right", "φ right", 2),
         ]  # fmt: skip
@@ -293,6 +294,19 @@ def _page(title: str, columns: list[Any], frame: pd.DataFrame, *notes: str) -> P
     from .grid import Block, Page
 
     return Page([Block(title, columns, frame)], notes)
+
+
+def _names(fleet: Fleet, frame: pd.DataFrame, ids: str, name: str, head: str = "") -> Any:
+    """The column of adapters: their names, with the step, or where two are the same still, their ids."""
+    from .text_tables import step_of
+
+    known = fleet.adapters
+    steps = known["step"] if "step" in known else [None] * len(known)
+    called = {each: f"{own}{step_of(step)}" for each, own, step in zip(known["id"], known["name"], steps, strict=True)}
+    of_label = Counter(called.values())
+    labels = [called.get(each, str(own)) for each, own in zip(frame[ids], frame[name], strict=True)]
+    labels = [str(each) if of_label[label] > 1 else label for each, label in zip(frame[ids], labels, strict=True)]
+    return replace(_text(frame, name, head), cells=labels, key=True, names="adapter")
 
 
 def _text(frame: pd.DataFrame, name: str, head: str = "", spare: int = 0) -> Any:

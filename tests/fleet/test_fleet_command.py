@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -162,3 +163,17 @@ def test_exact_pairs_and_a_shared_basis(tmp_path: Path) -> None:
         result = run("fleet", out, *arguments)
         assert (result.exit_code, result.stdout) == (code, "")
         assert told in " ".join(result.stderr.split())
+
+
+def test_adapters_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints by their step, other namesakes by where they are."""
+    monkeypatch.chdir(tmp_path)
+    for k, place in enumerate(("run/checkpoint-1", "run/checkpoint-2", "a/final", "b/final", "alone")):
+        adapter(tmp_path / "in" / place, seed=k)
+    sweep(tmp_path / "in", tmp_path / "out", workers=1, sketch="bora_analysis.fleet.sketches:sketch")
+    for view, columns in (("ranks", 1), ("clusters", 1), ("similarity", 2)):
+        shown = run("fleet", "out", "--show", view, "-q").stdout.splitlines()
+        body = [re.split("  +", line)[:columns] for line in shown[2:] if "  " in line]
+        names = {name for row in body for name in row}
+        ends = sorted(name.rpartition("in/")[2] for name in names)
+        assert ends == ["a/final", "alone", "b/final", "run step 1", "run step 2"], (view, shown)
