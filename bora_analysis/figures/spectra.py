@@ -160,7 +160,7 @@ def threshold_sweep(
     absolute, free = Threshold(tau.value), Threshold(tau.value, tau.norm is None, tau.norm)
     if ax is not None:
         _sweep(ax, given, chosen, band, absolute if tau.absolute else free, tau)
-        return layout.finished(ax, ax, title, shown, marker="")
+        return layout.finished(ax, ax, title, shown)
     wide = page.inches(width) > 4
     figure = page.blank(width, 2.5 if wide else 4.4, height)
     panels: Any = figure.subplots(1 if wide else 2, 2 if wide else 1, sharey=True)

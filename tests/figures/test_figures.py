@@ -374,8 +374,14 @@ def test_lines_of_adapters_are_told_apart_without_colour(name):
         own = [line for line in lines if any(adapter in str(line.get_gid()) for adapter, *_ in ADAPTERS)]
         shown = {(line.get_marker(), line.get_fillstyle(), line.get_markerfacecolor() == "white") for line in own}
         assert len(shown) == len(ADAPTERS), axes
-    marks = [(line.get_marker(), line.get_markerfacecolor() == "white") for line in figure.legends[0].legend_handles]
-    assert len(set(marks)) == len(ADAPTERS)
+    legends = [figure.legends[0]]
+    if name == "threshold_sweep":  # on axes of one's own, too
+        axes = Figure().subplots()
+        figures.draw(name, **made, ax=axes)
+        legends.append(axes.get_legend() or axes.figure.legends[0])
+    for legend in legends:
+        marks = [(line.get_marker(), line.get_markerfacecolor() == "white") for line in legend.legend_handles]
+        assert len(set(marks)) == len(ADAPTERS)
 
 
 def test_a_method_has_one_colour_and_marker_in_all_figures():
