@@ -60,6 +60,7 @@ figures: bundled-figures
 adapters: .venv/.installed-dev
 	$(BIN)/python data/prepare.py
 	$(BIN)/python data/make_adapters.py
+	$(BIN)/python data/make_experiments.py
 
 screenshots: .venv/.installed-dev
 	$(BIN)/pytest tests/app/test_dashboard_browser.py -k wide_and_on_a_phone

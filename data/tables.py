@@ -1,16 +1,19 @@
-"""The tables of data/README.md, from results.csv and capture.csv: ``python data/tables.py`` prints them as Markdown.
+"""The tables of data/README.md, from the CSV files beside it: ``python data/tables.py`` prints them as Markdown.
 
 A difference is taken seed by seed; its interval is Student's, of 95 %, over the seeds that both have.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import make_adapters as made
+import make_experiments as experiments
 import rank_task
 from make_adapters import ADAPTERS, SEEDS, TASKS, Run
 
@@ -160,12 +163,112 @@ def cut_table(task: str) -> str:
     return "\n".join(lines)
 
 
+#: The adapters of table 1 → the variants of the preset table1-small, whose settings they have.
+TABLE_1 = {
+    **{name: name for name in ("lora-r8", "lora-r16", "lora-r32", "dora-r8", "hydralora-r4")},
+    "melora-r8-n4": "melora-n4-r8",
+    "bora-r8-b8": "bora-r8-b8",
+    "bora-r8-b16": "bora-r8-b16",
+}
+
+
+def paper_table(name: str, task: str = "products") -> str:
+    """An experiment at its small size; where the paper has it, beside the paper's differences, in points."""
+    import pandas as pd
+
+    from bora_analysis.training import read_plan
+    from bora_analysis.training.beside import APART, START, beside_paper
+    from bora_analysis.training.experiment import table_of
+
+    if name == "table1":
+        kind = "regression" if task == "products" else "classification"
+        plan, found = read_plan("table1-small", {**experiments.GIVEN, "task": kind}), scores()
+        rows = [(TABLE_1[each], seed, found[Run(task, each, seed)]) for each in TABLE_1 for seed in SEEDS]
+        runs = pd.DataFrame(rows, columns=["variant", "seed", "value"]).assign(metric=plan.runs[0].settings.scored_by)
+    else:
+        plan, runs = experiments.plan_of(name), pd.read_csv(experiments.TABLES[name])
+        runs = runs[runs["experiment"] == name].assign(value=lambda rows: 100 * rows["value"])
+    frame = beside_paper(table_of(plan, runs), plan)
+    models = [str(head) for head in frame if str(head).startswith(START) and not str(head).endswith(APART)]
+    measured = "effective_rank" in frame
+    axes = [{"target": "projections"}.get(axis, axis) for axis in plan.axes]
+    heads = ["variant", *axes, "seeds", HEADS[task].split(", ")[1], f"− {plan.reference} [95 %], p"]
+    heads += ["effective rank, bound"] * measured + [f"paper, {head.removeprefix(START)}" for head in models]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
+    for row in frame.to_dict("records"):
+        if not row["n"]:
+            continue
+        cells = [row["variant"], *(str(row[axis]) for axis in plan.axes), str(row["n"])]
+        cells.append(f"{row['mean']:.2f} ± {row['sd']:.2f}" if row["n"] > 1 else f"{row['mean']:.2f}")
+        apart = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}], {row['p']:.2g}"
+        cells.append(
+            "" if row["variant"] == plan.reference else apart if row["pairs"] > 1 else f"{row['difference']:+.2f}"
+        )
+        if measured:
+            cells.append(f"{row['effective_rank']:.1f} of {row['rank_bound']:.0f}")
+        for head in models:
+            told = row[head + APART]
+            cells.append(f"{row[head]:.2f}" + (f" ({told:+.2f})" if told == told else ""))
+        lines.append(f"| {' | '.join(map(_signed, cells))} |")
+    return "\n".join(lines)
+
+
+#: What the paper says of an experiment → the experiment, its variant and the one that it is compared with, and where.
+CLAIMS = (
+    ("Without Exp BoRA is less accurate (§4.3, figure 3 a)", "figure3a", "bora-no-exp", "bora", "QV"),
+    ("Without Norm BoRA is less accurate (§4.3, figure 3 a)", "figure3a", "bora-no-norm", "bora", "QV"),
+    ("Norm matters more than Exp (§4.3)", "figure3a", "bora-no-norm", "bora-no-exp", "QV"),
+    ("BoRA is more accurate than LoRA: Q (§4.4, figure 3 c)", "table8", "bora-r8-b16", "lora-r8", "Q"),
+    ("… QV", "table8", "bora-r8-b16", "lora-r8", "QV"),
+    ("… QKV", "table8", "bora-r8-b16", "lora-r8", "QKV"),
+    ("… even with b = 2, r = 8 (§4.4, figure 3 b)", "table9", "bora-b2", "lora", "QV"),
+    ("Accuracy rises with b: from 2 to 16, r = 8 (§4.4)", "table9", "bora-b16", "bora-b2", "QV"),
+    ("BoRA is more accurate than at LoRA's gain (no claim of the paper)", "gain", "bora", "bora-gain-1", "QV"),
+    ("At LoRA's gain BoRA is more accurate than LoRA (no claim of the paper)", "gain", "bora-gain-1", "lora", "QV"),
+)
+
+
+def claim_table() -> str:
+    """What the paper says and what the small experiments show: differences in points, over the seeds that both have."""
+    import pandas as pd
+
+    from bora_analysis.training.beside import APART, START, beside_paper
+    from bora_analysis.training.experiment import paired, table_of
+
+    lines = ["| claim | the paper's differences | here [95 %], p | seeds | so |", "|---|--:|--:|--:|---|"]
+    for claim, name, variant, other, target in CLAIMS:
+        plan, runs = experiments.plan_of(name), pd.read_csv(experiments.TABLES[name])
+        runs = runs[(runs["experiment"] == name) & (runs["target"] == target)].assign(
+            value=lambda rows: 100 * rows["value"]
+        )
+        own = runs.pivot_table(index="seed", columns="variant", values="value")[[variant, other]].dropna()
+        apart = (own[variant] - own[other]).tolist()
+        middle, low, high, p = paired(apart)
+        frame = beside_paper(table_of(plan, runs), plan)
+        if "target" in frame:
+            frame = frame[frame["target"] == target]
+        heads = [str(head) for head in frame if str(head).startswith(START) and not str(head).endswith(APART)]
+        found: Any = frame.set_index("variant")
+        told = [found.loc[variant, head] - found.loc[other, head] for head in heads]
+        paper = ", ".join(f"{each:+.2f}" for each in told) or "–"
+        expected = -1.0 if variant.startswith("bora-no") else 1.0
+        so = "cannot be told" if not (low > 0 or high < 0) else "holds here" if middle * expected > 0 else "fails here"
+        here = f"{middle:+.2f} [{low:+.2f}, {high:+.2f}], {p:.2g}" if len(apart) > 1 else f"{middle:+.2f}"
+        lines.append(f"| {' | '.join([claim, _signed(paper), _signed(here), str(len(apart)), so])} |")
+    return "\n".join(lines)
+
+
 def interval(values: list[float]) -> str:
     """Mean and Student's interval of 95 %: +0.66 [−1.27, +2.58]."""
     from bora_analysis.training.experiment import paired
 
     middle, low, high, _ = paired(values)
     return f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
+
+
+def _signed(cell: str) -> str:
+    """Minus signs in place of hyphens before numbers; names keep theirs."""
+    return re.sub(r"(?<![\w])-(?=\d)", "−", cell)
 
 
 def _spread(values: list[float]) -> str:
@@ -183,6 +286,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "advice": advice_table,
     "a task that needs rank": rank_task.table,
     **{f"cuts, {task}": partial(cut_table, task) for task in CUTS},
+    **{f"paper's table 1, {task}": partial(paper_table, "table1", task) for task in TASKS},
+    **{f"experiment {name}": partial(paper_table, name) for name in experiments.NAMES},
 }
 
 

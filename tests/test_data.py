@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from bora_analysis import Adapter, factor_table, layer_metrics, read_adapter, recommend, singular_values
 from bora_analysis.adapters import checkpoints
 from bora_analysis.cli import main
+from bora_analysis.training import read_plan
 
 DATA = Path(__file__).parents[1] / "data"
 README = (DATA / "README.md").read_text(encoding="utf-8")
@@ -254,3 +255,69 @@ def test_a_student_reaches_what_its_method_can_represent(monkeypatch) -> None:
     exact = rows[rows["student"].str.contains("LoRA")]
     assert (exact["trained"] <= exact["reachable"] + 1e-5).all()
     assert set(rows["parameters"]) == {768}
+
+
+def test_the_experiments_are_those_of_the_plans() -> None:
+    """Each row is a run of its plan, with the parameters that the shapes give; runs of several plans are one run."""
+    made = script("make_experiments")
+    tables = {name: pd.read_csv(path) for name, path in made.TABLES.items()}
+    for name, plan in ((name, made.plan_of(name)) for name in made.NAMES):
+        own = tables[name][tables[name]["experiment"] == name]
+        keys = ["variant", "r", "target", "seed"]
+        planned = {(run.variant, run.settings.r, run.settings.target, run.settings.seed): run for run in plan.runs}
+        found = list(own[keys].itertuples(index=False, name=None))
+        assert len(set(found)) == len(found) >= 8, name
+        assert set(found) <= planned.keys(), name
+        assert own.groupby(keys[:3])["seed"].apply(sorted).map(lambda seeds: seeds in ([0, 1], [0, 1, 2])).all(), name
+        for key, row in zip(found, own.to_dict("records"), strict=True):
+            settings = planned[key].settings
+            b = settings.blocks or 0
+            assert row["steps"] == settings.steps
+            assert row["parameters"] == 6 * len(row["target"]) * row["r"] * (384 + 384 + b * b)
+            assert row["effective_rank"] <= row["rank_bound"] == row["r"] * max(b, 1)
+            assert 0 < row["value"] < 1
+            for package in row["versions"].split(", "):
+                assert package in README
+    every = pd.concat(tables[name] for name in ("figure3a", "gain")).drop_duplicates()
+    plain = every[every["variant"] != "bora-gain-1"]
+    assert plain.groupby(["method", "r", "blocks", "target", "seed"])["value"].nunique().eq(1).all()
+
+
+def test_what_the_readme_says_of_the_experiments() -> None:
+    """The claims' differences against scipy; the bundled runs have the settings of the small table 1."""
+    from scipy.stats import ttest_rel
+
+    told = (DATA.parent / "docs/paper.md").read_text(encoding="utf-8")
+    assert script("tables").claim_table() in told
+    runs = pd.read_csv(DATA / "experiments.csv")
+    ablations = (
+        runs[runs["experiment"] == "figure3a"].pivot_table(index="seed", columns="variant", values="value") * 100
+    )
+    for name, claim in (("bora-no-exp", "Without Exp"), ("bora-no-norm", "Without Norm")):
+        test: Any = ttest_rel(ablations[name], ablations["bora"])
+        low, high = test.confidence_interval()
+        middle = (ablations[name] - ablations["bora"]).mean()
+        cell = f"{middle:+.2f} [{low:+.2f}, {high:+.2f}], {test.pvalue:.2g}".replace("-", "−")
+        assert re.search(rf"\| {claim} BoRA .* \| {re.escape(cell)} \| 3 \|", told)
+    gain = pd.read_csv(DATA / "gain.csv")
+    gain = gain.assign(value=100 * gain["value"])
+    means = gain.pivot_table(index="seed", columns="variant", values="value").mean()
+    ranks = gain.groupby("variant")["effective_rank"].mean()
+    apart = [means[name] - means["lora"] for name in ("bora-no-exp", "bora-no-norm")]
+    said = " ".join(README.split())
+    assert f"of the same rank, loses {means['bora'] - means['bora-gain-1']:.1f} points with each seed" in said
+    by_seed = gain.pivot_table(index="seed", columns="variant", values="value")
+    assert (by_seed["bora"] > by_seed["bora-gain-1"]).all()
+    assert f"({apart[0]:+.1f} and {apart[1]:+.1f} points)".replace("-", "−") in said
+    assert f"the effective rank is {ranks['bora-no-norm']:.0f} of 128 in place of {ranks['bora']:.0f}" in said
+    assert (gain["rank_bound"].max(), round(np.sinh(4) / 4, 1), round(4 / 3, 1)) == (128, 6.8, 1.3)
+    bundled_runs = script("make_adapters")
+    plan = read_plan("table1-small", {"model": "m", "data": "d"})
+    rows = {row.variant: row.settings for row in plan.runs}
+    for name, variant in script("tables").TABLE_1.items():
+        record = json.loads((DATA / f"trained-{name}" / "run.json").read_text(encoding="utf-8"))["settings"]
+        wanted = rows[variant].as_record()
+        for key in ("method", "r", "steps", "batch_size", "learning_rate", "max_length", "group_by_length", "target"):
+            assert record[key] == wanted[key], (name, key)
+        assert (record["blocks"] or 0) == (wanted["blocks"] or 0)
+    assert bundled_runs.SEEDS == (0, 1, 2)

@@ -31,6 +31,7 @@ COMMANDS = {
     "figure1": "figure1",
     "figure2": "figure2",
     "figure3": "figure3",
+    "figure3-own": "figure3 data/experiments.csv --paper",
     "figure4": f"figure4 {_FOUR}",
     "optimal_blocks": "optimal_blocks",
 }
