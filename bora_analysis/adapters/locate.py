@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files.base_model import entries, is_model, model_paths
-from ..files.configuration import CONFIG_NAME, configuration_files
+from ..files.configuration import CONFIG_NAME, configuration_files, read_configuration
 from ..files.errors import AdapterError, counted
 from ..files.keys import natural
 from ..files.tensors import DISTCP, DISTCP_INDEX, OPENERS, SHARD, shards
+from .initialisation import changes_base
 
 SUFFIXES = tuple(OPENERS)
 # PEFT's, MLX's, diffusers' and AdapterHub's names. In this order: PEFT prefers safetensors where both lie in a folder.
@@ -57,6 +58,11 @@ def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
             yield found.weights.parent
         yield from shards(found.weights)
         yield from configuration_files(found.config.parent)
+        first = first_step(found)
+        if first is not None and changes_base(read_configuration(found.config.parent) or {}):
+            yield first.folder or first.weights.parent
+            yield from shards(first.weights)
+            yield from configuration_files(first.weights.parent)
 
 
 class Located(NamedTuple):
@@ -108,6 +114,19 @@ def located(home: Path) -> Located:
     if weights is None:
         raise AdapterError(_nothing_in(home))
     return Located(weights, weights.parent / CONFIG_NAME, home)
+
+
+def first_step(found: Located) -> Located | None:
+    """The adapter of the same run before its first step: ``checkpoint-0`` in its folder, or beside a checkpoint."""
+    folder = found.folder
+    if folder is None:
+        return None
+    try:
+        run = folder.parent if CHECKPOINT.fullmatch(folder.name) else folder
+        first = run / "checkpoint-0"
+        return located(first) if first.is_dir() else None
+    except AdapterError:
+        return None
 
 
 def adapters_below(folder: Path, steps: bool = False, depth: int = 6) -> list[Path]:

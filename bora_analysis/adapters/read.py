@@ -26,8 +26,21 @@ from ..methods.unreadable import refuse_unreadable
 from ..updates.contract import Update
 from .adapter import Adapter, Trajectory
 from .in_memory import BaseInMemory, InMemory, is_state_dict, model_of, open_model, settings_of
-from .initialisation import init_warnings, relative
-from .locate import HUB_ID, Located, checkpoints_in, download, homes, located, named, near, some, step_of, twins
+from .initialisation import changes_base, init_warnings, relative
+from .locate import (
+    HUB_ID,
+    Located,
+    checkpoints_in,
+    download,
+    first_step,
+    homes,
+    located,
+    named,
+    near,
+    some,
+    step_of,
+    twins,
+)
 from .model_difference import difference
 from .reading import Options, Reading
 
@@ -63,7 +76,8 @@ def read_adapter(source: Any, **reading: Unpack[Options]) -> Adapter | Trajector
         each other, a bound on every mixture; or module path → inputs of its router (T, n), for the mean over them. See
         :func:`bora_analysis.updates.mixture.mixed`.
     initial : an adapter as it was before training, where training began with factors that are not zero and were taken
-        out of the base model (PiSSA, LoRA-GA): the update is then the difference.
+        out of the base model (PiSSA, LoRA-GA): the update is then the difference. By default ``checkpoint-0`` of the
+        same run, as `train` writes it, if it is there.
     shapes : module path → (out_features, in_features) of the base model's layers, which the files of some methods do
         not store (VeRA, MiSS, FourierFT and others).
     name : the adapter's name, by default taken from the path.
@@ -167,7 +181,8 @@ def _read_path(text: str, wish: Reading) -> Adapter | Trajectory:
     return _read_one(located(place), beside, wish)
 
 
-def _read_one(found: Located, warnings: list[str], wish: Reading) -> Adapter:
+def _read_one(found: Located, warnings: list[str], wish: Reading, *, alone: bool = False) -> Adapter:
+    """One adapter; ``alone``: without the one that its run began with."""
     folder = None if found.folder is None else named(found.folder)
     step = step_of(found.weights if folder is None else folder)
     title = found.weights.stem if folder is None else folder.name if step is None else folder.parent.name
@@ -185,6 +200,13 @@ def _read_one(found: Located, warnings: list[str], wish: Reading) -> Adapter:
             )
         return difference(model, wish.base, title, step)
     config = read_configuration(found.config.parent) if wish.config is None else settings_of(wish.config)
+    first = None if alone or wish.initial is not None or not changes_base(config or {}) else first_step(found)
+    if first is not None:
+        wish = replace(wish, initial=_read_one(first, [], wish, alone=True))
+        told = (
+            f"{first.folder or first.weights} is subtracted: training began with it, and with a base model without it"
+        )
+        warnings = [*warnings, told]
     adapter = adapter_of(open_tensors(found.weights), config, title, step, wish)
     beside = [f"{found.weights.name} is read, not {name} beside it" for name in twins(found.weights) if found.folder]
     return replace(adapter, path=found.weights, warnings=(*warnings, *beside, *adapter.warnings))

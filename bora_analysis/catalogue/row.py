@@ -36,12 +36,20 @@ class Training:
     ----------
     config : module and class of PEFT's configuration; empty: the matrices themselves are trained, without PEFT.
     fixed : settings of the configuration that select this method.
-    passed : further settings of the configuration → the :class:`bora_analysis.training.Settings` they come from.
+    passed : further settings of the configuration → the option of ``train`` that they come from, or what follows from
+        options (see :func:`bora_analysis.training.peft_configs.peft_config`). ``"a.b"`` is b of the configuration in a.
+    own : whether an option that is not given has the configuration's own default. Else it has that of ``train``, the
+        paper's: for LoRA and its relatives.
+    procedure : what the loop does besides, a name of :data:`bora_analysis.training.procedures.PROCEDURES`.
+    options : options of ``train`` that the procedure uses.
     """
 
     config: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
     passed: Mapping[str, str] = field(default_factory=dict)
+    own: bool = False
+    procedure: str = ""
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Method:
     cost : None for a method of unknown cost.
     listed : False for a special case of another method; ``all`` leaves it out.
     made : whether its adapters can be written and made at random.
-    training : None for a method that ``train`` does not accept.
+    training : None for a method that ``train`` does not accept. untrained : why it does not.
     needs_base : whether ΔW depends on the base model's weights.
     initialises : beginning of PEFT's ``init_lora_weights``, for a method that changes the base model at the start.
     """
@@ -107,6 +115,7 @@ class Method:
     listed: bool = True
     made: bool = False
     training: Training | None = None
+    untrained: str = ""
     needs_base: bool = False
     initialises: str = ""
 

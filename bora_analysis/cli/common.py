@@ -85,6 +85,30 @@ def command(*examples: str, **settings: Any) -> Callable[[Callable[..., Any]], c
     return click.command(cls=settings.pop("cls", Command), examples=examples, **settings)
 
 
+def set_values(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """``("r=8", "method=lora")`` → settings; a value is of JSON or TOML, or else a text.
+
+    >>> set_values(None, None, ("steps=100", "names=['a', 'b']", "model=org/name"))  # type: ignore[arg-type]
+    {'steps': 100, 'names': ['a', 'b'], 'model': 'org/name'}
+    """
+    import json
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for value in values:
+        key, sign, text = value.partition("=")
+        if not sign or not key.strip():
+            raise click.BadParameter(f"{value!r} sets nothing; expected KEY=VALUE, such as steps=100")
+        try:
+            found[key.strip()] = json.loads(text)
+        except ValueError:
+            try:
+                found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+            except ValueError:
+                found[key.strip()] = text
+    return found
+
+
 def engines(workers: str, *names: str) -> Decorator:
     """--engine, --address and --workers of a command whose work joblib spreads; ``workers`` is the help of the last.
 

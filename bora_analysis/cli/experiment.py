@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import command, engines, fail, print_listed, stop
+from .common import command, engines, fail, print_listed, set_values, stop
 from .output import Output, output
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ..training.plan import Plan, Run
-
-
-def _changes(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """``("r=8", "method=lora")`` → settings; a value is JSON, or else a text."""
-    found: dict[str, Any] = {}
-    for value in values:
-        key, sign, text = value.partition("=")
-        if not sign or not key:
-            raise click.BadParameter(f"{value!r} sets nothing; expected KEY=VALUE, such as steps=100")
-        try:
-            found[key.strip()] = json.loads(text)
-        except ValueError:
-            found[key.strip()] = text
-    return found
 
 
 @command(
@@ -40,7 +25,9 @@ def _changes(context: click.Context, option: click.Parameter, values: tuple[str,
 @click.option("-o", "--output", "folder", metavar="DIR", help="Where the runs and tables lie; a second start goes on.")
 @click.option("--model", metavar="DIR_OR_HUB_ID", help="The base model of every run.")
 @click.option("--data", metavar="FILE_OR_HUB_ID", help="The data of every run.")
-@click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, callback=_changes, help="A setting of every run.")
+@click.option(
+    "--set", "changes", metavar="KEY=VALUE", multiple=True, callback=set_values, help="A setting of every run."
+)
 @click.option(
     "--reuse", metavar="DIR", multiple=True, help="Copy finished runs with the same settings from there; repeatable."
 )

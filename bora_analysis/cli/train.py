@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ..catalogue import ACTIVATIONS, trained
-from .common import command, print_listed, stop
+from .common import command, print_listed, set_values, stop
 
 # As in training.settings, which is imported when the command runs.
 _TASKS = ("classification", "regression", "causal-lm")
@@ -58,12 +58,29 @@ def _ranks(context: click.Context, option: click.Parameter, value: str | None) -
     return {_RANKS[key][0]: entry for key, entry in told.items()}
 
 
+def _configuration(context: click.Context, option: click.Parameter, value: str | None) -> dict[str, Any]:
+    """Settings of a method's configuration, from a file."""
+    if value is None:
+        return {}
+    try:
+        with click.open_file(value, encoding="utf-8") as file:
+            told = json.load(file)
+    except OSError as error:
+        raise click.BadParameter(f"{value}: {error.strerror}; expected a file") from None
+    except ValueError as error:
+        raise click.BadParameter(f"{value}: is no JSON ({error}); expected a table of settings") from None
+    if not isinstance(told, dict):
+        raise click.BadParameter(f"{value}: holds a {type(told).__name__}; expected a table of settings")
+    return told
+
+
 def _columns(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",")) if value is not None else ()
 
 
 @command(
     "train --model roberta-base --data reviews.csv --method bora -r 8 --blocks 16 -o my-bora",
+    "train --model roberta-base --data reviews.csv --method fourierft --set n_frequency=500 -o my-fourierft",
     "train --recipe glue-rte -o rte",
 )
 @click.option("--recipe", metavar="NAME", help="An experiment of the paper; other options change it.")
@@ -76,16 +93,34 @@ def _columns(context: click.Context, option: click.Parameter, value: str | None)
 )
 @click.option("--task", type=click.Choice(_TASKS), default="classification")
 @click.option("--method", type=click.Choice(trained()), default="bora")
-@click.option("-r", "--rank", "r", type=int, default=8)
-@click.option("--blocks", type=int, help="b of BoRA or minis of MELoRA.  [default: 16; 4 for MELoRA]")
+@click.option("-r", "--rank", "r", type=int, help="[default: 8; far relatives of LoRA: PEFT's]")
+@click.option(
+    "--blocks",
+    type=int,
+    help="Blocks of BoRA (16), GraLoRA and BD-LoRA (2), minis of MELoRA (4), stages of ReLoRA (4).  [default: these]",
+)
 @click.option(
     "--ranks", metavar="FILE", callback=_ranks, help="r and α by module: the JSON of `recommend --pattern`, or - ."
 )
-@click.option("--experts", type=int, default=3, help="Matrices B of HydraLoRA.")
-@click.option("--alpha", type=float, help="α.  [default: 2r]")
-@click.option("--rslora", is_flag=True, help="Scale by α/√r.")
-@click.option("--activation", type=click.Choice(ACTIVATIONS), default="exp-norm")
-@click.option("--dropout", type=float, default=0.05)
+@click.option("--experts", type=int, help="Of HydraLoRA, MoELoRA and Lily.  [default: 3; Lily: PEFT's]")
+@click.option("--alpha", type=float, help="α.  [default: 2r; far relatives of LoRA: PEFT's]")
+@click.option("--rslora", is_flag=True, default=None, help="Scale by α/√r.")
+@click.option("--activation", type=click.Choice(ACTIVATIONS), help="Of BoRA.  [default: exp-norm]")
+@click.option("--dropout", type=float, help="[default: 0.05; far relatives of LoRA: PEFT's]")
+@click.option(
+    "--b-learning-rate-ratio", type=float, metavar="X", help="Of LoRA+: the rate of B over that of A.  [default: 16]"
+)
+@click.option(
+    "--set",
+    "changes",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=set_values,
+    help="A further setting of the method's configuration in PEFT.",
+)
+@click.option(
+    "--config", "configuration", metavar="FILE", callback=_configuration, help="A JSON file of such settings, or - ."
+)
 @click.option("--target", default="QV", help="Letters of QKVOGUD, or names: query,value.")
 @click.option("--text", callback=_columns, metavar="COLUMN[,COLUMN]", help="Column of the text, or of a pair of texts.")
 @click.option("--label", metavar="COLUMN", help="Column of the class or number.")
@@ -108,6 +143,11 @@ def _columns(context: click.Context, option: click.Parameter, value: str | None)
 @click.option("--max-length", type=int, default=512, help="Tokens per example.")
 @click.option("--group-by-length", is_flag=True, help="Batches of similar length: less padding.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory, more time.")
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8", "nf4"]),
+    help="The frozen base model in 8 bits (torchao) or in 4 (bitsandbytes); extra `quantize`.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32")
 @click.option(
     "--checkpoints",
@@ -134,16 +174,20 @@ def train(
     resume: bool,
     output: str | None,
     ranks: dict[str, Any],
+    changes: dict[str, Any],
+    configuration: dict[str, Any],
     **given: Any,
 ) -> None:
     """Train an adapter with transformers and PEFT (extra `train`).
 
     Defaults are the paper's for RoBERTa-Base: AdamW, linear decay, α = 2r, no weight decay. Progress goes to stderr,
-    the last metric to stdout. DIR can be given to every other command; DIR/run.json records the run.
+    the last metric to stdout. DIR can be given to every other command; DIR/run.json records the run. A method that is
+    no close relative of LoRA has PEFT's own defaults, and what no option sets is set by PEFT's names with --set.
     """
     try:
         from ..training import RECIPES, Settings, TrainingError
         from ..training import train as run
+        from ..training.recipes import without_options
     except ImportError as error:
         stop(error)
     if listing:
@@ -159,8 +203,10 @@ def train(
     chosen = {
         key: value for key, value in given.items() if context.get_parameter_source(key) != ParameterSource.DEFAULT
     }
-    if "method" in chosen and "blocks" not in chosen:  # the recipe's blocks are for BoRA
-        settings.pop("blocks", None)
+    if "method" in chosen:
+        settings = without_options(settings, chosen["method"])
+    if changes or configuration:
+        chosen["peft"] = configuration | changes
     if twice := sorted(ranks.keys() & chosen.keys()):
         raise click.UsageError(f"got --ranks and {', '.join(f'--{name}' for name in twice)}; expected one of them")
     settings |= chosen | ranks

@@ -1,8 +1,10 @@
-"""MoELoRA (arXiv 2310.18339), y += s Σ_k gate_k(task) B_k A_k x.
+"""MoELoRA (arXiv 2310.18339), y += s Σ_k gate_k B_k A_k x.
 
-Its authors': ``.lora_A.loraA.{k}.mlp.weight`` (r/K, n) and the same tensor again without ``.mlp``,
-``.lora_B.loraB.{k}…`` (m, r/K), ``.lora_task_embedding.weight`` (tasks, d), ``.lora_gate.GateL.weight`` (K, d). s = α/r
-with the r of all experts together.
+Ours: ``<module>.moelora_A`` (K, r, n), ``.moelora_B`` (K, m, r), ``.moelora_route`` (K, n), with the gates
+softmax(route x), and s = α/r with the r of one expert. Its authors', with gates by task:
+``.lora_A.loraA.{k}.mlp.weight`` (r/K, n) and the same tensor again without ``.mlp``, ``.lora_B.loraB.{k}…`` (m, r/K),
+``.lora_task_embedding.weight`` (tasks, d), ``.lora_gate.GateL.weight`` (K, d), and s = α/r with the r of all experts
+together.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.keys import module_path
-from ..files.parts import fitted
+from ..files.parts import collect, fitted
 from ..linalg import Array
 from ..projections import Projection, Target, Wish
 from ..updates.contract import Update
@@ -32,7 +34,11 @@ _MOE = re.compile(
 
 
 def read(source: Source) -> Found | None:
-    """MoELoRA as its authors save it."""
+    """MoELoRA, in our layout and its authors'."""
+    ours, rest = collect(source, "moelora_(A|B|route)")
+    if ours:
+        loaders = {name: load for module, parts in ours.items() for name, load in _ours(source, module, parts).items()}
+        return Found("moelora", loaders, rest, [note(source, "MoELoRA")])
     keys = source.tensors.keys()
     if not any(re.search(r"\.lora[AB]\.\d+\.", key) for key in keys):
         return None
@@ -47,13 +53,21 @@ def read(source: Source) -> Found | None:
         else:
             # The same tensor stands under two names.
             found[hit["module"]].setdefault(hit["part"], key)
-    loaders: dict[str, Loader] = {}
+    loaders = {}
     for module, parts in found.items():
         if set(parts) <= {"gate", "task_embedding"}:  # a router shared by the layers
             rest += parts.values()
         else:
             loaders |= _moe(source, module, parts)
     return Found("moelora", loaders, rest, [note(source, "MoELoRA")])
+
+
+def _ours(source: Source, module: str, parts: Mapping[str, str]) -> dict[str, Loader]:
+    shapes = {"A": "moelora_A (K, r, n)", "B": "moelora_B (K, m, r)", "route": "moelora_route (K, n)"}
+    keys, sizes = fitted(source, parts, **shapes)
+    source.check_rank(module, keys["A"], sizes["r"])
+    factors = {"A": [keys["A"]], "B": [keys["B"]], "route": keys["route"]}
+    return loaders_of(source, module, factors, sizes["K"], "moelora", source.scaling(module, sizes["r"]))
 
 
 def _moe(source: Source, module: str, parts: Mapping[str, str]) -> dict[str, Loader]:

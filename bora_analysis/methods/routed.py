@@ -68,7 +68,7 @@ def mix(
     router: int,
     dtype: str,
 ) -> Update:
-    matrices = list(B[0]) if len(B) == 1 and B[0].ndim == 3 else B
+    matrices, A = (list(side[0]) if len(side) == 1 and side[0].ndim == 3 else side for side in (B, A))
     if isinstance(choice, np.ndarray):
         if route is None:
             raise FactorError(

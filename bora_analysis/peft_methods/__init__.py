@@ -1,4 +1,4 @@
-"""BoRA, MELoRA, SBoRA and HydraLoRA as PEFT methods, to be trained like PEFT's own.
+"""BoRA, MELoRA, SBoRA, HydraLoRA and MoELoRA as PEFT methods, to be trained like PEFT's own.
 
 The import registers them; then ``get_peft_model``, ``PeftModel.from_pretrained``, several adapters, merging and saving
 work as for LoRA. Needs peft 0.21; tested with peft 0.21.0 and 0.21.2, transformers 5.23.
@@ -7,6 +7,7 @@ work as for LoRA. Needs peft 0.21; tested with peft 0.21.0 and 0.21.2, transform
 * :class:`MeloraConfig`: arXiv 2402.17263, equal mini-LoRAs along the diagonal.
 * :class:`SboraConfig`: SBoRA-FA and SBoRA-FB (Po et al., ICONIP 2024), LoRA with one factor of standard basis vectors.
 * :class:`HydraloraConfig`: arXiv 2404.19245, one A, K matrices B and a router, for comparison; it cannot be merged.
+* :class:`MoeloraConfig`: arXiv 2310.18339, K LoRAs and a router, likewise.
 * :func:`convert`: an adapter of the first three methods as an exact plain LoRA.
 * :class:`RankCallback`: effective rank, energy and entropy rank while the transformers ``Trainer`` trains.
 * :func:`read_model`: a PEFT model in memory as an adapter for the analysis.
@@ -37,10 +38,10 @@ if tuple(map(int, version("peft").split(".")[:2])) < (0, 21):
     )
 
 from .callback import RankCallback
-from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
+from .config import BoraConfig, HydraloraConfig, MeloraConfig, MoeloraConfig, SboraConfig
 from .convert import convert
 from .in_memory import read_model
-from .models import BoraModel, HydraloraModel, MeloraModel, SboraModel
+from .models import BoraModel, HydraloraModel, MeloraModel, MoeloraModel, SboraModel
 from .registration import register
 
 __all__ = [
@@ -50,6 +51,8 @@ __all__ = [
     "HydraloraModel",
     "MeloraConfig",
     "MeloraModel",
+    "MoeloraConfig",
+    "MoeloraModel",
     "RankCallback",
     "SboraConfig",
     "SboraModel",

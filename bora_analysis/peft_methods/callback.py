@@ -9,6 +9,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback
 
 from ..adapters import Adapter, AdapterError
@@ -150,12 +151,8 @@ class RankCallback(TrainerCallback):
     def record(self, model: Any, state: Any, control: Any) -> None:
         """Add the rows of the current step."""
         start = time.perf_counter()
-        adapter = read_model(model, adapter=self.adapter, name=self.name, step=state.global_step, initial=self.initial)
-        # On the CPU: training uses the GPU, and the cores are small.
-        rows = layer_metrics(adapter, threshold=self.threshold, device="cpu", on_module=_no_bar)
-        _append(rows, self.path)
-        if self.factors is not None:
-            _append(factor_table(adapter, on_module=_no_bar), self.factors)
+        with torch.random.fork_rng():  # AdaMSS and PSOFT find their subspaces at random: no dropout may change by it
+            rows = self._measure(model, state)
         self.last = state.global_step
         if self.log is not None:
             due = control.should_log  # trainer.log resets it, and the loss of this step would not be logged
@@ -163,6 +160,15 @@ class RankCallback(TrainerCallback):
             control.should_log = due
         self.latest = time.perf_counter() - start
         self.seconds += self.latest
+
+    def _measure(self, model: Any, state: Any) -> pd.DataFrame:
+        adapter = read_model(model, adapter=self.adapter, name=self.name, step=state.global_step, initial=self.initial)
+        # On the CPU: training uses the GPU, and the cores are small.
+        rows = layer_metrics(adapter, threshold=self.threshold, device="cpu", on_module=_no_bar)
+        _append(rows, self.path)
+        if self.factors is not None:
+            _append(factor_table(adapter, on_module=_no_bar), self.factors)
+        return rows
 
 
 def _no_bar() -> None:

@@ -201,6 +201,34 @@ class HydraloraConfig(AdapterConfig):
         _expect(_is_count(self.num_experts), "num_experts", self.num_experts, "a positive integer")
 
 
+@dataclass
+class MoeloraConfig(AdapterConfig):
+    """MoELoRA (arXiv 2310.18339, eq. 4 and 5): y = W x + (α/r) Σ_k softmax(G x)_k B_k A_k x.
+
+    K LoRAs and a linear router G (K, n), which sees the layer's input, as HydraLoRA's does; the authors' sees the
+    number of the task, for data of several tasks. ΔW depends on the token, so it can be neither merged nor converted.
+
+    A saved adapter has, for each module, ``moelora_A`` (K, r, n), ``moelora_B`` (K, m, r) and ``moelora_route`` (K, n).
+    A and G start Kaiming-uniform, the B_k at zero.
+
+    Attributes
+    ----------
+    num_experts : K. r is the rank of one expert.
+
+    Examples
+    --------
+    >>> MoeloraConfig(r=4).num_experts
+    3
+    """
+
+    num_experts: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("MOELORA")
+        _expect(_is_count(self.num_experts), "num_experts", self.num_experts, "a positive integer")
+
+
 def _expect(condition: bool, name: str, value: Any, expected: str) -> None:
     if not condition:
         raise ValueError(f"{name} is {value!r}; expected {expected}")

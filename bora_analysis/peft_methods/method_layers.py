@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ..catalogue.sizes import cheapest_blocks, check_blocks
 from .adapter_layer import AdapterLayer, initialised, of_pattern, wide_factor
-from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
+from .config import BoraConfig, HydraloraConfig, MeloraConfig, MoeloraConfig, SboraConfig
 from .contraction import add_bora, add_melora, dense_bora, dense_melora, effective_sigma, wide
 
 
@@ -137,9 +137,35 @@ class SboraLinear(AdapterLayer):
         return self.sbora_B[name] if name in self.sbora_B else self.sbora_A[name]
 
 
-class HydraLoraLinear(AdapterLayer):
+class RoutedLinear(AdapterLayer):
+    """A layer whose update a router mixes for each token, so that there is no single ΔW."""
+
+    label = ""
+
+    def gates(self, x: Tensor, route: Tensor) -> Tensor:
+        """softmax(G x): (…, K), of inputs (…, n) without dropout, as in the authors' code; at least in float32."""
+        logits = functional.linear(x, route)
+        return logits.softmax(-1, dtype=wide(logits.dtype)).to(x.dtype)
+
+    def dense_delta(self, adapter_name: str) -> Tensor:
+        raise ValueError(
+            f"{self.module_name}: {self.label}'s update depends on the token, so there is no single ΔW; "
+            "expected BoRA, MELoRA, SBoRA or LoRA"
+        )
+
+    def check_mergeable(self) -> None:
+        raise ValueError(
+            f"{self.module_name}: {self.label}'s update depends on the token and cannot be merged; keep the adapter"
+        )
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False
+
+
+class HydraLoraLinear(RoutedLinear):
     """HydraLoRA: ``hydralora_A`` (r, n), ``hydralora_B`` (K, m, r), ``hydralora_route`` (K, n)."""
 
+    label = "HydraLoRA"
     adapter_layer_names = ("hydralora_A", "hydralora_B", "hydralora_route")
     other_param_names = (*AdapterLayer.other_param_names, "num_experts")
 
@@ -158,26 +184,40 @@ class HydraLoraLinear(AdapterLayer):
     def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
         B = self.hydralora_B[adapter_name]
         A = self.hydralora_A[adapter_name] * self.scaling[adapter_name]
-        # The router gets the input without dropout, as in the authors' code; its softmax is at least float32.
-        logits = functional.linear(x, self.hydralora_route[adapter_name])
-        gates = logits.softmax(-1, dtype=wide(logits.dtype)).to(x.dtype)
+        gates = self.gates(x, self.hydralora_route[adapter_name])
         hidden = functional.linear(self.lora_dropout[adapter_name](x), A)
         gated = (gates[..., None] * hidden[..., None, :]).flatten(-2)  # (…, K r)
         return result + functional.linear(gated, B.transpose(0, 1).flatten(1))
 
-    def dense_delta(self, adapter_name: str) -> Tensor:
-        raise ValueError(
-            f"{self.module_name}: HydraLoRA's update depends on the token, so there is no single ΔW; "
-            "expected BoRA, MELoRA, SBoRA or LoRA"
-        )
 
-    def check_mergeable(self) -> None:
-        raise ValueError(
-            f"{self.module_name}: HydraLoRA's update depends on the token and cannot be merged; keep the adapter"
-        )
+class MoeLoraLinear(RoutedLinear):
+    """MoELoRA: ``moelora_A`` (K, r, n), ``moelora_B`` (K, m, r), ``moelora_route`` (K, n)."""
 
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        return False
+    label = "MoELoRA"
+    adapter_layer_names = ("moelora_A", "moelora_B", "moelora_route")
+    other_param_names = (*AdapterLayer.other_param_names, "num_experts")
+
+    moelora_A: nn.ParameterDict
+    moelora_B: nn.ParameterDict
+    moelora_route: nn.ParameterDict
+    num_experts: dict[str, int]
+
+    def make_factors(self, adapter_name: str, r: int, config: MoeloraConfig) -> None:
+        count = config.num_experts
+        self.num_experts[adapter_name] = count
+        # Each A is initialised like a LoRA's of its own.
+        experts = [initialised(r, self.in_features) for _ in range(count)]
+        self.moelora_A[adapter_name] = nn.Parameter(torch.stack([A.data for A in experts]))
+        self.moelora_B[adapter_name] = initialised(count, self.out_features, r, zero=config.init_lora_weights)
+        self.moelora_route[adapter_name] = initialised(count, self.in_features)
+
+    def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
+        A, B = self.moelora_A[adapter_name], self.moelora_B[adapter_name]
+        gates = self.gates(x, self.moelora_route[adapter_name])
+        dropped = self.lora_dropout[adapter_name](x)
+        hidden = functional.linear(dropped, A.flatten(0, 1) * self.scaling[adapter_name])  # (…, K r)
+        gated = (gates[..., None] * hidden.unflatten(-1, A.shape[:2])).flatten(-2)
+        return result + functional.linear(gated, B.transpose(0, 1).flatten(1))
 
 
 def _check_blocks(b: int, layer: AdapterLayer, n: int) -> None:

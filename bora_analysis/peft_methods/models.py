@@ -17,7 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .adapter_layer import AdapterLayer, layer_class
-from .method_layers import BoraLinear, HydraLoraLinear, MeloraLinear, SboraLinear
+from .method_layers import BoraLinear, HydraLoraLinear, MeloraLinear, MoeLoraLinear, SboraLinear
 from .other_layers import BoraConv, BoraEmbedding, MeloraConv, MeloraEmbedding
 
 
@@ -190,3 +190,20 @@ class HydraloraModel(AdapterModel):
 
     prefix: str = "hydralora_"
     tuner_layer_cls = HydraLoraLinear
+
+
+class MoeloraModel(AdapterModel):
+    """A model adapted by MoELoRA (arXiv 2310.18339).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from bora_analysis.peft_methods import MoeloraConfig, MoeloraModel
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6))
+    >>> adapted = MoeloraModel(model, MoeloraConfig(r=1, num_experts=2, target_modules=["0"]), "default")
+    >>> sum(value.numel() for value in adapted.parameters() if value.requires_grad)  # K((m + n)r + n)
+    28
+    """
+
+    prefix: str = "moelora_"
+    tuner_layer_cls = MoeLoraLinear

@@ -10,15 +10,16 @@ from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.utils import register_peft_method
 
-from .config import BoraConfig, HydraloraConfig, MeloraConfig, SboraConfig
+from .config import BoraConfig, HydraloraConfig, MeloraConfig, MoeloraConfig, SboraConfig
 from .hot_swap import extend_peft
-from .models import BoraModel, HydraloraModel, MeloraModel, SboraModel
+from .models import BoraModel, HydraloraModel, MeloraModel, MoeloraModel, SboraModel
 
 _METHODS = (
     (BoraConfig, BoraModel),
     (MeloraConfig, MeloraModel),
     (SboraConfig, SboraModel),
     (HydraloraConfig, HydraloraModel),
+    (MoeloraConfig, MoeloraModel),
 )
 
 
@@ -30,7 +31,9 @@ class _Prefix(str):
 
 
 def register() -> None:
-    """Register BoRA, MELoRA, SBoRA and HydraLoRA with PEFT. The package calls it on import; further calls are harmless.
+    """Register BoRA, MELoRA, SBoRA, HydraLoRA and MoELoRA with PEFT.
+
+    The package calls it on import; further calls are harmless.
 
     Raises
     ------

@@ -14,7 +14,9 @@ from pathlib import Path
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+#: All that is trained, exactly; PEFT's file of an adapter may leave some out.
+TRAINED = "trained.pt"
+_STATE = (TRAINED, "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 
 def newest_state(folder: Path) -> Path | None:

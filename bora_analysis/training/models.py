@@ -11,8 +11,16 @@ from typing import Any
 
 from .data import Example
 from .errors import TrainingError
+from .quantized import quantization
 from .settings import Settings
 
+# What PEFT's methods tell their developers: BOFT without CUDA, FRoD's sparse tensors, LoRA-GA's hook.
+_PEFTS = (
+    "Failed to load the CUDA extension",
+    "Setting boft_n_butterfly_factor to 1",
+    "Sparse invariant checks are implicitly disabled",
+    "Full backward hook is firing",
+)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
@@ -48,6 +56,8 @@ def base_model(settings: Settings, classes: int, tokenizer: Any) -> tuple[Any, t
         classify = settings.task == "classification"
         options["num_labels"] = classes if classify else 1
         options["problem_type"] = "single_label_classification" if classify else "regression"
+    if settings.quantize is not None:
+        options["quantization_config"] = quantization(settings.quantize, settings.dtype)
     model, told = _loaded(settings, kind, output_loading_info=True, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -105,6 +115,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Could not find a config file")
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT uses it
+            for message in _PEFTS:
+                warnings.filterwarnings("ignore", message=message)
             yield
     finally:
         transformers.logging.set_verbosity(level)

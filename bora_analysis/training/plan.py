@@ -8,7 +8,8 @@ A TOML file with the tables
 
 and ``reference``, the variant with which the others are compared, and ``paper``, the number of the BoRA paper's table
 that stands beside the result. In settings, variants and grid ``recipe`` names one
-of :data:`~bora_analysis.training.recipes.RECIPES`, whose settings the others change.
+of :data:`~bora_analysis.training.recipes.RECIPES`, whose settings the others change, and ``peft.NAME`` is a setting of
+the method's own configuration, of which a list stands for a variant of each value too.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..catalogue import trained
 from .errors import TrainingError
-from .recipes import RECIPES
+from .recipes import RECIPES, without_options
 from .settings import Settings
 
 PRESETS = Path(__file__).parent / "presets"
@@ -37,6 +39,8 @@ SEED = "seed"
 _LISTS = ("text", "checkpoints")
 _KNOWN = ("recipe", *(field.name for field in fields(Settings)))
 _SHORT = {"blocks": "b", "learning_rate": "lr", "target": ""}
+# A setting of a method's configuration, by its own name after this.
+_OWN = "peft."
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,10 @@ def read_plan(source: str | Path, changes: Mapping[str, Any] | None = None) -> P
         raise TrainingError(f"{source}: is no TOML: {error}") from None
     where = str(source)
     _only(told, ("settings", "variants", "grid", "reference", "paper"), where, "table")
-    shared = {**_table(told, "settings", where), **(changes or {})}
+    changes = _flat(changes or {})
+    shared = {**_table(told, "settings", where), **changes}
     grid = {key: _listed(key, value) for key, value in _table(told, "grid", where).items()}
-    grid |= {key: [value] for key, value in (changes or {}).items() if key in grid}
+    grid |= {key: [value] for key, value in changes.items() if key in grid}
     variants = dict(_varied(_table(told, "variants", where), where))
     if not variants:
         raise TrainingError(f"{where}: has no variants; expected tables such as [variants.lora] with method and r")
@@ -172,9 +177,12 @@ def settings_of(values: Mapping[str, Any], where: str) -> Settings:
         if recipe not in RECIPES:
             raise TrainingError(f"{where}: recipe {recipe!r} is unknown; `bora-analysis train --recipes` lists them")
         known = dict(RECIPES[recipe])
-        if "method" in values:
-            known.pop("blocks", None)  # they are for BoRA
+        if values.get("method") in trained():
+            known = without_options(known, values["method"])
         values = known | values
+    own = {key.removeprefix(_OWN): values.pop(key) for key in [*values] if key.startswith(_OWN)}
+    if own:
+        values["peft"] = own
     for key in _LISTS:
         if isinstance(values.get(key), list):
             values[key] = tuple(values[key])
@@ -198,6 +206,7 @@ def _varied(tables: Mapping[str, Any], where: str) -> Iterator[tuple[str, dict[s
     for name, own in tables.items():
         if not isinstance(own, dict):
             raise TrainingError(f"{where}: variants.{name} is {own!r}; expected a table of settings")
+        own = _flat(own)
         lists = {key: value for key, value in own.items() if isinstance(value, list) and key not in _LISTS}
         for values in product(*lists.values()):
             chosen = dict(zip(lists, values, strict=True))
@@ -206,7 +215,7 @@ def _varied(tables: Mapping[str, Any], where: str) -> Iterator[tuple[str, dict[s
 
 def _worded(item: tuple[str, Any]) -> str:
     """``("blocks", 8)`` → "b8"."""
-    key, value = item
+    key, value = item[0].removeprefix(_OWN), item[1]
     return f"{_SHORT.get(key, key)}{value:g}" if isinstance(value, float) else f"{_SHORT.get(key, key)}{value}"
 
 
@@ -219,7 +228,15 @@ def _table(told: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     found = told.get(name, {})
     if not isinstance(found, dict):
         raise TrainingError(f"{where}: {name} is {found!r}; expected a table, [{name}]")
-    return found
+    return _flat(found) if name != "variants" else found
+
+
+def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"peft": {"a": 1}}`` → ``{"peft.a": 1}``, as TOML has it for ``peft.a = 1``."""
+    inner = table.get("peft")
+    if not isinstance(inner, dict):
+        return dict(table)
+    return {key: value for key, value in table.items() if key != "peft"} | {f"{_OWN}{k}": v for k, v in inner.items()}
 
 
 def _listed(key: str, value: Any) -> list[Any]:
@@ -233,7 +250,7 @@ def _listed(key: str, value: Any) -> list[Any]:
 
 def _only(table: Mapping[str, Any], known: tuple[str, ...], where: str, what: str) -> None:
     for key in table:
-        if key not in known:
+        if key not in known and not (key.startswith(_OWN) and "method" in known):
             close = get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]}?" if close else f"expected {', '.join(known)}"
             raise TrainingError(f"{where}: unknown {what} {key!r}; {hint}")

@@ -7,7 +7,10 @@ Commonsense170K from the repository of Hu et al. (2023, arXiv 2304.01933), as in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from .settings import OPTIONS, options_of
 
 _ROBERTA = {"": ("FacebookAI/roberta-base", 3e-4), "-large": ("FacebookAI/roberta-large", 1e-4)}
 # Task → epochs, and settings that differ from a classification scored by accuracy. MNLI: matched and mismatched.
@@ -73,3 +76,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     **{f"math10k-{model}": _instructions("math_10k", model) for model in _LANGUAGE_MODELS},
     **{f"commonsense170k-{model}": _instructions("commonsense_170k", model) for model in _LANGUAGE_MODELS},
 }
+
+
+def without_options(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """A recipe's settings for another method than its own: without options that this one lacks, and without blocks.
+
+    >>> sorted(RECIPES["glue-rte"].keys() - without_options(RECIPES["glue-rte"], "ia3"))
+    ['blocks', 'dropout', 'method', 'r']
+    """
+    lacking = OPTIONS.keys() - options_of(method) | {"blocks", "method"}
+    return {key: value for key, value in settings.items() if key not in lacking}

@@ -11,15 +11,19 @@ from typing import Any
 
 from ..analysis.runs import RECORD
 from ..atomic import replacing
+from ..catalogue import METHODS
 from ..extras import require
 from .checkpoints import discard_after, keep_adapter, newest_state, prune, set_base_name
 from .data import Data, load_data
 from .errors import TrainingError
+from .initialisations import prepare
 from .models import base_model, collator, encoded_example, quiet, tokenizer_of
-from .peft_configs import method_of, peft_config, target_modules
+from .peft_configs import check_settings, method_of, peft_config, target_modules
+from .procedures import PROCEDURES
+from .quantized import memory, peak
 from .scoring import scorer, token_losses
 from .settings import Settings
-from .whole import STATE, Whole
+from .whole import Whole
 
 _PACKAGES = ("bora_analysis", "peft", "transformers", "torch", "numpy")
 
@@ -36,7 +40,10 @@ def train(
     """Train an adapter.
 
     ``output`` then holds the adapter (``adapter_config.json``, ``adapter_model.safetensors``), ``checkpoint-N`` for
-    each kept step, and ``run.json``: settings, versions, trained parameters, the history of loss and metric.
+    each kept step, and ``run.json``: settings, versions, trained parameters, the history of loss and metric, and
+    ``memory``: bytes of the base model as it is (``base``) and as it would be without ``quantize`` (``base_full``), and
+    the most that the process held (``peak``). PiSSA, OLoRA, CorDA and LoRA-GA begin with factors that are taken out of
+    the base model: ``checkpoint-0`` is then kept always, and subtracted where the run is read.
 
     Parameters
     ----------
@@ -61,6 +68,7 @@ def train(
         The extra ``train`` is not installed.
     """
     require("train", "training an adapter", "torch", "transformers", "peft", "sklearn")
+    check_settings(settings)
     folder = Path(output)
     record = _claim(settings, folder, resume)
     data = load_data(settings)
@@ -101,6 +109,8 @@ class _Run:
         self.settings, self.folder, self.data, self.record, self.report = settings, folder, data, record, report
         self.steps = settings.total_steps(len(data.train))
         self.kept = settings.kept_steps(self.steps)
+        if METHODS[settings.method].initialises:
+            self.kept = tuple(sorted({0, *self.kept}))
         self.began = time.monotonic()
         self.spent: float = record["seconds"]
         self.whole: Whole | None = None
@@ -108,12 +118,18 @@ class _Run:
     def train(self, resume: bool, device: str, callbacks: tuple[Any, ...]) -> dict[str, Any]:
         import transformers
         from torch.utils.data import Subset
-        from transformers import Trainer
+
+        from .trainer import AdapterTrainer
 
         settings = self.settings
         transformers.set_seed(settings.seed)
         tokenizer = tokenizer_of(settings)
-        model = self._adapted(tokenizer)
+        causal = settings.task == "causal-lm"
+        collate = collator(tokenizer, causal)
+        encoded = [encoded_example(example, tokenizer, settings) for example in self.data.train]
+        measured = [encoded_example(example, tokenizer, settings) for example in self.data.held_out]
+        order = self._order(encoded)
+        model = self._adapted(tokenizer, [encoded[place] for place in order], collate, self._on_cpu(device))
         sizes = {name: value.numel() for name, value in model.named_parameters() if value.requires_grad}
         heads = self.whole.head if self.whole else [name for name in sizes if "modules_to_save" in name]
         adapter = sum(size for name, size in sizes.items() if name not in heads)
@@ -127,18 +143,18 @@ class _Run:
         state = newest_state(self.folder) if resume else None
         discard_after(self.folder, int(state.name.partition("-")[2]) if state else -1)
         self._write_record()
-        encoded = [encoded_example(example, tokenizer, settings) for example in self.data.train]
-        measured = [encoded_example(example, tokenizer, settings) for example in self.data.held_out]
         self.report(
             f"{settings.method}, {adapter:,} parameters, {len(encoded):,} examples, {self.steps:,} steps"
+            + self._quantised()
             + (f", continuing from {state.name}" if state else "")
         )
-        causal = settings.task == "causal-lm"
-        trainer = Trainer(
+        self.procedure = PROCEDURES[method_of(settings).procedure](settings, model, self.steps)
+        trainer = AdapterTrainer(
+            procedure=self.procedure,
             model=model,
             args=self._arguments(device),
-            data_collator=collator(tokenizer, causal),
-            train_dataset=Subset(encoded, self._order(encoded)),  # pyright: ignore[reportArgumentType]
+            data_collator=collate,
+            train_dataset=Subset(encoded, order),  # pyright: ignore[reportArgumentType]
             eval_dataset=measured,
             compute_metrics=scorer(settings.scored_by),
             preprocess_logits_for_metrics=token_losses if causal else None,
@@ -159,11 +175,12 @@ class _Run:
         self._finish()
         return self.record
 
-    def _adapted(self, tokenizer: Any) -> Any:
+    def _adapted(self, tokenizer: Any, examples: list[Any], collate: Any, on_cpu: bool) -> Any:
         from peft import get_peft_model
 
         settings = self.settings
         model, _ = base_model(settings, len(self.data.classes), tokenizer)
+        self.record["memory"] = memory(model, settings.dtype)
         if settings.gradient_checkpointing:
             model.enable_input_require_grads()  # else no gradient reaches the first adapted layer
         try:
@@ -172,18 +189,34 @@ class _Run:
                     model, target_modules(settings, model), settings.model, heads=settings.task != "causal-lm"
                 )
                 return model
-            return get_peft_model(model, peft_config(settings, model))
-        except ValueError as error:
-            raise TrainingError(str(error)) from None
+            config = peft_config(settings, model, self.steps)
+            prepare(settings, config, model if on_cpu else model.to("cuda"), examples, collate)
+            adapted: Any = get_peft_model(model, config)
+        except TrainingError:
+            raise
+        except (ValueError, NotImplementedError, TypeError, RuntimeError, ImportError) as error:  # PEFT's own words
+            raise TrainingError(f"{settings.method}: {' '.join(str(error).split())}") from None
+        adapted.create_or_update_model_card = lambda folder: None  # it repeats run.json, and takes longer than the rest
+        return adapted
 
-    def _arguments(self, device: str) -> Any:
+    def _quantised(self) -> str:
+        held = self.record["memory"]
+        words = (
+            f", base model in {self.settings.quantize}: {held['base'] / 1e6:,.1f} of {held['base_full'] / 1e6:,.1f} MB"
+        )
+        return words if self.settings.quantize else ""
+
+    def _on_cpu(self, device: str) -> bool:
         import torch
-        from transformers import TrainingArguments
 
-        settings = self.settings
         if device == "cuda" and not torch.cuda.is_available():
             raise TrainingError("device is cuda, but torch sees no CUDA device; expected auto or cpu")
-        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        return device == "cpu" or not torch.cuda.is_available()
+
+    def _arguments(self, device: str) -> Any:
+        from transformers import TrainingArguments
+
+        settings, on_cpu = self.settings, self._on_cpu(device)
         checkpointing: Any = {_checkpointing(TrainingArguments): settings.gradient_checkpointing}
         return TrainingArguments(
             output_dir=str(self.folder),
@@ -252,10 +285,9 @@ class _Run:
             self.report(_line(step, self.steps, self.record["history"][-1], self.settings.scored_by))
 
     def _finish(self) -> None:
-        for name in ("README.md", STATE):  # PEFT's model card repeats run.json
-            (self.folder / name).unlink(missing_ok=True)
         if self.whole:
             self.record["rounding"] = self.whole.rounding
+        self.record["memory"]["peak"] = peak()
         prune(self.folder, self.kept, None)
         if self.settings.model_name:
             for place in (self.folder, *(self.folder / f"checkpoint-{step}" for step in self.kept)):
@@ -281,6 +313,10 @@ def _callback(run: _Run) -> Any:
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             if state.global_step == 0 and 0 in run.kept:
                 run.keep_start(model)
+            run.procedure.begin(state.global_step)
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+            run.procedure.stepped(state.global_step + 1, optimizer)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             step, every = state.global_step, settings.evaluate_every

@@ -2,7 +2,7 @@
 
 The result is what LyCORIS's "full" algorithm saves, ``<module>.diff`` (m, n) in float16, so that
 :func:`bora_analysis.read_adapter` reads it without the base model. Of a float32 change float16 keeps eleven bits; the
-relative error of the whole is recorded. To go on after a kill the exact weights lie beside it, until the run has ended.
+relative error of the whole is recorded. To go on after a kill the exact weights lie in the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from ..files.configuration import CONFIG_NAME
 from ..files.tensors_out import TensorsOut
 from .errors import TrainingError
 
-#: The trained weights as they are, in a name that transformers' Trainer loads.
-STATE = "model.safetensors"
 # PEFT's names of heads (``task_type="SEQ_CLS"``), and the beginning of its keys.
 _HEADS = ("classifier", "score")
 _PREFIX = "base_model.model."
@@ -35,7 +33,7 @@ class Whole:
     rounding: float = 0.0
 
     def __init__(self, model: Any, modules: Collection[str], name: str, heads: bool):
-        """Freeze the rest of the model. Its ``save_pretrained`` then writes the change, and the weights for a restart.
+        """Freeze the rest of the model. Its ``save_pretrained`` then writes the change.
 
         ``name`` is that of the base model; ``heads`` says whether the model has a new head, which is trained too.
         """
@@ -58,15 +56,12 @@ class Whole:
         return sum(weight.numel() for weight in self.before.values())
 
     def save(self, folder: Any, **_: Any) -> None:
-        """Write the change as an adapter, and the trained weights for a restart."""
+        """Write the change as an adapter."""
         import numpy as np
-        from safetensors.torch import save_file
         from transformers.pytorch_utils import Conv1D
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {f"{module}.weight": layer.weight for module, layer in self.layers.items()} | self.head
-        save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, folder / STATE)
         error = energy = 0.0
         with replacing(folder / CONFIG_NAME) as config, replacing(folder / "adapter_model.safetensors") as weights:
             with TensorsOut(folder) as out:

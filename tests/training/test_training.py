@@ -21,7 +21,6 @@ from training_models import reviews, save_decoder, save_encoder
 
 from bora_analysis import read_adapter
 from bora_analysis.adapters import checkpoints
-from bora_analysis.catalogue import trained
 from bora_analysis.cli import main
 from bora_analysis.training import RECIPES, Settings, TrainingError, train
 from bora_analysis.training.data import load_data
@@ -46,8 +45,13 @@ def settings(home: Path, **changes: Any) -> Settings:
         "model": str(home / "encoder"), "data": str(home / "reviews.csv"), "r": 2, "batch_size": 8, "steps": 6,
         "learning_rate": 5e-3, "log_every": 2, "target": "QV", "label": "label",
     }  # fmt: skip
-    if changes.get("method", "bora") in ("bora", "melora"):
+    method = changes.get("method", "bora")
+    if method in ("bora", "melora"):
         defaults["blocks"] = 4
+    if method == "full":
+        defaults.pop("r")
+        changes.pop("r", None)
+        changes.pop("dropout", None)
     return Settings(**(defaults | changes))
 
 
@@ -61,7 +65,11 @@ def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
         np.testing.assert_array_equal(left[key], right[key], err_msg=key)
 
 
-@pytest.mark.parametrize("method", trained())
+#: Ours, and PEFT's LoRA. tests/training/test_methods.py goes through all methods, in few steps.
+LEARNERS = ("lora", "dora", "melora", "bora", "hydralora", "moelora", "sbora-fa", "sbora-fb", "relora", "full")
+
+
+@pytest.mark.parametrize("method", LEARNERS)
 def test_every_method_learns_and_is_recorded(home, tmp_path, method):
     told = settings(
         home, method=method, r=4, steps=40, batch_size=16, learning_rate=1e-2, checkpoints=(0, 5), validation_share=0.3

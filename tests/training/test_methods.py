@@ -1,0 +1,285 @@
+"""Every method that ``train`` takes: it trains, resumes exactly, is followed, read, and loaded by PEFT."""
+
+from __future__ import annotations
+
+import gc
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+from training_models import reviews, save_encoder
+
+from bora_analysis import read_adapter
+from bora_analysis.catalogue import METHODS, trained
+from bora_analysis.documentation import method_table
+from bora_analysis.peft_methods import RankCallback
+from bora_analysis.training import Settings, TrainingError, train
+from bora_analysis.training.peft_configs import check_settings, config_class
+from bora_analysis.training.procedures import PROCEDURES
+
+#: What a layer of 32×32 needs of the methods whose defaults are for large ones.
+TINY: dict[str, dict[str, Any]] = {
+    "miss": {"r": 4},
+    "c3a": {"peft": {"block_size": 16}},
+    "fourierft": {"peft": {"n_frequency": 20}},
+    "waveft": {"peft": {"n_frequency": 20}},
+    "vblora": {"peft": {"vector_length": 16, "num_vectors": 8}},
+    "unilora": {"peft": {"theta_d_length": 64}},
+    "randlora": {"r": 4},
+    "adamss": {"r": 8},
+    "road": {"peft": {"group_size": 16}},
+    "oft": {"peft": {"oft_block_size": 4}},
+    "ia3": {"peft": {"feedforward_modules": []}},
+    "adalora": {"r": 4},
+    "bora": {"blocks": 4},
+    "relora": {"blocks": 2},
+    "vera": {"r": 8},
+    "shira": {"peft": {"r": 4}},
+}
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    gc.freeze()  # each run collects garbage, among all objects of all packages
+    folder = tmp_path_factory.mktemp("methods")
+    save_encoder(folder / "encoder")
+    reviews(40).to_csv(folder / "reviews.csv", index=False)
+    yield folder
+    gc.unfreeze()
+
+
+def settings(home: Path, method: str, **changes: Any) -> Settings:
+    defaults: dict[str, Any] = {
+        "model": str(home / "encoder"), "data": str(home / "reviews.csv"), "label": "label", "method": method,
+        "batch_size": 4, "steps": STEPS, "learning_rate": 1e-2, "checkpoints": (0,), "resume_every": 2, "warmup": 0.0,
+    }  # fmt: skip
+    return Settings(**(defaults | TINY.get(method, {}) | changes))
+
+
+#: They change the bias too, which is no part of ΔW.
+BIASED = ("glora",)
+#: ΔW is that of the base model without its small singular values, which the method drops.
+OF_ANOTHER_BASE = ("kasa",)
+#: Their start is computed from data, which PEFT does not have when it loads them: they are converted first.
+FROM_DATA = ("lora-ga", "corda")
+
+
+class Kill(Exception):
+    pass
+
+
+def killer(step: int) -> Any:
+    from transformers import TrainerCallback
+
+    class Killer(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == step:
+                raise Kill
+
+    return Killer()
+
+
+TOKENS = torch.arange(5, 17).reshape(2, 6)
+
+
+def outcome(model: Any) -> Any:
+    inputs = {"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)}
+    configs = getattr(model, "peft_config", {})
+    if "default" in configs and configs["default"].peft_type == "POLY":
+        inputs["task_ids"] = torch.zeros(len(TOKENS), dtype=torch.long)
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+
+
+def watcher(found: list[Any]) -> Any:
+    """Keeps what the model says at the end of the training."""
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):
+        def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            found.append(outcome(model))
+
+    return Watcher()
+
+
+def base(home: Path) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(home / "encoder").eval()
+
+
+def loaded(home: Path, folder: Path) -> Any:
+    """The adapter in PEFT, on the model as it was."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PeftModel.from_pretrained(base(home), folder)
+
+
+def with_updates(home: Path, adapter: Any, folder: Path) -> Any:
+    """The model as it was, with our ΔW added to its weights, and with the trained head."""
+    model = base(home)
+    state = model.state_dict()
+    for module, update in adapter.items():
+        name = next(key for key in state if key.endswith(f"{module}.weight"))
+        state[name] += torch.from_numpy(update.to_dense()).to(state[name].dtype)
+    for key, value in weights(folder).items():
+        if "classifier" in key:
+            state[key.removeprefix("base_model.model.")].copy_(torch.from_numpy(value))
+    model.load_state_dict(state)
+    return model
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def losses(record: dict[str, Any]) -> list[float]:
+    return [entry["loss"] for entry in record["history"] if "loss" in entry]
+
+
+@pytest.mark.parametrize("method", trained())
+def test_a_method_is_trained_resumed_followed_and_read(home: Path, tmp_path: Path, method: str) -> None:
+    told = settings(home, method, log_every=1)
+    ranks = tmp_path / "ranks.parquet"
+    said: list[Any] = []
+    follow = (watcher(said), *(() if method == "full" else (RankCallback(ranks, every=1, budget=None),)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="RankCallback stands aside")
+        record = train(told, tmp_path / "run", device="cpu", callbacks=follow)
+    assert len(losses(record)) == STEPS
+    assert all(map(math.isfinite, losses(record)))
+
+    # It resumes to the same bits.
+    with pytest.raises(Kill):
+        train(told, tmp_path / "broken", device="cpu", callbacks=(killer(3),))
+    again = train(told, tmp_path / "broken", device="cpu", resume=True)
+    whole, broken = weights(tmp_path / "run"), weights(tmp_path / "broken")
+    assert whole.keys() == broken.keys()
+    for key, value in whole.items():
+        np.testing.assert_array_equal(value, broken[key], err_msg=key)
+    assert losses(again) == losses(record)
+
+    # The adapter has moved, in every module, and is read.
+    start = read_adapter(tmp_path / "run/checkpoint-0", base=home / "encoder")
+    end = read_adapter(tmp_path / "run", base=home / "encoder")
+    assert len(end) == 4
+    assert list(start) == list(end)
+    for module, update in end.items():
+        assert np.abs(update.to_dense() - start[module].to_dense()).max() > 1e-6, module
+    if method != "full":
+        frame = pd.read_parquet(ranks)
+        assert sorted(set(frame["step"])) == list(range(STEPS + 1))
+        last = frame[frame["step"] == STEPS].set_index("module")["energy"]
+        for module, update in end.items():
+            (row,) = [value for name, value in last.items() if str(name).endswith(module)]
+            assert row == pytest.approx(np.square(update.to_dense()).sum(), rel=1e-4), module
+    # On the model as it was it says what the trained model said: loaded by PEFT, and with our ΔW.
+    if method not in FROM_DATA and method != "full":
+        torch.testing.assert_close(outcome(loaded(home, tmp_path / "run")), said[0], rtol=0, atol=1e-5)
+    if not METHODS[method].experts and method not in (*BIASED, *OF_ANOTHER_BASE):
+        torch.testing.assert_close(
+            outcome(with_updates(home, end, tmp_path / "run")), said[0], rtol=0, atol=1e-3 if method == "full" else 1e-4
+        )
+
+
+def test_every_method_of_the_catalogue_is_trained_or_its_reason_is_told() -> None:
+    for name, row in METHODS.items():
+        assert bool(row.training) != bool(row.untrained), name
+        if row.untrained:
+            with pytest.raises(TrainingError, match="is not trained here: ") as told:
+                Settings("m", "d", method=name)
+            assert row.untrained in str(told.value)
+
+
+def test_the_table_of_methods_tells_what_is_trained() -> None:
+    """The column of the documentation has a mark for just the methods that the test above goes through."""
+    lines = [line.split("|") for line in method_table().splitlines()[2:]]
+    assert {line[1].strip() for line in lines if "✔" in line[6]} == {METHODS[name].label for name in trained()}
+
+
+def test_peft_on_qalora_without_gptq() -> None:
+    """Why QALoRA is not trained: the same shapes as LoRA's, with no groups. If this fails, it can be."""
+    from peft import LoraConfig, get_peft_model
+
+    model: Any = torch.nn.Sequential(torch.nn.Linear(32, 32))
+    adapted: Any = get_peft_model(model, LoraConfig(use_qalora=True, qalora_group_size=4, target_modules=["0"], r=2))
+    assert adapted.base_model.model[0].lora_A["default"].weight.shape == (2, 32)
+
+
+# --- Settings
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        (
+            "ia3",
+            {"r": 4},
+            "r is 4, but ia3 has no r; leave it out; its settings in PEFT are exclude_modules, feedforward_",
+        ),
+        ("ia3", {"alpha": 4.0}, "alpha is 4.0, but ia3 has no alpha"),
+        ("hira", {"alpha": 4.0}, "it has r, dropout, rank_pattern"),
+        ("full", {"r": 4}, "r is 4, but full has no r"),
+        ("lora", {"experts": 2}, "experts is 2, but lora has no experts"),
+        ("dora", {"blocks": 2}, "blocks is 2, but dora has no blocks"),
+        ("lora", {"b_learning_rate_ratio": 4.0}, "lora has no b_learning_rate_ratio"),
+        ("fourierft", {"dropout": 0.1}, "dropout is 0.1, but fourierft has no dropout"),
+        ("full", {"peft": {"r": 1}}, "full is no method of PEFT"),
+        ("lora", {"peft": {"a": {1, 2}}}, "expected values that JSON has"),
+        ("relora", {"blocks": 0}, "blocks is 0; expected at least 1"),
+        ("lora+", {"b_learning_rate_ratio": -1.0}, "b_learning_rate_ratio is -1.0; expected a positive number"),
+    ],
+)
+def test_an_option_that_the_method_lacks(method: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError) as told:
+        Settings("m", "d", method=method, **changes)
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "peft", "message"),
+    [
+        ("fourierft", {"n_frequenzy": 3}, "FourierFTConfig has no setting 'n_frequenzy'; did you mean n_frequency?"),
+        ("fourierft", {"zzz": 3}, "has no setting 'zzz'; expected one of n_frequency, scaling,"),
+        ("fourierft", {"n_frequency": "3"}, "n_frequency is '3'; expected a whole number"),
+        ("fourierft", {"scaling": True}, "scaling is True; expected a number"),
+        ("fourierft", {"target_modules": ["q"]}, "target_modules is not set so; give --target"),
+        ("vera", {"r": 4}, "r comes from the option r"),
+        ("gralora", {"gralora_k": 4}, "gralora_k comes from the option blocks"),
+        ("lora", {"use_dora": True}, "use_dora = True makes it DoRA; give --method dora"),
+        ("lora", {"init_lora_weights": "pissa_niter_4"}, "makes it PiSSA; give --method pissa"),
+        ("lora", {"kasa_config": {"rank": 2}}, "makes it KaSA; give --method kasa"),
+        ("pissa", {"init_lora_weights": "olora"}, "makes it OLoRA; give --method olora"),
+        ("pissa", {"init_lora_weights": False}, "init_lora_weights is 'pissa', which makes it PiSSA; leave it out"),
+        ("lora", {"init_lora_weights": "eva"}, "cannot be trained here: EVA needs"),
+        ("lora-ga", {"lora_ga_config.directoin": "ArB2r"}, "LoraGAConfig has no setting 'directoin'; did you mean dir"),
+        ("lora-ga", {"lora_ga_config": {"direction": 3}}, "lora_ga_config: direction is 3; expected 'ArBr' or"),
+        ("rslora", {"use_rslora": False}, "use_rslora comes from the option rslora"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_of_the_configuration(method: str, peft: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError) as told:
+        check_settings(Settings("m", "d", method=method, peft=peft))
+    assert message in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("method", [name for name in trained() if name != "full"])
+def test_the_rows_name_settings_that_peft_has(method: str) -> None:
+    training = METHODS[method].training
+    assert training is not None
+    known = {field.name for field in fields(config_class(training))}
+    assert {key.partition(".")[0] for key in (*training.passed, *training.fixed)} <= known
+    assert training.procedure in PROCEDURES
