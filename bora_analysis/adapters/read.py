@@ -124,14 +124,14 @@ def read_adapter(source: Any, **reading: Unpack[Options]) -> Adapter | Trajector
         replace(wish, name=None).check_read(source)
         found = Adapter.from_updates(wish.name or "updates", source)
     elif isinstance(source, str | os.PathLike):
-        found = _read_path(os.fspath(source), wish.resolved(read_adapter))
+        found = _read_path(os.fspath(source), wish.resolved(_read_initial))
     elif is_state_dict(source):
         title = wish.name or "state dict"
-        found = adapter_of(InMemory(title, source), settings_of(wish.config), title, None, wish.resolved(read_adapter))
+        found = adapter_of(InMemory(title, source), settings_of(wish.config), title, None, wish.resolved(_read_initial))
     elif (model := model_of(source)) is not None:
         tensors, config, title = open_model(model, wish.adapter)
         wish = replace(wish, base=BaseInMemory(model) if wish.base is None else wish.base)
-        found = adapter_of(tensors, config, wish.name or title, None, wish.resolved(read_adapter))
+        found = adapter_of(tensors, config, wish.name or title, None, wish.resolved(_read_initial))
     else:
         what = "None" if source is None else f"a {type(source).__name__}"
         raise TypeError(f"got {what}, which is no adapter; expected {TAKEN}")
@@ -158,7 +158,14 @@ def select(adapter: Adapter, modules: str | None) -> Adapter:
     return replace(adapter, loaders=kept)
 
 
-def _read_path(text: str, wish: Reading) -> Adapter | Trajectory:
+def _read_initial(source: Any, **reading: Unpack[Options]) -> Adapter | Trajectory:
+    """An adapter that is to be subtracted: as it is, for nothing came before it."""
+    if isinstance(source, str | os.PathLike):
+        return _read_path(os.fspath(source), Reading.of(reading), alone=True)
+    return read_adapter(source, **reading)
+
+
+def _read_path(text: str, wish: Reading, *, alone: bool = False) -> Adapter | Trajectory:
     place = Path(text)
     try:
         exists = place.exists()
@@ -171,14 +178,14 @@ def _read_path(text: str, wish: Reading) -> Adapter | Trajectory:
     places = homes(place, wish.steps)
     if places != [place]:
         title = readable(wish.name or named(place).name)
-        found = tuple(_read_one(located(home), [], replace(wish, name=title)) for home in places)
+        found = tuple(_read_one(located(home), [], replace(wish, name=title), alone=alone) for home in places)
         _check_run(place, places, found)
         return Trajectory(title, found)
     beside = []
     if place.is_dir() and (runs := list(checkpoints_in(place))):
         told = f"{counted(len(runs), 'checkpoint')} beside this adapter"
         beside = [f"{told}; steps (--steps) reads them, or name one: {runs[0]}"]
-    return _read_one(located(place), beside, wish)
+    return _read_one(located(place), beside, wish, alone=alone)
 
 
 def _read_one(found: Located, warnings: list[str], wish: Reading, *, alone: bool = False) -> Adapter:

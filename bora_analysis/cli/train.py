@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from ..catalogue import ACTIVATIONS, trained
+from ..catalogue import ACTIVATIONS, METHODS, trained
 from .common import command, print_listed, set_values, stop
 
 # As in training.settings, which is imported when the command runs.
@@ -58,6 +59,20 @@ def _ranks(context: click.Context, option: click.Parameter, value: str | None) -
     return {_RANKS[key][0]: entry for key, entry in told.items()}
 
 
+class _Trained(click.Choice):
+    """A method that is trained; one that is not has its reason in the message."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value not in self.choices:
+            row = METHODS.get(value)
+            close = get_close_matches(str(value), [*map(str, self.choices)], 1)
+            if row is not None and row.untrained:
+                self.fail(f"{value!r} is not trained here: {row.untrained}", param, ctx)
+            if close:
+                self.fail(f"{value!r} is no method; did you mean {close[0]}? `train --help` lists them", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def _configuration(context: click.Context, option: click.Parameter, value: str | None) -> dict[str, Any]:
     """Settings of a method's configuration, from a file."""
     if value is None:
@@ -92,7 +107,7 @@ def _columns(context: click.Context, option: click.Parameter, value: str | None)
     help="A table, a folder with train.* and validation.* files, or a Hub data set org/name[:config].",
 )
 @click.option("--task", type=click.Choice(_TASKS), default="classification")
-@click.option("--method", type=click.Choice(trained()), default="bora")
+@click.option("--method", type=_Trained(trained()), default="bora")
 @click.option("-r", "--rank", "r", type=int, help="[default: 8; far relatives of LoRA: PEFT's]")
 @click.option(
     "--blocks",

@@ -8,8 +8,7 @@ A method's file has
 * ``RECIPES``: name → :class:`~bora_analysis.methods.random_factors.Recipe`;
 * ``NULLS``: name → :class:`~bora_analysis.methods.random_factors.Null`, the singular values of its random factors,
   where they are known without the factors, or where the recipe is not what training begins with;
-* ``NEAREST``: name → :class:`~bora_analysis.projections.Projection`, how its nearest member to an update is found;
-* ``peft_config(settings, …)`` where ``train`` takes the method.
+* ``NEAREST``: name → :class:`~bora_analysis.projections.Projection`, how its nearest member to an update is found.
 
 Each is there as far as the method's row in :mod:`bora_analysis.catalogue` says so. What has no reader is refused by
 name in :mod:`.unreadable`.

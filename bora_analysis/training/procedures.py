@@ -81,9 +81,10 @@ class Allocation(Procedure):
                     f"adalora: target_r is {config.target_r}; expected less than r, {config.init_r}, from which it is "
                     "pruned: give a larger r, or another target_r"
                 )
-            if first + final >= steps:
+            if first + final + 1 >= steps:
                 raise TrainingError(
-                    f"adalora: tinit + tfinal is {first + final}; expected less than the {steps} steps of the run"
+                    f"adalora: tinit + tfinal is {first + final} and the run has {steps} steps; expected at least two "
+                    "more, between which the ranks are allocated"
                 )
 
     @property

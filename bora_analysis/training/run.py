@@ -166,6 +166,8 @@ class _Run:
             trainer.train(resume_from_checkpoint=str(state) if state else None)
         except RuntimeError as error:
             if "out of memory" not in str(error):
+                if settings.quantize and not self.record["history"]:
+                    raise self._unquantisable(error) from None
                 raise
             raise TrainingError(
                 f"{settings.model}: out of memory with batches of {settings.batch_size} × {settings.max_length} "
@@ -195,9 +197,18 @@ class _Run:
         except TrainingError:
             raise
         except (ValueError, NotImplementedError, TypeError, RuntimeError, ImportError) as error:  # PEFT's own words
+            if settings.quantize:
+                raise self._unquantisable(error) from None
             raise TrainingError(f"{settings.method}: {' '.join(str(error).split())}") from None
         adapted.create_or_update_model_card = lambda folder: None  # it repeats run.json, and takes longer than the rest
         return adapted
+
+    def _unquantisable(self, error: Exception) -> TrainingError:
+        kind, told = self.settings.quantize, " ".join(str(error).split())
+        return TrainingError(
+            f"{self.settings.method}: PEFT cannot adapt a base model in {kind} by it, most likely because it works on "
+            f"the weights themselves ({told[:160]}); leave out quantize, or choose another method"
+        )
 
     def _quantised(self) -> str:
         held = self.record["memory"]

@@ -38,9 +38,8 @@ class Settings:
     task : one of ``TASKS``. method : one of :func:`bora_analysis.catalogue.trained`.
     r, alpha, rslora, dropout : rank (default 8), α (default 2r), α/√r, probability of dropping an input of the adapter
         (default 0.05). Methods that are no relatives of LoRA have the defaults of their configuration in PEFT.
-    blocks : b of BoRA (default 16), minis of MELoRA (default 4), blocks of GraLoRA and BD-LoRA,
-        stages of ReLoRA (default 4). experts : matrices B of
-        HydraLoRA and Lily, pairs of MoELoRA (default 3).
+    blocks : b of BoRA (default 16), minis of MELoRA (4), blocks of GraLoRA and BD-LoRA (2), stages of ReLoRA (4).
+    experts : matrices B of HydraLoRA and Lily, pairs of MoELoRA (default 3).
     rank_pattern, alpha_pattern : pattern of module paths → another r or α, as in PEFT's ``LoraConfig``.
     activation : for BoRA (default ``"exp-norm"``), see :func:`bora_analysis.updates.blocks.activate`.
     b_learning_rate_ratio : of LoRA+, the rate of B over that of A (default 16).

@@ -1,16 +1,17 @@
-"""HydraLoRA as a PEFT method: the training contract, and what it cannot do."""
+"""HydraLoRA, and MoELoRA, as PEFT methods: the training contract, and what it cannot do."""
 
 from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
 from peft_cases import TARGETS, base, get_peft_model, layers, load, output
 
 from bora_analysis import AdapterError, read_adapter
-from bora_analysis.peft_methods import HydraloraConfig, convert
+from bora_analysis.peft_methods import HydraloraConfig, MoeloraConfig, convert
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 FACTORS = ("hydralora_A", "hydralora_B", "hydralora_route")
@@ -101,3 +102,32 @@ def test_what_depends_on_the_token_is_neither_merged_nor_converted(tmp_path):
 def test_wrong_counts(count):
     with pytest.raises(ValueError, match=r"num_experts is .*; expected a positive integer"):
         HydraloraConfig(num_experts=count)
+
+
+# --- MoELoRA, whose experts have an A each
+
+
+def moelora(**options):
+    torch.manual_seed(0)
+    config = MoeloraConfig(r=2, target_modules=set(TARGETS["plain"]), **options)
+    return get_peft_model(base("plain"), config).eval()
+
+
+def test_the_output_of_moelora_is_the_definition(tmp_path):
+    model = moelora(init_lora_weights=False, lora_alpha=6, num_experts=3)
+    layer, x = layers(model)["first"], torch.randn(4, 5, 16)
+    A, B, route = (getattr(layer, f"moelora_{part}")["default"] for part in ("A", "B", "route"))
+    gates = (x @ route.T).softmax(-1)
+    update = sum(gates[..., k : k + 1] * (x @ A[k].T @ B[k].T) for k in range(3))
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + 3 * update)
+    assert torch.equal(output(moelora(), "plain"), output(base("plain"), "plain"))  # B = 0
+    model.save_pretrained(tmp_path)
+    assert torch.equal(output(load(base("plain"), tmp_path).eval(), "plain"), output(model, "plain"))
+    for k, update in enumerate(read_adapter(tmp_path, experts="each", modules="first").values()):
+        np.testing.assert_allclose(update.to_dense(), 3 * (B[k] @ A[k]).detach().numpy(), atol=1e-6)
+    mean = read_adapter(tmp_path)["first"]
+    expected = sum(B[k] @ A[k] for k in range(3)).detach().numpy()
+    np.testing.assert_allclose(mean.to_dense(), expected, atol=1e-6)
+    assert mean.facts.parameters == A.numel() + B.numel() + route.numel()
+    with pytest.raises(ValueError, match="MoELoRA's update depends on the token and cannot be merged"):
+        model.merge_and_unload()

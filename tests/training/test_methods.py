@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.numpy import load_file
 from training_models import reviews, save_encoder
 
 from bora_analysis import read_adapter
+from bora_analysis.adapters import Adapter
+from bora_analysis.adapters.locate import paths_read
 from bora_analysis.catalogue import METHODS, trained
+from bora_analysis.cli import main
 from bora_analysis.documentation import method_table
 from bora_analysis.peft_methods import RankCallback
 from bora_analysis.training import Settings, TrainingError, train
 from bora_analysis.training.peft_configs import check_settings, config_class
+from bora_analysis.training.plan import read_plan
 from bora_analysis.training.procedures import PROCEDURES
 
 #: What a layer of 32×32 needs of the methods whose defaults are for large ones.
@@ -283,3 +290,118 @@ def test_the_rows_name_settings_that_peft_has(method: str) -> None:
     known = {field.name for field in fields(config_class(training))}
     assert {key.partition(".")[0] for key in (*training.passed, *training.fixed)} <= known
     assert training.procedure in PROCEDURES
+
+
+# --- What single methods do
+
+
+def test_lora_plus_gives_b_a_higher_rate(home: Path, tmp_path: Path) -> None:
+    """In the first step Adam moves every number that has a gradient by the rate: B's by 8 times the head's."""
+    told = settings(home, "lora+", b_learning_rate_ratio=8.0, steps=1, learning_rate=1e-4, r=4)
+    train(told, tmp_path / "run", device="cpu")
+    start, end = weights(tmp_path / "run/checkpoint-0"), weights(tmp_path / "run")
+    for key, value in end.items():
+        moved = np.abs(value - start[key]).max()
+        if "lora_A" in key:
+            assert moved == 0, key  # B was zero
+        elif key.endswith("classifier.weight"):
+            assert moved == pytest.approx(1e-4, rel=1e-2)
+        elif "lora_B" in key:
+            assert moved == pytest.approx(8e-4, rel=1e-2)
+
+
+def test_relora_trains_one_pair_after_the_other(home: Path, tmp_path: Path) -> None:
+    """Of 2 stages in 4 steps: the second pair is as it began until step 2, the first as it was from then on."""
+    told = settings(home, "relora", r=3, alpha=6.0, checkpoints=(0, 1, 2, 3))
+    train(told, tmp_path / "run", device="cpu")
+    steps = [weights(tmp_path / f"run/checkpoint-{step}") for step in range(STEPS + 1)]
+    for key in (key for key in steps[0] if "lora_" in key):
+        first, second = zip(*(np.split(step[key], 2, axis=0 if "lora_A" in key else 1) for step in steps), strict=True)
+        moved = [not np.array_equal(a, b) for a, b in pairwise(first)]
+        assert moved in ([True, True, False, False], [False, True, False, False]), key  # A begins one step after B
+        moved = [not np.array_equal(a, b) for a, b in pairwise(second)]
+        assert moved in ([False, False, True, True], [False, False, False, True]), key
+    for update in read_adapter(tmp_path / "run").values():
+        assert (update.facts.r, update.facts.scaling) == (6, 2.0)  # α/r of one stage
+        assert np.linalg.matrix_rank(update.to_dense()) == 6
+
+
+def test_adalora_ends_with_the_ranks_of_its_budget(home: Path, tmp_path: Path) -> None:
+    told = settings(home, "adalora", r=4, steps=8, peft={"target_r": 2, "tfinal": 2})
+    train(told, tmp_path / "run", device="cpu")
+    ranks = [len(value) for key, value in weights(tmp_path / "run").items() if key.endswith("lora_A")]
+    assert sum(ranks) <= 2 * 4  # modules
+    assert max(ranks) <= 4
+    start = [len(value) for key, value in weights(tmp_path / "run/checkpoint-0").items() if key.endswith("lora_A")]
+    assert start == [4] * 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"peft": {"target_r": 4}}, "target_r is 4; expected less than r, 4"), ({"steps": 1}, "the run has 1 steps")],
+)
+def test_a_schedule_that_adalora_cannot_have(home: Path, tmp_path: Path, changes: Any, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        train(settings(home, "adalora", **changes), tmp_path / "run", device="cpu")
+
+
+def test_what_is_taken_out_of_the_base_model_is_subtracted(home: Path, tmp_path: Path) -> None:
+    """checkpoint-0 is kept though it was not asked for; the reader takes it, says so, and opens nothing unseen."""
+    train(settings(home, "pissa", checkpoints=(2,)), tmp_path / "run", device="cpu")
+    first = tmp_path / "run/checkpoint-0"
+    assert {first / "adapter_model.safetensors", first / "adapter_config.json"} <= set(paths_read(tmp_path / "run"))
+    adapter = read_adapter(tmp_path / "run")
+    assert isinstance(adapter, Adapter)
+    assert adapter.method == "pissa"
+    assert any("checkpoint-0 is subtracted" in warning for warning in adapter.warnings)
+    named = read_adapter(tmp_path / "run", initial=first)
+    steps = read_adapter(tmp_path / "run", steps=True)
+    assert [each.step for each in steps.checkpoints] == [0, 2, 4]  # pyright: ignore[reportAttributeAccessIssue]
+    for module, update in adapter.items():
+        np.testing.assert_array_equal(update.to_dense(), named[module].to_dense())
+        np.testing.assert_array_equal(update.to_dense(), steps.checkpoints[2][module].to_dense())  # pyright: ignore[reportAttributeAccessIssue]
+        assert np.abs(steps.checkpoints[0][module].to_dense()).max() < 1e-6  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_an_adapter_from_data_is_converted_to_a_lora_of_the_original_model(home: Path, tmp_path: Path) -> None:
+    said: list[Any] = []
+    train(settings(home, "lora-ga"), tmp_path / "run", device="cpu", callbacks=(watcher(said),))
+    done = CliRunner().invoke(main, ["convert", str(tmp_path / "run"), "-o", str(tmp_path / "lora")])
+    assert done.exit_code == 0, done.output
+    model = loaded(home, tmp_path / "lora")
+    for key, value in weights(tmp_path / "run").items():  # the converted adapter has no head
+        if "classifier" in key:
+            place = model.get_parameter(key)
+            place.data.copy_(torch.from_numpy(value))
+    torch.testing.assert_close(outcome(model), said[0], rtol=0, atol=1e-4)
+
+
+def test_settings_from_the_command_line(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.json").write_text(json.dumps({"n_frequency": 3, "scaling": 20}))
+    words = ["train", "--model", str(home / "encoder"), "--data", str(home / "reviews.csv"), "--label", "label",
+             "--method", "fourierft", "--steps", "1", "--checkpoints", "none", "--device", "cpu",
+             "-o", str(tmp_path / "run")]  # fmt: skip
+    wrong = CliRunner().invoke(main, [*words, "--set", "n_frequenc=3"])
+    assert wrong.exit_code == 1
+    assert "did you mean n_frequency?" in wrong.stderr
+    assert "Traceback" not in wrong.output
+    done = CliRunner().invoke(main, [*words, "--config", str(tmp_path / "more.json"), "--set", "n_frequency=7"])
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "run/adapter_config.json").read_text())
+    assert (told["n_frequency"], told["scaling"]) == (7, 20)
+    assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["peft"] == {"n_frequency": 7, "scaling": 20}
+    gone = CliRunner().invoke(main, [*words, "--method", "qalora"])
+    assert "'qalora' is not trained here: PEFT pools the groups on GPTQ layers alone" in gone.stderr
+
+
+def test_a_plan_varies_settings_of_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        '[settings]\nmodel = "m"\ndata = "d"\npeft.scaling = 20.0\n[variants.f]\nmethod = "fourierft"\n'
+        "peft.n_frequency = [10, 20]\n"
+    )
+    plan = read_plan(path)
+    assert plan.variants == ("f-n_frequency10", "f-n_frequency20")
+    assert [run.settings.peft for run in plan.runs] == [{"scaling": 20.0, "n_frequency": n} for n in (10, 20)]
+    changed = read_plan(path, {"peft.scaling": 30.0})
+    assert changed.runs[0].settings.peft == {"scaling": 30.0, "n_frequency": 10}
