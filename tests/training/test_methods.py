@@ -178,8 +178,8 @@ def test_a_method_is_trained_resumed_followed_and_read(home: Path, tmp_path: Pat
     assert losses(again) == losses(record)
 
     # The adapter has moved, in every module, and is read.
-    start = read_adapter(tmp_path / "run/checkpoint-0", base=home / "encoder")
-    end = read_adapter(tmp_path / "run", base=home / "encoder")
+    start: Any = read_adapter(tmp_path / "run/checkpoint-0", base=home / "encoder")
+    end: Any = read_adapter(tmp_path / "run", base=home / "encoder")
     assert len(end) == 4
     assert list(start) == list(end)
     for module, update in end.items():
@@ -321,7 +321,8 @@ def test_relora_trains_one_pair_after_the_other(home: Path, tmp_path: Path) -> N
         assert moved in ([True, True, False, False], [False, True, False, False]), key  # A begins one step after B
         moved = [not np.array_equal(a, b) for a, b in pairwise(second)]
         assert moved in ([False, False, True, True], [False, False, False, True]), key
-    for update in read_adapter(tmp_path / "run").values():
+    adapter: Any = read_adapter(tmp_path / "run")
+    for update in adapter.values():
         assert (update.facts.r, update.facts.scaling) == (6, 2.0)  # α/r of one stage
         assert np.linalg.matrix_rank(update.to_dense()) == 6
 

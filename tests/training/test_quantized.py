@@ -6,6 +6,7 @@ import json
 import math
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def test_it_learns_and_takes_less_memory(home: Path, tmp_path: Path, method: str
     record = train(settings(home, method, kind), tmp_path / "run", device="cpu")
     assert record == json.loads((tmp_path / "run/run.json").read_text())
     assert all(math.isfinite(entry["loss"]) for entry in record["history"] if "loss" in entry)
-    assert all(update.to_dense().any() for update in read_adapter(tmp_path / "run").values())
+    adapter: Any = read_adapter(tmp_path / "run")
+    assert all(update.to_dense().any() for update in adapter.values())
     whole, layers = linear_sizes(home)
     held = record["memory"]
     assert held["base_full"] == whole
