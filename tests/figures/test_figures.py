@@ -380,7 +380,8 @@ def test_lines_of_adapters_are_told_apart_without_colour(name):
         figures.draw(name, **made, ax=axes)
         legends.append(axes.get_legend() or axes.figure.legends[0])
     for legend in legends:
-        marks = [(line.get_marker(), line.get_markerfacecolor() == "white") for line in legend.legend_handles]
+        handles: list[Any] = [*legend.legend_handles]
+        marks = [(line.get_marker(), line.get_markerfacecolor() == "white") for line in handles]
         assert len(set(marks)) == len(ADAPTERS)
 
 
