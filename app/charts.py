@@ -22,6 +22,9 @@ from bora_analysis.metrics import METRICS
 from bora_analysis.style import Look
 from bora_analysis.threshold import Threshold
 
+#: Between the cells of a heat map.
+GAP = {"strokeWidth": 1, "cornerRadius": 2}
+
 
 def metric_name(metric: str) -> str:
     """A metric in a menu, and so in the URL: without its formula.
@@ -120,7 +123,9 @@ def over_layers(table: pd.DataFrame, metric: str, looks: Mapping[str, Look]) -> 
     tips = vega.tooltip(shown, label="adapter", layer="layer", **named)
     layers = [
         vega.layer("layers", vega.line(1.5, clip=True), x=x, y=y, color=colour, strokeDash=dash),
-        *vega.markers("layers", shown, 55, x=x, y=y, color=colour, shape=shape, tooltip=tips),
+        *vega.markers(
+            "layers", shown, vega.marker_size(shown["layer"]), x=x, y=y, color=colour, shape=shape, tooltip=tips
+        ),
     ]
     if metric == "effective_rank":
         dashed = vega.line(1, strokeDash=vega.DASHED)
@@ -170,7 +175,9 @@ def heatmap(cells: pd.DataFrame, metric: str, chosen: tuple[str, str]) -> vega.C
     named = {metric: METRICS[metric].label, "modules": "modules in the cell"}
     tips = vega.tooltip(cells, layer="layer", projection="projection", **named)
     scale = {"scheme": "viridis", "type": "log" if logarithmic else "linear", "zero": not logarithmic, "nice": False}
-    cell = {"type": "rect", "cursor": "pointer", "cornerRadius": 2, "stroke": palette.theme().ground, "strokeWidth": 1}
+    # A gap between cells where they have room: of 500 layers nothing else would be seen.
+    gap = {name: {"expr": f"width / {len(names)} >= 5 ? {size} : 0"} for name, size in GAP.items()}
+    cell = {"type": "rect", "cursor": "pointer", "stroke": palette.theme().ground, **gap}
     grid = vega.layer("cells", cell, x=x, y=y, color=vega.number(metric, scale=scale, legend=key), tooltip=tips)
     room = {"test": f"width / {len(names)} > 6.5 * datum.characters + 6", "value": 1}
     ink = {"condition": {"test": "datum.ink == 'white'", "value": "white"}, "value": "black"}

@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from app.charts import metric_name
+from bora_analysis.metrics import METRICS
 from bora_analysis.style import shortened
 
 #: Column → its heading, the format of its numbers (None for text and plain numbers), and its explanation.
@@ -35,6 +37,17 @@ COLUMNS: dict[str, tuple[str, str | None, str | None]] = {
     "macs_per_token": (
         "MACs per token", "localized", "Multiply-adds in addition to the frozen layers; the paper's FLOPs",
     ),
+    "limiting": ("limited by", None, "The factors whose rank is the least"),
+    "error_relative": ("relative error", "%.3g", "‖ΔW − ΔW_k‖_F / ‖ΔW‖_F"),
+    "name_a": ("adapter", None, None),
+    "name_b": ("other", None, None),
+    "adapter_a": ("adapter", None, None),
+    "adapter_b": ("other", None, None),
+    "i": ("directions", None, "Of the adapter"),
+    "j": ("directions of the other", None, None),
+    "phi": ("φ", "%.4g", "How much the subspaces overlap, from 0 to 1"),
+    "random": ("φ by chance", "%.4g", "Of random subspaces of these sizes"),
+    "deviation": ("± of the cosine", "%.2g", "Standard deviation of what the sketches say"),
     "√(m+n)": ("√(m+n)", "%.2f", "Where N(b) is least for real b"),
     "parameters per rank": ("parameters per rank", "%.6g", "At the best b"),
 }  # fmt: skip
@@ -44,18 +57,35 @@ _NAMES = ("adapter", "label")
 NAME = 22
 
 
-def show(frame: pd.DataFrame, names: Iterable[str], changes: Mapping[str, Any] | None = None) -> None:
-    """These columns of a table, in this order; ``changes`` are columns that this page calls or writes otherwise."""
-    order = list(names)
+def show(frame: pd.DataFrame, names: Iterable[str] | None = None, changes: Mapping[str, Any] | None = None) -> None:
+    """These columns of a table, by default all, in this order.
+
+    ``changes`` are columns that this page calls or writes otherwise: what Streamlit takes for a column, or a heading.
+    """
+    order = [str(name) for name in (frame.columns if names is None else names)]
     if "adapter" in frame:
         known = list(dict.fromkeys(frame["adapter"]))
         frame = frame.assign(adapter=frame["adapter"].map(dict(zip(known, shortened(known, NAME), strict=True))))
-    columns = {name: _column(name) for name in order if name in COLUMNS} | dict(changes or {})
+    columns = {name: _column(name) for name in order} | dict(changes or {})
     st.dataframe(frame, hide_index=True, column_order=order, column_config=columns, placeholder="·")
 
 
 def _column(name: str) -> Any:
-    heading, form, words = COLUMNS[name]
+    _, form, words = COLUMNS.get(name, ("", None, None))
     if form is None:
-        return st.column_config.Column(heading, help=words, pinned=name in _NAMES)
-    return st.column_config.NumberColumn(heading, help=words, format=form)
+        return st.column_config.Column(heading(name), help=words, pinned=name in _NAMES)
+    return st.column_config.NumberColumn(heading(name), help=words, format=form)
+
+
+def heading(name: str) -> str:
+    """A column in words.
+
+    >>> heading("phi"), heading("energy_rank_95"), heading("relative_norm"), heading("stable_rank_95")
+    ('φ', 'energy rank, 95 %', 'relative norm', 'stable rank, quantile 95 %')
+    """
+    if name in COLUMNS:
+        return COLUMNS[name][0]
+    if name in METRICS:
+        return metric_name(name)
+    metric, _, share = name.rpartition("_")
+    return f"{metric_name(metric)}, quantile {share} %" if metric in METRICS else name.replace("_", " ")

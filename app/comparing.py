@@ -11,6 +11,7 @@ import pandas as pd
 
 from app import sources, vega
 from app.bounded import bounded
+from app.columns import heading
 from app.inspection import adapter_of
 from app.jobs import Told
 from app.sources import Source
@@ -93,10 +94,13 @@ def grid(table: pd.DataFrame, across: str, down: str, value: str, title: str, ce
     scale = {"scheme": "redblue", "domain": [-most, most], "reverse": True}
     if not centred:
         scale = {"scheme": "viridis", "domain": [min(0.0, float(table[value].min())), most]}
-    key = {"title": title, "orient": "top", "gradientLength": {"expr": "min(width, 320)"}, "titleLimit": 600}
+    # On a phone a longer title would be cut.
+    lines = title.split(", ") if len(title) > 36 else title
+    key = {"title": lines, "orient": "top", "gradientLength": {"expr": "min(width, 320)"}, "titleLimit": 600}
     bare = {"ticks": False, "domain": False, "title": None, "labelOverlap": True}
-    tips = vega.tooltip(table, **{name: name.replace("_", " ") for name in table.columns if name not in ("row",)})
-    slanted = {**bare, "labelAngle": -30, "labelLimit": 140}
+    tips = vega.tooltip(table, **{str(name): heading(str(name)) for name in table.columns if name != "row"})
+    # Slanted names of a few columns lie above one another on a phone too; Vega would leave every second one out.
+    slanted = {**bare, "labelAngle": -30, "labelLimit": 140, "labelOverlap": len(columns) > 8}
     each = {
         "x": {"field": across, "type": "ordinal", "sort": columns, "axis": slanted},
         "y": {"field": down, "type": "ordinal", "sort": rows, "axis": {**bare, "labelLimit": 150}},

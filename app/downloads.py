@@ -13,7 +13,7 @@ import streamlit as st
 
 from bora_analysis.cli.text_tables import text
 
-_MIME = {"csv": "text/csv", "pdf": "application/pdf", "svg": "image/svg+xml"}
+_MIME = {"csv": "text/csv", "pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png"}
 
 # matplotlib's settings belong to the process, and a file is made in a thread of the visitor who asked for it.
 drawing = threading.Lock()
@@ -22,7 +22,7 @@ drawing = threading.Lock()
 def offer(
     frame: pd.DataFrame, stem: str, figure: str | Callable[..., Any] | None = None, source: Any = None, **options: Any
 ) -> None:
-    """Buttons "CSV" and, where there is a figure, "PDF" and "SVG". A file is made only when it is asked for.
+    """Buttons "CSV" and, where there is a figure, "PDF", "SVG" and "PNG". A file is made only when it is asked for.
 
     Parameters
     ----------
@@ -45,6 +45,7 @@ def offer(
         if figure is not None:
             _button("PDF", stem, lambda: file("pdf"), "The figure as in a paper")
             _button("SVG", stem, lambda: file("svg"), "The figure as in a paper, to edit")
+            _button("PNG", stem, lambda: file("png"), "The figure as in a paper, for slides")
 
 
 def _button(label: str, stem: str, data: Callable[[], bytes], note: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from app.columns import show
+
 
 def question(title: str, sentence: str) -> None:
     """The head of a page: its name and the one question that it answers."""
@@ -27,7 +29,7 @@ def folded(label: str, key: str) -> Iterator[bool]:
 def table(frame: pd.DataFrame, label: str = "Table") -> None:
     """A frame in a box that is closed at first."""
     with st.expander(label, icon=":material/table:"):
-        st.dataframe(frame, hide_index=True)
+        show(frame)
 
 
 def asked_for(stem: str, key: Any, label: str, icon: str, words: str) -> bool:
@@ -43,12 +45,6 @@ def asked_for(stem: str, key: Any, label: str, icon: str, words: str) -> bool:
 def take_back(stem: str) -> None:
     """Offer the button of :func:`asked_for` again."""
     st.session_state.pop(f"_asked:{stem}", None)
-
-
-def progress(slot: Any, before: str, done: int, total: int) -> None:
-    """A bar that tells how many modules are done, with every eighth one."""
-    if done % 8 == 0 or done == total:
-        slot.progress(done / total, f"{before}{done} of {total} modules")
 
 
 @st.fragment

@@ -25,7 +25,7 @@ def growth(points: pd.DataFrame, title: str, names: Mapping[str, str]) -> vega.C
         **vega.by_method(methods, vega.legend()),
         "tooltip": vega.tooltip(shown, **told),
     }
-    return vega.layered(340, [vega.layer("points", vega.point(42, opacity=0.75), **each)], {"points": shown})
+    return vega.layered(340, [vega.layer("points", vega.point(42), **each)], {"points": shown})
 
 
 def ordered(pairs: Any) -> pd.DataFrame:

@@ -38,6 +38,20 @@ def pairs(fleet: Fleet, base: str) -> Pairs:
     return _pairs(str(fleet.results.storage if fleet.results is not None else ""), base)
 
 
+def growth_figure(points: Any, *, lines: Any, metric: str) -> Any:
+    """The points and their lines for a paper."""
+    from bora_analysis.figures.fleet import fleet_growth  # here: the page goes without matplotlib
+
+    return fleet_growth(points, lines, metric=metric)
+
+
+def map_figure(pairs: Pairs, _: object) -> Any:
+    """All pairs for a paper."""
+    from bora_analysis.figures.fleet import fleet_map
+
+    return fleet_map(pairs.cosine, pairs.linkage(), pairs.adapters["name"].tolist())
+
+
 @lru_cache(maxsize=2)
 def _read(place: str) -> Fleet:
     return read_fleet(place)

@@ -121,7 +121,14 @@ class Job:
             raise Stopped
 
 
-def aside(name: str, key: Hashable, work: Callable[[Told], T], words: str, unit: str = "modules") -> T | None:
+def aside(
+    name: str,
+    key: Hashable,
+    work: Callable[[Told], T],
+    words: str | Callable[[], str],
+    unit: str = "modules",
+    patience: float | None = None,
+) -> T | None:
     """What the work gives; None while it is not there, and then the page shows how far it is and a button to stop it.
 
     An exception of the work is raised here.
@@ -133,8 +140,9 @@ def aside(name: str, key: Hashable, work: Callable[[Told], T], words: str, unit:
     key : what the work depends on.
     work : called in a thread, with a function of what is done and of all there is to do, which ends it by an exception.
         It may not use Streamlit.
-    words : what is being done, in Markdown.
+    words : what is being done, in Markdown; a function where that changes.
     unit : what is counted.
+    patience : seconds that the page waits for it, by default :data:`PATIENCE`.
     """
     jobs: dict[str, Job | None] = st.session_state.setdefault("_jobs", {})
     job = jobs.get(name)
@@ -144,7 +152,7 @@ def aside(name: str, key: Hashable, work: Callable[[Told], T], words: str, unit:
         context = get_script_run_ctx()
         turn = st.session_state.setdefault("_job_turn", threading.Lock())
         job = jobs[name] = Job(key, work, turn, None if context is None else context.session_id)
-    slot, end = st.empty(), time.monotonic() + PATIENCE
+    slot, end = st.empty(), time.monotonic() + (PATIENCE if patience is None else patience)
     while not job.ended.wait(0.05) and time.monotonic() < end:
         slot.progress(*_shown(job, words, unit))
     slot.empty()
@@ -164,7 +172,7 @@ def aside(name: str, key: Hashable, work: Callable[[Told], T], words: str, unit:
 
 
 @st.fragment(run_every=LOOK)
-def _watch(job: Job, name: str, words: str, unit: str) -> None:
+def _watch(job: Job, name: str, words: str | Callable[[], str], unit: str) -> None:
     """The progress of a job that goes on beside the page; at its end the page runs again."""
     if job.ended.is_set():
         st.rerun()
@@ -173,9 +181,10 @@ def _watch(job: Job, name: str, words: str, unit: str) -> None:
         st.button("Stop", key=f"job_stop:{name}", on_click=job.stop, icon=":material/stop_circle:")
 
 
-def _shown(job: Job, words: str, unit: str) -> tuple[float, str]:
+def _shown(job: Job, words: str | Callable[[], str], unit: str) -> tuple[float, str]:
     waiting = "" if job.begun else ", waiting for its turn"
-    return job.done / max(1, job.total), f"{words}{_count(job, unit, ': ')}{waiting}"
+    told = words if isinstance(words, str) else words()
+    return job.done / max(1, job.total), f"{told}{_count(job, unit, ': ')}{waiting}"
 
 
 def _count(job: Job, unit: str, before: str = " after ") -> str:

@@ -32,7 +32,9 @@ def by_projection(table: pd.DataFrame, column: str, title: str, bound: str | Non
     tips = vega.tooltip(shown, label="projection", layer="layer", **{column: title, "modules": "modules"})
     layers = [
         vega.layer("layers", vega.line(1.5, clip=True), x=x, y=y, color=colour, strokeDash=dash),
-        *vega.markers("layers", shown, 55, x=x, y=y, color=colour, shape=shape, tooltip=tips),
+        *vega.markers(
+            "layers", shown, vega.marker_size(shown["layer"]), x=x, y=y, color=colour, shape=shape, tooltip=tips
+        ),
     ]
     if bound:
         dashed = vega.line(1, strokeDash=vega.DASHED, opacity=0.8)

@@ -73,7 +73,7 @@ class TableStore:
     """
 
     def __init__(self, limit: int = TABLE_BYTES):
-        self.kept = bounded(limit, _bytes, _key)(self._made)
+        self.kept = bounded(limit, _bytes, table_key)(self._made)
         self.turns = threading.Semaphore(ANALYSES)
 
     def get(self, source: Source, on_module: Callable[[int, int], None] | None = None) -> Tables:
@@ -87,7 +87,7 @@ class TableStore:
             if isinstance(found, AdapterError):
                 raise type(found)(str(found))
         except AdapterError:
-            before = self._before(source) if is_growing(source.path) else None
+            before = self.before(source)
             if before is None:
                 raise
             return before
@@ -95,10 +95,12 @@ class TableStore:
 
     def has(self, source: Source) -> bool:
         """Whether ``get`` would return at once."""
-        return _key(source) in self.kept.cache
+        return table_key(source) in self.kept.cache
 
-    def _before(self, source: Source) -> Tables | None:
-        """What was shown of a source before its files changed."""
+    def before(self, source: Source) -> Tables | None:
+        """What was shown of a run that grows before its files changed; None of any other source."""
+        if not is_growing(source.path):
+            return None
         with self.kept.cache_lock:
             kept = [found for key, found in self.kept.cache.items() if key[::2] == (str(source.path), source.label)]
         return next((found for found in reversed(kept) if isinstance(found, Tables)), None)
@@ -344,7 +346,8 @@ def stamp(path: Path) -> int:
     return hash(tuple(marks))
 
 
-def _key(source: Source, _: object = None) -> tuple[str, int, str]:
+def table_key(source: Source, _: object = None) -> tuple[str, int, str]:
+    """Changes when a source's files do."""
     return str(source.path), stamp(source.path), source.label
 
 

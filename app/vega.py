@@ -220,6 +220,11 @@ def markers(data: str, shown: pd.DataFrame, size: int, **encodings: Any) -> list
     return [layers[filled] for filled in sorted(shown["filled"].unique(), reverse=True)]
 
 
+def marker_size(places: pd.Series) -> int:
+    """Of markers side by side: beyond 64 of them whole ones would be a ribbon that hides the line."""
+    return 55 if places.nunique() <= 64 else 10
+
+
 # Axes ----------------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app import charts, comparing
+from app.columns import show
 from app.context import adapters_or_stop
 from app.controls import choose, linked, segments
 from app.downloads import offer
@@ -28,7 +29,8 @@ context = adapters_or_stop()
 layers = views.last_steps(context.layer_metrics)
 names = [source.label for source in context.sources]
 if len(names) < 2:
-    st.info("Choose two adapters or more in the sidebar.", icon=":material/arrow_back:")
+    if not context.waiting:
+        st.info("Choose two adapters or more in the sidebar.", icon=":material/arrow_back:")
     explanation("compare")
     st.stop()
 
@@ -61,7 +63,7 @@ else:
     offer(table, "compare", partial(comparing.figure, **options), shown)
     with folded("Table", "compare_table") as opened:
         if opened:
-            st.dataframe(table, hide_index=True)
+            show(table)
 
 st.subheader("Subspaces of all pairs", anchor=False)
 boxes = st.columns([2, 3], vertical_alignment="bottom")
@@ -95,7 +97,7 @@ try:
         offer(found, "similarity_matrix", partial(comparing.figure, **options))
         with folded("Modules", "similarity_table") as opened:
             if opened:
-                st.dataframe(pairs, hide_index=True)
+                show(pairs)
                 offer(pairs, "similarity_pairs")
 except (AdapterError, ValueError) as error:
     st.error(markdown(str(error)), icon=":material/error:")

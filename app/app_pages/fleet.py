@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import streamlit as st
 
@@ -12,7 +14,7 @@ from app.controls import choose, linked
 from app.downloads import offer
 from app.explain import explanation, question, table
 from app.safe_markdown import markdown
-from app.vega import draw
+from app.vega import draw, labelled
 from bora_analysis.adapters import AdapterError
 from bora_analysis.fleet import numbers
 from bora_analysis.metrics import METRICS
@@ -23,6 +25,8 @@ try:
     fleet = fleets.of_sweep() or fleets.of_chosen(context.layer_metrics)
 except AdapterError as error:
     st.error(markdown(str(error)), icon=":material/error:")
+    st.stop()
+if fleet is None and context.waiting:
     st.stop()
 if fleet is None:
     st.info("Choose adapters in the sidebar.", icon=":material/arrow_back:")
@@ -46,11 +50,11 @@ share = choose("Share of Σσ²", [0.99, 0.95, 0.9], "fleet_share", places[2], f
 
 ranks = numbers.serving_ranks(fleet, share)
 whole = numbers.rank_for_all(ranks)
-cards = st.columns(4)
-cards[0].metric("Adapters", f"{len(fleet.adapters):,}")
-cards[1].metric("Modules", f"{len(fleet.layers):,}")
-cards[2].metric(f"Rank that keeps {share:.0%} in all", f"{whole['rank']} of {whole['rank_now']}")
-cards[3].metric("Memory of a server saved", f"{whole['saved']:.0%}")
+with st.container(horizontal=True):
+    st.metric("Adapters", f"{len(fleet.adapters):,}")
+    st.metric("Modules", f"{len(fleet.layers):,}")
+    st.metric(f"Rank that keeps {share:.0%} in all", f"{whole['rank']} of {whole['rank_now']}")
+    st.metric("Memory of a server saved", f"{whole['saved']:.0%}")
 
 points = numbers.growth_points(fleet, metric)
 draw(
@@ -63,7 +67,7 @@ for line in lines.to_dict("records"):
     interval = "" if line["low"] != line["low"] else f", 95 % from {line['low']:.3f} to {line['high']:.3f}"
     words = f"{line['method']}, {line['projection']}: grows as r to the power of {line['exponent']:.3f}{interval}"
     st.caption(markdown(f"{words}; {line['adapters']} adapters."))
-offer(points, "fleet_points")
+offer(points, "fleet_points", partial(fleets.growth_figure, lines=lines, metric=metric))
 
 st.subheader("Where the chosen adapters stand", anchor=False)
 chosen = []
@@ -72,7 +76,7 @@ for name, part in context.layer_metrics.groupby("adapter", sort=False):
     chosen += [{"adapter": name, **{row["label"]: row["percentile"] for row in found.to_dict("records")}}]
 standing = pd.DataFrame(chosen)
 st.caption(f"Percentiles among the {len(fleet.adapters):,} adapters of this base model: 50 is the middle.")
-st.dataframe(standing, hide_index=True)
+show(standing)
 offer(standing, "fleet_percentiles")
 
 st.subheader("Modules that stand out", anchor=False)
@@ -80,7 +84,14 @@ found = numbers.outliers(fleet, metric)
 if found.empty:
     st.caption("None is beyond a robust z of 6 and 3 times what its layer and projection lead to expect.")
 else:
-    st.dataframe(found.drop(columns=["id", "base_model"]).head(200), hide_index=True)
+    heads = {
+        "value": st.column_config.NumberColumn(charts.metric_name(metric), format="%.4g"),
+        "expected": st.column_config.NumberColumn("expected", format="%.4g", help="From its layer and projection"),
+        "times": st.column_config.NumberColumn("times that", format="%.4g"),
+        "z": st.column_config.NumberColumn("robust z", format="%.3g", help="By the median and the MAD"),
+        "peers": st.column_config.NumberColumn("compared with", help="Modules of the same base model and family"),
+    }
+    show(found.head(200), ("adapter", "module", "projection", *heads), heads)
     offer(found, "fleet_outliers")
 
 if fleet.results is not None and fleets.has_sketches(fleet):
@@ -93,10 +104,11 @@ if fleet.results is not None and fleets.has_sketches(fleet):
                 fleet_charts.cosines(shown), key="fleet_map", alt=f"Cosines of {shown['a'].nunique()} adapters in the "
                 "order of their clusters.",
             )  # fmt: skip
+            offer(shown, "fleet_map", partial(fleets.map_figure, pairs))
             double = pairs.duplicates()
             st.caption(f"{len(double)} pairs have one ΔW, but for a factor; {len(pairs.adapters):,} adapters.")
             nearest = pairs.table(500)
-            table(nearest)
+            table(nearest.drop(columns=["a", "b"]))
             offer(nearest, "fleet_nearest")
 
 st.subheader("The rank that serves each", anchor=False)
@@ -112,6 +124,6 @@ show(ranks.head(500), heads, heads)
 offer(ranks, "fleet_ranks")
 with st.expander("Distributions by method, projection and r", icon=":material/table:"):
     spread = numbers.distributions(fleet)
-    st.dataframe(spread, hide_index=True)
+    show(labelled(spread), ("label", *(name for name in spread.columns if name not in ("method", "base_model"))))
     offer(spread, "fleet_distributions")
 explanation("fleet")

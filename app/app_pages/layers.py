@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from app import charts, palette
+from app.columns import show
 from app.context import adapters_or_stop
 from app.controls import choose, segments
 from app.downloads import offer
@@ -223,7 +224,7 @@ def one_module() -> None:
 offer(table, "layer_metrics", "heatmap", numbered, metric=metric)
 with folded("Table", "table") as opened:
     if opened:
-        st.dataframe(table, hide_index=True)
+        show(table)
 
 st.subheader("One module", anchor=False)
 st.text(module)

@@ -36,7 +36,8 @@ layers, spectra = views.last_steps(context.layer_metrics), views.last_steps(cont
 
 names = linked(st.multiselect, "Adapters", list(known), default=merging.alike(layers), key="merge")
 if len(names) < 2:
-    st.info("Choose two adapters or more.", icon=":material/info:")
+    if not context.waiting:
+        st.info("Choose two adapters or more.", icon=":material/info:")
     explanation("merge")
     st.stop()
 verdict_on(context, layers[layers["adapter"].isin(names)])

@@ -7,6 +7,7 @@ from functools import partial
 import streamlit as st
 
 from app import beside_base, series, sources
+from app.columns import show
 from app.context import adapters_or_stop
 from app.controls import choose, linked
 from app.downloads import offer
@@ -101,6 +102,6 @@ else:
     offer(frame, "relative", partial(series.figure, columns={measure: title}))
     with folded("Table", "relative_table") as opened:
         if opened:
-            st.dataframe(frame, hide_index=True)
+            show(frame)
 
 explanation("relative")

@@ -94,7 +94,7 @@ if module is None:
 with folded("Tables", "tables") as opened:
     if opened:
         st.caption("One row per module and adapter.")
-        st.dataframe(rows, hide_index=True)
+        show(rows)
         offer(rows, "layer_metrics")
         st.caption("The summary above.")
         offer(totals, "summary")

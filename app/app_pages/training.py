@@ -38,10 +38,14 @@ def runs_in(frame: pd.DataFrame) -> list[str]:
 
 follow(context.sources)
 trajectories = runs_in(context.layer_metrics)
+if not trajectories and context.waiting:  # one of them may be a run
+    st.stop()
 if not trajectories and sources.runs():
     st.caption("None of the chosen adapters has two or more steps. The page shows the runs that come with the toolkit.")
-    context = load(sources.runs(), threshold)
+    context = load(sources.runs(), threshold, "runs")
     trajectories = runs_in(context.layer_metrics)
+    if not trajectories and context.waiting:
+        st.stop()
 if not trajectories:
     st.info("None of the chosen adapters has two or more steps.", icon=":material/timeline:")
     st.markdown(

@@ -9,6 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from app import series, sources
+from app.columns import show
 from app.context import adapters_or_stop
 from app.controls import choose, linked, segments
 from app.downloads import offer
@@ -79,7 +80,7 @@ if layers["layer"].notna().any():
 offer(table, "trim", partial(series.figure, columns=titles, bounds={"rank": "rank_before"}))
 with folded("Table", "trim_table") as opened:
     if opened:
-        st.dataframe(table, hide_index=True)
+        show(table)
 
 st.subheader("The adapter, cut", anchor=False)
 if after > before:
@@ -114,7 +115,8 @@ if written is not None:
     st.caption(f"A LoRA for PEFT, rounded to {width}; the largest relative error of the file is {worst:.4g}.")
 st.caption("The same on the command line:")
 options = f"--energy {share:.10g}" + ("" if width == "float32" else f" --dtype {width}")
-st.code(f"bora-analysis convert {one_line(name)} -o {file_name(f'{name}-{percent:g}')} {options}", language="sh")
+line = f"bora-analysis convert {one_line(name)} -o {file_name(f'{name}-{percent:g}')} {options}"
+st.code(line, language="sh", wrap_lines=True)
 
 st.subheader("Configuration", anchor=False)
 of = segments("Of", [NEXT, FILE], "trim_config", label_visibility="collapsed")
@@ -122,7 +124,7 @@ if of == FILE:
     if written is None:
         st.caption("Write the adapter: its configuration is shown here.")
     else:
-        st.code(written.config, language="json", height=320)
+        st.code(written.config, language="json", height=320, wrap_lines=True)
 elif share == 1:
     st.caption("Choose less than 100 % of the energy.")
 else:
@@ -130,7 +132,7 @@ else:
     try:
         config = recommend(Tables.of_frames(spectra, layers), energy=share).config
         tall = len(config["rank_pattern"]) > 5
-        st.code(json.dumps(config, indent=1), language="json", height=320 if tall else "content")
+        st.code(json.dumps(config, indent=1), language="json", height=320 if tall else "content", wrap_lines=True)
     except ValueError as error:  # ΔW = 0
         st.info(markdown(str(error)), icon=":material/info:")
 

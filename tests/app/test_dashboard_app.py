@@ -32,7 +32,7 @@ TIMEOUT = 180  # seconds; the first run of a page imports and analyses, and mach
 def start(monkeypatch, tmp_path):
     """The dashboard as it begins: start(page, *paths, roots=…, **query parameters)."""
 
-    def started(page="spectra", *paths, roots=(tmp_path,), **query):
+    def started(page: str | None = "spectra", *paths, roots=(tmp_path,), **query):
         words = [*(f"--root={root}" for root in roots), "--", *map(str, paths)]
         monkeypatch.setattr(sys, "argv", [str(APP / "streamlit_app.py"), *words])
         sources.arguments.cache_clear()
@@ -40,7 +40,7 @@ def start(monkeypatch, tmp_path):
         app = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=TIMEOUT)
         for name, value in query.items():
             app.query_params[name] = value
-        if page != "spectra":
+        if page is not None:
             app.switch_page(f"app_pages/{page}.py")
         return app.run()
 
@@ -60,6 +60,28 @@ def shown(app: AppTest) -> list[str]:
 def in_url(app: AppTest, name: str) -> list[str]:
     value = app.query_params[name]
     return [value] if isinstance(value, str) else list(value)
+
+
+def test_a_newcomer_lands_on_start_and_who_names_adapters_on_spectra(start, tmp_path, monkeypatch):
+    """Also with a link of before, when an address without a page was that of Spectra."""
+    own = adapter(tmp_path / "mine")
+    app = healthy(start(None))
+    assert [each.value for each in app.title] == ["Start"]
+    assert dict(app.query_params) == {}
+    app = healthy(start(None, own))
+    assert [each.value for each in app.title] == ["Spectra"]
+    assert names(app) == ["mine"]
+    link = {"path": "mine", "adapters": ["mine", BUNDLED[0]], "threshold": "0.05", "projection": "q"}
+    app = healthy(start(None, **link))
+    assert [each.value for each in app.title] == ["Spectra"]
+    assert names(app) == ["mine", BUNDLED[0]]
+    assert (app.select_slider(key="threshold").value, app.session_state["projection"]) == (0.05, "q")
+    app = healthy(start(None, view="one module"))
+    assert ([each.value for each in app.title], app.session_state["view"]) == (["Spectra"], "one module")
+    monkeypatch.setattr(sys, "argv", [str(APP / "streamlit_app.py"), f"--fleet={tmp_path}"])
+    sources.arguments.cache_clear()
+    again = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=TIMEOUT).run()
+    assert [each.value for each in again.title] == ["Fleet"]
 
 
 @pytest.mark.parametrize("page", ["spectra", "layers", "training", "capture", "relative", "trim"])

@@ -42,7 +42,7 @@ CHARTS = {
 
 
 def opened(page: Any, site: str, name: str, query: str = "") -> None:
-    page.goto(f"{site}/{'' if name == 'spectra' else name}{query}")
+    page.goto(f"{site}/{name}{query}")
     page.get_by_role("heading", name=TITLES[name], exact=True).wait_for()
     settled(page, CHARTS[name])
 

@@ -10,9 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from app import charts, method_charts, palette, vega
+from app import charts, columns, comparing, method_charts, palette, vega
 from bora_analysis import analyse, figures, style, synthetic_adapter
 from bora_analysis.analysis import views
+from bora_analysis.analysis.capture import CAPTURE_COLUMNS
+from bora_analysis.analysis.factors import FACTOR_COLUMNS
+from bora_analysis.analysis.relative import BASE_COLUMNS
+from bora_analysis.analysis.tables import LAYER_COLUMNS, SPECTRA_COLUMNS
+from bora_analysis.analysis.trimming import trimmed
 from bora_analysis.catalogue import METHODS
 from bora_analysis.threshold import Threshold
 
@@ -179,3 +184,51 @@ def test_methods_that_stand_side_by_side_have_colours_of_their_own():
     for method in ("melora", "bora"):
         own = style.method_look(method).colour
         assert [name for name, look in METHODS.items() if look.colour == own] == [method]
+
+
+def test_cells_of_many_layers_are_not_hidden_by_the_gaps_between_them():
+    """At 500 layers the gap of a pixel was wider than a cell: the heat map was white."""
+
+    def gaps(layers: int, width: int) -> dict[str, float]:
+        names = [str(k) for k in range(layers)]
+        shown = pd.DataFrame({"layer": names, "projection": "q", "energy": 1.0, "modules": 1})
+        mark = charts.heatmap(shown, "energy", ("0", "q")).spec["layer"][0]["mark"]
+        found = {}
+        for name in ("strokeWidth", "cornerRadius"):
+            condition, then = mark[name]["expr"].split(" ? ")
+            yes, no = map(float, then.split(" : "))
+            found[name] = yes if eval(condition, {"width": width}) else no
+        return found
+
+    assert gaps(500, 740) == gaps(80, 300) == {"strokeWidth": 0, "cornerRadius": 0}
+    assert gaps(32, 740) == gaps(6, 300) == {"strokeWidth": 1, "cornerRadius": 2}
+
+
+@pytest.mark.parametrize(("layers", "most"), [(64, 55), (500, 10)])
+def test_markers_of_many_layers_leave_their_line_to_be_seen(layers, most):
+    table = pd.DataFrame({
+        "adapter": "a", "layer": range(layers), "energy": 1.0, "effective_rank": 1.0, "rank_bound": 1, "modules": 1,
+    })  # fmt: skip
+    chart = charts.over_layers(table, "energy", style.looks([("a", "lora")]))
+    sizes = [layer["mark"]["size"] for layer in chart.spec["layer"] if layer["mark"]["type"] == "point"]
+    assert sizes == [most]
+
+
+def test_a_matrix_of_pairs_has_its_names_and_its_title_on_a_phone():
+    names = [f"adapter-{k}" for k in range(4)]
+    table = pd.DataFrame([(a, b, 0.5) for a in names for b in names], columns=["adapter_a", "adapter_b", "phi"])
+    title = "φ above chance, mean over the modules"
+    chart = comparing.grid(table, "adapter_b", "adapter_a", "phi", title, centred=False, tall=40)
+    encoding = chart.spec["layer"][0]["encoding"]
+    assert encoding["x"]["axis"]["labelOverlap"] is False
+    assert max(map(len, encoding["color"]["legend"]["title"])) <= 36
+    assert [each["title"] for each in encoding["tooltip"]] == ["adapter", "other", "φ"]
+
+
+def test_every_column_has_words():
+    names = {*LAYER_COLUMNS, *SPECTRA_COLUMNS, *FACTOR_COLUMNS, *CAPTURE_COLUMNS, *BASE_COLUMNS}
+    names |= {*trimmed(tables(2).layer_metrics, tables(2).spectra, 0.9).columns, *comparing.PAIR_COLUMNS}
+    words = {name: columns.heading(name) for name in names}
+    assert not [word for word in words.values() if "_" in word]
+    known = [word for name, word in words.items() if name in LAYER_COLUMNS]
+    assert len(set(known)) == len(known), "two columns of one table have one name"

@@ -17,6 +17,9 @@ from streamlit.testing.v1 import AppTest
 
 from app import fleets, sources
 from bora_analysis import synthetic_adapter
+from bora_analysis.figures import save
+from bora_analysis.fleet import numbers
+from bora_analysis.fleet.pairs import compare_all
 from bora_analysis.fleet.sketches import sketch
 
 SHAPES = {f"model.layers.{k}.self_attn.{name}": (40, 24) for k in range(9) for name in ("q_proj", "v_proj")}
@@ -63,6 +66,39 @@ def test_a_sweep_with_sketches(start: Callable[..., AppTest], tmp_path: Path) ->
     assert "grows as r to the power of" in told
     assert "1 pairs have one ΔW" in told
     assert [error.value for error in app.error] == []
+    assert {"fleet_points.pdf", "fleet_points.svg", "fleet_points.png", "fleet_map.pdf"} <= offered(app)
+    heads = [head for table in app.dataframe for head in shown_heads(table.proto)]
+    assert {"stable rank, quantile 95 %", "rank now", "method", "size now"} <= set(heads)
+    assert not [head for head in heads if "_" in head]
+
+
+def test_the_figures_have_what_the_page_shows(start: Callable[..., AppTest], tmp_path: Path) -> None:
+    adapters = {
+        f"a{k}": replace(synthetic_adapter("lora", SHAPES, r=r, seed=k, kind="decay"), name=f"a{k}")
+        for k, r in enumerate((2, 4, 8))
+    }
+    fleet = numbers.read_fleet(store(tmp_path / "results", adapters, sketch=sketch))
+    points, lines = numbers.growth_points(fleet, "stable_rank"), numbers.growth(fleet, "stable_rank")
+    figure = fleets.growth_figure(points, lines=lines, metric="stable_rank")
+    drawn = [line for axes in figure.axes for line in axes.lines if str(line.get_gid()).startswith("points:")]
+    assert sorted(value for line in drawn for value in line.get_ydata()) == sorted(points["value"])
+    figure = fleets.map_figure(compare_all(fleet), None)
+    (image,) = [image for axes in figure.axes for image in axes.images]
+    assert image.get_array().shape == (3, 3)
+    for form in ("pdf", "svg", "png"):
+        assert save(figure, tmp_path / f"map.{form}").stat().st_size > 1000
+
+
+def shown_heads(proto: Any) -> list[str]:
+    """What stands above the columns of a table."""
+    known = json.loads(proto.columns or "{}")
+    return [known.get(name, {}).get("label") or name for name in proto.column_order]
+
+
+def offered(app: AppTest) -> set[str]:
+    """The files that the page offers, by the keys of its buttons."""
+    keys = [each.proto.id.split("download:")[1] for each in app.get("download_button")]
+    return {key.replace(":", ".") for key in keys}
 
 
 def test_the_chosen_adapters_without_a_sweep(start: Callable[..., AppTest]) -> None:

@@ -12,7 +12,9 @@ import pytest
 from dashboard_cases import APP, adapter
 from streamlit.testing.v1 import AppTest
 
-from app import capturing, jobs, sources
+from app import capturing, context, jobs, sources
+from app.sources import Source, TableStore
+from bora_analysis.analysis.tables import Tables
 
 SOON = 20  # seconds; machines are shared
 
@@ -166,3 +168,75 @@ def test_another_wish_takes_the_place_of_a_job(page, gate, monkeypatch):
     assert second is not first
     assert first.stopped
     second.stop()
+
+
+@pytest.fixture
+def begun(monkeypatch, gate) -> list[str]:
+    """The adapters whose analysis has begun; that of ``two`` waits after its first module until the gate opens."""
+    labels: list[str] = []
+    real = sources._analyse
+
+    def analyse(source: Source, on_module: jobs.Told) -> Tables:
+        labels.append(source.label)
+        while source.label == "two" and not gate.wait(0.01):
+            on_module(1, 4)
+        return real(source, on_module)
+
+    monkeypatch.setattr(sources, "_analyse", analyse)
+    return labels
+
+
+@pytest.fixture
+def pair(monkeypatch, tmp_path) -> Iterator[AppTest]:
+    """The page Spectra with two adapters on the command line."""
+    for seed, name in enumerate(("one", "two")):
+        adapter(tmp_path / name, seed=seed)
+    words = [str(APP / "streamlit_app.py"), f"--root={tmp_path}", "--", str(tmp_path / "one"), str(tmp_path / "two")]
+    monkeypatch.setattr(sys, "argv", words)
+    sources.arguments.cache_clear()
+    yield AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=180)
+    sources.arguments.cache_clear()
+
+
+def names(app: AppTest) -> list[str]:
+    assert not app.exception, [error.value for error in app.exception]
+    return [source.label for source in app.session_state["_context"].sources]
+
+
+def test_an_analysis_is_stopped_and_taken_up_again_while_the_others_are_shown(pair, begun, gate, monkeypatch):
+    monkeypatch.setattr(context, "PATIENCE", 0.3)
+    until(lambda: pair.run() and begun == ["one", "two"])
+    assert names(pair.run()) == ["one"]
+    assert charts(pair) == 3, "the page shows what is there"
+    assert [source.label for source in pair.session_state["_context"].waiting] == ["two"]
+    pair.selectbox(key="counting").set_value("a share of σ₁").run()
+    assert begun == ["one", "two"], "what else is done on the page begins nothing anew"
+    button(pair, "Stop").click().run()
+    assert any(block.value == "Stopped after 1 of 4 modules." for block in pair.markdown)
+    assert names(pair) == ["one"]
+    gate.set()
+    button(pair, "Go on").click().run()
+    until(lambda: names(pair.run()) == ["one", "two"])
+    assert begun == ["one", "two", "two"]
+    assert "analysis" not in pair.session_state["_jobs"], "what it gave is kept once"
+
+
+def test_a_page_whose_analysis_was_stopped_blames_no_adapter(pair, begun, monkeypatch):
+    monkeypatch.setattr(context, "PATIENCE", 0.3)
+    pair.query_params["adapters"] = "two"
+    for page in ("spectra", "layers", "training", "fleet", "compare", "budget"):
+        if page != "spectra":
+            pair.switch_page(f"app_pages/{page}.py")
+        pair.run()
+        assert button(pair, "Stop")
+        assert not pair.info
+        assert not pair.error
+
+
+def test_adapters_whose_tables_have_no_room_together_are_analysed_once(pair, begun, gate, monkeypatch):
+    gate.set()
+    store = TableStore(limit=1)
+    monkeypatch.setattr(sources, "table_store", lambda: store)
+    for _ in range(3):
+        assert names(pair.run()) == ["one", "two"]
+    assert begun == ["one", "two"]

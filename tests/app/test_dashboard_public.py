@@ -89,7 +89,7 @@ def test_on_ones_own_machine_it_says_so(monkeypatch, tmp_path):
         sources.arguments.cache_clear()
     assert "until the server stops" in words
     assert "500 MB" in words
-    assert "in 1 folders" in words
+    assert "in 1 folder |" in words
 
 
 def test_an_upload_is_gone_when_its_time_is_over(public, store, monkeypatch, tmp_path):

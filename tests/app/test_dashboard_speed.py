@@ -27,8 +27,7 @@ def open_page(monkeypatch, tmp_path) -> Iterator[object]:
 
     def opened(page: str) -> AppTest:
         app = AppTest.from_file(str(APP / "streamlit_app.py"), default_timeout=180)
-        if page != "spectra":
-            app.switch_page(f"app_pages/{page}.py")
+        app.switch_page(f"app_pages/{page}.py")
         app.run()
         assert not app.exception
         return app
