@@ -53,6 +53,42 @@ def test_the_contraction_is_eq_4(b: int, p: int, q: int, r: int, tokens: int, se
     torch.testing.assert_close(y + x @ contraction.dense_bora(*factors).T, expected, rtol=0, atol=1e-12 * reach)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_eq_4_is_eq_6_is_eq_8_forwards_and_backwards(dtype: torch.dtype, activation: str) -> None:
+    """Of the stored numbers in every dtype: eq. 8 written out in float64, with autograd's derivatives of it."""
+    b, p, q, r = 3, 4, 5, 2
+    shapes = [(b * p, r), (b, b, r), (r, b * q), (6, b * q), (6, b * p)]
+    stored = [numbers(*shape, seed=k).div(2).to(dtype) for k, shape in enumerate(shapes)]
+    exact = [value.double().clone().requires_grad_() for value in stored]
+    B, sigma, A, x, y = exact
+    Sigma = contraction.effective_sigma(sigma, activation, 0.5)
+    cut_B, cut_A, cut_x = B.split(p), A.split(q, dim=1), x.split(q, dim=1)
+    middle = [sum(cut_A[k] @ cut_x[k].T * Sigma[j, k][:, None] for k in range(b)) for j in range(b)]
+    eighth = y + torch.cat([cut_B[j] @ middle[j] for j in range(b)]).T  # Y_j = B_j Σ_k Σ_jk (A_k X_k)
+    eighth.square().sum().backward()
+
+    update = bora(B.detach(), A.detach(), sigma.detach(), scaling=0.5, activation=activation)
+    left, between, right = update.expanded()
+    fourth, sixth = (y + x @ torch.from_numpy(dense).T for dense in (update.to_dense(), left @ between @ right))
+    torch.testing.assert_close(fourth, eighth, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sixth, eighth, rtol=0, atol=1e-12)
+
+    leaves = [value.clone().requires_grad_() for value in stored]
+    B, sigma, A, x, y = leaves
+    factors = B.view(b, p, r), contraction.effective_sigma(sigma, activation, 0.5), A.view(r, b, q).transpose(0, 1)
+    factors = factors[0], factors[1].to(dtype), factors[2]
+    found = contraction.add_bora(y, x, *factors)
+    found.square().sum().backward()
+    near = 30 * torch.finfo(dtype).eps
+    reach = eighth.abs().max().item()
+    torch.testing.assert_close(found.double(), eighth, rtol=0, atol=near * reach)
+    for own, known in zip(leaves, exact, strict=True):
+        assert own.grad is not None
+        assert known.grad is not None
+        torch.testing.assert_close(own.grad.double(), known.grad, rtol=0, atol=near * known.grad.abs().max().item())
+
+
 def test_the_contraction_of_melora() -> None:
     B, A, x, y = numbers(3, 4, 2), numbers(3, 2, 5, seed=1), numbers(2, 7, 15, seed=2), numbers(2, 7, 12, seed=3)
     expected = y + x @ torch.from_numpy(melora(list(B), list(A)).to_dense()).T

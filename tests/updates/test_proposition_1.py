@@ -6,11 +6,13 @@ Factors of small whole numbers, so that ΔW is exact in float64 and its rank is 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from cases import exact_rank
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bora_analysis import bora, factor_ranks
+from bora_analysis.catalogue import ACTIVATIONS
 
 sizes = {"b": st.integers(1, 4), "p": st.integers(1, 3), "q": st.integers(1, 3), "r": st.integers(1, 3)}
 seeds = st.integers(0, 2**32 - 1)
@@ -82,3 +84,88 @@ def test_limiting_names_the_smallest_factor(b, p, q, r, seed):
     limits = factor_ranks(whole(b, p, q, r, seed, high=1))
     ranks = {"B'": limits.B, "Σ'": limits.sigma, "A'": limits.A}
     assert set(limits.limiting) == {name for name, rank in ranks.items() if rank == min(ranks.values())}
+
+
+def by_definition(B, A, S, rows, columns):
+    """Eq. 4, block by block, for blocks of any sizes."""
+    cut_B, cut_A = np.split(B, np.cumsum(rows)[:-1]), np.split(A, np.cumsum(columns)[:-1], axis=1)
+    return np.block([[cut_B[i] @ np.diag(S[i, j]) @ cut_A[j] for j in range(len(columns))] for i in range(len(rows))])
+
+
+@settings(max_examples=400)
+@given(**sizes, seed=seeds, high=st.sampled_from([1, 3]))
+def test_the_cores_have_the_rank_and_the_spectrum_of_eq_4(b, p, q, r, seed, high):
+    """ΔW by its definition in whole numbers: its rank is exact, and a core of A_i in place of A_j would show."""
+    r = min(r, b * max(p, q))
+    rng = np.random.default_rng(seed)
+    B, A, S = (rng.integers(-high, high + 1, shape).astype(float) for shape in ((b * p, r), (r, b * q), (b, b, r)))
+    delta = by_definition(B, A, S, [p] * b, [q] * b)
+    update = bora(B, A, S, activation="identity")
+    np.testing.assert_array_equal(update.to_dense(), delta)
+    values = np.concatenate([np.linalg.svd(core, compute_uv=False).ravel() for core in update.cores()])
+    values = np.sort(values)[::-1]
+    expected = np.linalg.svd(delta, compute_uv=False)
+    expected = np.pad(expected, (0, max(0, values.size - expected.size)))[: values.size]
+    reach = 1e-12 * max(1.0, float(np.linalg.norm(delta)))
+    np.testing.assert_allclose(values, expected, rtol=0, atol=reach)
+    assert np.count_nonzero(values > 100 * reach) == exact_rank(delta) <= update.facts.rank_bound
+
+
+def sigma_of(S, activation):
+    """σ whose Σ is S, a positive array, up to a common factor, which changes no rank."""
+    if activation in ("identity", "no-exp"):
+        return S
+    if activation == "no-norm":
+        return np.log(S)
+    # exp-norm: u = log S − t with mean |u| = 1, which has a t where log S spreads by at most 1 about its median.
+    low, high = float(np.median(np.log(S))), float(np.log(S).max()) + 2.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.abs(np.log(S) - middle).mean() < 1 else (low, middle)
+    return np.log(S) - low
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@settings(max_examples=60)
+@given(**sizes, seed=seeds)
+def test_each_activation_reaches_the_bound_at_any_br(activation, b, p, q, r, seed):
+    """docs/theory.md: one Σ in the activation's range that reaches it proves that almost all do. Its rank is exact."""
+    r = min(r, b * max(p, q))
+    rng = np.random.default_rng(seed)
+    best = None
+    for _ in range(40):
+        B, A = (rng.integers(-3, 4, shape).astype(float) for shape in ((b * p, r), (r, b * q)))
+        S = rng.integers(1, 5, (b, b, r)).astype(float)  # positive, so that every activation has it
+        if exact_rank(by_definition(B, A, S, [p] * b, [q] * b)) == min(b * p, b * q, b * r):
+            best = B, A, S
+            break
+    assert best is not None
+    B, A, S = best
+    update = bora(B, A, sigma_of(S, activation), activation=activation)
+    _, spread, _ = update.expanded()
+    of_S = np.block([[np.diag(S[i, j]) for j in range(b)] for i in range(b)])
+    factor = spread[0, 0] / of_S[0, 0]
+    np.testing.assert_allclose(spread, factor * of_S, rtol=1e-9, atol=0)
+    assert factor > 0
+
+
+@settings(max_examples=60)
+@given(m=st.integers(1, 9), n=st.integers(1, 9), b=st.integers(1, 5), r=st.integers(1, 3), seed=seeds)
+def test_blocks_that_do_not_divide(m, n, b, r, seed):
+    """docs/theory.md: blocks of ⌈m/b⌉ rows, the last ones smaller or empty, as padding and cutting would have them."""
+
+    def cut(size):
+        block = -(-size // b)
+        return [max(0, min(block, size - i * block)) for i in range(b)]
+
+    rows, columns = cut(m), cut(n)
+    bound = min(sum(min(k, r) for k in rows), sum(min(k, r) for k in columns))
+    rng = np.random.default_rng(seed)
+    ranks = []
+    for _ in range(40):
+        B, A = (rng.integers(-3, 4, shape).astype(float) for shape in ((m, r), (r, n)))
+        S = rng.integers(1, 5, (b, b, r)).astype(float)
+        ranks.append(exact_rank(by_definition(B, A, S, rows, columns)))
+        if ranks[-1] == bound:
+            break
+    assert max(ranks) == bound <= min(m, n, b * r)
