@@ -18,11 +18,9 @@ Writes Markdown on stdout and exits with 1 if a target is missed.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -37,6 +35,9 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from bora_analysis.paper import tables as paper
 from bora_analysis.peft_methods import BoraConfig, HydraloraConfig, MeloraConfig, RankCallback, SboraConfig
+from bora_analysis.training import benchmark
+from bora_analysis.training.benchmark import in_turn
+from bora_analysis.training.steps import lasting, most_allocated, seconds_of
 
 STEP_ROUNDS, BATCH, LENGTH, TOKENS = 20, 32, 64, 2048
 #: all-MiniLM-L6-v2; the other settings are BERT's own.
@@ -92,30 +93,11 @@ def configs(targets: list[str]) -> dict[str, Any]:
 
 
 def both_clocks(work: Callable[[], object]) -> list[float]:
-    """Seconds, and seconds of the processor."""
-    start = time.process_time()
-    return [seconds(work), time.process_time() - start]
+    return benchmark.both_clocks(work, DEVICE)
 
 
 def seconds(work: Callable[[], object]) -> float:
-    if CUDA:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if CUDA:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def in_turn(works: dict[str, Callable[[], list[float]]], rounds: int) -> dict[str, list[list[float]]]:
-    """Name → one list of seconds for each round, after two rounds of warm-up."""
-    times: dict[str, list[list[float]]] = {name: [] for name in works}
-    for k in range(rounds + 2):
-        for name in list(works) if k % 2 else list(works)[::-1]:
-            found = works[name]()
-            if k >= 2:
-                times[name].append(found)
-    return times
+    return seconds_of(work, DEVICE)
 
 
 def over_peer(times: dict[str, list[list[float]]], name: str, part: int) -> float:
@@ -123,8 +105,7 @@ def over_peer(times: dict[str, list[list[float]]], name: str, part: int) -> floa
 
 
 def quartiles(times: dict[str, list[list[float]]], name: str, part: int) -> list[float]:
-    ratios = [own[part] / peer[part] for own, peer in zip(times[name], times[PEER], strict=True)]
-    return statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return benchmark.quartiles(times, name, part, PEER)
 
 
 # --- one training step -----------------------------------------------------------------------------------------------
@@ -164,24 +145,7 @@ class Training:
         else:
             grown = most_allocated(self.step)
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
-        lasting = [*self.model.parameters(), *self.model.buffers(), *moments]
-        return grown + sum(value.nbytes for value in lasting)
-
-
-def most_allocated(work: Callable[[], object]) -> float:
-    """The peak of the bytes allocated by torch on the CPU, above those at the start."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    level = highest = 0
-    for _, change in changes:
-        level += change
-        highest = max(highest, level)
-    return highest
+        return grown + sum(value.nbytes for value in [*lasting(self.model), *moments])
 
 
 def steps(rounds: float) -> bool:

@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 
 from .. import __version__
 from .analyze import analyze, compare, factors
+from .bench_training import bench_training
 from .capture import capture
 from .card import card
 from .check import check
@@ -58,6 +59,7 @@ COMMANDS = (
     train,
     evaluate,
     experiment,
+    bench_training,
     table,
     paper,
     dashboard,

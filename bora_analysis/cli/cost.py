@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .grid import Column, Page
 
 
-class _Batch(click.ParamType):
+class Batch(click.ParamType):
     """A batch: 32x64, 32 examples of 64 tokens."""
 
     name = "BxL"
@@ -91,7 +91,7 @@ class _Count(click.ParamType):
 @click.option(
     "--step",
     "batch",
-    type=_Batch(),
+    type=Batch(),
     metavar="BxL",
     help="Instead: what a training step of B examples of L tokens takes, FLOPs and memory (extra `train`).",
 )
