@@ -22,13 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..catalogue import METHODS
 from ..catalogue.architectures import LETTERS, configuration
 from ..catalogue.cost import BYTES, frozen_bytes, memory
 from ..catalogue.module_names import layer, projection
 from .errors import TrainingError
 from .peft_configs import method_of, peft_config, target_modules
-from .settings import Settings
+from .settings import Settings, options_of
 from .whole import trained_whole
 
 
@@ -59,13 +58,12 @@ class Work:
 
     def settings(self, method: str, task: str) -> Settings:
         """Those of a run of this method."""
-        row, own = METHODS[method], {}
-        if row.blocks and row.experts:
-            own["experts"] = self.experts or row.blocks.default
-        elif row.cut and self.blocks:
-            own["blocks"] = self.blocks
+        wished = {"r": self.r, "blocks": self.blocks, "experts": self.experts, "dropout": 0.0}
+        own: dict[str, Any] = {
+            name: value for name, value in wished.items() if value is not None and name in options_of(method)
+        }
         target = self.target.upper() if "," not in self.target else self.target
-        return Settings(self.model, "none", task=task, method=method, r=self.r, target=target, dropout=0.0, **own)
+        return Settings(self.model, "none", task=task, method=method, target=target, **own)
 
 
 def network(work: Work) -> tuple[Any, str]:
@@ -223,7 +221,16 @@ def foreseen(
     TrainingError, ValueError, OSError
         An unknown model, targets that it lacks, a method that cannot be trained.
     """
-    return [_foreseen(work, method, base or work.dtype, optimizer) for method in methods]
+    found = []
+    for method in methods:
+        try:
+            found.append(_foreseen(work, method, base or work.dtype, optimizer))
+        except (RuntimeError, NotImplementedError) as error:  # a layer that looks at numbers, which are not there
+            raise TrainingError(
+                f"{method}: a step cannot be foreseen, because its layers need numbers ({type(error).__name__}); "
+                "bench-training measures it"
+            ) from None
+    return found
 
 
 def _foreseen(work: Work, method: str, base: str, optimizer: str) -> Foreseen:

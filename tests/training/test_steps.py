@@ -127,7 +127,7 @@ def test_through_the_command_line(models: dict[str, str]) -> None:
         (["--step", "4"], "expected EXAMPLESxTOKENS, e.g. 32x64"),
         (["--base", "nf4"], "add --step BxL"),
         (["--step", "4x4", "--optimal-blocks"], "leave out --budget, --optimal-blocks"),
-        (["--step", "4x4", "--method", "krona"], "for what train accepts, not for krona"),
+        (["--step", "4x4", "--method", "qalora"], "for what train accepts, not for qalora"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str) -> None:
@@ -137,6 +137,8 @@ def test_wrong_usage(arguments: list[str], message: str) -> None:
 
 
 def test_what_cannot_be_foreseen(models: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"krona: a step cannot be foreseen, .* bench-training measures it"):
+        foreseen(Work(models["llama"], batch=2, length=4), ["krona"])
     with pytest.raises(TrainingError, match="100 tokens; expected at most 64"):
         foreseen(Work(models["bert"], length=100), ["lora"])
     with pytest.raises(TrainingError, match="no projection gate"):
