@@ -79,7 +79,9 @@ class Book:
         self._waiting, self._written = [], time.monotonic()
 
     def _add(self, table: object) -> None:
-        self.storage.write_table(f"{ADAPTERS}/{time.time_ns():020d}.parquet", table)
+        """Under a name that is later than all others, whatever the clock says: coarse ones tell two files one time."""
+        numbers = [int(stem) for name in self.storage.names(ADAPTERS) if (stem := name.partition(".")[0]).isdecimal()]
+        self.storage.write_table(f"{ADAPTERS}/{max(time.time_ns(), *(n + 1 for n in numbers), 0):020d}.parquet", table)
 
     def close(self, *, prune: bool, failed: bool) -> None:
         """Leave one file of rows, and no file that nobody needs."""

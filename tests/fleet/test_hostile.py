@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -290,12 +291,14 @@ def test_rows_that_are_put_together_while_they_are_read(whole: tuple[Path, Path]
     assert len(rows_of(Storage.at(whole[1]))) == 3
 
 
+@pytest.mark.parametrize("step", [0, 1])
 @pytest.mark.parametrize("now", [1, 2])
-def test_a_clock_that_goes_back_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: int):
+def test_a_clock_that_goes_back_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: int, step: int):
+    """Nor one that stands still, as coarse ones seem to."""
     home, out = adapters(tmp_path / "in", 2), tmp_path / "out"
     run(home, out)
     adapter(home / "a00", seed=77)
-    ticks = iter(range(now, 100))
+    ticks = itertools.count(now, step)
     monkeypatch.setattr(time, "time_ns", lambda: next(ticks))
     assert run(home, out).analysed == 1
     monkeypatch.undo()
