@@ -206,8 +206,8 @@ class _Run:
     def _unquantisable(self, error: Exception) -> TrainingError:
         kind, told = self.settings.quantize, " ".join(str(error).split())
         return TrainingError(
-            f"{self.settings.method}: PEFT cannot adapt a base model in {kind} by it ({told[:160]}); leave out quantize, "
-            "or choose another method"
+            f"{self.settings.method}: PEFT cannot adapt a base model in {kind} by it ({told[:160]}); leave out "
+            "quantize, or choose another method"
         )
 
     def _quantised(self) -> str:
