@@ -80,7 +80,7 @@ test: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-peft: .venv/.installed-dev
 	$(BIN)/python contrib/peft/run_suite.py $(if $(FILES),--only $(FILES))

@@ -1,5 +1,6 @@
 import os
 
+import pytest
 from hypothesis import settings
 
 # The tests' models are tiny: a second thread gains nothing, and costs a hundredfold where the cores are shared.
@@ -11,3 +12,24 @@ settings.load_profile("project")
 
 # The dashboard's server and a browser.
 pytest_plugins = ["server_fixtures"]
+
+
+@pytest.fixture(autouse=True)
+def patient(request: pytest.FixtureRequest) -> None:
+    """A page waits for its analyses: machines are shared, and a page without a browser does not run by itself again."""
+    if "app" in request.path.parts[-2:]:
+        from app import context
+
+        request.getfixturevalue("monkeypatch").setattr(context, "PATIENCE", 180.0)
+
+
+#: Files of few but long tests, the longest first. They begin first, or one worker would be left with them at the end.
+LONG = (
+    "test_dashboard_browser", "test_engines", "test_methods", "test_figures", "test_encodings", "test_cli",
+    "test_faults", "test_width", "test_experiment", "test_hostile", "test_dashboard_work_browser", "test_tutorial",
+    "test_card",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))

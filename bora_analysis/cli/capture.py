@@ -86,7 +86,7 @@ def capture(
     out: Output,
     reading: dict[str, Any],
 ) -> None:
-    """How much of ΔW another method, or a smaller rank, could have represented.
+    """How much of ΔW another method or rank could have held.
 
     Finds the nearest ΔW of each method, by the same parameters or by the given sizes, and prints the share of Σσ²
     that it keeps, beside the LoRA of as many parameters. Without --method it tries every method that it can, in some

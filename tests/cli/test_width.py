@@ -30,7 +30,8 @@ PART = ("analyze", "long", "one-long", "no-dots", "mixed", "compare", "recommend
 MIDDLE = "the_very_long_middle_part_that_every_module_of_this_unusual_model_has_in_common_with_all_the_others"
 #: Commands that need a trained run, which the tests in these files have; they print on the same narrow terminals.
 OF_RUNS = {name: f"training/test_{file}.py" for name, file in (
-    ("train", "training"), ("evaluate", "evaluation"), ("experiment", "experiment"), ("table", "experiment")
+    ("train", "training"), ("evaluate", "evaluation"), ("experiment", "experiment"), ("table", "experiment"),
+    ("bench-training", "benchmark"),
 )}  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def test_a_threshold_that_is_none_is_refused(live, threshold):
 
 
 def test_nothing_trained_is_refused():
-    with pytest.raises(ValueError, match="nothing was trained"):
+    with pytest.raises(ValueError, match="no singular value is above 0, and no line could be drawn"):
         LiveThreshold({"layers.0.q_proj": lora([[0.0]], [[1.0]])})
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from screens import on_screen, too_wide
 from training_models import save_decoder
 
 from bora_analysis.cli import main
@@ -51,6 +52,15 @@ def test_table_4_of_a_toy(tmp_path: Path) -> None:
         assert row["parameters"] == expected.parameters
         assert row["peak"] == pytest.approx(expected.peak, rel=0.1)
         assert row["memory"] == pytest.approx(row["peak"] / lora["peak"])
+
+
+def test_its_table_fits_a_narrow_terminal(tmp_path: Path) -> None:
+    model = str(save_decoder(tmp_path / "llama-with-a-name-that-is-rather-long-for-a-model"))
+    short = ["--methods", "bora,hydralora", "-r", "4", "--blocks", "4", "--step", "2x8", "--rounds", "2"]
+    for width, encoding in ((80, "utf-8"), (60, "ascii")):
+        code, out, err = on_screen("bench-training", "--model", model, *short, width=width, encoding=encoding)
+        assert code == 0, err
+        assert too_wide(out, width) == too_wide(err, width) == []
 
 
 def test_wrong_usage() -> None:
