@@ -38,17 +38,22 @@ _RANKS: dict[str, tuple[str, type | tuple[type, ...], str]] = {
 }
 
 
+def _json(path: str, expected: str) -> Any:
+    """What a file holds, or stdin for ``-``."""
+    try:
+        with click.open_file(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise click.BadParameter(f"{path}: {error.strerror}; expected a file") from None
+    except ValueError as error:
+        raise click.BadParameter(f"{path}: is no JSON ({error}); expected {expected}") from None
+
+
 def _ranks(context: click.Context, option: click.Parameter, value: str | None) -> dict[str, Any]:
     """Settings of a run, from PEFT's settings as ``recommend --pattern`` prints them."""
     if value is None:
         return {}
-    try:
-        with click.open_file(value, encoding="utf-8") as file:
-            told = json.load(file)
-    except OSError as error:
-        raise click.BadParameter(f"{value}: {error.strerror}; expected a file") from None
-    except ValueError as error:
-        raise click.BadParameter(f"{value}: is no JSON ({error}); expected what `recommend --pattern` prints") from None
+    told = _json(value, "what `recommend --pattern` prints")
     if not isinstance(told, dict) or "r" not in told or not set(told) <= set(_RANKS):
         found = ", ".join(map(str, told)) if isinstance(told, dict) else type(told).__name__
         raise click.BadParameter(f"{value}: holds {found}; expected r and some of {', '.join(list(_RANKS)[1:])}")
@@ -77,13 +82,7 @@ def _configuration(context: click.Context, option: click.Parameter, value: str |
     """Settings of a method's configuration, from a file."""
     if value is None:
         return {}
-    try:
-        with click.open_file(value, encoding="utf-8") as file:
-            told = json.load(file)
-    except OSError as error:
-        raise click.BadParameter(f"{value}: {error.strerror}; expected a file") from None
-    except ValueError as error:
-        raise click.BadParameter(f"{value}: is no JSON ({error}); expected a table of settings") from None
+    told = _json(value, "a table of settings")
     if not isinstance(told, dict):
         raise click.BadParameter(f"{value}: holds a {type(told).__name__}; expected a table of settings")
     return told
