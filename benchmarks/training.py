@@ -37,7 +37,7 @@ from bora_analysis.paper import tables as paper
 from bora_analysis.peft_methods import BoraConfig, HydraloraConfig, MeloraConfig, RankCallback, SboraConfig
 from bora_analysis.training import benchmark
 from bora_analysis.training.benchmark import in_turn
-from bora_analysis.training.steps import lasting, most_allocated, seconds_of
+from bora_analysis.training.steps import most_held, seconds_of
 
 STEP_ROUNDS, BATCH, LENGTH, TOKENS = 20, 32, 64, 2048
 #: all-MiniLM-L6-v2; the other settings are BERT's own.
@@ -135,18 +135,6 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def peak(self) -> float:
-        """The peak of bytes that tensors hold during a step."""
-        if CUDA:
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self.step()
-            grown = torch.cuda.max_memory_allocated() - before
-        else:
-            grown = most_allocated(self.step)
-        moments = [value for state in self.optimizer.state.values() for value in state.values()]
-        return grown + sum(value.nbytes for value in [*lasting(self.model), *moments])
-
 
 def steps(rounds: float) -> bool:
     """Print our table 4 beside the paper's for each model; return whether a target is missed."""
@@ -167,7 +155,7 @@ def _steps(model: str, rounds: float, mode: Mode = USUAL, title: str = "", names
     runs = {name: Training(model, name, mode) for name in names or configs([])}
     works = {name: lambda run=run: both_clocks(run.step) for name, run in runs.items()}
     times = in_turn(works, count(STEP_ROUNDS, rounds))
-    peaks = {name: run.peak() for name, run in runs.items()}
+    peaks = {name: most_held(run.step, run.model, run.optimizer, DEVICE) for name, run in runs.items()}
     frame = paper.table(4)
     printed = dict(zip(zip(frame["method"], frame["task"], strict=True), frame["value"].tolist(), strict=True))
     what = f"{model}, {title}" if title else model

@@ -12,7 +12,7 @@ import glob
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,12 +130,7 @@ class _Search:
         top = str(place if only is None else place.parent)
         self.root = os.path.realpath(top)
         models, told = self.found.models, len(self.found.errors)
-        count = 0
-        units = self._units(self._local, top, os.sep) if only is None else self._owner(self._local, top, only, top)
-        for count, (folder, unit, seen) in enumerate(units, 1):  # noqa: B007
-            path = os.path.join(folder, unit.name) if unit.name else folder  # noqa: PTH118  10,000 times
-            files = [os.path.join(folder, name) for name in unit.files]  # noqa: PTH118
-            yield _item(path, PATH, path, files, seen, unit.whole)
+        count = yield from self._items(self._local, top, only, PATH, os.sep)
         if not count and expected and (models, told) == (self.found.models, len(self.found.errors)):
             homes(place, self.steps)  # says what is there instead
             yield Item(readable(str(place)), PATH, str(place))
@@ -176,13 +171,27 @@ class _Search:
         def read(folder: str) -> _Folder:
             return there[folder]._replace(path=folder)
 
-        count = 0
-        units = self._units(read, root, "/") if only is None else self._owner(read, root, only, url(root))
-        for count, (folder, unit, seen) in enumerate(units, 1):  # noqa: B007
-            path = f"{folder}/{unit.name}" if unit.name else folder
-            yield _item(url(path), URL, url(path), [f"{folder}/{name}" for name in unit.files], seen, unit.whole)
+        count = yield from self._items(read, root, only, URL, "/", url)
         if not count and not self.found.models:
             raise AdapterError(f"{url(top)}: holds no adapter; expected weights such as {WEIGHT_NAMES[0]}")
+
+    def _items(
+        self,
+        read: Callable[[str], _Folder],
+        top: str,
+        only: str | None,
+        kind: str,
+        mark: str,
+        written: Callable[[str], str] = str,
+    ) -> Generator[Item, None, int]:
+        """The adapters in a folder and below, or the one of a file there; their number when all are told."""
+        count = 0
+        units = self._units(read, top, mark) if only is None else self._owner(read, top, only, written(top))
+        for count, (folder, unit, seen) in enumerate(units, 1):  # noqa: B007
+            inside = f"{folder.rstrip(mark)}{mark}"
+            path = written(f"{inside}{unit.name}" if unit.name else folder)
+            yield _item(path, kind, path, [f"{inside}{name}" for name in unit.files], seen, unit.whole)
+        return count
 
     def _owner(
         self, read: Callable[[str], _Folder], top: str, name: str, key: str

@@ -141,11 +141,18 @@ class RoutedLinear(AdapterLayer):
     """A layer whose update a router mixes for each token, so that there is no single ΔW."""
 
     label = ""
+    other_param_names = (*AdapterLayer.other_param_names, "num_experts")
+
+    num_experts: dict[str, int]
 
     def gates(self, x: Tensor, route: Tensor) -> Tensor:
         """softmax(G x): (…, K), of inputs (…, n) without dropout, as in the authors' code; at least in float32."""
         logits = functional.linear(x, route)
         return logits.softmax(-1, dtype=wide(logits.dtype)).to(x.dtype)
+
+    def mixed(self, gates: Tensor, hidden: Tensor, B: Tensor) -> Tensor:
+        """Σₖ gₖ Bₖ hₖ: (…, m), of gates (…, K), hidden (…, K or 1, r) and B (K, m, r)."""
+        return functional.linear((gates[..., None] * hidden).flatten(-2), B.transpose(0, 1).flatten(1))
 
     def dense_delta(self, adapter_name: str) -> Tensor:
         raise ValueError(
@@ -167,12 +174,10 @@ class HydraLoraLinear(RoutedLinear):
 
     label = "HydraLoRA"
     adapter_layer_names = ("hydralora_A", "hydralora_B", "hydralora_route")
-    other_param_names = (*AdapterLayer.other_param_names, "num_experts")
 
     hydralora_A: nn.ParameterDict
     hydralora_B: nn.ParameterDict
     hydralora_route: nn.ParameterDict
-    num_experts: dict[str, int]
 
     def make_factors(self, adapter_name: str, r: int, config: HydraloraConfig) -> None:
         count = config.num_experts
@@ -182,12 +187,10 @@ class HydraLoraLinear(RoutedLinear):
         self.hydralora_route[adapter_name] = initialised(count, self.in_features)
 
     def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
-        B = self.hydralora_B[adapter_name]
         A = self.hydralora_A[adapter_name] * self.scaling[adapter_name]
         gates = self.gates(x, self.hydralora_route[adapter_name])
-        hidden = functional.linear(self.lora_dropout[adapter_name](x), A)
-        gated = (gates[..., None] * hidden[..., None, :]).flatten(-2)  # (…, K r)
-        return result + functional.linear(gated, B.transpose(0, 1).flatten(1))
+        hidden = functional.linear(self.lora_dropout[adapter_name](x), A)[..., None, :]
+        return result + self.mixed(gates, hidden, self.hydralora_B[adapter_name])
 
 
 class MoeLoraLinear(RoutedLinear):
@@ -195,12 +198,10 @@ class MoeLoraLinear(RoutedLinear):
 
     label = "MoELoRA"
     adapter_layer_names = ("moelora_A", "moelora_B", "moelora_route")
-    other_param_names = (*AdapterLayer.other_param_names, "num_experts")
 
     moelora_A: nn.ParameterDict
     moelora_B: nn.ParameterDict
     moelora_route: nn.ParameterDict
-    num_experts: dict[str, int]
 
     def make_factors(self, adapter_name: str, r: int, config: MoeloraConfig) -> None:
         count = config.num_experts
@@ -212,12 +213,11 @@ class MoeLoraLinear(RoutedLinear):
         self.moelora_route[adapter_name] = initialised(count, self.in_features)
 
     def add_delta(self, adapter_name: str, result: Tensor, x: Tensor) -> Tensor:
-        A, B = self.moelora_A[adapter_name], self.moelora_B[adapter_name]
+        A = self.moelora_A[adapter_name]
         gates = self.gates(x, self.moelora_route[adapter_name])
         dropped = self.lora_dropout[adapter_name](x)
         hidden = functional.linear(dropped, A.flatten(0, 1) * self.scaling[adapter_name])  # (…, K r)
-        gated = (gates[..., None] * hidden.unflatten(-1, A.shape[:2])).flatten(-2)
-        return result + functional.linear(gated, B.transpose(0, 1).flatten(1))
+        return result + self.mixed(gates, hidden.unflatten(-1, A.shape[:2]), self.moelora_B[adapter_name])
 
 
 def _check_blocks(b: int, layer: AdapterLayer, n: int) -> None:

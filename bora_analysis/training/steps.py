@@ -143,15 +143,20 @@ class Step:
 
     def peak(self) -> int:
         """The most bytes that tensors hold in a step, after the first one, which makes the optimiser's state."""
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self.step()
-            grown = torch.cuda.max_memory_allocated() - before
-        else:
-            grown = most_allocated(self.step)
-        state = [value for own in self.optimizer.state.values() for value in own.values()]
-        return grown + sum(value.nbytes for value in [*lasting(self.model), *state])
+        return most_held(self.step, self.model, self.optimizer, self.device)
+
+
+def most_held(step: Callable[[], object], model: nn.Module, optimizer: torch.optim.Optimizer, device: str) -> int:
+    """The most bytes that tensors hold in a step, the model's and the optimiser's state included."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        grown = torch.cuda.max_memory_allocated() - before
+    else:
+        grown = most_allocated(step)
+    state = [value for own in optimizer.state.values() for value in own.values()]
+    return grown + sum(value.nbytes for value in [*lasting(model), *state])
 
 
 def lasting(model: nn.Module) -> list[Tensor]:
