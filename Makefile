@@ -75,12 +75,13 @@ docs: .venv/.installed-docs
 docs-open: docs
 	@$(BIN)/python -m http.server --bind localhost --directory out/docs $(PORT)
 
+# Some of the tests start commands, which are not to be compiled again each time, whatever the environment says.
 test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-peft: .venv/.installed-dev
 	$(BIN)/python contrib/peft/run_suite.py $(if $(FILES),--only $(FILES))

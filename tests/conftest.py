@@ -1,3 +1,4 @@
+import gc
 import os
 
 import pytest
@@ -5,6 +6,10 @@ from hypothesis import settings
 
 # The tests' models are tiny: a second thread gains nothing, and costs a hundredfold where the cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A collection of garbage looks at every object of every package, and each training asks for several: what the tests
+# import stays, and is left out (below).
+gc.disable()
 
 # Derandomised: the same cases on every machine, so that a failure is a change and not a draw.
 settings.register_profile("project", derandomize=True, deadline=None, print_blob=True)
@@ -33,3 +38,8 @@ LONG = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()

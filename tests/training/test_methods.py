@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -55,13 +53,11 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    gc.freeze()  # each run collects garbage, among all objects of all packages
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("methods")
     save_encoder(folder / "encoder")
     reviews(40).to_csv(folder / "reviews.csv", index=False)
-    yield folder
-    gc.unfreeze()
+    return folder
 
 
 def settings(home: Path, method: str, **changes: Any) -> Settings:
