@@ -48,7 +48,7 @@ def _key(source: Source, module: str, step: int | None) -> tuple[str, int, str, 
 
 def _bytes(found: Inspection) -> int:
     images = [picture.image.nbytes for picture in (found.delta, found.middle, found.tiles) if picture is not None]
-    return sum(images) + (0 if found.slots is None else int(found.slots.memory_usage().sum()))
+    return sum(images) + (0 if found.slots is None else 8 * found.slots.size)
 
 
 @bounded(INSPECTION_BYTES, _bytes, _key)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bora_analysis.linalg import normalised
 from bora_analysis.updates.blocks import BlockProduct, DirectSum
 from bora_analysis.updates.contract import Blocked, Update
 
@@ -16,8 +18,10 @@ Array = NDArray[Any]
 
 #: Cells along each edge of an image, at most.
 CELLS = 256
-#: Columns of ΔW at a time, and rows where cells have fewer: what stays in the processor's cache.
-TILE, ROWS = 1024, 128
+#: Up to this r, and a quarter of a band's rows, squares are found from r × r products; beyond, strips are as quick.
+GRAM = 64
+#: Rows of a strip, where cells have fewer: a product of few rows takes twice as long for each of them.
+ROWS = 128
 #: Beyond this many blocks lines would cover the picture.
 LINES = 64
 
@@ -28,7 +32,7 @@ class Picture:
 
     Attributes
     ----------
-    image : (p, q), the mean of |x| over the entries of each cell.
+    image : (p, q), the root mean square of the entries of each cell: |x| where a cell is one entry.
     size : m, n of the matrix.
     rows, columns : positions between blocks, in entries; empty for one block or very many.
     exact : whether a cell is one entry.
@@ -45,52 +49,34 @@ class Picture:
 
 
 def magnitude(update: Update, cells: int = CELLS) -> Picture:
-    """|ΔW|, averaged over cells, strip by strip in float32: at no time is more than a few rows of ΔW there.
+    """|ΔW|: the root mean square of each cell; the squares, by the sizes of the cells, add up to ‖ΔW‖_F².
 
-    Cells end where blocks end, if there are no more blocks than cells. Cost: O(m n r) multiply-adds, and memory for
-    m/cells rows.
+    Cells end where blocks end, if there are no more blocks than cells. Cost for a LoRA of r ≤ 64: O((m + n + p q) r²)
+    multiply-adds, where the entries of ΔW would be m n r. A larger r takes strips of ΔW in float32.
     """
     m, n, b = update.facts.out_features, update.facts.in_features, update.facts.blocks
     rows, columns = (_edges(edge, b, cells) for edge in (m, n))
-    sums = np.zeros((len(rows) - 1, n))
+    squares = np.zeros((len(rows) - 1, len(columns) - 1))
     for top, first, left, right in _bands(update):
-        cuts = np.unique(np.clip(rows - top, 0, len(left)))
-        heights = np.diff(cuts)
-        # Cells of one height go together: a product of few rows takes twice as long for each of them.
-        together = max(1, ROWS // int(heights[0])) if (heights == heights[0]).all() else 1
-        # One buffer that stays in the cache: fresh memory for every strip was most of the time.
-        buffer = np.empty(int(heights.max()) * together * min(right.shape[1], TILE), np.float32)
-        for k in range(0, len(heights), together):
-            ends = cuts[k : k + together + 1]
-            count, here = len(ends) - 1, slice(ends[0], ends[-1])
-            place = np.searchsorted(rows, top + ends[0], "right") - 1
-            cells_here = sums[place : place + count, first:]
-            for column in range(0, right.shape[1], TILE):
-                tile = right[:, column : column + TILE]
-                size = ends[-1] - ends[0], tile.shape[1]
-                strip = np.matmul(left[here], tile, out=buffer[: size[0] * size[1]].reshape(size))
-                added = np.abs(strip, out=strip).reshape(count, -1, size[1]).sum(axis=1)
-                cells_here[:, column : column + size[1]] += added
-    totals = np.add.reduceat(sums, columns[:-1], axis=1)
-    counts = np.diff(rows)[:, None] * np.diff(columns)[None, :]
+        (down, below), (across, beside) = _within(rows, top, len(left)), _within(columns, first, right.shape[1])
+        squares[down, across] += _squares(left, right, below, beside)
     heights, widths = [m], [n]
     if isinstance(update, DirectSum):
         each = [part.facts for part in update.parts]
         heights, widths = [one.out_features for one in each], [one.in_features for one in each]
     elif isinstance(update, BlockProduct):
         heights, widths = [m // b] * b, [n // b] * b
-    return Picture((totals / counts).astype(np.float32), (m, n), _between(heights), _between(widths))
+    return Picture(_root_means(squares, rows, columns), (m, n), _between(heights), _between(widths))
 
 
 def middle(update: Blocked) -> Picture:
-    """|Σ'| of eq. 6, averaged over cells where it is large."""
-    sigma = np.abs(update.expanded().sigma)
+    """|Σ'| of eq. 6; where it is large, the root mean square of each cell."""
+    sigma = update.expanded().sigma
     size, b = len(sigma), update.facts.blocks
     edges = _edges(size, 1, 2 * CELLS)
-    sums = np.add.reduceat(np.add.reduceat(sigma, edges[:-1], 0), edges[:-1], 1)
-    means = sums / (np.diff(edges)[:, None] * np.diff(edges)[None, :])
+    squares = np.add.reduceat(np.add.reduceat(sigma * sigma, edges[:-1], 0), edges[:-1], 1)
     lines = _between([part.facts.r for part in update.parts] if isinstance(update, DirectSum) else [size // b] * b)
-    return Picture(means.astype(np.float32), (size, size), lines, lines)
+    return Picture(_root_means(squares, edges, edges), (size, size), lines, lines)
 
 
 def slot_tiles(update: Blocked) -> Picture | None:
@@ -112,20 +98,63 @@ def _edges(length: int, blocks: int, cells: int) -> Array:
     return np.round(np.linspace(0, length, count + 1)).astype(int)
 
 
+def _within(edges: Array, start: int, length: int) -> tuple[slice, Array]:
+    """The cells that a band of this length meets, and where they end in it."""
+    cuts = np.unique(np.clip(edges - start, 0, length))
+    place = int(np.searchsorted(edges, start, "right")) - 1
+    return slice(place, place + len(cuts) - 1), cuts
+
+
+def _squares(left: Array, right: Array, rows: Array, columns: Array) -> Array:
+    """Sums of the squared entries of left · right in each cell.
+
+    Of a cell with the factors L and R it is ‖L R‖_F² = tr(LᵀL · RRᵀ).
+    """
+    (left, scale), (right, also) = normalised(left), normalised(right)
+    if left.shape[1] <= min(GRAM, len(left) // 4):
+        sums = _grams(left, rows) @ _grams(right.T, columns).T
+        return np.ldexp(np.fmax(sums, 0), 2 * (scale + also))  # rounding may lead below 0
+    left, right = left.astype(np.float32), right.astype(np.float32)
+    sums = np.empty((len(rows) - 1, right.shape[1]))
+    together = max(1, ROWS // int(np.diff(rows).max()))
+    buffer = np.empty((ROWS, right.shape[1]), np.float32)  # fresh memory for every strip took longer than the product
+    for k in range(0, len(sums), together):
+        ends = rows[k : k + together + 1] - rows[k]
+        strip = left[rows[k] : rows[k] + ends[-1]]
+        strip = np.matmul(strip, right, out=buffer[: len(strip)] if len(strip) <= ROWS else None)
+        np.square(strip, out=strip)
+        for cell, (start, end) in enumerate(pairwise(ends), k):
+            sums[cell] = strip[start:end].sum(axis=0)
+    return np.ldexp(np.add.reduceat(sums, columns[:-1], axis=1), 2 * (scale + also))
+
+
+def _grams(factor: Array, edges: Array) -> Array:
+    """(cells, r²): XᵀX of the rows X of each cell; all at once, so those with a row less have one of zeros."""
+    heights = np.diff(edges)
+    each = np.arange(heights.max())
+    places = np.where(each < heights[:, None], edges[:-1, None] + each, len(factor))
+    parts = np.concatenate([factor, np.zeros((1, factor.shape[1]))])[places]
+    return np.matmul(parts.transpose(0, 2, 1), parts).reshape(len(heights), -1)
+
+
+def _root_means(squares: Array, rows: Array, columns: Array) -> Array:
+    return np.sqrt(squares / (np.diff(rows)[:, None] * np.diff(columns))).astype(np.float32)
+
+
 def _bands(update: Update) -> Iterator[tuple[int, int, Array, Array]]:
-    """ΔW as products left · right in float32, of r columns where it has blocks: first row, first column, factors."""
+    """ΔW as products left · right, of r columns where it has blocks: first row, first column, factors."""
     if isinstance(update, DirectSum):
         top = first = 0
         for part in update.parts:
             yield from ((top + row, first + column, left, right) for row, column, left, right in _bands(part))
             top, first = top + part.facts.out_features, first + part.facts.in_features
     elif isinstance(update, BlockProduct):
-        B, sigma, A = (factor.astype(np.float32) for factor in (update.B, update.sigma, update.A))
+        B, sigma, A = (factor.astype(float) for factor in (update.B, update.sigma, update.A))
         for i, left in enumerate(B):
             right = (sigma[i, :, :, None] * A).transpose(1, 0, 2).reshape(A.shape[1], -1)
             yield i * len(left), 0, left, right
     else:
-        left, right = (factor.astype(np.float32) for factor in update.factors())
+        left, right = (factor.astype(float) for factor in update.factors())
         yield 0, 0, left, right
 
 

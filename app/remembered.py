@@ -13,8 +13,9 @@ from app.vega import Chart
 T = TypeVar("T")
 #: What is beyond this is dropped, the least recently used first.
 REMEMBERED_BYTES = 32 << 20
-#: A specification, roughly, and the least that is counted.
-_SPEC = 8000
+#: A specification, roughly, and the least that is counted; a cell of a table, a number or a name. To look at each
+#: column of small tables took as long as to make one.
+_SPEC, _CELL = 8000, 24
 
 
 def remembered(key: Hashable, make: Callable[[], T]) -> T:
@@ -31,7 +32,7 @@ def remembered(key: Hashable, make: Callable[[], T]) -> T:
 
 def _bytes(value: Any) -> int:
     if isinstance(value, pd.DataFrame):
-        return int(value.memory_usage(deep=True).sum())
+        return _CELL * value.size
     if isinstance(value, tuple):
         return sum(map(_bytes, value))
     if isinstance(value, Chart):

@@ -198,7 +198,7 @@ def main() -> int:
             for name, path, count, act, limit in (
                 ("Spectra: threshold", "spectra", 3, move(page), 100),
                 ("Layers: threshold", "layers", 4, move(page), 120),
-                ("Layers: another layer", "layers", 4, click(page), 200),
+                ("Layers: another layer", "layers", 4, click(page), 150),
             ):
                 page.goto(f"{address}/{path}{query}")
                 page.wait_for_function(DRAWN, arg=count)

@@ -183,7 +183,7 @@ def slot_chart(found: Inspection, slots: pd.DataFrame, method: str) -> None:
 def delta_image(found: Inspection) -> None:
     facts, picture = found.facts, found.delta
     p, q = picture.image.shape
-    st.markdown("**|ΔW|**" + ("" if picture.exact else f", each of the {p} × {q} cells a mean"))
+    st.markdown("**|ΔW|**" + ("" if picture.exact else f", root mean square in each of {p} × {q} cells"))
     names = f"output, m = {facts.out_features:,}", f"input, n = {facts.in_features:,}"
     words = f"Magnitude of ΔW, {p} by {q} cells, blocks {facts.blocks} by {facts.blocks}"
     draw(charts.picture(picture, "|ΔW|", names), key="delta", alt=words)

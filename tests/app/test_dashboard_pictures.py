@@ -23,13 +23,44 @@ def update(kind, m, n):
 
 @pytest.mark.parametrize("kind", ["lora", "bora", "melora"])
 @pytest.mark.parametrize(("m", "n"), [(40, 24), (512, 5000), (1000, 300)])
-def test_a_cell_is_the_mean_of_its_entries(kind, m, n):
+@pytest.mark.parametrize("gram", [0, 64])  # by strips of ΔW, and by the products of its factors
+def test_a_cell_is_the_root_mean_square_of_its_entries(monkeypatch, kind, m, n, gram):
+    monkeypatch.setattr(pictures, "GRAM", gram)
     delta = update(kind, m, n)
+    dense = delta.to_dense()
     found = pictures.magnitude(delta, cells=64)
     rows, columns = (pictures._edges(edge, delta.facts.blocks, 64) for edge in (m, n))
-    sums = np.add.reduceat(np.add.reduceat(np.abs(delta.to_dense()), rows[:-1], 0), columns[:-1], 1)
-    means = sums / (np.diff(rows)[:, None] * np.diff(columns))
-    np.testing.assert_allclose(found.image, means, rtol=1e-5, atol=1e-6)  # float32
+    sums = np.add.reduceat(np.add.reduceat(dense**2, rows[:-1], 0), columns[:-1], 1)
+    sizes = np.diff(rows)[:, None] * np.diff(columns)
+    np.testing.assert_allclose(found.image, np.sqrt(sums / sizes), rtol=1e-5, atol=1e-6)  # float32
+    assert (found.image[sums == 0] == 0).all()
+    np.testing.assert_allclose((found.image.astype(float) ** 2 * sizes).sum(), np.sum(dense**2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("gram", [0, 64])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_squares_do_not_leave_the_range_of_their_type(monkeypatch, gram, scale):
+    monkeypatch.setattr(pictures, "GRAM", gram)
+    rng = np.random.default_rng(0)
+    B, A = rng.standard_normal((512, 4)), rng.standard_normal((4, 600))
+    one, other = (pictures.magnitude(lora(scale * B, A / times)).image for times in (1.0, scale))
+    np.testing.assert_allclose(one, scale * other, rtol=1e-5)
+
+
+def test_a_row_of_zeros_is_one_in_the_picture():
+    """As SBoRA has them: nothing of the cells beside it comes in."""
+    B = np.zeros((512, 4))
+    B[[3, 77, 300, 511], range(4)] = 1.0
+    found = pictures.magnitude(lora(B, np.ones((4, 300))), cells=64).image
+    assert (found.any(axis=1) == np.isin(np.arange(64), [0, 9, 37, 63])).all()
+
+
+def test_the_middle_factor_is_a_root_mean_square_where_it_is_large(monkeypatch):
+    monkeypatch.setattr(pictures, "CELLS", 3)  # twice as many along Σ' of 12 × 12
+    delta = update("bora", 40, 24)
+    sigma = delta.expanded().sigma
+    expected = np.sqrt((sigma**2).reshape(6, 2, 6, 2).mean(axis=(1, 3)))
+    np.testing.assert_allclose(pictures.middle(delta).image, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [2, 6, 24])
