@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bora_analysis import singular_values, synthetic_adapter
-from bora_analysis.catalogue import METHODS, made
+from bora_analysis.catalogue import METHODS, names
 from bora_analysis.linalg.threads import available_cores
 from bora_analysis.updates.contract import Update
 from bora_analysis.updates.sums import combine
@@ -32,7 +32,7 @@ R, BLOCKS = {"vera": 256, "gralora": 32, "bora": 8, "melora": 8}, {"bora": 16, "
 def updates() -> dict[str, Update]:
     """One matrix of every synthetic method, and a difference."""
     found = {}
-    for method in made():
+    for method in names(lambda row: row.made and not row.needs_base):
         row = METHODS[method]
         r, blocks = R.get(method, 16), BLOCKS.get(method, row.blocks.default if row.blocks else 1)
         update = synthetic_adapter(method, {"q": (SIZE, SIZE)}, r, blocks)["q"]

@@ -11,3 +11,6 @@ EXPERT_METHODS = catalogue.names(lambda row: row.cost and row.experts)
 SPLIT = catalogue.names(lambda row: row.cost and row.splits)
 NO_RANK = catalogue.names(lambda row: row.cost and not row.ranked)
 MADE = catalogue.made()
+ON_BASE = catalogue.names(lambda row: row.made and row.needs_base)
+#: Made without a base model.
+ALONE = tuple(name for name in MADE if name not in ON_BASE)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..files.base_model import entries, is_model, model_paths
+from ..files.base_model import entries, is_below, is_model, model_paths
 from ..files.configuration import CONFIG_NAME, configuration_files, read_configuration
 from ..files.errors import AdapterError, counted
 from ..files.keys import natural
@@ -39,8 +39,8 @@ HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?"
 def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
     """Every folder and file that :func:`read_adapter` opens at a path, each before it is opened.
 
-    A caller that checks each as it comes has checked all that the reader opens. The base model and the initial adapter,
-    which are no part of the path, are not among them.
+    A caller that checks each as it comes has checked all that the reader opens. A base model or an initial adapter that
+    the caller names, and which is no part of the path, is not among them.
 
     Raises
     ------
@@ -58,11 +58,27 @@ def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
             yield found.weights.parent
         yield from shards(found.weights)
         yield from configuration_files(found.config.parent)
+        if base := base_beside(found.config.parent, read_configuration(found.config.parent)):
+            yield base
+            yield from model_paths(base)
         first = first_step(found)
         if first is not None and changes_base(read_configuration(found.config.parent) or {}):
             yield first.folder or first.weights.parent
             yield from shards(first.weights)
             yield from configuration_files(first.weights.parent)
+
+
+def base_beside(folder: Path, config: Mapping[str, Any] | None) -> Path | None:
+    """The base model in an adapter's own folder that its configuration names as ``./NAME``; None where there is none.
+
+    Another name is never looked up here: it may be any model's, or a path of another machine.
+    """
+    name = (config or {}).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name.startswith("./") or not is_below(folder, name):
+        return None
+    place = folder / name
+    inside = place.is_dir() and place.resolve().is_relative_to(folder.resolve())  # a link may lead out
+    return place if inside and is_model(place) else None
 
 
 class Located(NamedTuple):

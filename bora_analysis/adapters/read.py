@@ -17,6 +17,7 @@ from ..files.aliases import aliases
 from ..files.base_model import BaseWeights, model_paths
 from ..files.configuration import read_configuration
 from ..files.errors import AdapterError, BaseNeededError, counted, readable
+from ..files.in_memory import InMemory
 from ..files.keys import biases, natural
 from ..files.layouts import layout_of, translate
 from ..files.tensors import Tensors, open_tensors
@@ -25,11 +26,12 @@ from ..methods.bora import activation as activation_of
 from ..methods.unreadable import refuse_unreadable
 from ..updates.contract import Update
 from .adapter import Adapter, Trajectory
-from .in_memory import BaseInMemory, InMemory, is_state_dict, model_of, open_model, settings_of
+from .in_memory import base_of, is_state_dict, model_of, open_model, settings_of
 from .initialisation import changes_base, init_warnings, relative
 from .locate import (
     HUB_ID,
     Located,
+    base_beside,
     checkpoints_in,
     download,
     first_step,
@@ -83,7 +85,8 @@ def read_adapter(source: Any, **reading: Unpack[Options]) -> Adapter | Trajector
     name : the adapter's name, by default taken from the path.
     base : the base model: a folder, a weight file, or an ``org/name`` of the Hub. Methods whose update
         depends on its weights need it (DoRA, HiRA, OFT, IA³ and others), and so does a folder with a whole fine-tuned
-        model, whose update is then the difference of the two.
+        model, whose update is then the difference of the two. By default the model in the adapter's folder that its
+        configuration names as ``./NAME``, as ``synth`` writes it, if it is there.
     steps : where checkpoints lie beside a final adapter, read them in place of it.
     config : the content of ``adapter_config.json``, or a configuration of PEFT, for a state dict; for a path in place
         of the file's.
@@ -130,7 +133,7 @@ def read_adapter(source: Any, **reading: Unpack[Options]) -> Adapter | Trajector
         found = adapter_of(InMemory(title, source), settings_of(wish.config), title, None, wish.resolved(_read_initial))
     elif (model := model_of(source)) is not None:
         tensors, config, title = open_model(model, wish.adapter)
-        wish = replace(wish, base=BaseInMemory(model) if wish.base is None else wish.base)
+        wish = replace(wish, base=base_of(model) if wish.base is None else wish.base)
         found = adapter_of(tensors, config, wish.name or title, None, wish.resolved(_read_initial))
     else:
         what = "None" if source is None else f"a {type(source).__name__}"
@@ -207,6 +210,8 @@ def _read_one(found: Located, warnings: list[str], wish: Reading, *, alone: bool
             )
         return difference(model, wish.base, title, step)
     config = read_configuration(found.config.parent) if wish.config is None else settings_of(wish.config)
+    if wish.base is None and (own := base_beside(found.config.parent, config)):
+        wish = replace(wish, base=BaseWeights(own))
     first = None if alone or wish.initial is not None or not changes_base(config or {}) else first_step(found)
     if first is not None:
         wish = replace(wish, initial=_read_one(first, [], wish, alone=True))

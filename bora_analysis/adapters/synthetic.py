@@ -10,12 +10,17 @@ Three kinds:
   LoKr, KronA and C³A: each repeated, k counting the frequencies of C³A); for BoRA they are those times the singular
   values of the S_k (if r ≤ m/b and r ≤ n/b), for the others they only fall.
 
-LoRA+ is LoRA with two learning rates: its update is ``"lora"``. Methods whose update needs the base model's weights
-(DoRA, HiRA, OFT, IA³ and others) have no synthetic adapter.
+LoRA+ is LoRA with two learning rates: its update is ``"lora"``.
+
+Methods whose update depends on the base model's weights (DoRA, HiRA, OFT, IA³ and others) get a random base model of a
+given spectrum, see :mod:`bora_analysis.methods.random_base`. It is the same for all of them; their files have it in the
+folder ``base`` beside them, where :func:`~bora_analysis.read_adapter` finds it. In kind ``"decay"`` the singular values
+of DEFT and OSF are exactly scale · k^−p; OFT and HRA leave W0 its own.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,16 +30,25 @@ from zlib import crc32
 
 import numpy as np
 
+from ..atomic import replacing
 from ..catalogue import METHODS, made
+from ..catalogue.cost import BYTES
+from ..files.errors import counted
+from ..files.tensors_out import TensorsOut
 from ..linalg import Array
 from ..linalg.threads import one_blas_thread
 from ..methods import form, recipe
+from ..methods.random_base import BASE, SPECTRA
 from ..methods.random_factors import Spec
 from ..updates.checks import check_blocks
 from ..updates.contract import FactorError, Update
 from . import Adapter, write_adapter
 
 KINDS = ("init", "gaussian", "decay")
+#: Folder of the base model beside an adapter. Bytes of the largest that is written without being asked for.
+BESIDE, LARGE = "base", 10**9
+# Entry of a configuration: how it was made.
+_MADE = "bora_analysis_synthetic"
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,8 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
     kind : one of ``KINDS``. seed : a module's numbers depend on it and on the module's path alone; what the modules of
         VeRA and VB-LoRA share depends on all shapes.
     scale : size of ΔW's largest singular values before the scaling. decay : p of kind ``"decay"``.
+    base_spectrum : singular values of W0, for a method that needs it: ``"mp"``, independent normal entries;
+        ``"flat"``, all equal; ``"power"``, σ_k ∝ k^−p. base_decay : that p.
 
     Raises
     ------
@@ -65,6 +81,8 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
             raise ValueError(f"method {self.method!r} is unknown; expected one of {', '.join(made())}")
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r} is unknown; expected one of {', '.join(KINDS)}")
+        if self.base_spectrum not in SPECTRA:
+            raise ValueError(f"base_spectrum {self.base_spectrum!r} is unknown; expected one of {', '.join(SPECTRA)}")
         row = METHODS[self.method]
         if not row.blocks and self.blocks != 1:
             raise ValueError(f"{self.method} has one block; got blocks = {self.blocks}")
@@ -137,6 +155,8 @@ def synthetic_adapter(
     decay: float = 1.0,
     activation: str = "exp-norm",
     name: str | None = None,
+    base_spectrum: str = "mp",
+    base_decay: float = 0.5,
 ) -> Adapter:
     """A synthetic adapter in memory, as :func:`read_adapter` would give it. Parameters as in :class:`Synthetic`.
 
@@ -156,7 +176,7 @@ def synthetic_adapter(
     >>> singular_values(adapter["layers.0.q_proj"]).values.round(6).tolist()
     [2.0, 1.0, 0.666667, 0.5]
     """
-    raw = Synthetic(method, shapes, r, blocks, alpha, kind, seed, scale, decay)
+    raw = Synthetic(method, shapes, r, blocks, alpha, kind, seed, scale, decay, base_spectrum, base_decay)
 
     def load(module: str) -> Update:
         return form(method).build(raw[module], raw.scaling, activation)
@@ -166,17 +186,54 @@ def synthetic_adapter(
 
 
 def write_synthetic(
-    folder: str | Path, raw: Synthetic, *, activation: str = "exp-norm", dtype: str = "float32"
+    folder: str | Path,
+    raw: Synthetic,
+    *,
+    activation: str = "exp-norm",
+    dtype: str = "float32",
+    large_base: bool = False,
 ) -> Path:
-    """Write a synthetic adapter in the format of a trained one; its config says how it was made."""
-    made = {key: getattr(raw, key) for key in ("kind", "seed", "scale", "decay")}
-    return write_adapter(
+    """Write a synthetic adapter in the format of a trained one; its config says how it was made.
+
+    A method that needs a base model gets it in ``folder/base``: ``model.safetensors``, the weights of the adapted
+    layers alone, and ``config.json``. ValueError where it is larger than ``LARGE``, unless ``large_base``.
+    """
+    folder = Path(folder)
+    told = {key: getattr(raw, key) for key in ("kind", "seed", "scale", "decay")}
+    write = partial(
+        write_adapter,
         folder,
         raw.method,
-        raw,
         alpha=raw.lora_alpha,
         activation=activation,
         rslora=raw.method == "rslora",
         dtype=dtype,
-        extra_config={"bora_analysis_synthetic": made},
     )
+    if not METHODS[raw.method].needs_base:
+        return write(raw, extra_config={_MADE: told})
+    size = base_bytes(raw, dtype)
+    if size > LARGE and not large_base:
+        raise ValueError(
+            f"the base model of {counted(len(raw), 'layer')} would be {size / 1e9:.1f} GB in {dtype}; take fewer or "
+            "smaller layers, or ask for it (large_base=, --large-base)"
+        )
+    base = {key: getattr(raw, key) for key in ("seed", "base_spectrum", "base_decay")}
+    with replacing(folder / BESIDE / "config.json") as config, replacing(folder / BESIDE / "model.safetensors") as file:
+        config.write_text(json.dumps({_MADE: base}, indent=2) + "\n", encoding="utf-8")
+        with TensorsOut(folder / BESIDE) as out:
+
+            def modules() -> Iterator[tuple[str, dict[str, Array]]]:
+                for module, parts in raw.items():
+                    out.add(f"{module}.weight", parts[BASE], dtype)
+                    yield module, parts
+
+            write(modules(), base_model=f"./{BESIDE}", extra_config={_MADE: told | base})
+            out.save(file, {"format": "pt"})
+    return folder
+
+
+def base_bytes(raw: Synthetic, dtype: str = "float32") -> int:
+    """The size of the base model that a synthetic adapter needs; 0 for a method that needs none."""
+    if not METHODS[raw.method].needs_base:
+        return 0
+    return sum(m * n for m, n in raw.shapes.values()) * BYTES[dtype]

@@ -66,8 +66,8 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         training=_lora(OURS + "BoraConfig", num_blocks="blocks", activation="activation"),
     ),
     Method(
-        "dora", "DoRA", SKY, "^", ".dora", ("DORA",), "diag(g / ‖V‖_row) V − W0, V = W0 + s B A", THROUGH,
-        "arXiv 2402.09353", needs_base=True,
+        "dora", "DoRA", SKY, "^", ".dora", ("LORA", "DORA"), "diag(g / ‖V‖_row) V − W0, V = W0 + s B A", THROUGH,
+        "arXiv 2402.09353", needs_base=True, made=True,
         cost=Formula(
             f.dora, "(m+n)r + m", "min(m, n)",
             note="The bound is for ΔW = W' − W with a full-rank W. W + sBA is formed once per pass.",
@@ -164,7 +164,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "hira", "HiRA", GREEN, "^", ".hira", ("HIRA",), "W0 ⊙ (B A)", THROUGH, "ICLR 2025", scaled=False,
-        needs_base=True,
+        needs_base=True, made=True,
         cost=Formula(
             f.hira, "(m+n)r", "min(m, n)", "mn",
             "The bound is for ΔW = W' − W with a full-rank W. W ⊙ BA is formed once per pass, as PEFT does.",
@@ -326,12 +326,12 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "deft", "DEFT", GREEN, "s", ".deft", ("DEFT",), "Q (s R − Pᵀ W0)", CORE, "NeurIPS 2025", scaled=False,
-        needs_base=True, cost=Formula(f.deft, "(m+n)r", "min(m, n, r)", "(2m+n)r", "Pᵀ sees W0 x."),
+        needs_base=True, made=True, cost=Formula(f.deft, "(m+n)r", "min(m, n, r)", "(2m+n)r", "Pᵀ sees W0 x."),
         training=_own("DeftConfig", r="r", alpha="alpha", deft_dropout="dropout"),
     ),
     Method(
         "psoft", "PSOFT", GREEN, "v", ".psoft", ("PSOFT",), "U S (R − I) Vᵀ, U S Vᵀ of W0, R r×r", CORE, "ICLR 2026",
-        scaled=False, needs_base=True,
+        scaled=False, needs_base=True, made=True,
         cost=Formula(f.psoft, "r(r−1)/2 + 2r", "min(m, n, r)", "(m+n)r + r²", "With PEFT's two vectors of scales."),
         training=_own("PsoftConfig", r="r", psoft_alpha="alpha", psoft_dropout="dropout"),
     ),
@@ -346,7 +346,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "osf", "OSF", GREEN, "h", ".osf", ("OSF",), "U S V − U₀ S₀ V₀, the smaller part of W0", THROUGH,
-        "arXiv 2504.07097", ranked=False, scaled=False, needs_base=True,
+        "arXiv 2504.07097", ranked=False, scaled=False, needs_base=True, made=True,
         cost=Formula(
             f.osf, "(m+n+1)q", "min(m, n)", "2(m+n)q",
             "PEFT's default: q = ⌈min(m, n)/2⌉, the smaller half of the singular values.",
@@ -355,7 +355,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "glora", "GLoRA", GREEN, "<", ".glora", ("GLORA",), "W0 ⊙ A + B", THROUGH, "arXiv 2306.07967", scaled=False,
-        needs_base=True,
+        needs_base=True, made=True,
         cost=Formula(
             f.glora, "2(m+n)r", "min(m, n)", "mn",
             "PEFT's default of two products; what it trains of a bias is not counted. ΔW is formed once per pass.",
@@ -364,7 +364,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "peanut", "PEANuT", GREEN, "d", ".peanut", ("PEANUT",), "s B h(A W0), h an activation", CORE,
-        "arXiv 2410.01870", scaled=False, needs_base=True,
+        "arXiv 2410.01870", scaled=False, needs_base=True, made=True,
         cost=Formula(
             f.peanut, "2mr", "min(m, n, r)", "(m+n)r",
             "PEFT's default without further layers. h(A W0) is formed once per pass.",
@@ -378,7 +378,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "road", "RoAd", GREEN, ">", ".road", ("ROAD",), "(R − I) W0, R rotates and scales pairs of outputs", THROUGH,
-        "arXiv 2409.00119", ranked=False, scaled=False, needs_base=True,
+        "arXiv 2409.00119", ranked=False, scaled=False, needs_base=True, made=True,
         cost=Formula(f.road, "m", "min(m, n)", "2m", "RoAd₁, PEFT's default: an angle and a scale for two outputs."),
         training=_own("RoadConfig"),
     ),
@@ -433,7 +433,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "oft", "OFT", BLACK, "^", ".oft", ("OFT",), "W0 (Rᵀ − I), R block-diagonal", THROUGH, "arXiv 2306.07280",
-        scaled=False, needs_base=True,
+        scaled=False, needs_base=True, made=True,
         cost=Formula(
             f.oft, "n(r−1)/2", "min(m, n)", "nr", "r is the size of a block, as near to it as n allows.",
         ),
@@ -441,7 +441,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "boft", "BOFT", BLACK, "D", ".boft", ("BOFT",), "W0 (Rᵀ − I), R a butterfly, and a scale per output", THROUGH,
-        "arXiv 2311.06243", scaled=False, needs_base=True,
+        "arXiv 2311.06243", scaled=False, needs_base=True, made=True,
         cost=Formula(
             f.boft, "nr + m", "min(m, n)", note="r is the size of a block, with PEFT's default of one factor.",
         ),
@@ -449,7 +449,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "hra", "HRA", BLACK, "s", ".hra", ("HRA",), "W0 (H₁ … H_r − I), reflections", "r×r: −(W0 U T) Uᵀ",
-        "arXiv 2405.17484", scaled=False, needs_base=True,
+        "arXiv 2405.17484", scaled=False, needs_base=True, made=True,
         cost=Formula(f.hra, "nr", "min(m, n, r)", "2nr + r²"),
         training=_own("HRAConfig", r="r"),
     ),
@@ -459,7 +459,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "ia3", "IA³", BLACK, "P", ".ia3", ("IA3",), "(l − 1) ⊙ W0", THROUGH, "arXiv 2205.05638", ranked=False,
-        scaled=False, needs_base=True,
+        scaled=False, needs_base=True, made=True,
         cost=Formula(f.ia3, "m", "min(m, n)", note="On outputs; n on inputs (feed-forward)."),
         training=_own("IA3Config"),
     ),

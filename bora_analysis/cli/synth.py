@@ -8,8 +8,12 @@ from typing import Any
 
 import click
 
-from ..catalogue import ACTIVATIONS, METHODS, made
+from ..catalogue import ACTIVATIONS, METHODS, labels, made
+from ..files.errors import counted
 from .common import POSITIVE, SIGMA_HELP, command, usage
+
+# The methods that get a base model beside them.
+NEEDS = labels(lambda row: row.made and row.needs_base, ", ")
 
 
 @command("synth --method bora -r 8 --blocks 16 -o random-bora")
@@ -42,6 +46,15 @@ from .common import POSITIVE, SIGMA_HELP, command, usage
 )
 @click.option("--decay", type=float, default=1.0, help="p of --kind decay.")
 @click.option("--scale", type=float, default=0.1, help="Size of the largest singular values.")
+@click.option(
+    "--base-spectrum",
+    type=click.Choice(["mp", "flat", "power"]),
+    default="mp",
+    help=f"Singular values of the random base model that a method needs for its update ({NEEDS}): mp: independent "
+    "normal weights, Marchenko and Pastur's law; flat: all equal; power: they fall as k^-p.",
+)
+@click.option("--base-decay", type=float, default=0.5, help="p of --base-spectrum power.")
+@click.option("--large-base", is_flag=True, help="Write the base model even if it has more than 1 GB.")
 @click.option("--activation", type=click.Choice(ACTIVATIONS), default="exp-norm", help=SIGMA_HELP)
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32")
 @click.option("--seed", type=click.IntRange(min=0), default=0)
@@ -57,10 +70,15 @@ def synth(
     activation: str,
     dtype: str,
     output: str,
+    large_base: bool,
     **numbers: Any,
 ) -> None:
-    """Write a random adapter, in the format of a trained one."""
-    from ..adapters.synthetic import Synthetic, write_synthetic
+    """Write a random adapter, in the format of a trained one.
+
+    A method whose update depends on the base model gets a random one beside it, in DIR/base, of the adapted layers
+    alone and the same for every method. `analyze DIR` finds it there.
+    """
+    from ..adapters.synthetic import BESIDE, Synthetic, base_bytes, write_synthetic
     from ..catalogue.architectures import Architecture, architecture, chosen
 
     with usage():
@@ -79,5 +97,7 @@ def synth(
             row = METHODS[method]
             blocks = row.blocks.default if row.blocks else 1
         raw = Synthetic(method, known.modules(picked), rank, blocks, **numbers)
-        folder = write_synthetic(output, raw, activation=activation, dtype=dtype)
-    click.echo(f"wrote {folder}: {len(raw)} modules", err=True)
+        folder = write_synthetic(output, raw, activation=activation, dtype=dtype, large_base=large_base)
+    size = base_bytes(raw, dtype)
+    beside = f", and their base model in {folder / BESIDE} ({size / 1e6:,.1f} MB)" if size else ""
+    click.echo(f"wrote {folder}: {counted(len(raw), 'module')}{beside}", err=True)

@@ -277,7 +277,7 @@ def _shards(index: Path) -> dict[str, Path]:
     shards = _json(index).get("weight_map")
     if not isinstance(shards, Mapping) or not shards:
         raise AdapterError(f"{index}: has no weight_map; expected a dictionary from tensors to files")
-    below = cache(partial(_is_below, index.parent))
+    below = cache(partial(is_below, index.parent))
     for key, name in shards.items():
         if not isinstance(name, str) or not below(name):
             raise AdapterError(
@@ -287,7 +287,7 @@ def _shards(index: Path) -> dict[str, Path]:
     return {str(key): index.parent / name for key, name in shards.items()}
 
 
-def _is_below(folder: Path, name: str) -> bool:
+def is_below(folder: Path, name: str) -> bool:
     """Whether a name is that of a file in the folder or its subfolders.
 
     A subfolder may not be a link that leads out. A file may: the Hub's cache keeps the files of a snapshot elsewhere.

@@ -8,8 +8,10 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.contract import Facts, Update
-from .oft import cayley, rotated
+from .oft import block_size, cayley, room, rotated
 from .on_base_model import base_matrix, checked
+from .random_base import deviations, form_on_base, on_base, skew
+from .random_factors import Parts, Spec
 
 
 def read(source: Source) -> Found | None:
@@ -53,3 +55,23 @@ def _butterfly(n: int, b: int, level: int) -> Array:
     units = 2 ** (level + 1)
     order = np.r_[0:units:2, 1:units:2]
     return np.arange(n).reshape(-1, units, b // 2)[:, order].ravel()
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """One factor, PEFT's default, which starts with S = 0 and s = 1."""
+    m, n = W0.shape
+    b = block_size(spec)
+    S = skew(spec, rng, n // b, b, m, n)
+    return {"R": S[None], "s": 1 + deviations(spec, rng, m, m, n)[:, None]}
+
+
+FORMS = {
+    "boft": form_on_base(
+        read,
+        {"R": "boft_R", "s": "boft_s"},
+        settings=lambda a: {
+            "boft_block_size": a["R"].shape[-1], "boft_block_num": 0, "boft_n_butterfly_factor": len(a["R"]),
+        },
+    )
+}  # fmt: skip
+RECIPES = {"boft": on_base(random, room)}

@@ -19,6 +19,8 @@ from ..updates.blocks import lora
 from ..updates.contract import Update
 from ..updates.sums import combine
 from .on_base_model import base_matrix, product
+from .random_base import form_on_base, on_base
+from .random_factors import Parts, Spec, orthonormal, slots
 
 
 def read(source: Source) -> Found | None:
@@ -47,3 +49,26 @@ def _build(P: Array, R: Array | None = None, *, base: BaseMatrix, scaling: float
     return update.with_facts(
         r=r, scaling=scaling, parameters=trained, macs_per_token=trained + P.size, rank_bound=min(*update.shape, r)
     )
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """Q orthonormal, and s R = Qᵀ W0 as PEFT starts, where ΔW = 0, moved: ΔW is then Q times what R has moved."""
+    m, n = W0.shape
+    Q = orthonormal(rng.standard_normal((m, spec.r), dtype=np.float32))
+    moved = np.zeros((spec.r, n))
+    if spec.kind != "init":
+        rows = rng.standard_normal((spec.r, n), dtype=np.float32)
+        rows = orthonormal(rows) if spec.kind == "decay" else rows / np.sqrt(n)
+        moved = spec.scale * slots(spec, spec.r)[:, None] * rows
+    return {"P": Q, "R": Q.T @ W0 + moved}
+
+
+FORMS = {
+    "deft": form_on_base(
+        read,
+        {"P": "deft_P", "R": "deft_R"},
+        lambda a: a["P"].shape[1],
+        lambda _: {"decomposition_method": "qr", "para": False},
+    )
+}
+RECIPES = {"deft": on_base(random, lambda spec, m, n: min(m, n))}

@@ -24,6 +24,8 @@ from . import loha, lokr
 from .lora_modules import lora_loaders
 from .on_base_model import base_matrix, checked
 from .pairs import Pair, single, sort_keys
+from .random_base import deviations, form_on_base, on_base
+from .random_factors import Parts, Spec, pair
 
 _MAGNITUDES = "lora_magnitude_vector|lora_magnitude_columns|weight_m_wdecomp"
 
@@ -104,3 +106,22 @@ def _dora(base: BaseMatrix, product: Update | None, magnitude: Array, columns: b
         V *= (magnitude / norms)[:, None]
     V -= W
     return V
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """A LoRA, and the norms of W0's rows, moved a little."""
+    B, A = pair(spec, rng, *W0.shape)
+    norms = np.linalg.norm(W0, axis=1)
+    return {"A": A, "B": B, "magnitude": norms * np.abs(1 + deviations(spec, rng, len(W0), *W0.shape))}
+
+
+FORMS = {
+    "dora": form_on_base(
+        read,
+        {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"},
+        lambda a: len(a["A"]),
+        lambda _: {"use_dora": True},
+        alpha="lora_alpha",
+    )
+}
+RECIPES = {"dora": on_base(random)}

@@ -17,6 +17,8 @@ from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.contract import Facts, Update
 from .on_base_model import base_matrix, checked
+from .random_base import form_on_base, largest_of, on_base
+from .random_factors import Parts, Spec, pair
 
 
 def read(source: Source) -> Found | None:
@@ -65,3 +67,22 @@ def _build(
 
 def _path(parts: list[Array]) -> Array:
     return np.linalg.multi_dot([X.astype(np.float64) for X in parts]) if len(parts) > 1 else parts[0].astype(np.float64)
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """Both products as HiRA's and LoRA's."""
+    m, n = W0.shape
+    (A_left, A_right), (B_left, B_right) = pair(spec, rng, m, n), pair(spec, rng, m, n)
+    A_left = A_left * (np.sqrt(m * n) / largest_of(spec, m, n))
+    return {"A_left": A_left, "A_right": A_right, "B_left": B_left, "B_right": B_right}
+
+
+FORMS = {
+    "glora": form_on_base(
+        read,
+        {"A_left": "glora_A.Xd", "A_right": "glora_A.Xu", "B_left": "glora_B.Xd", "B_right": "glora_B.Xu"},
+        lambda a: len(a["A_right"]),
+        lambda _: {"config_A_B": "lora", "config_C": "none", "config_D_E": "none"},
+    )
+}
+RECIPES = {"glora": on_base(random)}

@@ -17,6 +17,8 @@ from ..updates.blocks import lora
 from ..updates.contract import Update
 from .on_base_model import base_matrix, checked
 from .pairs import Pair, check_pair, single, sort_keys
+from .random_base import form_on_base, largest_of, on_base
+from .random_factors import Parts, Spec, pair
 
 
 def read(source: Source) -> Found | None:
@@ -67,3 +69,14 @@ def _hira_loader(source: Source, module: str, pair: Pair, random: str | None = N
 
     keys = {"B": pair.B, "A": pair.A} | ({} if random is None else {"R": random})
     return source.loader(keys, build)
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """A and B as LoRA's, times what makes up for the small entries of W0; PEFT starts with B = 0."""
+    m, n = W0.shape
+    B, A = pair(spec, rng, m, n)
+    return {"A": A, "B": B * (np.sqrt(m * n) / largest_of(spec, m, n))}
+
+
+FORMS = {"hira": form_on_base(read, {"A": "hira_A", "B": "hira_B"}, lambda a: len(a["A"]))}
+RECIPES = {"hira": on_base(random)}

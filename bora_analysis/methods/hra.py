@@ -17,6 +17,8 @@ from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .on_base_model import base_matrix, product
+from .random_base import form_on_base, largest_of, on_base
+from .random_factors import Parts, Spec, orthonormal, slots
 
 
 def read(source: Source) -> Found | None:
@@ -51,3 +53,21 @@ def _build(u: Array, *, source: Source, key: str, base: BaseMatrix, gram_schmidt
             T[k, k] = 2.0
     update = lora(-product(base, U) @ T, U.T, method="hra", dtype=dtype, any_rank=True)
     return update.with_facts(parameters=n * r, macs_per_token=2 * n * r + r * r)
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """Reflections in pairs, as PEFT starts: two along one axis undo each other. Two at an angle θ turn by 2θ and change
+    W0 by 2 sin θ ‖W0‖; of an odd r the last one stands alone."""
+    m, n = W0.shape
+    r, pairs = spec.r, spec.r // 2
+    axes = orthonormal(rng.standard_normal((n, r), dtype=np.float32))
+    if spec.kind == "init":
+        return {"u": np.concatenate([np.repeat(axes[:, :pairs], 2, axis=1), axes[:, r - r % 2 :]], axis=1)}
+    sines = np.minimum(1.0, spec.scale / (2 * largest_of(spec, m, n)) * slots(spec, pairs))
+    turned = np.sqrt(1 - sines**2) * axes[:, 0 : 2 * pairs : 2] + sines * axes[:, 1 : 2 * pairs : 2]
+    axes[:, 1 : 2 * pairs : 2] = turned
+    return {"u": axes}
+
+
+FORMS = {"hra": form_on_base(read, {"u": "hra_u"}, lambda a: a["u"].shape[1], lambda _: {"apply_GS": False})}
+RECIPES = {"hra": on_base(random, lambda spec, m, n: n)}

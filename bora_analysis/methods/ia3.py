@@ -12,6 +12,8 @@ from ..files.parts import read_parts
 from ..files.tensors import Array
 from ..updates.contract import Facts, Update
 from .on_base_model import base_matrix, checked
+from .random_base import deviations, form_on_base, on_base
+from .random_factors import Parts, Spec
 
 
 def read(source: Source) -> Found | None:
@@ -52,3 +54,12 @@ def _is_feedforward(source: Source, module: str) -> bool:
     if isinstance(named, str):
         return bool(re.fullmatch(named, module))
     return any(module.endswith(ending) for ending in named)
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """PEFT starts with l = 1."""
+    return {"l": 1 + deviations(spec, rng, len(W0), *W0.shape)[:, None]}
+
+
+FORMS = {"ia3": form_on_base(read, {"l": "ia3_l"}, settings=lambda _: {"feedforward_modules": []})}
+RECIPES = {"ia3": on_base(random)}

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from math import gcd
+from typing import Any
 
 import numpy as np
 
+from ..catalogue.sizes import divisor_near
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.contract import Facts, Update
+from .file_form import Arrays
 from .on_base_model import base_matrix, checked
+from .random_base import form_on_base, on_base, skew
+from .random_factors import Parts, Spec
 
 
 def read(source: Source) -> Found | None:
@@ -106,3 +112,29 @@ def neumann(S: Array, terms: int) -> Array:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
+
+def block_size(spec: Spec) -> int:
+    """The size of a block that fits all layers; 1 where none does."""
+    return divisor_near(gcd(*(n for _, n in spec.shapes.values())), spec.r)
+
+
+def room(spec: Spec, m: int, n: int) -> int:
+    """The largest size of a block; 0 where none above 1 fits."""
+    return n if block_size(spec) > 1 else 0
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """PEFT starts with S = 0."""
+    b = block_size(spec)
+    S = skew(spec, rng, W0.shape[1] // b, b, *W0.shape)
+    return {"R": S[:, *np.triu_indices(b, 1)]}
+
+
+def _settings(a: Arrays) -> dict[str, Any]:
+    size = (1 + int(np.sqrt(1 + 8 * a["R"].shape[1]) + 0.5)) // 2
+    return {"r": 0, "oft_block_size": size, "use_cayley_neumann": False}
+
+
+FORMS = {"oft": form_on_base(read, {"R": "oft_R.weight"}, settings=_settings)}
+RECIPES = {"oft": on_base(random, room)}

@@ -19,6 +19,8 @@ from ..updates.blocks import lora
 from ..updates.contract import Update
 from ..updates.sums import combine
 from .on_base_model import base_matrix
+from .random_base import form_on_base, on_base, told_apart
+from .random_factors import Parts, Spec, slots
 
 
 def read(source: Source) -> Found | None:
@@ -44,3 +46,17 @@ def _build(U: Array, s: Array, V: Array, *, base: BaseMatrix, dtype: str) -> Upd
     now, start = (lora(*each, dtype=dtype, any_rank=True) for each in pairs)
     update = combine([now, start], [1.0, -1.0], method="osf")
     return update.with_facts(r=q, parameters=U.size + q + V.size)
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """The smaller half of W0's singular values, moved; their vectors are where PEFT starts."""
+    left, sigma, right = svd_with_vectors(W0.astype(np.float64))
+    q = -(-len(sigma) // 2)
+    moved = np.zeros(q) if spec.kind == "init" else spec.scale * slots(spec, q)
+    if spec.kind == "gaussian":
+        moved = moved * rng.standard_normal(q)
+    return {"U": left[:, -q:], "S": sigma[-q:] + moved, "V": right[-q:]}
+
+
+FORMS = {"osf": form_on_base(read, {part: f"osf_svd_params.{part}_low" for part in "USV"})}
+RECIPES = {"osf": on_base(random, lambda spec, m, n: spec.r if told_apart(spec) else 0)}

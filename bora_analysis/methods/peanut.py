@@ -19,6 +19,8 @@ from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import FactorError, Update
 from .on_base_model import base_matrix, product
+from .random_base import ROOT_MEAN_SQUARE, form_on_base, on_base
+from .random_factors import Parts, Spec, pair
 
 
 def read(source: Source) -> Found | None:
@@ -84,3 +86,21 @@ def _activation(name: str) -> Callable[[Array], Array]:
             return ACT2FN[name](torch.from_numpy(X)).numpy()
 
     return apply
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """One layer, PEFT's default, which starts with B = 0. Of the entries of A W0 h leaves half."""
+    m, n = W0.shape
+    B, A = pair(spec, rng, m, m)
+    return {"A": A, "B": B * (np.sqrt(2 / n) / ROOT_MEAN_SQUARE)}
+
+
+FORMS = {
+    "peanut": form_on_base(
+        read,
+        {"A": "peanut_A.weight", "B": "peanut_B.weight"},
+        lambda a: len(a["A"]),
+        lambda _: {"depth": 0, "act_fn": "relu", "scaling": 1.0},
+    )
+}
+RECIPES = {"peanut": on_base(random)}

@@ -2,7 +2,7 @@
 
 PEFT: ``<module>.psoft_R.weight`` (r(r−1)/2,), or (r, r) without ``psoft_orth``, ``.psoft_R.vector_a`` and ``.vector_b``
 (r,). p = 1 and q = 0, or both ½ for ``pissa_init`` (``psoft/layer.py``). The signs of singular vectors are those of
-LAPACK here and in PEFT; other ones would turn ΔW, but not its singular values.
+LAPACK here and in PEFT; PyTorch's LAPACK may choose others than NumPy's, which turns ΔW, but not its singular values.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from ..updates.blocks import lora
 from ..updates.contract import FactorError, Update
 from .oft import cayley, neumann
 from .on_base_model import base_matrix
+from .random_base import deviations, form_on_base, on_base, skew, told_apart
+from .random_factors import Parts, Spec
 
 
 def read(source: Source) -> Found | None:
@@ -97,3 +99,22 @@ def _leading(W: Array, r: int, steps: int | None, seed: int) -> tuple[Array, Arr
         torch.manual_seed(seed)
         U, s, V = torch.svd_lowrank(torch.from_numpy(np.ascontiguousarray(W, np.float32)), q=r, niter=steps)
     return U.double().numpy(), s.double().numpy(), V.T.double().numpy()
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """A rotation and both scales, PEFT's default, which start with S = 0 and 1."""
+    (m, n), r = W0.shape, spec.r
+    weight = skew(spec, rng, 1, r, m, n)[0][np.triu_indices(r, 1)]
+    scales = {name: 1 + deviations(spec, rng, r, m, n) for name in ("vector_a", "vector_b")}
+    return {"weight": weight, **scales}
+
+
+FORMS = {
+    "psoft": form_on_base(
+        read,
+        {part: f"psoft_R.{part}" for part in ("weight", "vector_a", "vector_b")},
+        lambda a: len(a["vector_a"]),
+        lambda _: {"ab_svd_init": "psoft_init", "psoft_svd": "full", "psoft_orth": True},
+    )
+}
+RECIPES = {"psoft": on_base(random, lambda spec, m, n: min(m, n) if told_apart(spec) else 0)}

@@ -26,6 +26,8 @@ class Spec:
     seed: int = 0
     scale: float = 0.1
     decay: float = 1.0
+    base_spectrum: str = "mp"
+    base_decay: float = 0.5
 
 
 Parts = dict[str, Array]

@@ -17,6 +17,8 @@ from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.contract import Facts, Update
 from .on_base_model import base_matrix, checked
+from .random_base import deviations, form_on_base, on_base
+from .random_factors import Parts, Spec
 
 
 def read(source: Source) -> Found | None:
@@ -55,3 +57,18 @@ def _build(theta: Array, alpha: Array, *, source: Source, key: str, base: BaseMa
 def _spread(X: Array, m: int, half: int) -> Array:
     once, both = X.size < 2 * m, X.size >= m
     return X.astype(np.float64).reshape(m // (2 * half), 1 if once else 2, 2 if both else 1, half)
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """PEFT's default, an angle and a scale for two outputs, which starts with 0 and 1."""
+    m, n = W0.shape
+    theta, alpha = (deviations(spec, rng, m // 2, m, n) for _ in range(2))
+    return {"theta": theta, "alpha": 1 + alpha}
+
+
+FORMS = {
+    "road": form_on_base(
+        read, {"theta": "road_theta", "alpha": "road_alpha"}, settings=lambda _: {"variant": "road_1", "group_size": 2}
+    )
+}
+RECIPES = {"road": on_base(random, lambda spec, m, n: spec.r if m % 2 == 0 else 0)}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
 import pytest
-from method_lists import BLOCK_METHODS, EXPERT_METHODS, MADE
+from method_lists import ALONE, BLOCK_METHODS, EXPERT_METHODS, MADE, ON_BASE
 from safetensors.numpy import load_file, save_file
 
 from bora_analysis import read_adapter, singular_values, synthetic_adapter
-from bora_analysis.adapters import Adapter, AdapterError
-from bora_analysis.adapters.synthetic import KINDS, Synthetic, write_synthetic
+from bora_analysis.adapters import Adapter, AdapterError, synthetic
+from bora_analysis.adapters.locate import paths_read
+from bora_analysis.adapters.synthetic import KINDS, Synthetic, base_bytes, write_synthetic
 from bora_analysis.catalogue import METHODS as CATALOGUE
 from bora_analysis.catalogue.cost import cost
+from bora_analysis.methods.random_base import SPECTRA
 from bora_analysis.updates.contract import Blocked
 
 SHAPES = {"layers.0.q_proj": (48, 32), "layers.1.q_proj": (48, 32), "layers.1.v_proj": (16, 32)}
@@ -23,7 +26,7 @@ def blocks_of(method):
     return {"gralora": 2, "bdlora-a": 2, "bdlora-b": 2}.get(method, 4 if CATALOGUE[method].blocks else 1)
 
 
-@pytest.mark.parametrize("method", MADE)
+@pytest.mark.parametrize("method", ALONE)
 def test_initialised_adapters_are_zero_updates(method):
     """But for three, which PEFT starts elsewhere."""
     for update in synthetic_adapter(method, SHAPES, 2, blocks_of(method), kind="init").values():
@@ -155,6 +158,79 @@ def test_file_and_memory_are_the_same(tmp_path, method, kind):
         np.testing.assert_array_equal(read[module].to_dense(), update.to_dense())
 
 
+@pytest.mark.parametrize("method", ON_BASE)
+def test_methods_on_a_base_model_start_at_zero_and_move_by_about_the_scale(method):
+    shapes = {"q": (96, 64)}
+    start = synthetic_adapter(method, shapes, 4, kind="init")["q"].to_dense()
+    assert np.abs(start).max() < 1e-7  # float32 factors
+    for kind in ("gaussian", "decay"):
+        norms = [
+            np.linalg.norm(synthetic_adapter(method, shapes, 4, kind=kind, scale=scale)["q"].to_dense(), 2)
+            for scale in (0.02, 0.04)
+        ]
+        assert 0.2 < norms[0] / 0.02 < 10
+        assert norms[1] / norms[0] == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("shape", [(96, 64), (64, 96)])
+def test_the_base_model_has_its_spectrum_and_is_that_of_every_method(spectrum, shape):
+    shapes = {"layers.0.q_proj": shape}
+    options = {"base_spectrum": spectrum, "base_decay": 0.7, "seed": 3}
+    found = [Synthetic(name, shapes, 4, **options)["layers.0.q_proj"]["W0"] for name in ("dora", "hira", "ia3")]
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+    sigma = np.linalg.svd(found[0].astype(float), compute_uv=False)
+    if spectrum == "mp":  # the edges of a 96 × 64 matrix of independent entries
+        edges = 0.02 * (np.sqrt(96) + np.sqrt(64)), 0.02 * (np.sqrt(96) - np.sqrt(64))
+        np.testing.assert_allclose(sigma[[0, -1]], edges, rtol=0.25)
+    else:
+        shape_of = np.arange(1, 65) ** (-0.7 if spectrum == "power" else 0.0)
+        np.testing.assert_allclose(sigma, shape_of * sigma[0], rtol=1e-4)
+    assert np.sqrt((sigma**2).sum() / found[0].size) == pytest.approx(0.02, rel=1e-5 if spectrum != "mp" else 0.05)
+    other = Synthetic("dora", shapes, 4, **options | {"seed": 4})["layers.0.q_proj"]["W0"]
+    assert not np.array_equal(found[0], other)
+
+
+def test_what_is_exact_beside_a_base_model():
+    """DEFT's decay, OSF's moved values, and the singular values that OFT and HRA leave to W0."""
+    expected = 0.1 * np.arange(1, 5) ** -1.0
+    deft = synthetic_adapter("deft", {"q": (48, 32)}, 4, kind="decay")["q"]
+    np.testing.assert_allclose(singular_values(deft).values, expected, rtol=1e-4)
+    osf = synthetic_adapter("osf", {"q": (48, 8)}, 1, kind="decay")["q"]
+    np.testing.assert_allclose(singular_values(osf).values[:4], expected, rtol=1e-4)
+    for method in ("oft", "hra"):
+        W0 = Synthetic(method, SHAPES, 4)["layers.0.q_proj"]["W0"].astype(float)
+        turned = W0 + synthetic_adapter(method, SHAPES, 4)["layers.0.q_proj"].to_dense()
+        np.testing.assert_allclose(np.linalg.svd(turned)[1], np.linalg.svd(W0)[1], rtol=1e-6)
+        assert not np.allclose(turned, W0, atol=1e-4)
+
+
+def test_the_base_model_beside_an_adapter_is_found_there_alone(tmp_path):
+    """By a name below the folder, and never by a link that leads out."""
+    folder = write_synthetic(tmp_path / "a", Synthetic("hira", SHAPES, 2))
+    assert folder / "base" / "model.safetensors" in paths_read(folder)
+    config = folder / "adapter_config.json"
+    told = json.loads(config.read_text(encoding="utf-8"))
+    assert told["base_model_name_or_path"] == "./base"
+    (folder / "out").symlink_to(write_synthetic(tmp_path / "b", Synthetic("hira", SHAPES, 2)) / "base")
+    for name in ("base", "./other", "./../b/base", str(folder / "base"), "./out", None):
+        config.write_text(json.dumps(told | {"base_model_name_or_path": name}), encoding="utf-8")
+        with pytest.raises(AdapterError, match="HiRA needs the base model: --base"):
+            read_adapter(folder)
+        read_adapter(folder, base=folder / "base")
+
+
+def test_a_large_base_model_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "LARGE", 1000)
+    raw = Synthetic("ia3", SHAPES, 1)
+    with pytest.raises(ValueError, match=r"of 3 layers would be 0.0 GB in float32; .*--large-base"):
+        write_synthetic(tmp_path, raw)
+    assert not any(tmp_path.iterdir())
+    write_synthetic(tmp_path, raw, large_base=True)
+    assert base_bytes(raw) == 4 * (48 * 32 * 2 + 16 * 32)
+    assert base_bytes(Synthetic("lora", SHAPES, 1)) == 0
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_files(tmp_path, dtype):
     raw = Synthetic("bora", SHAPES, 2, 4, kind="decay", scale=1.0)
@@ -169,7 +245,12 @@ def test_half_precision_files(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("dora", SHAPES, 2), ["dora", "lora, rslora, melora, bora"]),
+        (("tlora", SHAPES, 2), ["tlora", "lora, rslora, melora, bora"]),
+        (("hra", SHAPES, 33), ["hra", "up to 32", "r = 33"]),
+        (("oft", {"q": (4, 7), "v": (4, 5)}, 2), ["4×7 has no r for oft"]),
+        (("road", {"q": (5, 4)}, 1), ["5×4 has no r for road"]),
+        (("osf", SHAPES, 2, 1, None, "decay", 0, 0.1, 1.0, "flat"), ["osf", "not flat"]),
+        (("dora", SHAPES, 2, 1, None, "decay", 0, 0.1, 1.0, "steep"), ["'steep'", "mp, flat, power"]),
         (("gralora", SHAPES, 3, 2), ["r = 3", "multiple of 2"]),
         (("lokr", SHAPES, 9), ["lokr", "up to 3", "r = 9"]),
         (("vblora", SHAPES, 9), ["vblora", "up to 8", "r = 9"]),

@@ -330,6 +330,20 @@ def test_figure1_shows_the_first_module_of_the_last_step(folders, broken, tmp_pa
     assert not (tmp_path / "e.svg").exists()
 
 
+def test_synth_with_a_base_model_is_analysed_as_it_is(tmp_path):
+    arguments = ("--method", "dora", "--shape", "24x16", "-r", 2, "--base-spectrum", "power", "-o", tmp_path / "a")
+    written = run("synth", *arguments)
+    assert written.exit_code == 0
+    assert written.stderr.endswith(f"1 module, and their base model in {tmp_path / 'a' / 'base'} (0.0 MB)\n")
+    records = json.loads(run("analyze", tmp_path / "a", "--format", "json").stdout)
+    assert [(record["method"], record["rank_bound"]) for record in records] == [("dora", 16)]
+    too_large = run("synth", "--method", "ia3", "--model", "llama-3-8b", "-o", tmp_path / "b")
+    assert too_large.exit_code == 2
+    assert "the base model of 64 layers would be 2.7 GB in float32" in too_large.stderr
+    assert "--large-base" in too_large.stderr
+    assert not (tmp_path / "b").exists()
+
+
 def test_synth_shape_and_alpha(tmp_path):
     arguments = ["--shape", "32x16", "--layers", 3, "--method", "lora", "-r", 2, "--alpha", 8, "--dtype", "bfloat16"]
     assert run("synth", *arguments, "-o", tmp_path / "a").exit_code == 0

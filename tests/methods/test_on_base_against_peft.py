@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import peft_models as models
 import pytest
+from method_lists import ON_BASE
 from scipy.linalg import svdvals
 
-from bora_analysis import singular_values
+from bora_analysis import singular_values, synthetic_adapter
 from bora_analysis.adapters import Adapter, AdapterError, read_adapter
+from bora_analysis.adapters.synthetic import Synthetic, write_synthetic
 from bora_analysis.files import tensors
 
 torch = pytest.importorskip("torch")
@@ -185,6 +187,27 @@ def test_the_update_is_what_peft_merges(tmp_path: Path, case: str) -> None:
     check(adapter, changes, transposed="conv1d" in case or "embedding" in case)
     with pytest.raises(AdapterError, match="needs the base model: --base"):
         read_adapter(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("method", ON_BASE)
+def test_peft_loads_and_merges_a_synthetic_adapter(tmp_path: Path, method: str) -> None:
+    from safetensors.torch import load_file
+
+    shapes = {"first": (24, 16), "second": (32, 24)}
+    folder = write_synthetic(tmp_path, Synthetic(method, shapes, 4, scale=1.0))
+    model = models.module(**{name: torch.nn.Linear(n, m, bias=False) for name, (m, n) in shapes.items()})
+    model.load_state_dict(load_file(folder / "base" / "model.safetensors"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unknown entries of the configuration, HRA of an odd r
+        adapted = peft.PeftModel.from_pretrained(model, folder)
+        changes = merged_change(adapted)
+    memory = synthetic_adapter(method, shapes, 4, scale=1.0)
+    for adapter in (one(folder), memory):
+        for module, update in adapter.items():
+            found, expected = update.to_dense(), changes[module]
+            if method == "psoft":  # the signs of singular vectors, which LAPACKs choose apart, turn ΔW
+                found, expected = (svdvals(each)[:, None] for each in (found, expected))
+            assert models.distance(found, expected) < CLOSE, module
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
