@@ -93,6 +93,8 @@ def test_small_updates_reduced_together_are_as_alone_to_the_bit():
         many[f"plain.{i}"] = lora(B, A, scaling=0.5 + i)
         many[f"bora.{i}"] = bora(B, A, rng.standard_normal((2, 2, 4)))
         many[f"melora.{i}"] = melora(np.split(B, 2), np.split(A, 2, axis=1))
+    for i, (m, n) in enumerate([(2000, 1100), (1100, 2000), (6000, 5), (1024, 2048)]):  # other sizes in the same calls
+        many[f"mixed.{i}"] = lora(rng.standard_normal((m, 8)), rng.standard_normal((8, n)))
     tall = rng.standard_normal((5000, 8))  # whose triangles come from Gram matrices
     dependent = tall + 0.0
     dependent[:, 7] = dependent[:, 6] * (1 + 1e-15)
@@ -109,6 +111,24 @@ def test_small_updates_reduced_together_are_as_alone_to_the_bit():
             ), name  # fmt: skip
             dense = np.linalg.svd(many[name].to_dense(), compute_uv=False)[: len(alone)]
             np.testing.assert_allclose(spectrum.values, dense, rtol=0, atol=1e-11 * dense[0])
+
+
+def test_small_modules_are_left_to_one_worker_and_large_ones_are_not():
+    """Two threads that take turns in Python need longer than one."""
+    large = lora(np.ones((9000, 64)), np.ones((64, 9000)))
+    threads = {"small": set(), "large": set()}
+
+    class Told(dict):
+        def __getitem__(self, name):
+            threads[name[:5]].add(threading.get_ident())
+            return super().__getitem__(name)
+
+    small = Told((f"small.{i}", lora(np.ones((8, 1)), np.ones((1, 8)))) for i in range(400))
+    assert len(list(each_spectrum(small, workers=3))) == 400
+    assert len(threads["small"]) == 1
+    both = Told(small | {f"large.{i}": large for i in range(12)})
+    assert sorted(name for name, *_ in each_spectrum(both, workers=3)) == sorted(both)
+    assert len(threads["large"]) > 1
 
 
 def test_nothing_to_do():
