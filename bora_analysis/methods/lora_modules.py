@@ -80,7 +80,7 @@ def _build(
         full[index, :, index, :] = left.reshape(groups, m // groups, columns)
         left = full.reshape(m, r)
     update = lora(left, right, scaling=scaling, method=method, dtype=dtype, any_rank=True)
-    facts: dict[str, Any] = {"kind": kind}
+    facts: dict[str, Any] = {} if kind == "linear" else {"kind": kind}
     if A.ndim > 2:
         facts |= {"kind": "conv", "kernel": A.shape[2:]}
     if kind == "embedding":
@@ -88,7 +88,7 @@ def _build(
     if groups > 1:
         size = m * columns + r * n
         facts |= {"kind": "grouped conv", "groups": groups, "parameters": size, "macs_per_token": size}
-    return update.with_facts(**facts)
+    return update.with_facts(**facts) if facts else update
 
 
 def _parameters(source: Source, module: str) -> list[str]:

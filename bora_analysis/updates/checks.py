@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def factor(name: str, value: Any, ndim: int, stored: str | None) -> tuple[Array,
         array = np.asarray(value)
         if array.dtype.kind in "biu":
             array = array.astype(np.float64)
-        dtype = array.dtype.name
+        dtype = stored or array.dtype.name  # NumPy puts the name together each time
     if array.ndim != ndim or 0 in array.shape:
         raise FactorError(name, f"has shape {array.shape}; expected {ndim} dimensions, none of them empty")
     if array.dtype.kind != "f":
@@ -62,8 +63,8 @@ def is_finite(array: Array) -> bool:
     if flat.itemsize == 2:  # no BLAS for these, and float16's squares overflow at 256
         return bool(np.isfinite(flat).all())
     with np.errstate(over="ignore", invalid="ignore"):
-        quick = float(np.dot(flat, flat))
-    return bool(np.isfinite(quick)) or bool(np.isfinite(flat).all())
+        quick = np.dot(flat, flat)
+    return isfinite(quick) or bool(np.isfinite(flat).all())
 
 
 def coarsest(dtypes: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..catalogue.dtypes import LEAST
 from ..linalg import Array, norm, normalised
-from ..linalg.qr import triangles
+from ..linalg.qr import triangles, triangles_of
 from .checks import coarsest, factor
 from .contract import Expanded, FactorError, Facts, Update, label
 
@@ -157,27 +157,31 @@ class BlockProduct(Arithmetic):
         return product(self.B, self.sigma, self.A)[0]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # who asks looks at what came out
 def measured(updates: Sequence[BlockProduct]) -> list[tuple[list[Array], float, float]]:
     """What :meth:`BlockProduct.measured` tells of each, to the bit.
 
-    Those with factors of the same shapes share their calls, which would take longer than the arithmetic.
+    Those whose triangles have the same shapes share their calls, which would take longer than the arithmetic.
     """
+    # Their columns are as long as those of B_i and A_jᵀ.
+    R = triangles_of([update.B for update in updates])
+    L = triangles_of([update.A.transpose(0, 2, 1) for update in updates])
     alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for k, update in enumerate(updates):
-        alike[update.B.shape, update.A.shape].append(k)
+    for k in range(len(updates)):
+        alike[R[k].shape, L[k].shape].append(k)
     found: dict[int, tuple[list[Array], float, float]] = {}
     for places in alike.values():
-        found |= zip(places, _measured([updates[k] for k in places]), strict=True)
+        each = _measured(*([every[k] for k in places] for every in (updates, R, L)))
+        found |= zip(places, each, strict=True)
     return [found[k] for k in range(len(updates))]
 
 
-@np.errstate(over="ignore", invalid="ignore")  # who asks looks at what came out
-def _measured(updates: Sequence[BlockProduct]) -> list[tuple[list[Array], float, float]]:
-    count, (b, _, r) = len(updates), updates[0].sigma.shape
-    # Their columns are as long as those of B_i and A_jᵀ.
-    R = triangles(*(update.B for update in updates)).reshape(count, b, -1, r)
-    L = triangles(*(update.A.transpose(0, 2, 1) for update in updates)).reshape(count, b, -1, r)
-    sigma, L = np.stack([update.sigma for update in updates]), np.swapaxes(L, -1, -2)
+def _measured(
+    updates: Sequence[BlockProduct], left: Sequence[Array], right: Sequence[Array]
+) -> list[tuple[list[Array], float, float]]:
+    count = len(updates)
+    R, L = np.stack(left), np.swapaxes(np.stack(right), -1, -2)
+    sigma = np.stack([update.sigma for update in updates])
     sizes = _sizes(R, sigma, L)
     usual = _ordinary([size.reshape(count, -1) for size in sizes], 1)
     cores, reaches, roundings = _multiplied(R, sigma, L), _reaches(sizes), _roundings(updates, sizes, True)
@@ -196,7 +200,8 @@ def _roundings(updates: Sequence[BlockProduct], sizes: Sequence[Array], by_dtype
     left, sigma, right = sizes
     least = np.array([LEAST.get(update.facts.dtype, 0.0) if by_dtype else 0.0 for update in updates])[:, None, None]
     if least.any():  # a smaller number is off by as much as this one
-        rows, columns = updates[0].B.shape[1], updates[0].A.shape[2]
+        rows = np.array([update.B.shape[1] for update in updates])[:, None, None]
+        columns = np.array([update.A.shape[2] for update in updates])[:, None, None]
         left, right = np.hypot(left, least * rows**0.5), np.hypot(right, least * columns**0.5)
     terms = left[:, :, None] * sigma * right[:, None]
     steep = np.stack([np.broadcast_to(update.steepness, update.sigma.shape) for update in updates])
