@@ -103,7 +103,8 @@ def _choices(
             def choice(r: int, row: Method = row, b: int = b) -> Choice:
                 method, count = row.name, experts if row.experts else None
                 each = [(k, cost(method, m, n, r, blocks=b, experts=count)) for (m, n), k in counts.items()]
-                parameters = sum(k * c.parameters for k, c in each)
+                once = row.cost.shared if row.cost else 0
+                parameters = sum(k * c.parameters for k, c in each) + once
                 bounds = sum(k * c.rank_bound for k, c in each)
                 macs = sum(k * c.macs_per_token for k, c in each)
                 return Choice(method, r, b, parameters, macs, bounds / len(shapes), bounds / parameters)

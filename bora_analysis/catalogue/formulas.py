@@ -103,6 +103,11 @@ def vera(s: Sizes) -> Cost:
     return Cost(trained, (s.m + s.n) * s.r + trained, min(s.m, s.n, s.r))
 
 
+def pvera(s: Sizes) -> Cost:
+    trained = s.m + 2 * s.r  # training computes the mean and the variance
+    return Cost(trained, (s.m + 2 * s.n) * s.r + trained, min(s.m, s.n, s.r))
+
+
 def loha(s: Sizes) -> Cost:
     size, rank = 2 * (s.m + s.n) * s.r, min(s.m, s.n, s.r**2)
     # ΔW is also a product of factors with r² columns, which is cheaper for small r².
@@ -139,6 +144,15 @@ def fourierft(s: Sizes) -> Cost:
     dense = s.m * s.n
     trained = min(FREQUENCIES, dense)
     return Cost(trained, dense, min(s.m, s.n, 2 * trained))
+
+
+def shira(s: Sizes) -> Cost:
+    trained = min(ENTRIES * (s.m + s.n), s.m * s.n)
+    return Cost(trained, trained, min(s.m, s.n, trained))
+
+
+def unilora(s: Sizes) -> Cost:
+    return Cost(0, (s.m + s.n) * s.r, min(s.m, s.n, s.r))
 
 
 def vblora(s: Sizes) -> Cost:
@@ -204,6 +218,17 @@ def peanut(s: Sizes) -> Cost:
     return Cost(2 * s.m * s.r, (s.m + s.n) * s.r, min(s.m, s.n, s.r), macs_per_pass=s.m * s.n * s.r)
 
 
+def adamss(s: Sizes) -> Cost:
+    clusters, r = min(CLUSTERS, s.m), min(s.m, s.n, s.r)
+    trained = clusters * r + s.m
+    return Cost(trained, s.n * r + trained, min(r, clusters))
+
+
+def tlora(s: Sizes) -> Cost:
+    size = (s.m + s.n + 1) * s.r
+    return Cost(size, 2 * size, min(s.m, s.n, 2 * s.r))
+
+
 def road(s: Sizes) -> Cost:
     return Cost(s.m, 2 * s.m, min(s.m, s.n))
 
@@ -247,6 +272,10 @@ def _kronecker(m: int, n: int, *, second: int, rank: int) -> Cost:
 FREQUENCIES = 1000
 #: Numbers in VB-LoRA's bank (PEFT's defaults: 256 vectors of length 256), which all matrices share.
 BANK = 256 * 256
+#: Uni-LoRA's vector (PEFT's default), which all matrices share.
+SHARED_VECTOR = 256
+#: PEFT's defaults: the r of SHiRA, which trains r(m + n) entries; AdaMSS's clusters.
+ENTRIES, CLUSTERS = 32, 5
 #: PEFT's defaults: TinyLoRA's vector, QALoRA's inputs in a group, Poly's skills, the share of entries that Super-Tuning
 #: leaves, WaveFT's coefficients.
 VECTOR, GROUP, SKILLS, SPARSITY, COEFFICIENTS = 64, 16, 4, 0.99, 2592

@@ -129,7 +129,13 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         training=_own("VeraConfig", r="r", vera_dropout="dropout"),
     ),
     Method(
-        "pvera", "PVeRA", BLACK, ">", ".vera", ("PVERA",), "VeRA's, of the mean", CORE, scaled=False,
+        "pvera", "PVeRA", BLACK, ">", ".vera", ("PVERA",), "VeRA's, of the mean", CORE, "arXiv 2512.07703",
+        scaled=False,
+        cost=Formula(
+            f.pvera, "m + 2r", "min(m, n, r)", "(m+2n)r + m + 2r",
+            "The frozen random A, 2r rows for mean and variance, and B are shared by the layers. A merged ΔW has the "
+            "mean alone.", any_rank=True,
+        ),
         training=_own("PveraConfig", r="r", pvera_dropout="dropout"),
     ),
     Method(
@@ -189,8 +195,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         training=_own("DeloraConfig", r="r", rank_pattern="rank_pattern"),
     ),
     Method(
-        "bdlora", "BD-LoRA", BLUE, "s", ".bdlora", ("LORA",), "s B A, one factor block-diagonal", CORE,
-        untrained="name bdlora-a or bdlora-b",
+        "bdlora", "BD-LoRA", BLUE, "s", ".bdlora", ("LORA",), core=CORE, untrained="name bdlora-a or bdlora-b",
     ),
     Method(
         "bdlora-a", "BD-LoRA-A", BLUE, "<", ".bdlora", ("LORA",), "s B A, A block-diagonal", CORE,
@@ -214,7 +219,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
             "A bank of h vectors of length v with h = v, as in PEFT's defaults. Every v numbers of A and B are a "
             "mixture of two vectors, chosen by h logits and formed once per pass. All logits are trained, though a "
             "file may keep only the two largest.",
-            f"VB-LoRA also trains a bank of {f.BANK:,} numbers, once for all matrices.",
+            f"VB-LoRA also trains a bank of {f.BANK:,} numbers, once for all matrices.", shared=f.BANK,
         ),
         training=_own("VBLoRAConfig", r="r", vblora_dropout="dropout"),
     ),
@@ -245,6 +250,10 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     Method(
         "shira", "SHiRA", GREY, "P", ".shira", ("SHIRA",), "few entries ¹", "one per connected component",
         "arXiv 2406.13175", ranked=False, scaled=False,
+        cost=Formula(
+            f.shira, "32(m+n)", "min(m, n)",
+            note="PEFT's default of r = 32, as many entries as a LoRA of that r; PEFT refuses layers with fewer.",
+        ),
         training=_own("ShiraConfig"),
     ),
     Method(
@@ -272,6 +281,11 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     Method(
         "unilora", "Uni-LoRA", BLACK, "h", ".unilora", ("UNILORA",), "B A, every number one of a vector, scaled", CORE,
         "arXiv 2506.00799", scaled=False,
+        cost=Formula(
+            f.unilora, "256 for all matrices together", "min(m, n, r)", "(m+n)r",
+            "PEFT's default of 256 numbers, of which every number of A and B is one, scaled.",
+            f"Uni-LoRA trains {f.SHARED_VECTOR} numbers, once for all matrices.", shared=f.SHARED_VECTOR,
+        ),
         training=_own("UniLoraConfig", {"save_indices": True}, r="r", unilora_dropout="dropout"),
     ),
     Method(
@@ -374,6 +388,11 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     Method(
         "adamss", "AdaMSS", GREEN, "8", ".adamss", ("ADAMSS",), "B_k A_k V in cluster k of the rows", CORE,
         scaled=False, needs_base=True,
+        cost=Formula(
+            f.adamss, "m + 5r", "min(m, n, r, 5)", "nr + m + 5r",
+            "PEFT's defaults: 5 clusters of rows, each of rank 1, in r frozen directions; r up to min(m, n) counts.",
+            any_rank=True,
+        ),
         training=_own("AdamssConfig", {}, "allocation", r="r"),
     ),
     Method(
@@ -455,7 +474,11 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "tlora", "T-LoRA", GREY, "h", ".tlora", (), "s (P diag(λ) Q − W0's first r singular directions)", "2r×2r",
-        "arXiv 2507.05964", needs_base=True, untrained="LyCORIS has it for images; PEFT does not",
+        "arXiv 2507.05964", needs_base=True,
+        cost=Formula(
+            f.tlora, "(m+n+1)r", MOVED, "2(m+n+1)r", "A frozen copy of the start, r directions of W0, is subtracted."
+        ),
+        untrained="LyCORIS has it for images; PEFT does not",
     ),
     Method(
         "ia3", "IA³", BLACK, "P", ".ia3", ("IA3",), "(l − 1) ⊙ W0", THROUGH, "arXiv 2205.05638", ranked=False,

@@ -61,6 +61,7 @@ class Formula:
     count : sizes → cost.
     parameters, macs, bound : the same in words, for one W ∈ R^{m×n}.
     note : assumptions of the formula. beside : remark to print wherever the parameters are shown.
+    shared : numbers trained once for all matrices, which ``count`` leaves out.
     any_rank : whether r may exceed the full rank of the matrix.
     stages : what is done besides one training run, and how often, for a method of several stages.
     """
@@ -73,6 +74,7 @@ class Formula:
     beside: str = ""
     any_rank: bool = False
     stages: str = ""
+    shared: int = 0
 
 
 @dataclass(frozen=True)

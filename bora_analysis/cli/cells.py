@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,11 +12,19 @@ from ..analysis.columns import mean, missing
 
 
 def numbers(values: Iterable[Any]) -> list[str]:
-    """A column of numbers: no decimals if all are whole, else two; e-notation for very small and large ones."""
+    """A column of numbers: no decimals if all are whole, else two; e-notation for very small and large ones.
+
+    Whole numbers are counts: they keep all digits up to 10¹⁵, and have commas where one of them reaches 10⁵.
+
+    >>> numbers([13271040, None]), numbers([64, 8]), numbers([1e300, 2.0]), numbers([0.5, 13271040.5])
+    (['13,271,040', '–'], ['64', '8'], ['1e+300', '2.00'], ['0.50', '1.3e+07'])
+    """
     listed = [float("nan") if missing(value) else float(value) for value in values]
     there = [value for value in listed if value == value]
-    whole = bool(there) and max(map(abs, there)) < 1e7 and all(value == round(value) for value in there)
-    return [f"{value:.0f}" if whole and value == value else number(value) for value in listed]
+    largest = max(map(abs, there), default=math.inf)
+    whole = largest < 1e15 and all(value == round(value) for value in there)
+    form = ",.0f" if largest >= 1e5 else ".0f"
+    return [f"{value:{form}}" if whole and value == value else number(value) for value in listed]
 
 
 def number(value: float) -> str:
@@ -25,8 +34,15 @@ def number(value: float) -> str:
 
 
 def mean_of(values: Any) -> str:
-    """The mean of the numbers that are there."""
-    return numbers([mean(values)])[0]
+    """The mean of the numbers that are there; that of large counts is rounded to a count.
+
+    >>> import numpy as np
+    >>> mean_of(np.array([13271040, 1])), mean_of(np.array([1, 2])), mean_of(np.array([13271040.5, 1]))
+    ('6,635,520', '1.50', '6.6e+06')
+    """
+    middle = mean(values)
+    counts = 1e5 <= middle < 1e15 and all(missing(value) or value == round(value) for value in values)
+    return numbers([round(middle) if counts else middle])[0]
 
 
 def error(value: float) -> str:

@@ -214,7 +214,7 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
     ]
     further = []
     if len(methods) == 1:
-        total, macs = int(frame["parameters"].sum()), int(frame["macs_per_token"].sum())
+        total, macs = int(frame["parameters"].sum()) + _shared(methods[0]), int(frame["macs_per_token"].sum())
         shapes = [f"{m}×{n}" for m, n in zip(frame["out_features"], frame["in_features"], strict=True)]
         columns = [
             Column("projection", [*frame["projection"]], "projection", last="total"),
@@ -237,6 +237,7 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
         added = ["parameters", "macs_per_token", "forward_flops", "backward_flops"]
         parts = frame.groupby("method", sort=False)
         sums = parts[added].sum(min_count=1).reset_index()
+        sums["parameters"] += [_shared(str(name)) for name in sums["method"]]
         sums["flops_per_token"] = 2 * sums["macs_per_token"]
         sums["overhead"] = [
             macs / _frozen(frame[frame["method"] == name])
@@ -267,6 +268,12 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
     if once:
         further.append(f"Further multiply-adds, once per forward pass: {', '.join(once)}.")
     return Page([block], [*further, *notes(methods), "bound: highest possible rank of one ΔW."])
+
+
+def _shared(method: str) -> int:
+    """What a method trains once for all matrices."""
+    row = METHODS[method]
+    return row.cost.shared if row.cost else 0
 
 
 def _frozen(frame: pd.DataFrame) -> int:

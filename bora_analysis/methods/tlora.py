@@ -58,4 +58,4 @@ def _build(Q: Array, P: Array, weights: Array, *, base: BaseMatrix, scaling: flo
     right = np.concatenate([Q.astype(np.float64), Vh[:r]])
     update = lora(scaling * left, right, method="tlora", dtype=dtype, any_rank=True)
     size = Q.size + P.size + r
-    return update.with_facts(r=r, scaling=scaling, parameters=size, macs_per_token=size)
+    return update.with_facts(r=r, scaling=scaling, parameters=size, macs_per_token=2 * size)

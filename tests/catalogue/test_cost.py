@@ -24,6 +24,7 @@ import bora_analysis.catalogue.cost
 from bora_analysis.analysis.budget import within_budget
 from bora_analysis.analysis.cost_tables import COST_COLUMNS
 from bora_analysis.analysis.optimal_blocks import blocks_curve, optimal_blocks, shared_blocks
+from bora_analysis.catalogue import METHODS as CATALOGUE
 from bora_analysis.catalogue.architectures import ARCHITECTURES, Matrices, architecture, chosen, matrices
 from bora_analysis.catalogue.cost import cost, frozen_bytes, memory
 from bora_analysis.catalogue.formulas import Cost
@@ -118,6 +119,28 @@ def factors(method, m, n, r, b, k) -> tuple[list[Any], Any]:
             trained = new(min(1000, m * n))
             S[rng.permutation(m * n)[: trained.size]] = trained
             return [trained], np.fft.ifft2(S.reshape(m, n)).real
+        case "pvera":
+            left, right = new(m), new(2 * r)
+            return [left, right], np.diag(left) @ new(m, r) @ np.diag(right[:r]) @ new(2 * r, n)[:r]
+        case "shira":
+            trained, places = new(min(32 * (m + n), m * n)), rng.permutation(m * n)
+            S = np.zeros(m * n)
+            S[places[: trained.size]] = trained
+            return [trained], S.reshape(m, n)
+        case "unilora":  # its vector is that of all matrices
+            theta = new(256)
+            A, B = (theta[rng.integers(256, size=shape)] * new(*shape) for shape in ((r, n), (m, r)))
+            return [], B @ A
+        case "adamss":
+            rows, few, V = np.array_split(rng.permutation(m), 5), min(r, m, n), new(min(r, m, n), n)
+            A, B, update = [new(1, few) for _ in rows], [new(len(own), 1) for own in rows], np.zeros((m, n))
+            for own, first, last in zip(rows, A, B, strict=True):
+                update[own] = last @ first @ V
+            return [*A, *B], update
+        case "tlora":
+            P, d, Q = new(m, r), new(r), new(r, n)
+            U, s, V = np.linalg.svd(W)
+            return [P, d, Q], P * d @ Q - U[:, :r] * s[:r] @ V[:r]
         case "kasa":
             B, d, A = new(m, r), new(r), new(r, n)
             return [B, d, A], B @ np.diag(d) @ A
@@ -260,6 +283,11 @@ def test_multiply_adds_by_hand():
     assert cost("sbora-fb", 4, 6, r).macs_per_token == 6 * r
     assert cost("adalora", 4, 6, r).macs_per_token == 6 * r + r + 4 * r
     assert cost("vera", 4, 6, r).macs_per_token == 6 * r + r + 4 * r + 4
+    assert cost("pvera", 4, 6, r).macs_per_token == 6 * 2 * r + 2 * r + 4 * r + 4
+    assert cost("shira", 400, 600, r) == Cost(32 * 1000, 32 * 1000, 400)
+    assert cost("unilora", 4, 6, r) == Cost(0, 6 * r + 4 * r, 2)
+    assert cost("adamss", 40, 60, r) == Cost(40 + 5 * r, 60 * r + 5 * r + 40, 2)
+    assert cost("tlora", 4, 6, r) == Cost(6 * r + r + 4 * r, 2 * (6 * r + r + 4 * r), 4)
     assert cost("hira", 4, 6, r).macs_per_token == 4 * 6
     assert cost("gralora", 4, 6, r, blocks=2).macs_per_token == 2 * (3 * r + 2 * r)
     assert cost("delora", 4, 6, r) == Cost(6 * r + 4 * r + 1, 6 + 6 * r + r + 4 * r, 2, macs_per_pass=6 * r + 4 * r)
@@ -279,6 +307,17 @@ def test_multiply_adds_by_hand():
     assert cost("lokr", 64, 64, 2) == Cost(64 + 32, 8 * (8 * 2 + 2 * 8) + 8 * 8 * 8, 16)
     assert cost("krona", 64, 64, 2) == cost("lokr", 64, 64, 4) == Cost(64 + 64, 8 * 64 + 8 * 64, 64)
     assert cost("bora", 4096, 4096, 8, blocks=16).flops_per_token == 2 * 67584
+
+
+def test_what_all_matrices_share_is_counted_once():
+    """By a budget, and in the totals of the command."""
+    (found,) = within_budget([(64, 32)] * 3, 300, methods=["unilora"], at_least=0.5)[-1:]
+    assert found.parameters == 256
+    result = CliRunner().invoke(main, ["cost", "--model", "roberta-base", "--target", "qv", "--method", "unilora"])
+    assert re.search(r"^total .* 24 +256 ", result.stdout, re.MULTILINE)
+    assert "Uni-LoRA trains 256 numbers, once for all matrices." in result.stdout
+    both = ["cost", "--model", "roberta-base", "--target", "qv", "--method", "unilora", "--method", "vblora"]
+    assert re.search(r"^VB-LoRA +360,448 ", CliRunner().invoke(main, both).stdout, re.MULTILINE)  # 24 · 1536 · 8 + 256²
 
 
 def test_lora_needs_m_plus_n_times_br_for_the_rank_of_bora():
@@ -460,7 +499,8 @@ class TestBudget:
             for b in (2, 3, 4, 6, 8, 12, 24) if method in BLOCK_METHODS else (1,):
                 possible = range(1, 25) if method not in SPLIT else range(b, 25, b)
                 each = {r: [cost(method, m, n, r, blocks=b).parameters for m, n in self.shapes] for r in possible}
-                fits = {r: sum(parts) for r, parts in each.items() if sum(parts) <= budget}
+                once = CATALOGUE[method].cost.shared
+                fits = {r: sum(parts) + once for r, parts in each.items() if sum(parts) + once <= budget}
                 for r, total in fits.items():
                     if total >= floor * budget and (r in (1, 2, 3, 4, 6, 8, 12, 16, 24) or r == max(fits)):
                         expected[method, r, b] = total

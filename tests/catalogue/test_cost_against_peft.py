@@ -10,16 +10,16 @@ from click.testing import CliRunner
 from method_lists import ALSO, BLOCK_METHODS, METHODS, SPLIT
 from peft_models import tiny_gpt2, tiny_llama
 
+from bora_analysis.catalogue import METHODS as CATALOGUE
 from bora_analysis.catalogue.cost import cost
-from bora_analysis.catalogue.formulas import BANK
 from bora_analysis.cli import main
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BLOCKS = 4
 #: On larger layers below: PEFT's defaults for them need those.
-DEFAULTS = {"vblora", "c3a", "fourierft", "waveft", "lily"}
+DEFAULTS = {"vblora", "c3a", "fourierft", "waveft", "lily", "shira", "unilora", "adamss"}
 #: Methods that PEFT 0.21 does not have, and one that it has for GPTQ's layers alone.
-ELSEWHERE = {"melora", "bora", "hydralora", "moelora", "sbora-fa", "sbora-fb", "qalora", "relora", "full"}
+ELSEWHERE = {"melora", "bora", "hydralora", "moelora", "sbora-fa", "sbora-fb", "qalora", "relora", "full", "tlora"}
 
 
 def peft_config(method, r, targets):
@@ -35,6 +35,7 @@ def peft_config(method, r, targets):
         # Trained at init_r, pruned to target_r later.
         "adalora": lambda: peft.AdaLoraConfig(init_r=r, target_r=1, total_step=10, **common),
         "vera": lambda: peft.VeraConfig(r=r, **common),
+        "pvera": lambda: peft.PveraConfig(r=r, **common),
         "loha": lambda: peft.LoHaConfig(r=r, **common),
         "lokr": lambda: peft.LoKrConfig(r=r, **common),
         "krona": lambda: peft.LoKrConfig(r=10**5, **common),  # PEFT's way to keep both factors whole
@@ -110,10 +111,13 @@ def test_parameters_at_the_defaults_of_peft(method):
         "fourierft": lambda: peft.FourierFTConfig(target_modules=list(shapes)),
         "waveft": lambda: peft.WaveFTConfig(target_modules=list(shapes)),
         "lily": lambda: peft.LilyConfig(r=3, target_modules=list(shapes)),
+        "shira": lambda: peft.ShiraConfig(target_modules=list(shapes)),
+        "unilora": lambda: peft.UniLoraConfig(r=3, target_modules=list(shapes)),
+        "adamss": lambda: peft.AdamssConfig(r=3, target_modules=list(shapes)),
     }[method]()
     blocks = 2 if method == "c3a" else 1  # 256 is what both sizes of both layers share
     each = [cost(method, m, n, 3, blocks=blocks).parameters for m, n in shapes.values()]
-    assert trainable(model, config) == sum(each) + (BANK if method == "vblora" else 0)
+    assert trainable(model, config) == sum(each) + CATALOGUE[method].cost.shared
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "lokr", "hira"])
