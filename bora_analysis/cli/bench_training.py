@@ -9,6 +9,7 @@ import click
 from ..catalogue import METHODS, trained
 from .common import POSITIVE, command, stop, usage
 from .cost import Batch
+from .names import Named, Several, flat
 from .output import Output, output
 
 
@@ -17,7 +18,14 @@ from .output import Output, output
     "--model", default="all-minilm-l6-v2", metavar="NAME|DIR|ID", help="A model as for cost; its weights are random."
 )
 @click.option(
-    "--methods", default="lora,bora,melora,hydralora,dora", help="Names with commas between them; LoRA comes first."
+    "--methods",
+    "--method",
+    multiple=True,
+    metavar="NAMES",
+    type=Several(Named(trained())),
+    callback=flat,
+    default=["lora,bora,melora,hydralora,dora"],
+    help="Names with commas between them; LoRA comes first.",
 )
 @click.option("--target", default="qv", help="Projections, as letters of QKVOGUD, or names with commas between them.")
 @click.option("-r", "--rank", type=POSITIVE, default=8, help="r; HydraLoRA has half of it, as in the paper.")
@@ -31,7 +39,7 @@ from .output import Output, output
 @output("Write the records there; its end names the format: .csv, .json, .parquet, .md, .tex.")
 def bench_training(
     model: str,
-    methods: str,
+    methods: tuple[str, ...],
     target: str,
     rank: int,
     blocks: int | None,
@@ -46,12 +54,6 @@ def bench_training(
     The paper's table 4 on your model and machine. The methods take turns, a ratio is taken within a round, and the
     median and quartiles over the rounds are shown.
     """
-    names = [name.strip().lower() for name in methods.split(",") if name.strip()]
-    wrong = [name for name in names if name not in trained()]
-    if wrong or not names:
-        raise click.UsageError(
-            f"--methods: {', '.join(wrong) or 'nothing'} is no method; known: {', '.join(trained())}"
-        )
     try:
         import torch
 
@@ -65,10 +67,10 @@ def bench_training(
         model, target, *batch, rank, blocks, dtype=dtype or ("bfloat16" if device == "cuda" else "float32"),
         checkpointing=checkpointing,
     )  # fmt: skip
-    works = {name: replace(work, r=max(1, rank // 2)) if METHODS[name].experts else work for name in (PEER, *names)}
+    works = {name: replace(work, r=max(1, rank // 2)) if METHODS[name].experts else work for name in (PEER, *methods)}
     with usage():
         try:
-            frame = bench(works, names, rounds=rounds, device=device)
+            frame = bench(works, methods, rounds=rounds, device=device)
         except TrainingError as error:
             stop(error)
     from .cells import short

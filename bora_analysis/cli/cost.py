@@ -13,6 +13,7 @@ from .. import catalogue
 from ..catalogue import METHODS
 from ..catalogue.cost import BYTES, OPTIMIZERS, Memory, memory
 from .common import POSITIVE, command, note, usage
+from .names import Named, Several, flat
 from .output import RECORDS, Output, output
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ class _Count(click.ParamType):
     "--method",
     "methods",
     multiple=True,
-    type=click.Choice([*catalogue.costed(every=True), "all"], case_sensitive=False),
-    help="Repeatable, to compare; or all.  [default: bora; all with --budget]",
+    type=Several(Named([*catalogue.costed(every=True), "all"])),
+    callback=flat,
+    help="Several to compare, with commas or repeated; or all.  [default: bora; all with --budget]",
 )
 @click.option("-r", "--rank", type=POSITIVE, help="r, for every method.  [default: 8]")
 @click.option(
@@ -139,7 +141,7 @@ def cost(
         raise click.UsageError("--optimal-blocks is for BoRA at any r; leave out --method, -r and --blocks")
     if batch is not None and "all" in methods:
         methods = catalogue.trained()
-    named = tuple(dict.fromkeys(methods)) or (("all",) if budget is not None else ("bora",))
+    named = methods or (("all",) if budget is not None else ("bora",))
     wished = catalogue.costed() if "all" in named else named
     if "all" in named and budget is None and (rank or 8) % (blocks or 8):
         wished = tuple(name for name in wished if not METHODS[name].splits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,7 @@ from click.core import ParameterSource
 
 from ..catalogue import ACTIVATIONS, METHODS, trained
 from .common import command, print_listed, set_values, stop
+from .names import Named
 
 # As in training.settings, which is imported when the command runs.
 _TASKS = ("classification", "regression", "causal-lm")
@@ -64,17 +64,13 @@ def _ranks(context: click.Context, option: click.Parameter, value: str | None) -
     return {_RANKS[key][0]: entry for key, entry in told.items()}
 
 
-class _Trained(click.Choice):
+class _Trained(Named):
     """A method that is trained; one that is not has its reason in the message."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value not in self.choices:
-            row = METHODS.get(value)
-            close = get_close_matches(str(value), [*map(str, self.choices)], 1)
-            if row is not None and row.untrained:
-                self.fail(f"{value!r} is not trained here: {row.untrained}", param, ctx)
-            if close:
-                self.fail(f"{value!r} is no method; did you mean {close[0]}? `train --help` lists them", param, ctx)
+        row = METHODS.get(value)
+        if value not in self.choices and row is not None and row.untrained:
+            self.fail(f"{value!r} is not trained here: {row.untrained}", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -741,7 +741,7 @@ def test_optimal_blocks_through_the_command_line():
     [
         (["--model", "nothing"], "known: roberta-base, roberta-large, gemma-7b"),
         (["--target", "qx"], "it has Q (q), K (k), V (v)"),
-        (["--method", "nothing"], "'lora', 'rslora', 'melora'"),
+        (["--method", "nothing"], "known: lora, rslora, melora"),
         (["-r", 1025], "r may be 1 to 1024"),
         (["--blocks", 7], "b may be 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024"),
         (["--budget", 10], "the nearest: psoft r = 1 with 192"),

@@ -66,4 +66,4 @@ def test_its_table_fits_a_narrow_terminal(tmp_path: Path) -> None:
 def test_wrong_usage() -> None:
     run = CliRunner().invoke(main, ["bench-training", "--methods", "foo"])
     assert run.exit_code == 2
-    assert "foo is no method; known: lora" in " ".join(run.stderr.split())
+    assert "'foo' is unknown; known: lora" in " ".join(run.stderr.split())
