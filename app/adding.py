@@ -12,6 +12,7 @@ from app.sources import Source
 from bora_analysis.adapters import AdapterError, checkpoints
 from bora_analysis.adapters.locate import HUB_ID, adapters_below, download
 from bora_analysis.files.base_model import is_model, model_paths
+from bora_analysis.files.configuration import read_configuration
 from bora_analysis.files.errors import BaseNeededError, counted
 from bora_analysis.style import method_look
 
@@ -59,6 +60,8 @@ def found(word: str) -> list[Source]:
         return [sources.within_roots(word)]
     except AdapterError:
         inside = members(place)
+        if not inside and place.suffix == ".zip":
+            raise AdapterError(f"{one_line(word)}: is a zip; drop it into the box for zips, or unpack it") from None
         if not inside:
             raise
         return inside
@@ -109,11 +112,21 @@ def checked(source: Source) -> Candidate:
         parts += [counted(len(adapter), "module")] + ([counted(len(steps), "step")] if len(steps) > 1 else [])
         return Candidate(source, ", ".join(parts), ready=True)
     except BaseNeededError as error:
-        return Candidate(source, sources.told(source, error), needs_base=True)
+        return Candidate(source, sources.told(source, error) + base_named(source), needs_base=True)
     except (AdapterError, OSError) as error:
         return Candidate(source, sources.told(source, error))
     except RecursionError:  # JSON of ten thousand brackets
         return Candidate(source, f"{source.label}: its configuration is nested too deeply")
+
+
+def base_named(source: Source) -> str:
+    """What the configuration says of the base model, as the end of a sentence; nothing where it says nothing."""
+    with suppress(AdapterError, OSError, RecursionError):
+        folder = source.path if source.path.is_dir() else source.path.parent
+        named = (read_configuration(folder) or {}).get("base_model_name_or_path")
+        if isinstance(named, str) and named:
+            return f"; its configuration names {one_line(named, 120)}"
+    return ""
 
 
 def set_base(source: Source, text: str) -> None:

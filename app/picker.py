@@ -13,6 +13,7 @@ from app.controls import choose, linked
 from app.safe_markdown import markdown, one_line
 from app.uploads import upload_store
 from bora_analysis.adapters import AdapterError
+from bora_analysis.files.errors import counted
 from bora_analysis.metrics import THRESHOLD
 from bora_analysis.threshold import Threshold
 
@@ -64,10 +65,16 @@ def picker() -> tuple[list[sources.Source], Threshold, Any]:
         place = st.container()
         for error in errors:
             place.error(markdown(error), icon=":material/error:")
-        if unknown and chosen == first:
-            place.warning(markdown(f"No adapter here is called {', '.join(unknown)}."), icon=":material/link_off:")
         threshold = threshold_picker()
         st.page_link("app_pages/start.py", label="Add adapters", icon=":material/add:")
+    # On the page: at the side it would be out of sight on a laptop, and on a phone.
+    note = st.container()
+    if errors:
+        chip = f":red-badge[:material/link_off: {counted(len(errors), 'adapter')} of this link]"
+        note.markdown(f"{chip} :small[cannot be opened; the sidebar says why]")
+    if unknown and chosen == first:
+        words = f"No adapter here is called {', '.join(unknown)}; shown is what is chosen at first."
+        note.markdown(f":small[:orange[:material/link_off:] {markdown(words)}]")
     return [known[key] for key in chosen], threshold, place
 
 
@@ -87,7 +94,14 @@ def not_there(known: dict[str, sources.Source]) -> list[str]:
 
 
 def troubles(place: Any, context: Context) -> None:
-    """What is wrong with adapters that are chosen, and the way out: each is a red chip, and here is its message."""
+    """What is wrong with adapters that are chosen, and the way out: each is a red chip, and here is its message.
+
+    Above a page about the others stand their names alone.
+    """
+    note = st.container()
+    if context.problems and context.sources:
+        chips = " ".join(f":red-badge[:material/error: {markdown(each.source.label)}]" for each in context.problems)
+        note.markdown(f"{chips} :small[cannot be read; the sidebar says why]")
     for problem in context.problems:
         key = problem.source.key
         place.error(markdown(problem.words), icon=":material/error:")

@@ -293,10 +293,14 @@ def shielded(source: Source, work: Callable[..., T]) -> Callable[..., T]:
 
 
 def told(source: Source, error: Exception) -> str:
-    """An error's line. Where a visitor's adapter lies on this machine is not the visitor's business."""
+    """An error's line, without options of the command line where a page has a field for them.
+
+    Where a visitor's adapter lies on this machine is not the visitor's business.
+    """
+    words = error.need if isinstance(error, BaseNeededError) else str(error)
     if source.origin not in ("path", "upload"):
-        return str(error)
-    return str(error).replace(str(source.path), source.label).replace(f"{source.path.parent}{os.sep}", "")
+        return words
+    return words.replace(str(source.path), source.label).replace(f"{source.path.parent}{os.sep}", "")
 
 
 def _within(path: Path, roots: Iterable[Path]) -> bool:

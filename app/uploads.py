@@ -143,10 +143,11 @@ def upload_store() -> UploadStore:
     return store
 
 
-def upload_box(folders: bool = False) -> list[Source]:
+def upload_box(folders: bool = False) -> tuple[list[Source], dict[str, str]]:
     """The uploader, of files or of a folder, and what was uploaded by it since the last run of the page.
 
-    Errors are shown in place.
+    Errors are shown in place, while the uploader keeps its files. It is emptied where something was good: then what is
+    wrong with the others, by their names, comes second.
     """
     # A number in the key: the next one is a new, empty uploader, and the bytes of the old one are let go.
     turns = "_folder_turn" if folders else "_upload_turn"
@@ -177,9 +178,8 @@ def upload_box(folders: bool = False) -> list[Source]:
     return _added(groups, turns)
 
 
-def _added(groups: Sequence[Sequence[Any]], turns: str) -> list[Source]:
-    """The adapters of these uploads; where one is bad, its error in place, and the uploader keeps its files."""
-    added = []
+def _added(groups: Sequence[Sequence[Any]], turns: str) -> tuple[list[Source], dict[str, str]]:
+    added, refused = [], {}
     for group in groups:
         tried = "+".join(file.file_id for file in group)
         errors = st.session_state.setdefault("_upload_errors", {})
@@ -191,10 +191,12 @@ def _added(groups: Sequence[Sequence[Any]], turns: str) -> list[Source]:
             except AdapterError as error:
                 errors[tried] = str(error)
         st.error(markdown(errors[tried]), icon=":material/error:")
-    if added:
-        st.session_state[turns] += 1
-        st.session_state.pop("_upload_errors", None)
-    return added
+        refused[one_line(group[0].name, 60)] = errors[tried]
+    if not added:
+        return [], {}
+    st.session_state[turns] += 1
+    st.session_state.pop("_upload_errors", None)
+    return added, refused
 
 
 def unpack(file: BinaryIO, folder: Path) -> dict[str, str]:

@@ -55,7 +55,9 @@ def not_ready(candidate: Candidate) -> None:
             st.badge(markdown(source.label), icon=f":material/{icon}:", color=colour)
             st.button("Leave it out", key=f"out:{source.key}", type="tertiary", on_click=forget, args=(source.key,))
         st.markdown(f":small[{markdown(candidate.words)}]")
-        if candidate.needs_base:
+        if candidate.needs_base and not (sources.arguments().root or sources.arguments().hub):
+            st.caption("This server opens no base models; the toolkit on your own machine does.")
+        elif candidate.needs_base:
             st.text_input(
                 "Its base model: a folder on this server" + (", or a Hub id" if sources.arguments().hub else ""),
                 key=f"base:{source.key}",
@@ -68,8 +70,10 @@ def not_ready(candidate: Candidate) -> None:
 
 left, right = st.columns(2)
 with left:
-    if new := [*upload_box(), *upload_box(folders=True)]:
-        waiting.update((source.key, source) for source in new)
+    (new, refused), (also, refused_also) = upload_box(), upload_box(folders=True)
+    if new or also:
+        waiting.update((source.key, source) for source in (*new, *also))
+        errors.update(refused | refused_also)
         st.rerun()  # with empty uploaders
 
 

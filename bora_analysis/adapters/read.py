@@ -206,7 +206,7 @@ def _read_one(found: Located, warnings: list[str], wish: Reading, *, alone: bool
             return replace(adapter, path=path, warnings=(*warnings, *adapter.warnings))
         if wish.base is None:
             raise BaseNeededError(
-                f"{found.weights}: is a whole model; its update needs the base model: --base DIR_OR_HUB_ID (base=)"
+                f"{found.weights}: is a whole model; its update needs the base model", ": --base DIR_OR_HUB_ID (base=)"
             )
         return difference(model, wish.base, title, step)
     config = read_configuration(found.config.parent) if wish.config is None else settings_of(wish.config)

@@ -139,8 +139,8 @@ class Source:
         written = (self._written_shapes or {}).get(module)
         if written is None:
             raise BaseNeededError(
-                f"{self.path}: {key} does not store the size of {module}, which the method needs; give the base model "
-                "(--base), or the sizes of its layers (shapes)"
+                f"{self.path}: {key} does not store the size of {module}, which the method needs",
+                "; give the base model (--base), or the sizes of its layers (shapes)",
             )
         if not isinstance(written, list) or len(written) != 2 or not all(type(k) is int and k > 0 for k in written):
             raise AdapterError(f"{self.path}: the configuration's {SHAPES} gives {module} {written!r}; expected [m, n]")

@@ -25,7 +25,16 @@ class AdapterError(ValueError):
 
 
 class BaseNeededError(AdapterError):
-    """An adapter that is not at fault: its update depends on the base model, which was not given."""
+    """An adapter that is not at fault: its update depends on the base model, which was not given.
+
+    Attributes
+    ----------
+    need : the message without the options by which a caller gives it, for who asks for it in another way.
+    """
+
+    def __init__(self, need: str, options: str = ""):
+        super().__init__(f"{need}{options}")
+        self.need = need
 
 
 class RankError(AdapterError):

@@ -22,7 +22,8 @@ from ..updates.dense import Dense
 def base_matrix(source: Source, method: str, module: str, key: str, *, embedding: bool = False) -> BaseMatrix:
     """W0 of a module; refused without the base model."""
     if source.base is None:
-        raise BaseNeededError(f"{source.path}: {method} needs the base model: --base DIR_OR_HUB_ID (base=) (key {key})")
+        options = f": --base DIR_OR_HUB_ID (base=) (key {key})"
+        raise BaseNeededError(f"{source.path}: {method} needs the base model", options)
     flag = bool((source.config or {}).get("fan_in_fan_out"))
     return source.base.matrix(module, fan_in_fan_out=flag, embedding=embedding)
 

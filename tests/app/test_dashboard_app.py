@@ -57,6 +57,11 @@ def shown(app: AppTest) -> list[str]:
     return [error.value for error in app.error]
 
 
+def on_page(app: AppTest) -> str:
+    """The words of the page itself, beside the sidebar."""
+    return " ".join(each.value for each in app.main.markdown).replace("\\", "")
+
+
 def in_url(app: AppTest, name: str) -> list[str]:
     value = app.query_params[name]
     return [value] if isinstance(value, str) else list(value)
@@ -322,6 +327,7 @@ def test_every_page_with_a_broken_adapter_shows_one_line_and_goes_on(start, page
     assert "\n" not in line
     assert own(app) == ["good"]
     assert [error.value for error in app.sidebar.error] == [line], "no banner over the page"
+    assert ":red-badge[:material/error: bad] :small[cannot be read" in on_page(app), "the sidebar may be out of sight"
     sheet = next(each.proto.body for each in app.get("html") if "<style>" in each.proto.body)
     alarms = re.findall(r'data-tag-index="(\d)"\] \{\s*background: (#\w+); color', sheet)
     assert alarms == [("0", palette.themes()["light"].alarm)], "its chip is red"
@@ -329,6 +335,7 @@ def test_every_page_with_a_broken_adapter_shows_one_line_and_goes_on(start, page
     healthy(way_out.click().run())
     assert shown(app) == []
     assert own(app) == ["good"]
+    assert "cannot be read" not in on_page(app)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -445,6 +452,50 @@ def test_a_bad_upload_shows_one_line_and_is_not_unpacked_again(start, monkeypatc
     assert shown(app) == [line]
 
 
+def test_what_is_wrong_with_one_upload_is_told_beside_a_good_one(start, tmp_path):
+    good = zipped(contents(adapter(tmp_path / "sent")))
+    app = start("start")
+    app.file_uploader(key="upload-0").set_value([("no.zip", b"PK no zip", ""), ("good.zip", good, "")])
+    healthy(app.run())
+    assert offered(app) == ["good: LoRA, 4 modules"]
+    assert ":red-badge[:material/error: no.zip]" in on_page(app).replace("\u2060", "")
+    assert "is not a complete zip file" in on_page(app)
+    show_added(app)
+    assert "no.zip" not in on_page(healthy(app.switch_page("app_pages/start.py").run())), "it has been seen"
+
+
+def dora(folder: Path, base: str | None) -> Path:
+    """An adapter whose ΔW depends on its base model."""
+    folder.mkdir()
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    tensors = {"A.weight": np.ones((2, 8)), "B.weight": np.ones((6, 2)), "magnitude_vector": np.ones(6)}
+    save_file({prefix + name: values for name, values in tensors.items()}, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "use_dora": True, "r": 2, "lora_alpha": 4, "base_model_name_or_path": base}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_what_needs_its_base_model_says_which_and_asks_where_it_can_be_given(start, tmp_path, monkeypatch, public):
+    packed = zipped(contents(dora(tmp_path / "sent", "acme/tiny")))
+    app = start("start")
+    if public:
+        told = sources.arguments()
+        monkeypatch.setattr(told, "root", [])
+        monkeypatch.setattr(told, "hub", False)
+    app.file_uploader(key="upload-0").upload("sent.zip", packed)
+    healthy(app.run())
+    assert "DoRA needs the base model; its configuration names acme/tiny" in on_page(app)
+    assert "--base" not in on_page(app)
+    fields = [field for field in app.text_input if field.label.startswith("Its base model")]
+    assert len(fields) == (not public)
+
+
+def test_a_zip_on_the_server_is_for_the_box_of_zips(start, tmp_path):
+    (tmp_path / "all.zip").write_bytes(b"PK")
+    assert "all.zip: is a zip; drop it into the box for zips" in on_page(check_lines(start("start"), "all.zip"))
+
+
 def test_a_link_to_an_upload_holds_in_another_session(start, tmp_path):
     app = start("start")
     app.file_uploader(key="upload-0").upload("sent.zip", zipped(contents(adapter(tmp_path / "sent")))).run()
@@ -453,6 +504,7 @@ def test_a_link_to_an_upload_holds_in_another_session(start, tmp_path):
     other = healthy(start(upload="nonsense"))
     assert names(other) == BUNDLED
     assert len(shown(other)) == 1
+    assert "1 adapter of this link] :small[cannot be opened" in on_page(other)
 
 
 def test_a_typed_path_is_chosen_and_stands_in_the_link(start, tmp_path):
@@ -540,11 +592,10 @@ def test_a_link_with_an_impossible_threshold_has_the_usual_one(start, threshold)
 def test_a_link_with_unknown_adapters_has_the_usual_ones(start):
     app = healthy(start(adapters=["nonsense", "<b>"]))
     assert names(app) == BUNDLED
-    (line,) = [warning.value.replace("\\", "") for warning in app.sidebar.warning]
-    assert line == "No adapter here is called nonsense, <b>."
-    assert not start(adapters=BUNDLED[:1]).warning
+    assert "No adapter here is called nonsense, <b>;" in on_page(app), "not at the side, which a phone hides"
+    assert "is called" not in on_page(start(adapters=BUNDLED[:1]))
     healthy(app.multiselect(key="adapters").set_value([app.multiselect(key="adapters").value[0]]).run())
-    assert not app.warning, "the visitor has chosen"
+    assert "is called" not in on_page(app), "the visitor has chosen"
 
 
 def test_the_product_says_its_name_and_version(start):
