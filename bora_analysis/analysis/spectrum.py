@@ -42,7 +42,7 @@ COUNT_CORE_FROM = 1024
 #: A worker takes modules until it has so many, their cores are so large, or so much time has gone, and then solves
 #: their cores together: a call for each small module, and a thread that waits for it, took longer than the work.
 #: Modules so small that a batch is full by their number are left to one worker: they take more Python than arithmetic,
-#: and two threads that took turns in it needed 1.3 times as long (1024², r = 8).
+#: and two threads that took turns in it needed 1.3 times as long (1024², r = 8). So are those that one batch holds all.
 BATCH_BYTES = 4 << 20
 BATCH_MODULES = 64
 BATCH_SECONDS = 0.02
@@ -244,7 +244,7 @@ def each_spectrum(
     def some() -> list[tuple[str, Facts, Spectrum]]:
         """The next modules, as many as make a batch worth its call; none when all are taken."""
         nonlocal alone
-        found, reduced, waiting, held = [], [], [], 0
+        found, reduced, waiting, held, name = [], [], [], 0, None
         until = time.perf_counter() + (BATCH_SECONDS if place in ("auto", "cpu") else float("inf"))
         for _ in range(BATCH_MODULES):
             with turn:
@@ -262,7 +262,7 @@ def each_spectrum(
                 held += sum(core.nbytes for core in reduced[-1][2].cores)
             if held >= BATCH_BYTES or time.perf_counter() > until:
                 break
-        alone = len(waiting) == BATCH_MODULES
+        alone = len(waiting) == BATCH_MODULES or name is None
         loaded.set()
         together = measured([update for _, update in waiting])
         for (name, update), sizes in zip(waiting, together, strict=True):
