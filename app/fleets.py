@@ -6,7 +6,11 @@ from functools import lru_cache
 from typing import Any
 
 from app import sources
-from bora_analysis.fleet.numbers import Fleet, read_fleet
+from app.context import Context
+from app.inspection import adapter_of
+from bora_analysis.adapters import AdapterError
+from bora_analysis.analysis.columns import missing
+from bora_analysis.fleet.numbers import UNKNOWN, Fleet, read_fleet
 from bora_analysis.fleet.pairs import Pairs, compare_all
 from bora_analysis.fleet.results import SKETCHES
 
@@ -17,10 +21,12 @@ def of_sweep() -> Fleet | None:
     return None if place is None else _read(place)
 
 
-def of_chosen(layers: Any) -> Fleet | None:
-    """The chosen adapters, each step one; None where none is chosen or all are still."""
-    frames = [part for _, part in layers.groupby(["adapter", "step"], sort=False, dropna=False)]
-    found = Fleet.of_metrics(frames) if frames else None
+def of_chosen(context: Context) -> Fleet | None:
+    """The chosen adapters, each step one, of the base models in their configurations; None where all are still."""
+    parts = list(context.layer_metrics.groupby(["adapter", "step"], sort=False, dropna=False))
+    known = {source.label: source for source in context.sources}
+    bases = [_base(known[label], None if missing(step) else int(step)) for (label, step), _ in parts]
+    found = Fleet.of_metrics([part for _, part in parts], bases) if parts else None
     return None if found is None or found.layers.empty else found
 
 
@@ -50,6 +56,13 @@ def map_figure(pairs: Pairs, _: object) -> Any:
     from bora_analysis.figures.fleet import fleet_map
 
     return fleet_map(pairs.cosine, pairs.linkage(), pairs.adapters["name"].tolist())
+
+
+def _base(source: sources.Source, step: int | None) -> str:
+    try:
+        return adapter_of(source, step).base_model or UNKNOWN
+    except AdapterError:  # the file has changed since its tables were made
+        return UNKNOWN
 
 
 @lru_cache(maxsize=2)

@@ -22,7 +22,7 @@ from bora_analysis.metrics import METRICS
 context = current()
 question("Fleet", "What do many adapters show together, and where does one of them stand?")
 try:
-    fleet = fleets.of_sweep() or fleets.of_chosen(context.layer_metrics)
+    fleet = fleets.of_sweep() or fleets.of_chosen(context)
 except AdapterError as error:
     st.error(markdown(str(error)), icon=":material/error:")
     st.stop()
@@ -71,7 +71,10 @@ offer(points, "fleet_points", partial(fleets.growth_figure, lines=lines, metric=
 
 st.subheader("Where the chosen adapters stand", anchor=False)
 chosen = []
+of_base = set(fleet.adapters["name"])
 for name, part in context.layer_metrics.groupby("adapter", sort=False):
+    if fleet.results is None and name not in of_base:
+        continue
     found = numbers.percentiles(part, fleet)
     chosen += [{"adapter": name, **{row["label"]: row["percentile"] for row in found.to_dict("records")}}]
 standing = pd.DataFrame(chosen)

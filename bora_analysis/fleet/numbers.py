@@ -76,14 +76,15 @@ class Fleet:
         return f"<Fleet of {', '.join(words)}>"
 
     @classmethod
-    def of_metrics(cls, frames: Iterable[pd.DataFrame], base_model: str = UNKNOWN) -> Fleet:
-        """Of the ``layer_metrics`` of adapters, one frame each."""
+    def of_metrics(cls, frames: Iterable[pd.DataFrame], base_model: str | Sequence[str] = UNKNOWN) -> Fleet:
+        """Of the ``layer_metrics`` of adapters, one frame each; one base model for all, or one for each."""
         import pandas as pd
 
         frames = [frame.assign(id=str(k)) for k, frame in enumerate(frames)]
         layers = pd.concat(frames, ignore_index=True)
         rows = layers.groupby("id", sort=False).agg(name=("adapter", "first"), method=("method", "first"))
-        return _joined(rows.reset_index().assign(base_model=base_model), layers)
+        bases = base_model if isinstance(base_model, str) else list(base_model)
+        return _joined(rows.reset_index().assign(base_model=bases), layers)
 
     def of_base(self, name: str) -> Fleet:
         """The part with one base model; AdapterError where there is none."""

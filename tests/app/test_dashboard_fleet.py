@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pytest
 from dashboard_cases import APP
 from results_cases import store
 from streamlit.testing.v1 import AppTest
 
 from app import fleets, sources
-from bora_analysis import synthetic_adapter
+from bora_analysis import synthetic_adapter, write_adapter
 from bora_analysis.figures import save
 from bora_analysis.fleet import numbers
 from bora_analysis.fleet.pairs import compare_all
@@ -109,6 +110,24 @@ def test_the_chosen_adapters_without_a_sweep(start: Callable[..., AppTest]) -> N
     heads = "".join(each.proto.columns for each in app.dataframe)
     assert '"rank now"' in heads  # and not rank_now
     assert '"size now"' in heads
+
+
+def test_the_chosen_adapters_have_the_base_models_of_their_configurations(
+    start: Callable[..., AppTest], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    modules = {name: {"B": rng.standard_normal((40, 2)), "A": rng.standard_normal((2, 24))} for name in SHAPES}
+    bases = {"a": "acme/one", "b": "acme/two", "c": "acme/two", "d": None}
+    folders = [
+        write_adapter(tmp_path / name, "lora", modules, alpha=4, base_model=base) for name, base in bases.items()
+    ]
+    app = start("--", *map(str, folders))
+    assert [error.value for error in app.error] == []
+    box = app.selectbox(key="fleet_base")
+    assert box.options == ["acme/two", "acme/one", "unknown"]
+    assert {card.label: card.value for card in app.metric}["Adapters"] == "2"
+    assert app.dataframe[0].value["adapter"].tolist() == ["b", "c"], "of this base model"
+    charts(app)
 
 
 def test_results_that_are_none(start: Callable[..., AppTest], tmp_path: Path) -> None:
