@@ -1,6 +1,7 @@
 import gc
 import os
 
+import pandas as pd
 import pytest
 from hypothesis import settings
 
@@ -26,6 +27,20 @@ def patient(request: pytest.FixtureRequest) -> None:
         from app import context
 
         request.getfixturevalue("monkeypatch").setattr(context, "PATIENCE", 180.0)
+
+
+@pytest.fixture(scope="session")
+def judged() -> pd.DataFrame:
+    """The verdicts on the paper's claims, which take seconds."""
+    from bora_analysis.paper.claims import claims
+
+    return claims()
+
+
+@pytest.fixture
+def judged_once(judged: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that print the verdicts take them from above."""
+    monkeypatch.setattr("bora_analysis.paper.claims.claims", judged.copy)
 
 
 #: Files of few but long tests, the longest first. They begin first, or one worker would be left with them at the end.

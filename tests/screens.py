@@ -1,4 +1,4 @@
-"""A terminal of a given width and encoding, in the process of the test."""
+"""A terminal of a given width and encoding, or pipes, in the process of the test."""
 
 from __future__ import annotations
 
@@ -21,8 +21,21 @@ class Screen(io.TextIOWrapper):
 
 def on_screen(*arguments: object, width: int = 80, encoding: str = "utf-8") -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command in a terminal, without the codes of colours and of the progress bar."""
-    out, err = Screen(io.BytesIO(), encoding), Screen(io.BytesIO(), encoding)
-    with mock.patch.dict("os.environ", {"COLUMNS": str(width)}), redirect_stdout(out), redirect_stderr(err):
+    with mock.patch.dict("os.environ", {"COLUMNS": str(width)}):
+        code, *texts = _printed(arguments, Screen, encoding)
+    plain, told = (re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", text) for text in texts)
+    told = "\n".join(line.rpartition("\r")[2] for line in told.split("\n"))
+    return code, plain, told
+
+
+def in_pipe(*arguments: object, encoding: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command in pipes of this encoding."""
+    return _printed(arguments, io.TextIOWrapper, encoding)
+
+
+def _printed(arguments: tuple[object, ...], kind: type[io.TextIOWrapper], encoding: str) -> tuple[int, str, str]:
+    out, err = kind(io.BytesIO(), encoding), kind(io.BytesIO(), encoding)
+    with redirect_stdout(out), redirect_stderr(err):
         code = 0
         try:
             main([str(argument) for argument in arguments])
@@ -31,9 +44,7 @@ def on_screen(*arguments: object, width: int = 80, encoding: str = "utf-8") -> t
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     texts = [stream.buffer.getvalue().decode(encoding) for stream in (out, err)]  # pyright: ignore[reportAttributeAccessIssue]
-    plain, told = (re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", text) for text in texts)
-    told = "\n".join(line.rpartition("\r")[2] for line in told.split("\n"))
-    return code, plain, told
+    return code, texts[0], texts[1]
 
 
 def too_wide(text: str, width: int) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from screens import in_pipe
 
 from bora_analysis.cli import main
 from bora_analysis.cli.plain_text import spelled
@@ -42,16 +43,6 @@ COMMANDS = {
     "no such option": (["analyze", "--Σ"], 2, None),
     **{f"help {name}": ([name, "--help"], 0, None) for name in main.commands},
 }
-RUN_ALL = """
-import json, sys
-from bora_analysis.cli import main
-for name, (arguments, code, _) in json.loads(sys.argv[1]).items():
-    try:
-        main(arguments)
-    except SystemExit as error:
-        found = error.code or 0
-    print("\\x1e" + name + "\\x1f" + str(found) + "\\x1d", flush=True)
-"""
 
 
 def run(encoding, code, *arguments, cwd):
@@ -60,23 +51,24 @@ def run(encoding, code, *arguments, cwd):
     return subprocess.run(command, capture_output=True, env=environment, cwd=cwd, check=False)
 
 
-def outputs(encoding, cwd):
-    done = run(encoding, RUN_ALL, json.dumps(COMMANDS), cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    assert b"Traceback" not in done.stderr
-    parts = [part.rpartition("\x1e") for part in done.stdout.decode(encoding).split("\x1d\n")[:-1]]
-    return {tail.partition("\x1f")[0]: (int(tail.partition("\x1f")[2]), text) for text, _, tail in parts}, done.stderr
+def outputs(encoding):
+    """What each command prints into pipes, in the current folder: its exit code and stdout, and the stderr of all."""
+    found = {name: in_pipe(*arguments, encoding=encoding) for name, (arguments, _, _) in COMMANDS.items()}
+    return {name: (code, out) for name, (code, out, _) in found.items()}, "".join(err for *_, err in found.values())
 
 
 @pytest.fixture(scope="module")
-def usual(tmp_path_factory):
-    return outputs("utf-8", tmp_path_factory.mktemp("utf8"))
+def usual(tmp_path_factory, judged):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("utf8"))
+        patch.setattr("bora_analysis.paper.claims.claims", judged.copy)
+        return outputs("utf-8")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_command_prints_in_every_encoding(usual, encoding, tmp_path):
-    found, errors = outputs(encoding, tmp_path)
-    assert found.keys() == COMMANDS.keys()
+def test_every_command_prints_in_every_encoding(usual, judged_once, encoding, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, told = outputs(encoding)
     for name, (_, code, table) in COMMANDS.items():
         assert found[name][0] == code == usual[0][name][0], name
         shown, known = found[name][1], usual[0][name][1]
@@ -93,9 +85,8 @@ def test_every_command_prints_in_every_encoding(usual, encoding, tmp_path):
         assert "||Delta W||_F^2/sigma_1^2" in found["compare"][1]
     if encoding == "gbk":
         assert "σ>0.005" in found["compare"][1]  # it has the letter
-    told = errors.decode(encoding)
-    assert told.count("?") == usual[1].decode().count("?")
-    assert told.count("error: ") == usual[1].decode().count("error: ")
+    assert told.count("?") == usual[1].count("?")
+    assert told.count("error: ") == usual[1].count("error: ")
     assert ("σ/中文" if encoding == "gbk" else "/\\u4e2d\\u6587") in told
 
 

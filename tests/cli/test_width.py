@@ -27,6 +27,7 @@ LORA, MELORA, BORA = (str(DATA / f"trained-{name}") for name in ("lora-r8", "mel
 SYNTHETIC = [str(DATA / f"synthetic-{name}") for name in ("bora-r8-b8", "lora-r8")]
 WAYS = [(80, "utf-8"), (60, "ascii"), (80, "ascii"), (60, "cp1252")]  # the last two for part of the commands
 PART = ("analyze", "long", "one-long", "no-dots", "mixed", "compare", "recommend", "similarity", "check", "cost")
+DRAWN = ("report", "card")  # they take seconds and say two lines: for the narrower terminal
 MIDDLE = "the_very_long_middle_part_that_every_module_of_this_unusual_model_has_in_common_with_all_the_others"
 #: Commands that need a trained run, which the tests in these files have; they print on the same narrow terminals.
 OF_RUNS = {name: f"training/test_{file}.py" for name, file in (
@@ -145,13 +146,15 @@ def test_every_command_is_in_these_tests(folders, results):
 
 
 @pytest.mark.parametrize(("width", "encoding"), WAYS[:2])
-def test_no_line_of_words_is_wider_than_the_terminal(folders, results, monkeypatch, width, encoding):
+def test_no_line_of_words_is_wider_than_the_terminal(folders, results, judged_once, monkeypatch, width, encoding):
     monkeypatch.chdir(folders[""])
     (folders[""] / "torn-with-a-name-that-is-rather-long.safetensors").write_bytes(b"torn")
     with socket.socket() as taken:  # the dashboard's server must not start
         taken.bind(("localhost", 0))
         taken.listen()
         for name, (arguments, expected) in of_others(folders, results).items():
+            if width > 60 and name in DRAWN:
+                continue
             typed = [taken.getsockname()[1] if each == "PORT" else each for each in arguments]
             code, out, err = on_screen(*typed, width=width, encoding=encoding)
             assert code == expected, (name, err)
@@ -160,7 +163,7 @@ def test_no_line_of_words_is_wider_than_the_terminal(folders, results, monkeypat
 
 
 @pytest.mark.parametrize(("width", "encoding"), WAYS)
-def test_no_line_is_wider_than_the_terminal_and_names_stay_apart(folders, monkeypatch, width, encoding):
+def test_no_line_is_wider_than_the_terminal_and_names_stay_apart(folders, judged_once, monkeypatch, width, encoding):
     from safetensors.numpy import save_file
 
     monkeypatch.chdir(folders[""])
@@ -230,7 +233,7 @@ def test_names_of_adapters_and_of_modules_get_shorter_apart():
     assert [line.split() for line in text.splitlines()[-2:]] == [["a", "q_proj", "1"], ["b", "q_proj", "2"]]
 
 
-def test_every_head_of_a_table_is_its_own(folders, monkeypatch):
+def test_every_head_of_a_table_is_its_own(folders, judged_once, monkeypatch):
     monkeypatch.chdir(folders[""])
     for name, (arguments, _) in commands(folders).items():
         if name not in ("relative", "many", "check") and not name.startswith("table"):

@@ -14,7 +14,7 @@ from bora_analysis.catalogue.formulas import Cost
 from bora_analysis.cli import main
 from bora_analysis.paper import claims as paper_claims
 from bora_analysis.paper import tables
-from bora_analysis.paper.claims import CLAIMS, accuracy, claims, costs, expressiveness, rank, sigma, trained
+from bora_analysis.paper.claims import CLAIMS, accuracy, costs, expressiveness, rank, sigma, trained
 from bora_analysis.paper.claims.accuracy import BORA, LORA32, mean_gain
 from bora_analysis.paper.claims.common import CONDITION, ERRATUM, FAILS, HOLDS, UNTOLD
 from bora_analysis.updates import blocks
@@ -35,8 +35,8 @@ def verdict(claim):
 
 
 @pytest.fixture(scope="module")
-def frame():
-    return claims().set_index("id")
+def frame(judged):
+    return judged.set_index("id")
 
 
 def test_ids_and_columns(frame):
