@@ -31,8 +31,9 @@ from zlib import crc32
 import numpy as np
 
 from ..atomic import replacing
-from ..catalogue import METHODS, made
+from ..catalogue import METHODS, made, may_pad, names
 from ..catalogue.cost import BYTES
+from ..catalogue.sizes import PADS
 from ..files.errors import counted
 from ..files.tensors_out import TensorsOut
 from ..linalg import Array
@@ -69,6 +70,7 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
     scale : size of ΔW's largest singular values before the scaling. decay : p of kind ``"decay"``.
     base_spectrum : singular values of W0, for a method that needs it: ``"mp"``, independent normal entries;
         ``"flat"``, all equal; ``"power"``, σ_k ∝ k^−p. base_decay : that p.
+    pad : for BoRA, a b that need not divide the layers, see :func:`bora_analysis.updates.blocks.bora`.
 
     Raises
     ------
@@ -97,11 +99,13 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
             )
         if self.alpha is not None and not row.scaled:
             raise ValueError(f"{self.method} has no α; got {self.alpha:g}; expected none")
+        if self.pad and not may_pad(row):
+            raise ValueError(f"{self.method} cannot be padded; methods that can: {', '.join(names(may_pad))}")
         largest = recipe(self.method).most
         for module, (m, n) in self.shapes.items():
             try:
-                if row.blocks and row.blocks.divides:
-                    check_blocks(self.blocks, m, n)
+                if row.blocks and row.blocks.divides and not self.pad:
+                    check_blocks(self.blocks, m, n, PADS if may_pad(row) else "")
             except FactorError as error:
                 raise ValueError(f"{module}: {error}") from None
             most = largest(self, m, n) if largest else self.r
@@ -157,6 +161,7 @@ def synthetic_adapter(
     name: str | None = None,
     base_spectrum: str = "mp",
     base_decay: float = 0.5,
+    pad: bool = False,
 ) -> Adapter:
     """A synthetic adapter in memory, as :func:`read_adapter` would give it. Parameters as in :class:`Synthetic`.
 
@@ -176,10 +181,10 @@ def synthetic_adapter(
     >>> singular_values(adapter["layers.0.q_proj"]).values.round(6).tolist()
     [2.0, 1.0, 0.666667, 0.5]
     """
-    raw = Synthetic(method, shapes, r, blocks, alpha, kind, seed, scale, decay, base_spectrum, base_decay)
+    raw = Synthetic(method, shapes, r, blocks, alpha, kind, seed, scale, decay, base_spectrum, base_decay, pad)
 
     def load(module: str) -> Update:
-        return form(method).build(raw[module], raw.scaling, activation)
+        return form(method, pad=pad).build(raw[module], raw.scaling, activation)
 
     title = name or method + (f"-r{r}" if METHODS[method].ranked else "") + (f"-b{blocks}" if blocks > 1 else "")
     return Adapter(title, method, None, None, {module: partial(load, module) for module in shapes})
@@ -208,6 +213,7 @@ def write_synthetic(
         activation=activation,
         rslora=raw.method == "rslora",
         dtype=dtype,
+        pad=raw.pad,
     )
     if not METHODS[raw.method].needs_base:
         return write(raw, extra_config={_MADE: told})

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..atomic import replacing
-from ..catalogue import METHODS, made
+from ..catalogue import METHODS, made, may_pad, names
 from ..files.adapter_file import SHAPES
 from ..files.configuration import CONFIG_NAME
 from ..files.errors import AdapterError
@@ -37,6 +37,7 @@ def write_adapter(
     dtype: str | None = None,
     extra_config: Mapping[str, Any] | None = None,
     others: Mapping[str, Raw] | None = None,
+    pad: bool = False,
 ) -> Path:
     """Write an adapter; :func:`read_adapter` reads it back, and PEFT too where it has the method.
 
@@ -50,6 +51,7 @@ def write_adapter(
         :func:`bora_analysis.updates.blocks.lora` and :func:`~bora_analysis.updates.blocks.bora`; for MELoRA A is
         (N, r, n/N) and B (N, m/N, r); for the others as in their readers. A LoRA on a convolution has A
         (r, channels, kernel…) and B (m, r, 1…), one on an embedding ``{"embedding_A": (r, V), "embedding_B": (d, r)}``.
+        Methods on a base model have ``"W0"`` (m, n) among their parts, which they must fit and which is not written.
         Or pairs of module path and factors. Parts that all modules share (VeRA's projections, VB-LoRA's bank) stand in
         every one of them.
     alpha : α. The scaling is α/r with each module's own r, or α/√r. None, which a method without α must have: α = r in
@@ -60,6 +62,7 @@ def write_adapter(
     dtype : ``"float64"``, ``"float32"``, ``"float16"`` or ``"bfloat16"`` (rounded to nearest even); by default that of
         the arrays.
     extra_config : more entries for ``adapter_config.json``.
+    pad : for BoRA, with a b that need not divide the layers, see :func:`bora_analysis.updates.blocks.bora`.
     others : key → tensor that goes into the file as it is (heads, embeddings); needs ``dtype``.
 
     Returns
@@ -88,7 +91,9 @@ def write_adapter(
         raise AdapterError(f"{folder}: with others the factors' dtype must be given; pass dtype=")
     if method not in made():
         raise AdapterError(f"{folder}: method {method!r} cannot be written; expected one of {', '.join(made())}")
-    form = form_of(method)
+    if pad and not may_pad(METHODS[method]):
+        raise AdapterError(f"{folder}: {method} cannot be padded; methods that can: {', '.join(names(may_pad))}")
+    form = form_of(method, pad=pad)
     if form.alpha is None and alpha is not None:
         raise AdapterError(f"{folder}: got alpha = {alpha}; {method} has no α; expected None")
     with replacing(folder / CONFIG_NAME) as config_path, replacing(folder / "adapter_model.safetensors") as weights:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from ..catalogue import METHODS, costed, in_words
+from ..catalogue import METHODS, costed, in_words, may_pad, names
 from ..catalogue.architectures import Matrices
 from ..catalogue.cost import cost, step_products
 from ..catalogue.methods import THROUGH
-from ..catalogue.sizes import check_blocks
+from ..catalogue.sizes import PADS, check_blocks
 from .budget import Choice, within_budget
 from .optimal_blocks import Blocks, optimal_blocks, shared_blocks
 
@@ -25,18 +25,26 @@ BLOCK_COLUMNS = (
 
 
 def cost_table(
-    model: str, parts: Sequence[Matrices], methods: Sequence[str], r: int, blocks: int, experts: int | None = None
+    model: str,
+    parts: Sequence[Matrices],
+    methods: Sequence[str],
+    r: int,
+    blocks: int,
+    experts: int | None = None,
+    *,
+    pad: bool = False,
 ) -> pd.DataFrame:
     """One row per method and projection, summed over its layers; ``rank_bound`` is that of one matrix.
 
     ``overhead`` is macs_per_token as a share of the frozen layers' multiply-adds. ``forward_flops`` and
     ``backward_flops`` are those per token that the products of the adapter's matrices take in training, as torch counts
-    them (missing where they are not known, see :func:`~bora_analysis.catalogue.cost.step_products`).
+    them (missing where they are not known, see :func:`~bora_analysis.catalogue.cost.step_products`). ``pad``: where a
+    method allows it, b need not divide the sizes.
 
     Raises
     ------
     ValueError
-        b does not divide the sizes, or r is above the full rank of a projection.
+        b does not divide the sizes, no method may be padded, or r is above the full rank of a projection.
 
     Examples
     --------
@@ -45,8 +53,11 @@ def cost_table(
     [147456, 172032]
     """
     rows_of = [METHODS[method] for method in methods]
-    if any(row.cut for row in rows_of):
-        check_blocks(blocks, [(part.out_features, part.in_features) for part in parts])
+    if pad and not any(map(may_pad, rows_of)):
+        raise ValueError(f"{', '.join(methods)} cannot be padded; methods that can: {', '.join(names(may_pad))}")
+    if cut := [row for row in rows_of if row.cut and not (pad and may_pad(row))]:
+        sizes = [(part.out_features, part.in_features) for part in parts]
+        check_blocks(blocks, sizes, PADS if all(map(may_pad, cut)) else "")
     largest = min(min(part.out_features, part.in_features) for part in parts)
     if r > largest and any(row.ranked and not (row.cost and row.cost.any_rank) for row in rows_of):
         smallest = next(p for p in parts if largest in (p.out_features, p.in_features))
@@ -58,10 +69,11 @@ def cost_table(
     for row in rows_of:
         own, count = blocks if row.cut or row.staged else 1, experts if row.experts else None
         for projection, m, n, layers in parts:
-            one = cost(row.name, m, n, r, blocks=own, experts=count)
+            padded = pad and may_pad(row)
+            one = cost(row.name, m, n, r, blocks=own, experts=count, pad=padded)
             sums = one.parameters * layers, one.macs_per_token * layers
             sizes = model, projection, row.name, r, own, m, n, layers
-            known = step_products(row.name, m, n, r, blocks=own, experts=count)
+            known = step_products(row.name, m, n, r, blocks=own, experts=count, pad=padded)
             passes = [2 * layers * k for k in (known.forward, known.backward + known.inputs)] if known else [None] * 2
             whole = one.macs_per_pass * layers, one.macs_per_token / (m * n)
             records.append((*sizes, *sums, one.rank_bound, *whole, *passes))

@@ -11,7 +11,7 @@ from .row import Blocks, Formula, Method, Training
 
 __all__ = [
     "ACTIVATIONS", "EXPERTS", "LAYOUTS", "METHODS", "Blocks", "Formula", "Method", "Training", "costed", "labels",
-    "made", "method", "names", "register", "trained",
+    "made", "may_pad", "method", "names", "register", "trained",
 ]  # fmt: skip
 
 #: How Σ follows from BoRA's stored σ, see :func:`bora_analysis.updates.blocks.activate`.
@@ -54,6 +54,11 @@ def costed(*, every: bool = False) -> tuple[str, ...]:
 def made() -> tuple[str, ...]:
     """The methods that can be written and made at random."""
     return names(lambda row: row.made)
+
+
+def may_pad(row: Method) -> bool:
+    """Whether a layer may be padded where the method's blocks do not divide it."""
+    return row.blocks is not None and row.blocks.pads
 
 
 def trained() -> tuple[str, ...]:

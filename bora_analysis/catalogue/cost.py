@@ -14,19 +14,21 @@ number of trainable parameters: mn is frozen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from . import METHODS, Formula, costed, names
+from . import METHODS, Formula, costed, may_pad, names
 from .formulas import Cost, Sizes
 from .products import PRODUCTS, Products
-from .sizes import check_blocks, listed
+from .sizes import PADS, check_blocks, listed, padded_bound
 
 __all__ = [
     "BASES", "BYTES", "OPTIMIZERS", "Cost", "Memory", "Products", "cost", "frozen_bytes", "memory", "step_products",
 ]  # fmt: skip
 
 
-def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int | None = None) -> Cost:
+def cost(
+    method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int | None = None, pad: bool = False
+) -> Cost:
     """Cost of one adapted matrix W ∈ R^{m×n}.
 
     The method's row in :data:`bora_analysis.catalogue.METHODS` has the formulas, in words and as functions. For PEFT's
@@ -39,12 +41,14 @@ def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int |
     r : rank of one factor pair, or of one expert. A method without r ignores it.
     blocks : b, minis, k or N of a method that cuts the layer into blocks. It must divide m and n, and for some r.
     experts : K of a method with a router; default as in the catalogue (HydraLoRA's 3 as in BoRA, §4.1).
+    pad : BoRA with a b that need not divide m and n, see :func:`bora_analysis.updates.blocks.bora`. What is cut off is
+        not trained, so the parameters stay (m+n+b²)r; the rank bound is Σ_i min(p_i, r) of the shorter side.
 
     Raises
     ------
     ValueError
-        Unknown method, a size below 1, b that does not divide m and n, blocks or experts for a method without them.
-        The message states the possible values.
+        Unknown method, a size below 1, b that does not divide m and n, blocks or experts for a method without them, pad
+        for another method. The message states the possible values.
 
     Examples
     --------
@@ -53,12 +57,13 @@ def cost(method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int |
     >>> cost("lora", 4096, 4096, 128).parameters  # the same bound
     1048576
     """
-    formula, sizes = _checked(method, m, n, r, blocks, experts)
-    return formula.count(sizes)
+    formula, sizes = _checked(method, m, n, r, blocks, experts, pad)
+    found = formula.count(sizes)
+    return replace(found, rank_bound=padded_bound(m, n, r, blocks)) if pad else found
 
 
 def step_products(
-    method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int | None = None
+    method: str, m: int, n: int, r: int, *, blocks: int = 1, experts: int | None = None, pad: bool = False
 ) -> Products | None:
     """Multiply-adds of the matrix products of a training step, forwards and backwards, as PEFT computes them.
 
@@ -71,22 +76,24 @@ def step_products(
     >>> step_products("lora", 4096, 4096, 8)
     Products(forward=65536, backward=98304, inputs=32768, forward_once=0, backward_once=0, through=False)
     """
-    _, sizes = _checked(method, m, n, r, blocks, experts)
+    _, sizes = _checked(method, m, n, r, blocks, experts, pad)
     return PRODUCTS[method](sizes) if method in PRODUCTS else None
 
 
-def _checked(method: str, m: int, n: int, r: int, blocks: int, experts: int | None) -> tuple[Formula, Sizes]:
+def _checked(method: str, m: int, n: int, r: int, blocks: int, experts: int | None, pad: bool) -> tuple[Formula, Sizes]:
     row = METHODS.get(method)
     if row is None or row.cost is None:
         raise ValueError(f"method {method!r} is unknown; known: {', '.join(costed())}")
     for name, value in (("m", m), ("n", n), ("r", r)):
         if value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1")
-    if row.cut:
-        check_blocks(blocks, [(m, n)])
+    if pad and not may_pad(row):
+        raise ValueError(f"{method} cannot be padded; methods that can: {listed(names(may_pad))}")
+    if row.cut and not pad:
+        check_blocks(blocks, [(m, n)], PADS if may_pad(row) else "")
     elif blocks < 1:
         raise ValueError(f"blocks is {blocks}; expected at least 1")
-    elif blocks != 1 and not row.staged:
+    elif blocks != 1 and not row.staged and not row.cut:
         have = listed(names(lambda row: row.cost and row.cut))
         raise ValueError(f"blocks is {blocks}, but {method} has no blocks; methods with blocks: {have}")
     if row.splits and r % blocks:

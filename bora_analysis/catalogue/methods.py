@@ -61,8 +61,8 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "bora", "BoRA", VERMILLION, "D", ".bora", ("BORA",), "s B_i Σ_ij A_j in b×b blocks", "br×br",
-        "arXiv 2508.06953", Blocks("block", 8, trained=16), cost=Formula(f.bora, "(m+n+b²)r", "min(m, n, br)"),
-        made=True,
+        "arXiv 2508.06953", Blocks("block", 8, trained=16, pads=True),
+        cost=Formula(f.bora, "(m+n+b²)r", "min(m, n, br)"), made=True,
         training=_lora(OURS + "BoraConfig", num_blocks="blocks", activation="activation"),
     ),
     Method(

@@ -18,6 +18,7 @@ class Blocks:
     word : name of one block: ``"block"``, ``"mini"``, ``"expert"`` …
     default : number of blocks of a random adapter.
     divides : whether the number must divide m and n. splits : whether it must also divide r.
+    pads : whether a layer may be padded where the number does not divide m or n.
     trained : default number for ``train`` (as in BoRA, arXiv 2508.06953, §4.1); None: ``default``.
     """
 
@@ -26,6 +27,7 @@ class Blocks:
     divides: bool = True
     splits: bool = False
     trained: int | None = None
+    pads: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,37 @@ def common_divisors(sizes: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({*small, *(common // k for k in small)}))
 
 
-def check_blocks(b: int, shapes: Iterable[tuple[int, int]]) -> None:
-    """Raise ``ValueError``, with the possible b, unless b divides m and n of every shape (m, n)."""
+#: What else may be done about a b of BoRA's that does not divide.
+PADS = "; or pad the layer (pad=True, --pad), whose rank bound may be lower"
+
+
+def check_blocks(b: int, shapes: Iterable[tuple[int, int]], more: str = "") -> None:
+    """Raise ``ValueError``, with the possible b and ``more``, unless b divides m and n of every shape (m, n)."""
     shapes = list(dict.fromkeys(shapes))
     if b < 1 or any(m % b or n % b for m, n in shapes):
         good = listed(common_divisors(size for shape in shapes for size in shape))
         (m, n), *others = [(m, n) for m, n in shapes if b < 1 or m % b or n % b]
         among = "" if len(shapes) == 1 else f" ({len(others) + 1} of {len(shapes)} shapes)"
-        raise ValueError(f"b = {b} does not divide m = {m} and n = {n}{among}; b may be {good}")
+        raise ValueError(f"b = {b} does not divide m = {m} and n = {n}{among}; b may be {good}{more}")
+
+
+def padded_sizes(size: int, b: int) -> tuple[int, ...]:
+    """The rows (or columns) of each of b blocks of ⌈size/b⌉, of which the last are cut off at the size.
+
+    >>> padded_sizes(5, 4), padded_sizes(8, 4)
+    ((2, 2, 1, 0), (2, 2, 2, 2))
+    """
+    each = -(-size // b)
+    return tuple(min(each, max(0, size - k * each)) for k in range(b))
+
+
+def padded_bound(m: int, n: int, r: int, b: int) -> int:
+    """The rank that almost all factors of a padded BoRA reach, and none exceeds: min(m, n, br) where b divides.
+
+    >>> padded_bound(5, 5, 1, 4), padded_bound(8, 8, 1, 4)
+    (3, 4)
+    """
+    return min(sum(min(own, r) for own in padded_sizes(size, b)) for size in (m, n))
 
 
 def cheapest_blocks(m: int, n: int) -> int:

@@ -76,6 +76,11 @@ class _Count(click.ParamType):
     help="Into how many blocks or minis a method cuts the layer, or the stages of ReLoRA.  [default: 8]",
 )
 @click.option(
+    "--pad",
+    is_flag=True,
+    help="BoRA with a --blocks that need not divide the layers; its rank bound may be lower.",
+)
+@click.option(
     "--experts",
     type=POSITIVE,
     help=f"Experts of {catalogue.labels(lambda row: row.experts)}.  [default: the method's own]",
@@ -111,6 +116,7 @@ def cost(
     methods: tuple[str, ...],
     rank: int | None,
     blocks: int | None,
+    pad: bool,
     experts: int | None,
     budget: int | None,
     at_least: float,
@@ -141,6 +147,8 @@ def cost(
         raise click.UsageError("--optimal-blocks is for BoRA at any r; leave out --method, -r and --blocks")
     if batch is not None and "all" in methods:
         methods = catalogue.trained()
+    if pad and (budget is not None or optimal_blocks or batch is not None):
+        raise click.UsageError("--pad is for the cost of a given b; leave out --budget, --optimal-blocks and --step")
     named = methods or (("all",) if budget is not None else ("bora",))
     wished = catalogue.costed() if "all" in named else named
     if "all" in named and budget is None and (rank or 8) % (blocks or 8):
@@ -180,8 +188,8 @@ def cost(
             shown = _best_blocks(frame, title)
         else:
             r, b = rank or 8, blocks or 8
-            frame = cost_table(name, parts, wished, r, b, experts)
-            shown = _costs(frame, title, r, b, experts, Trained(dtype, optimizer, master))
+            frame = cost_table(name, parts, wished, r, b, experts, pad=pad)
+            shown = _costs(frame, title, r, b, experts, Trained(dtype, optimizer, master), pad)
     out.deliver(frame, lambda: shown)
 
 
@@ -202,7 +210,7 @@ class Trained(NamedTuple):
         return " and ".join([*filter(None, [state.get(self.optimizer)]), *["float32 copy"] * self.master])
 
 
-def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None, trained: Trained) -> Page:
+def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None, trained: Trained, pad: bool) -> Page:
     from ..analysis.cost_tables import notes
     from .cells import short, span
     from .grid import Block, Column, Page
@@ -269,6 +277,11 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
     once = [f"{row.label} {short(per_pass[row.name], ' ')}" for row in rows_of if per_pass[row.name]]
     if once:
         further.append(f"Further multiply-adds, once per forward pass: {', '.join(once)}.")
+    if pad:
+        further.append(
+            f"Padded: {b} blocks of up to ⌈m/{b}⌉ rows and ⌈n/{b}⌉ columns each; the last are smaller or empty. "
+            "bound: Σ min(p_i, r) over the p_i of the shorter side."
+        )
     return Page([block], [*further, *notes(methods), "bound: highest possible rank of one ΔW."])
 
 

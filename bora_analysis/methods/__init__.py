@@ -5,6 +5,7 @@ A method's file has
 * ``read(source)``: what it makes of an open file, or None where it does not find its own keys. From its first own key
   on the file is its own, and what does not fit is an error.
 * ``FORMS``: name → :class:`~bora_analysis.methods.file_form.Form`, how it lies in a file;
+* ``PADDED``: the same for layers that its blocks need not divide, where the row says ``pads``;
 * ``RECIPES``: name → :class:`~bora_analysis.methods.random_factors.Recipe`;
 * ``NULLS``: name → :class:`~bora_analysis.methods.random_factors.Null`, the singular values of its random factors,
   where they are known without the factors, or where the recipe is not what training begins with;
@@ -42,9 +43,9 @@ def implementation(method: str) -> ModuleType:
     return import_module(METHODS[method].module, __name__)
 
 
-def form(method: str) -> Form:
-    """How a method of :func:`bora_analysis.catalogue.made` lies in a file."""
-    return implementation(method).FORMS[method]
+def form(method: str, *, pad: bool = False) -> Form:
+    """How a method of :func:`bora_analysis.catalogue.made` lies in a file; with ``pad`` for one that may be padded."""
+    return getattr(implementation(method), "PADDED" if pad else "FORMS")[method]
 
 
 def recipe(method: str) -> Recipe:

@@ -28,7 +28,7 @@ from ..updates.contract import FactorError, Facts, Update
 from ..updates.sums import product
 from .file_form import Form, columns
 from .pairs import Pair, check_pair
-from .random_factors import Bulk, Null, Parts, Recipe, Sizes, Spec, expect, kaiming, pair
+from .random_factors import Bulk, NoNullError, Null, Parts, Recipe, Sizes, Spec, expect, kaiming, pair
 
 
 def read(source: Source) -> Found | None:
@@ -65,12 +65,14 @@ def bora_loader(source: Source, module: str, keys: Mapping[str, str]) -> Loader:
     source.check_factor(keys["sigma"])
     b = sigma[0] if sigma else 0
     source.expect(sigma == (b, b, r), keys["sigma"], f"(b, b, r) with r = {r}")
+    pad = source.setting("pad", bool, False)
     try:
-        check_blocks(b, B[0], prod(A[1:]))
+        if not pad:
+            check_blocks(b, B[0], prod(A[1:]), "; that of a padded layer stands beside pad = true in the configuration")
     except FactorError as error:
         raise AdapterError(f"{source.path}: {keys['sigma']}: {error.message}") from None
     check_count(source, module, "num_blocks", keys["sigma"], b)
-    build = partial(bora, scaling=source.scaling(module, r), activation=activation(source))
+    build = partial(bora, scaling=source.scaling(module, r), activation=activation(source), pad=pad)
     return source.loader(keys, of_kind(build, keys["A"], kernel=A[2:]))
 
 
@@ -111,8 +113,8 @@ def check_count(source: Source, module: str, name: str, key: str, count: int) ->
 def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
     b = spec.blocks
     if spec.kind == "decay":  # each block orthonormal, so that σ(ΔW) = σ(Σ') up to the slots' scales
-        pairs = [pair(spec, rng, m // b, n // b) for _ in range(b)]
-        B, A = np.concatenate([B for B, _ in pairs]), np.concatenate([A for _, A in pairs], axis=1)
+        pairs = [pair(spec, rng, -(-m // b), -(-n // b)) for _ in range(b)]
+        B, A = np.concatenate([B for B, _ in pairs])[:m], np.concatenate([A for _, A in pairs], axis=1)[:, :n]
     else:
         B, A = pair(spec, rng, m, n)
     return {"B": B, "A": A, "sigma": kaiming(rng, (b, b, spec.r), fan_in=b * spec.r)}
@@ -124,20 +126,28 @@ def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
     return nearest(target, wish)
 
 
-FORMS = {
-    "bora": Form(
+def _form(pad: bool) -> Form:
+    return Form(
         {"A": "bora_A", "B": "bora_B", "sigma": "bora_sigma"},
-        lambda a, scaling, how: bora(a["B"], a["A"], a["sigma"], scaling=scaling, activation=how),
+        lambda a, scaling, how: bora(a["B"], a["A"], a["sigma"], scaling=scaling, activation=how, pad=pad),
         lambda a: columns(a["A"]),
-        lambda a: {"num_blocks": a["sigma"].shape[0]},
+        lambda a: {"num_blocks": a["sigma"].shape[0]} | ({"pad": True} if pad else {}),
     )
-}
+
+
+FORMS, PADDED = ({"bora": _form(pad)} for pad in (False, True))
+
+
+def _check_whole(sizes: Sizes) -> None:
+    expect(sizes, (sizes.m + sizes.n + sizes.blocks**2) * sizes.r)
+    if sizes.m % sizes.blocks or sizes.n % sizes.blocks:
+        raise NoNullError("is padded: its blocks differ in size")
 
 
 def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
     """B and A Gaussian, σ as eq. 5 begins."""
+    _check_whole(sizes)
     b, r = sizes.blocks, sizes.r
-    expect(sizes, (sizes.m + sizes.n + b * b) * r)
     sigma = activate(kaiming(rng, (b, b, r), fan_in=b * r), sizes.activation or "exp-norm")
     R, L = (gaussian_triangle(rng, size // b, r, b) for size in (sizes.m, sizes.n))
     return [product(R, sigma, L.transpose(0, 2, 1))[0][None]]
@@ -159,7 +169,7 @@ def moments(activation: str, fan_in: int) -> tuple[float, float]:
 
 def bulk(sizes: Sizes) -> Bulk:
     """The S_k (b×b) of independent numbers: their variance makes a bulk, of ratio b/b, their mean one σ above it."""
-    expect(sizes, (sizes.m + sizes.n + sizes.blocks**2) * sizes.r)
+    _check_whole(sizes)
     br = sizes.blocks * sizes.r
     mean, square = moments(sizes.activation or "exp-norm", br)
     return br, (br / sizes.m, br / sizes.n, 1.0), 1 - mean**2 / square

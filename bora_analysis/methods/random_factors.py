@@ -28,6 +28,7 @@ class Spec:
     decay: float = 1.0
     base_spectrum: str = "mp"
     base_decay: float = 0.5
+    pad: bool = False
 
 
 Parts = dict[str, Array]

@@ -3,6 +3,7 @@
 * :class:`~bora_analysis.updates.sums.BlockProduct`: block (i, j) of ΔW is ``B_i · diag(Σ_ij) · A_j`` (BoRA, eq. 4).
   LoRA is the case of one block.
 * :class:`DirectSum`: ΔW is block-diagonal (MELoRA), each block an update of its own.
+* :class:`Cut`: the part of a BoRA that is left where b does not divide m or n.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..catalogue import ACTIVATIONS
 from ..catalogue.cost import cost
+from ..catalogue.sizes import PADS
 from ..linalg import Array, normalised
 from .checks import check_blocks, coarsest, factor, pair
 from .contract import Expanded, FactorError, Facts
@@ -55,6 +57,45 @@ class DirectSum(Arithmetic):
 
     def to_dense(self) -> Array:
         return block_diagonal([part.to_dense() for part in self.parts])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Cut(Arithmetic):
+    """The first m rows and n columns of a block product whose other rows and columns are zero (a padded BoRA)."""
+
+    facts: Facts
+    whole: BlockProduct
+
+    def reduced(self) -> tuple[list[Array], float]:
+        return self.whole.reduced()  # zeros change no singular value
+
+    def rounding(self) -> float:
+        return self.whole.rounding()
+
+    def measured(self) -> tuple[list[Array], float, float]:
+        return self.whole.measured()
+
+    def expanded(self) -> Expanded:
+        B, sigma, A = self.whole.expanded()
+        m, n = self.shape
+        return Expanded(B[:m], sigma, A[:, :n])
+
+    def slots(self) -> list[Array]:
+        return self.whole.slots()
+
+    def factor_cores(self) -> tuple[list[Array], list[Array]]:
+        return self.whole.factor_cores()
+
+    def factors(self) -> tuple[Array, Array]:
+        m, n = self.shape
+        if self.facts.blocks * self.facts.r >= min(m, n):
+            return super().factors()
+        left, right = self.whole.factors()
+        return left[:m], right[:, :n]
+
+    def to_dense(self) -> Array:
+        m, n = self.shape
+        return np.ascontiguousarray(self.whole.to_dense()[:m, :n])
 
 
 def lora(
@@ -170,7 +211,8 @@ def bora(
     activation: str = "exp-norm",
     method: str = "bora",
     dtype: str | None = None,
-) -> BlockProduct:
+    pad: bool = False,
+) -> BlockProduct | Cut:
     """ΔW_ij = scaling · B_i Σ_ij A_j, BoRA (arXiv 2508.06953, eq. 4 and 5).
 
     Parameters
@@ -180,15 +222,18 @@ def bora(
     sigma : (b, b, r) raw σ as trained; first index the output block i, second the input block j.
     activation : how Σ comes from σ, see :func:`activate`. A checkpoint stores the raw σ.
     method, dtype : as for :func:`lora`.
+    pad : accept a b that does not divide m or n. The blocks have ⌈m/b⌉ rows and ⌈n/b⌉ columns, and ΔW is the first m
+        rows and n columns of their product, so that the last blocks are smaller, or empty. The rank bound is then
+        Σ_i min(p_i, r) over the rows p_i (or columns) of the shorter side, which may lie below min(m, n, br).
 
     Returns
     -------
-    BlockProduct
+    BlockProduct, or Cut for a padded one
 
     Raises
     ------
     FactorError
-        Wrong shape, b not dividing m and n (the message lists the b that would), NaN or Inf.
+        Wrong shape, b not dividing m and n without pad (the message lists the b that would), NaN or Inf.
 
     Examples
     --------
@@ -197,6 +242,9 @@ def bora(
     >>> delta = bora(np.ones((4, 1)), np.ones((1, 6)), np.zeros((2, 2, 1)))  # σ = 0 is plain LoRA
     >>> bool((delta.to_dense() == 1).all()), delta.facts.rank_bound, delta.facts.parameters
     (True, 2, 14)
+    >>> odd = bora(np.ones((5, 1)), np.ones((1, 5)), np.zeros((4, 4, 1)), pad=True)  # blocks of 2, 2, 1 and 0
+    >>> odd.to_dense().shape, odd.facts.rank_bound, odd.facts.parameters
+    ((5, 5), 3, 26)
     """
     left, right, pair_dtype = pair(B, A, dtype)
     raw, sigma_dtype = factor("sigma", sigma, 3, dtype)
@@ -205,23 +253,28 @@ def bora(
     b = raw.shape[0]
     if raw.shape != (b, b, r):
         raise FactorError("sigma", f"has shape {raw.shape}; expected (b, b, r) with r = {r} from B {left.shape}")
-    check_blocks(b, m, n)
+    if not pad:
+        check_blocks(b, m, n, PADS)
     with np.errstate(over="ignore"):  # BlockProduct says so
         values = activate(raw, activation)
         diagonals = values * float(scaling)
-    price = cost("bora", m, n, r, blocks=b)
+    price = cost("bora", m, n, r, blocks=b, pad=pad)
     stored = coarsest((pair_dtype, sigma_dtype))
     facts = Facts(
         method, m, n, r, b, float(scaling), price.parameters, price.macs_per_token, price.rank_bound, stored,
         activation=activation,
     )  # fmt: skip
-    return BlockProduct(
-        facts,
-        left.reshape(b, m // b, r),
+    rows, columns = -m % b, -n % b
+    if rows or columns:
+        left, right = np.pad(left, [(0, rows), (0, 0)]), np.pad(right, [(0, 0), (0, columns)])
+    whole = BlockProduct(
+        replace(facts, out_features=m + rows, in_features=n + columns),
+        left.reshape(b, -1, r),
         diagonals,
-        right.reshape(r, b, n // b).transpose(1, 0, 2),
+        right.reshape(r, b, -1).transpose(1, 0, 2),
         np.log(values) if activation in ("exp-norm", "no-norm") else 1.0,
     )
+    return Cut(facts, whole) if rows or columns else whole
 
 
 def activate(sigma: Array, activation: str = "exp-norm") -> Array:

@@ -13,10 +13,10 @@ from ..linalg import Array
 from .contract import FactorError
 
 
-def check_blocks(b: int, m: int, n: int) -> None:
-    """Raise :class:`FactorError`, with the b that would fit, unless b divides both m and n."""
+def check_blocks(b: int, m: int, n: int, more: str = "") -> None:
+    """Raise :class:`FactorError`, with the b that would fit and ``more``, unless b divides both m and n."""
     try:
-        check_divides(b, [(m, n)])
+        check_divides(b, [(m, n)], more)
     except ValueError as error:
         raise FactorError("blocks", str(error)) from None
 

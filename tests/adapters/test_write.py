@@ -221,7 +221,8 @@ def test_sizes_in_the_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "made", "options", "expected"),
     [
-        ("dora", {"q": ONES}, {}, "'dora' cannot be written"),
+        ("tlora", {"q": ONES}, {}, "'tlora' cannot be written"),
+        ("dora", {"q": ONES}, {}, "q: factors are A, B; expected A, B, magnitude, W0"),
         ("lora", {}, {}, "no modules"),
         ("lora", {"q": {"A": np.ones((2, 6))}}, {}, "q: .*expected A, B"),
         ("lora", {"q": {**ONES, "sigma": np.ones((1, 1, 2))}}, {}, "q: .*expected A, B"),
