@@ -43,11 +43,11 @@ def judged_once(judged: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bora_analysis.paper.claims.claims", judged.copy)
 
 
-#: Files of few but long tests, the longest first. They begin first, or one worker would be left with them at the end.
+#: Files that take long, the longest first. They begin first, or one worker would be left with them at the end.
 LONG = (
-    "test_dashboard_browser", "test_engines", "test_methods", "test_figures", "test_encodings", "test_cli",
-    "test_faults", "test_width", "test_experiment", "test_hostile", "test_dashboard_work_browser", "test_tutorial",
-    "test_card",
+    "test_dashboard_browser", "test_dashboard_app", "test_figures", "test_engines", "test_training", "test_methods",
+    "test_card", "test_faults", "test_evaluation", "test_cli", "test_dashboard_work_browser", "test_width", "test_s3",
+    "test_tutorial", "test_experiment", "test_encodings", "test_report", "test_hostile", "test_pages", "test_public",
 )  # fmt: skip
 
 

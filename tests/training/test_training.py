@@ -172,10 +172,10 @@ def killer(step: int) -> Any:
     return Killer()
 
 
-@pytest.mark.parametrize(("method", "epochs"), [("bora", 2.0), ("dora", 2.0), ("hydralora", 2.0), ("full", 2.0)])
-def test_going_on_after_a_kill_changes_nothing(home, tmp_path, method, epochs):
+@pytest.mark.parametrize("method", ["bora", "full"])  # test_methods.py resumes all methods, without what is told here
+def test_going_on_after_a_kill_changes_nothing(home, tmp_path, method):
     told = settings(
-        home, method=method, steps=None, epochs=epochs, checkpoints=(0, 4, 9), resume_every=5, group_by_length=True,
+        home, method=method, steps=None, epochs=2.0, checkpoints=(0, 4, 9), resume_every=5, group_by_length=True,
         dropout=0.2, evaluate_every=7,
     )  # fmt: skip
     whole = train(told, tmp_path / "whole", device="cpu")
