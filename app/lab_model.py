@@ -35,7 +35,7 @@ LARGEST_SLOTS = 2**25  # r b³: the work for the r SVDs of the S_k ∈ R^{b×b}
 
 METHODS = ("lora", "melora", "bora")
 #: What may stand beside them.
-OTHERS = catalogue.names(lambda row: row.made and not row.needs_base and row.name not in METHODS)
+OTHERS = catalogue.names(lambda row: row.made and not (row.accompanied or row.staged) and row.name not in METHODS)
 # Of these no large core is ever decomposed.
 _COARSE = ("lokr", "krona", "c3a")
 KINDS = {"gaussian": "Gaussian", "decay": "decay", "init": "initialisation", "counterexample": "counterexample"}

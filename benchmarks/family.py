@@ -32,7 +32,7 @@ R, BLOCKS = {"vera": 256, "gralora": 32, "bora": 8, "melora": 8}, {"bora": 16, "
 def updates() -> dict[str, Update]:
     """One matrix of every synthetic method, and a difference."""
     found = {}
-    for method in names(lambda row: row.made and not row.needs_base):
+    for method in names(lambda row: row.made and not (row.accompanied or row.staged)):
         row = METHODS[method]
         r, blocks = R.get(method, 16), BLOCKS.get(method, row.blocks.default if row.blocks else 1)
         update = synthetic_adapter(method, {"q": (SIZE, SIZE)}, r, blocks)["q"]

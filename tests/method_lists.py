@@ -12,5 +12,7 @@ SPLIT = catalogue.names(lambda row: row.cost and row.splits)
 NO_RANK = catalogue.names(lambda row: row.cost and not row.ranked)
 MADE = catalogue.made()
 ON_BASE = catalogue.names(lambda row: row.made and row.needs_base)
-#: Made without a base model.
-ALONE = tuple(name for name in MADE if name not in ON_BASE)
+#: Made with a start of their own.
+STARTED = catalogue.names(lambda row: row.made and row.initialises)
+#: Made with nothing beside it.
+ALONE = catalogue.names(lambda row: row.made and not row.accompanied)

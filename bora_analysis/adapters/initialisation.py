@@ -8,14 +8,13 @@ needs it too); the difference is a product of concatenated factors.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..catalogue import METHODS
 from ..files.adapter_file import Found, Source
 from ..files.errors import AdapterError
 from ..updates.contract import Update
-from ..updates.sums import combine
+from ..updates.sums import since
 from .adapter import Adapter
 
 
@@ -35,14 +34,10 @@ def relative(source: Source, found: Found, initial: Adapter) -> Found:
     def loader(module: str) -> Callable[[], Update]:
         def load() -> Update:
             update = found.loaders[module]()
-            facts = update.facts
             try:
-                difference = combine([update, initial[module]], [1.0, -1.0], method=method)
+                return since(update, initial[module], method)
             except ValueError as error:
                 raise AdapterError(f"{source.path}: {module}: the initial adapter does not fit: {error}") from None
-            # One of the two is trained. The difference as a plain LoRA costs as much as both.
-            kept = {"r": facts.r, "scaling": facts.scaling, "parameters": facts.parameters}
-            return replace(difference, facts=replace(difference.facts, **kept))  # pyright: ignore[reportArgumentType]
 
         return load
 

@@ -15,13 +15,13 @@ LoRA+ is LoRA with two learning rates: its update is ``"lora"``.
 Methods whose update depends on the base model's weights (DoRA, HiRA, OFT, IA³ and others) get a random base model of a
 given spectrum, see :mod:`bora_analysis.methods.random_base`. It is the same for all of them; their files have it in the
 folder ``base`` beside them, where :func:`~bora_analysis.read_adapter` finds it. In kind ``"decay"`` the singular values
-of DEFT and OSF are exactly scale · k^−p; OFT and HRA leave W0 its own.
+of DEFT and OSF are exactly scale · k^−p; OFT and HRA leave W0 its own. PiSSA, LoRA-GA, OLoRA and CorDA begin with
+directions of such a W0, and ReLoRA is a LoRA of rank blocks · r, a pair for each stage.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -61,10 +61,11 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
     method : one of :func:`bora_analysis.catalogue.made`.
     shapes : module path → (out_features, in_features).
     r : rank of one factor pair; of one expert for MoELoRA. KronA, C³A and FourierFT have none.
-    blocks : b of BoRA, the number of minis of MELoRA, of experts of HydraLoRA and MoELoRA, k of GraLoRA, N of BD-LoRA;
-        a circulant block of C³A is of size gcd(m, n)/blocks. 1 for the others.
+    blocks : b of BoRA, the number of minis of MELoRA, of experts of HydraLoRA and MoELoRA, of stages of ReLoRA,
+        k of GraLoRA, N of BD-LoRA; a circulant block of C³A is of size gcd(m, n)/blocks. 1 for the others.
     alpha : α; default 2r as in the paper (Appendix B). The scaling is α/r, α/√r for rsLoRA, with the r of all experts
-        together for MoELoRA. Methods without α have the scaling 1: KronA, DeLoRA, VeRA, VB-LoRA, MiSS, C³A, FourierFT.
+        together for MoELoRA, and of one stage for ReLoRA. Methods without α have the scaling 1: KronA, DeLoRA, VeRA,
+        VB-LoRA, MiSS, C³A, FourierFT and those on a base model, but for DoRA.
     kind : one of ``KINDS``. seed : a module's numbers depend on it and on the module's path alone; what the modules of
         VeRA and VB-LoRA share depends on all shapes.
     scale : size of ΔW's largest singular values before the scaling. decay : p of kind ``"decay"``.
@@ -115,22 +116,6 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
                 )
             if self.r > most:
                 raise ValueError(f"{module}: got r = {self.r}; expected up to {most} for {self.method}")
-
-    @property
-    def lora_alpha(self) -> float | None:
-        """α; None for a method without."""
-        if not METHODS[self.method].scaled:
-            return None
-        return 2.0 * self._whole_rank if self.alpha is None else float(self.alpha)
-
-    @property
-    def scaling(self) -> float:
-        alpha, r = self.lora_alpha, self._whole_rank
-        return 1.0 if alpha is None else alpha / (math.sqrt(r) if self.method == "rslora" else r)
-
-    @property
-    def _whole_rank(self) -> int:
-        return self.r * self.blocks if self.method == "moelora" else self.r
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -200,6 +185,7 @@ def write_synthetic(
 ) -> Path:
     """Write a synthetic adapter in the format of a trained one; its config says how it was made.
 
+    A method that begins elsewhere than at zero has its start in ``folder/checkpoint-0``, where it is subtracted.
     A method that needs a base model gets it in ``folder/base``: ``model.safetensors``, the weights of the adapted
     layers alone, and ``config.json``. ValueError where it is larger than ``LARGE``, unless ``large_base``.
     """
@@ -215,6 +201,10 @@ def write_synthetic(
         dtype=dtype,
         pad=raw.pad,
     )
+    if begins := METHODS[raw.method].initialises:
+        starts = ((module, {"A": parts["A0"], "B": parts["B0"]}) for module, parts in raw.items())
+        first = {"init_lora_weights": begins, _MADE: told | {"kind": "init"}}
+        write_adapter(folder / "checkpoint-0", "lora", starts, alpha=raw.lora_alpha, dtype=dtype, extra_config=first)
     if not METHODS[raw.method].needs_base:
         return write(raw, extra_config={_MADE: told})
     size = base_bytes(raw, dtype)

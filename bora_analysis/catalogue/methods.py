@@ -402,8 +402,9 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         training=_own("RoadConfig"),
     ),
     Method(
-        "pissa", "PiSSA", SKY, "v", update="s (B A − B₀ A₀) with `--initial`", core="2r×2r", paper="arXiv 2404.02948",
-        initialises="pissa", listed=False,
+        "pissa", "PiSSA", SKY, "v", ".staged", ("LORA",), update="s (B A − B₀ A₀) with `--initial`",
+        core="2r×2r", paper="arXiv 2404.02948",
+        initialises="pissa", listed=False, made=True,
         training=_lora(fixed={"init_lora_weights": "pissa"}),
         cost=Formula(
             f.moved, "(m+n)r", MOVED,
@@ -411,8 +412,8 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         ),
     ),
     Method(
-        "lora-ga", "LoRA-GA", SKY, "<", update="s (B A − B₀ A₀) with `--initial`", core="2r×2r",
-        paper="arXiv 2407.05000", initialises="lora_ga", listed=False,
+        "lora-ga", "LoRA-GA", SKY, "<", ".staged", ("LORA",), update="s (B A − B₀ A₀) with `--initial`", core="2r×2r",
+        paper="arXiv 2407.05000", initialises="lora_ga", listed=False, made=True,
         training=_lora(fixed={"init_lora_weights": "lora_ga", "lora_ga_config": {}}),
         cost=Formula(
             f.moved, "(m+n)r", MOVED,
@@ -420,8 +421,9 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         ),
     ),
     Method(
-        "olora", "OLoRA", SKY, "p", update="s (B A − B₀ A₀) with `--initial`", core="2r×2r", paper="arXiv 2406.01775",
-        initialises="olora", listed=False,
+        "olora", "OLoRA", SKY, "p", ".staged", ("LORA",), update="s (B A − B₀ A₀) with `--initial`",
+        core="2r×2r", paper="arXiv 2406.01775",
+        initialises="olora", listed=False, made=True,
         training=_lora(fixed={"init_lora_weights": "olora"}),
         cost=Formula(
             f.moved, "(m+n)r", MOVED,
@@ -429,8 +431,9 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         ),
     ),
     Method(
-        "corda", "CorDA", SKY, "h", update="s (B A − B₀ A₀) with `--initial`", core="2r×2r", paper="arXiv 2406.05223",
-        initialises="corda", listed=False,
+        "corda", "CorDA", SKY, "h", ".staged", ("LORA",), update="s (B A − B₀ A₀) with `--initial`",
+        core="2r×2r", paper="arXiv 2406.05223",
+        initialises="corda", listed=False, made=True,
         training=_lora(fixed={"init_lora_weights": "corda", "corda_config": {}}),
         cost=Formula(
             f.moved, "(m+n)r", MOVED,
@@ -438,8 +441,8 @@ METHODS: dict[str, Method] = {row.name: row for row in (
         ),
     ),
     Method(
-        "relora", "ReLoRA", BLUE, "h", update="Σ_k s B_k A_k, each merged before the next begins", core="Kr×Kr",
-        paper="arXiv 2307.05695", blocks=Blocks("stage", 4, divides=False), listed=False,
+        "relora", "ReLoRA", BLUE, "h", ".staged", ("LORA",), update="Σ_k s B_k A_k, each merged before the next begins",
+        core="Kr×Kr", paper="arXiv 2307.05695", blocks=Blocks("stage", 4, divides=False), listed=False, made=True,
         training=Training(
             "peft.LoraConfig", {},
             {"r": "r_of_stages", "lora_alpha": "alpha_of_stages", "lora_dropout": "dropout", "use_rslora": "rslora"},

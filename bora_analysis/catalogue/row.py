@@ -134,6 +134,11 @@ class Method:
         return self.blocks is not None and self.blocks.word == "stage"
 
     @property
+    def accompanied(self) -> bool:
+        """Whether its adapters are read beside another file: the base model's, or that of their start."""
+        return self.needs_base or bool(self.initialises)
+
+    @property
     def cut(self) -> bool:
         """Whether it cuts the layer into blocks."""
         return self.blocks is not None and not self.experts and not self.staged

@@ -35,7 +35,7 @@ NEEDS = labels(lambda row: row.made and row.needs_base, ", ")
     "--blocks",
     type=POSITIVE,
     help="b of BoRA, minis of MELoRA, experts of MoELoRA, gcd(m, n) over the block size of C³A (8 by default); "
-    "experts of HydraLoRA (3); k of GraLoRA, blocks of BD-LoRA (2).",
+    "experts of HydraLoRA (3); stages of ReLoRA (4); k of GraLoRA, blocks of BD-LoRA (2).",
 )
 @click.option("--pad", is_flag=True, help="BoRA with a --blocks that need not divide the layers.")
 @click.option("--alpha", type=float, help="α, for methods with one.  [default: 2r, as in the paper]")

@@ -61,7 +61,7 @@ def null(method: str) -> Null:
     from .random_factors import NoNullError, Null
 
     row = METHODS.get(method)
-    if row is None or not row.module:
+    if row is None or not row.module or row.initialises or row.staged:
         raise NoNullError(f"{method} is no method, or a sum of several, with random factors of its own")
     known = getattr(implementation(method), "NULLS", {})
     if method in known:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..catalogue import METHODS
 from ..linalg import Array
 from ..linalg.gaussian import gaussian_triangle, gaussian_values
 
@@ -29,6 +30,25 @@ class Spec:
     base_spectrum: str = "mp"
     base_decay: float = 0.5
     pad: bool = False
+
+    @property
+    def lora_alpha(self) -> float | None:
+        """α of the whole file, of all stages together; None for a method without."""
+        if not METHODS[self.method].scaled:
+            return None
+        if self.alpha is None:
+            return 2.0 * self._whole_rank
+        return float(self.alpha) * (self.blocks if METHODS[self.method].staged else 1)
+
+    @property
+    def scaling(self) -> float:
+        alpha, r = self.lora_alpha, self._whole_rank
+        return 1.0 if alpha is None else alpha / (math.sqrt(r) if self.method == "rslora" else r)
+
+    @property
+    def _whole_rank(self) -> int:
+        row = METHODS[self.method]
+        return self.r * (self.blocks if self.method == "moelora" or row.staged else 1)
 
 
 Parts = dict[str, Array]

@@ -289,6 +289,16 @@ def _of_size_one(value: Any) -> Any:
     return value
 
 
+def since(update: Update, start: Update, method: str) -> BlockProduct:
+    """ΔW less that of the start, which was taken out of the base model; ValueError where they do not fit.
+
+    One of the two is trained, though the difference as a plain LoRA costs as much as both.
+    """
+    difference, facts = combine([update, start], [1.0, -1.0], method=method), update.facts
+    kept = {"r": facts.r, "scaling": facts.scaling, "parameters": facts.parameters}
+    return replace(difference, facts=replace(difference.facts, **kept))
+
+
 def _support(sizes: Sequence[int | None], limit: int) -> int | None:
     """How many rows (or columns) of ``limit`` the sum of updates can change that can change so many; None for all."""
     known = [size for size in sizes if size is not None]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 
 import numpy as np
+import peft_models as models
 import pytest
-from method_lists import ALONE, BLOCK_METHODS, EXPERT_METHODS, MADE, ON_BASE
+from method_lists import ALONE, BLOCK_METHODS, EXPERT_METHODS, MADE, ON_BASE, STARTED
 from safetensors.numpy import load_file, save_file
 
 from bora_analysis import read_adapter, singular_values, synthetic_adapter
@@ -97,8 +99,8 @@ def test_sizes_are_those_of_the_cost_model(method):
             blocks=b if name in BLOCK_METHODS else 1,
             experts=b if name in EXPERT_METHODS else None,
         )
-        assert facts.parameters == known.parameters
-        assert facts.rank_bound <= known.rank_bound or method == "moelora"
+        assert facts.parameters == known.parameters * (b if method == "relora" else 1)  # all of its stages
+        assert facts.rank_bound <= known.rank_bound or method in ("moelora", "relora")
 
 
 def test_decay_of_bora_is_that_of_its_slots():
@@ -158,7 +160,7 @@ def test_file_and_memory_are_the_same(tmp_path, method, kind):
         np.testing.assert_array_equal(read[module].to_dense(), update.to_dense())
 
 
-@pytest.mark.parametrize("method", ON_BASE)
+@pytest.mark.parametrize("method", [*ON_BASE, *STARTED])
 def test_methods_on_a_base_model_start_at_zero_and_move_by_about_the_scale(method):
     shapes = {"q": (96, 64)}
     start = synthetic_adapter(method, shapes, 4, kind="init")["q"].to_dense()
@@ -189,6 +191,34 @@ def test_the_base_model_has_its_spectrum_and_is_that_of_every_method(spectrum, s
     assert np.sqrt((sigma**2).sum() / found[0].size) == pytest.approx(0.02, rel=1e-5 if spectrum != "mp" else 0.05)
     other = Synthetic("dora", shapes, 4, **options | {"seed": 4})["layers.0.q_proj"]["W0"]
     assert not np.array_equal(found[0], other)
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_the_start_is_what_peft_takes_from_the_base_model(method):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    shapes = {"q": (24, 16)}
+    W0 = Synthetic("dora", shapes, 3, seed=5)["q"]["W0"]  # that of every method
+    model = models.module(q=torch.nn.Linear(16, 24, bias=False))
+    model.q.weight.data = torch.from_numpy(W0.copy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = peft.LoraConfig(r=3, lora_alpha=6, init_lora_weights=method, target_modules=["q"])
+        layer = peft.get_peft_model(model, config).base_model.model.q
+    taken = layer.get_delta_weight("default").detach().numpy()
+    parts = Synthetic(method, shapes, 3, seed=5, kind="decay")["q"]
+    np.testing.assert_allclose(2 * parts["B0"] @ parts["A0"], taken, atol=1e-6)
+    np.testing.assert_allclose(W0 - taken, layer.base_layer.weight.detach().numpy(), atol=1e-6)
+
+
+def test_relora_is_a_lora_of_all_its_stages(tmp_path):
+    raw = Synthetic("relora", SHAPES, 2, 4, alpha=3.0)
+    update = read_adapter(write_synthetic(tmp_path, raw))["layers.0.q_proj"]
+    assert (update.facts.method, update.facts.r, update.facts.scaling) == ("lora", 8, 1.5)
+    parts = raw["layers.0.q_proj"]
+    stages = [1.5 * parts["B"][:, k : k + 2] @ parts["A"][k : k + 2] for k in range(0, 8, 2)]
+    np.testing.assert_allclose(update.to_dense(), sum(stages), atol=1e-6)
+    with pytest.raises(ValueError, match="up to 4 for relora"):
+        Synthetic("relora", SHAPES, 5, 4)
 
 
 def test_what_is_exact_beside_a_base_model():
