@@ -104,26 +104,33 @@ def adapters_pareto(frame: pd.DataFrame, looks: dict[str, style.Look]) -> vega.C
 
 
 def block_price(frame: pd.DataFrame, rules: pd.DataFrame) -> vega.Chart:
-    """N(b)/R = (m+n)/b + b against b, a line per shape; rings at the paper's ⌊√n⌋, whether it divides or not.
+    """N(b)/R = (m+n)/b + b against b, a line and a marker per shape; rings at the paper's ⌊√n⌋.
 
     Columns shape, blocks, price, and in ``frame`` whether it is the best of its shape.
     """
-    colours = {shape: palette.on_screen(style.shade(_BORA, k)) for k, shape in enumerate(dict.fromkeys(frame["shape"]))}
+    shapes = list(dict.fromkeys(frame["shape"]))
+    colours = {shape: palette.on_screen(style.shade(_BORA, k)) for k, shape in enumerate(shapes)}
+    key, marks = vega.legend(columns=1), _marks(shapes)
     tips = vega.tooltip(frame, shape="shape", blocks="b", price="(m+n)/b + b")
     each = {
         "x": vega.blocks_axis(sorted(set(frame["blocks"]))),
         "y": vega.log_number("price", "parameters per unit of rank", 6, nice=True),
-        "color": vega.scaled("shape", colours, vega.legend(columns=1)),
+        "color": vega.scaled("shape", colours, key),
         "tooltip": tips,
     }
     ring = vega.point(330, shape="circle", filled=False, color=palette.theme().guide)
     layers = (
         vega.layer("prices", vega.line(1.2), **each),
-        vega.layer("prices", vega.point(36, shape="diamond"), **each),
-        vega.layer("prices", vega.point(170, shape="diamond"), "datum.best", **each),
+        vega.layer("prices", vega.point(36), **each, shape=vega.scaled("shape", marks, key)),
+        vega.layer("prices", vega.point(170), "datum.best", **each, shape=vega.scaled("shape", marks, key)),
         vega.layer("rules", ring, x=vega.number("blocks"), y=vega.number("price"), tooltip=tips),
     )
     return vega.layered(340, layers, {"prices": frame, "rules": rules})
+
+
+def _marks(names: Sequence[str]) -> dict[str, str]:
+    """Name → marker, of lines whose colours are shades of one."""
+    return {name: vega.SHAPES[style.MARKERS[k % len(style.MARKERS)]] for k, name in enumerate(names)}
 
 
 # The paper -----------------------------------------------------------------------------------------------------------
@@ -153,10 +160,11 @@ def ablations(rows: pd.DataFrame) -> vega.Chart:
 
 
 def ranks_and_blocks(bora: pd.DataFrame, lora: pd.DataFrame) -> vega.Chart:
-    """Figure 3 (b): BoRA over b, a line per r; dashed, LoRA of that r. Columns rank, blocks, value."""
+    """Figure 3 (b): BoRA over b, a line and a marker per r; dashed, LoRA of that r. Columns rank, blocks, value."""
     ranks = list(dict.fromkeys(bora["rank"]))
     colours = dict(zip(ranks, palette.ramp(_BORA, len(ranks)), strict=True))
-    colour = vega.scaled("rank", colours, vega.legend(columns=3, symbolSize=300), sort=None)
+    key = vega.legend(columns=3, symbolSize=90)
+    colour, shape = (vega.scaled("rank", look, key, sort=None) for look in (colours, _marks(ranks)))
     value, lora = _accuracy(format=".2f"), lora.assign(method="LoRA")
     each = {
         "x": vega.blocks_axis(sorted(set(bora["blocks"]))),
@@ -168,7 +176,7 @@ def ranks_and_blocks(bora: pd.DataFrame, lora: pd.DataFrame) -> vega.Chart:
     layers = (
         vega.layer("lora", vega.rule(1.2, strokeDash=vega.DASHED), y=vega.number("value"), color=colour, tooltip=tips),
         vega.layer("bora", vega.line(1.8), **each),
-        vega.layer("bora", vega.point(55, shape="diamond"), **each),
+        vega.layer("bora", vega.point(55), **each, shape=shape),
     )
     return vega.layered(300, layers, {"bora": bora, "lora": lora})
 

@@ -20,7 +20,7 @@ from .metrics import METRICS
 from .threshold import Threshold
 
 __all__ = [
-    "BLACK", "BLUE", "GREEN", "GREY", "MODELS", "ORANGE", "PROJECTIONS", "PURPLE", "SKY", "VENUES",
+    "BLACK", "BLUE", "GREEN", "GREY", "MARKERS", "MODELS", "ORANGE", "PROJECTIONS", "PURPLE", "SKY", "VENUES",
     "VERMILLION", "YELLOW", "Look", "ink_on_viridis", "looks", "method_look", "metric_label", "mixed",
     "projections_in_order", "series_looks", "shade", "shortened",
 ]  # fmt: skip
@@ -42,6 +42,8 @@ MODELS = {
 
 # Colours and markers of lines that are no methods, such as projections.
 _SERIES = ((BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (VERMILLION, "D"), (PURPLE, "v"), (SKY, "P"), (BLACK, "X"))
+#: Markers of lines whose colours are shades of one, such as the ranks of one method: they are told apart in grey too.
+MARKERS = ("D", "s", "^", "v", ">", "o")
 # Shares of white (above 0) or black (below 0) mixed into a colour for the first, second … adapter that has it.
 _SHADES = (0.0, -0.45, 0.45, -0.25, 0.25, -0.65)
 # Dashes in points after the first adapter of a colour, so that shades also differ in black and white.

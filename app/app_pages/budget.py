@@ -136,7 +136,7 @@ def best_blocks(model: str, parts: list[Matrices]) -> None:
         + "; ".join(f"{row[0]} b = {row[1]}" for row in summary)
         + ".",
     )
-    st.caption("Diamonds: every b that divides m and n; large: the best. Ring: the paper's rule ⌊√n⌋.")
+    st.caption("Markers: every b that divides m and n; large: the best. Ring: the paper's rule ⌊√n⌋.")
     show(table, table.columns)
     offer(curve.assign(model=model), "optimal-blocks", "optimal_blocks", model=model)
 

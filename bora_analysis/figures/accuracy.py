@@ -17,11 +17,11 @@ from . import page
 from .own_runs import own_panels
 
 _BORA, _LORA = style.method_look("bora"), style.method_look("lora")
-# Method in table 7 → its look: BoRA's colour and marker, the ablations open.
+# Method in table 7 → its look: BoRA's colour; the ablations open, with markers of their own.
 _ABLATIONS = {
     "bora": style.Look("BoRA", _BORA.colour, _BORA.marker, (), True),
-    "bora-no-exp": style.Look("BoRA w.o. Exp", style.shade(_BORA.colour, 2), _BORA.marker, (), False),
-    "bora-no-norm": style.Look("BoRA w.o. Norm", style.shade(_BORA.colour, 1), _BORA.marker, (), False),
+    "bora-no-exp": style.Look("BoRA w.o. Exp", style.shade(_BORA.colour, 2), "^", (), False),
+    "bora-no-norm": style.Look("BoRA w.o. Norm", style.shade(_BORA.colour, 1), "v", (), False),
 }
 _LORA_LOOK = style.Look("LoRA", _LORA.colour, _LORA.marker, (), True)
 
@@ -39,10 +39,10 @@ def figure3(
 ) -> Figure:
     """Average accuracy on mathematical reasoning, as figure 3 of BoRA (arXiv 2508.06953), from its tables 7, 9 and 8.
 
-    (a) BoRA without the exponential or the normalisation, per model. (b) BoRA over b, a line per r; dashed in the same
-    shade, LoRA of that r. (c) LoRA and BoRA over the adapted projections. No axis begins at 0, so nothing is drawn as a
-    bar. Of your own runs the panels that they have something for: means over the seeds, with standard deviations, and
-    how many runs of an experiment are missing.
+    (a) BoRA without the exponential or the normalisation, per model. (b) BoRA over b, a line and a marker per r;
+    dashed, with that marker open at the left end, LoRA of that r. (c) LoRA and BoRA over the adapted projections. No
+    axis begins at 0, so nothing is drawn as a bar. Of your own runs the panels that they have something for: means over
+    the seeds, with standard deviations, and how many runs of an experiment are missing.
 
     Parameters
     ----------
@@ -156,21 +156,25 @@ def _blocks(axes: Axes, rows: Any, label: str) -> None:
     low, high = rows["value"].min(), rows["value"].max()
     room = (high - low) or 1.0
     shades = [layout.sequence(_BORA.colour, k, len(ranks)) for k in range(len(ranks))]
+    blocks = sorted(rows[rows["method"] == "bora"]["blocks"].unique())
+    left = blocks[0] / 1.25
     ends = []
-    for r, colour in zip(ranks, shades, strict=True):
+    for nth, (r, colour) in enumerate(zip(ranks, shades, strict=True)):
         mine = rows[(rows["r"] == r) & (rows["method"] == "bora")].sort_values("blocks")
         if mine.empty:
             continue
-        look = style.Look("", colour, _BORA.marker, (), True)
+        marker = style.MARKERS[nth % len(style.MARKERS)]
+        look = style.Look("", colour, marker, (), True)
         axes.plot(mine["blocks"], mine["value"], gid=f"b:{r}", **{**layout.line(look), "markersize": 3.2})
+        hollow = {**layout.line(style.Look("", colour, marker, (), False)), "markersize": 3.2, "clip_on": False}
         lora = rows[(rows["r"] == r) & (rows["method"] == "lora")]["value"]
         for level in lora:
             axes.axhline(level, color=colour, lw=0.7, ls=(0, (4, 2)), zorder=1, gid=f"b:lora:{r}")
+            axes.plot([left], [level], gid=f"b:lora:mark:{r}", **hollow)
         _bars(axes, mine["blocks"], mine["value"], mine, colour, "y")
         ends.append((r, colour, mine["blocks"].iloc[-1], mine["value"].iloc[-1]))
-    blocks = sorted(rows[rows["method"] == "bora"]["blocks"].unique())
     layout.doubling_axis(axes, blocks)
-    axes.set_xlim(blocks[0] / 1.25, blocks[-1] * 1.25)
+    axes.set_xlim(left, blocks[-1] * 1.25)
     if "sd" not in rows:
         axes.set_ylim(low - 0.05 * room, high + 0.05 * room)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

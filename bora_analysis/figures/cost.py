@@ -244,7 +244,8 @@ def optimal_blocks(
     One m×n matrix takes N(b) = (m+n)r + b²r parameters, so that N(b)/R = (m+n)/b + b (§3.3): few blocks need a large r
     for the same bound, many make Σ large. Lower is cheaper; at another r the curve is the same.
 
-    Diamonds: every b that divides m and n, and so can be trained; filled: the best of them, which the legend names.
+    Open markers, of another kind for each curve: every b that divides m and n, and so can be trained; filled: the best
+    of them, which the legend names.
     Ring: the paper's rule ⌊√n⌋, whether it divides or not. Dashed: where the minima over real b lie, b = √(m+n).
 
     Parameters
@@ -267,14 +268,15 @@ def optimal_blocks(
         # Two shapes of one m + n share their curve: the dashes let both show.
         dash = (3.0, 3.0) if m + n in sums else ()
         sums.add(m + n)
-        look = style.Look(f"{name}: {chosen}", colour, "D", dash, True)
+        marker = style.MARKERS[nth % len(style.MARKERS)]
+        look = style.Look(f"{name}: {chosen}", colour, marker, dash, True)
         looks.append(look)
         line = {**layout.line(look), "marker": "", "linewidth": 0.9}
         axes.plot(curve, (m + n) / curve + curve, zorder=2, gid=f"curve:{name}", **line)
         for kind, blocks in (("valid", valid), ("best", list(found.best))):
             y = [float(found.parameters(b)) for b in blocks]
             best = kind == "best"
-            axes.plot(blocks, y, gid=f"{kind}:{name}", zorder=4 if best else 3, **_diamond(colour, best=best))
+            axes.plot(blocks, y, gid=f"{kind}:{name}", zorder=4 if best else 3, **_mark(colour, marker, best=best))
         if found.paper is not None:
             axes.plot([found.paper], [float(found.parameters(found.paper))], gid=f"rule:{name}", **_RULE, zorder=5)
     layout.doubling_axis(axes, 2 ** np.arange(int(np.log2(furthest * 1.1)) + 1))
@@ -286,8 +288,13 @@ def optimal_blocks(
     axes.set_ylim(low, high)
     axes.set_xlabel("blocks b\nlower is cheaper: rank bound R = br\ntakes R times this in each matrix")
     axes.set_ylabel("parameters per unit of rank\n(m+n)/b + b")
-    marks = _diamond(style.GREY, best=False), _diamond(style.GREY, best=True), _RULE, _OPTIMUM
-    words = ["b that divides m and n", "the cheapest of them", "the paper's rule ⌊√n⌋", "least over real b: √(m+n)"]
+    marks = *(_mark(style.GREY, "D", best=best) for best in (False, True)), _RULE, _OPTIMUM
+    words = [
+        "open: b that divides m and n",
+        "filled: the cheapest of them",
+        "the paper's rule ⌊√n⌋",
+        "least over real b: √(m+n)",
+    ]
     key = [Line2D([], [], **mark) for mark in marks]
     axes.legend(
         key,
@@ -309,9 +316,9 @@ _RULE: dict[str, Any] = {
 _OPTIMUM: dict[str, Any] = {"color": layout.GUIDE, "lw": 0.6, "ls": (0, (4, 2)), "zorder": 1}
 
 
-def _diamond(colour: str, *, best: bool) -> dict[str, Any]:
-    look = style.Look("", colour, "D", (), filled=best)
-    return {**layout.line(look), "linestyle": "", "markersize": 5.0 if best else 2.6}
+def _mark(colour: str, marker: str, *, best: bool) -> dict[str, Any]:
+    look = style.Look("", colour, marker, (), filled=best)
+    return {**layout.line(look), "linestyle": "", "markersize": 5.0 if best else 3.0}
 
 
 def _shapes(model: str | None) -> dict[str, tuple[int, int]]:

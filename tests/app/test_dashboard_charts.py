@@ -232,3 +232,13 @@ def test_every_column_has_words():
     assert not [word for word in words.values() if "_" in word]
     known = [word for name, word in words.items() if name in LAYER_COLUMNS]
     assert len(set(known)) == len(known), "two columns of one table have one name"
+
+
+@pytest.mark.parametrize("chart", ["block_price", "ranks_and_blocks"])
+def test_lines_in_shades_of_one_colour_have_markers_of_their_own(chart):
+    names = [f"r = {k}" for k in range(6)]
+    rows = pd.DataFrame({"shape": names, "rank": names, "blocks": 2, "price": 3.0, "value": 70.0, "best": True})
+    made = getattr(method_charts, chart)(rows, rows)
+    scales = [layer["encoding"]["shape"]["scale"] for layer in made.spec["layer"] if "shape" in layer["encoding"]]
+    assert scales
+    assert all(scale["domain"] == names and len(set(scale["range"])) == 6 for scale in scales)

@@ -171,7 +171,9 @@ def test_optimal_blocks_minimum_is_at_the_right_divisor():
         x, curve = artist(figure, f"curve:{name}").get_data()
         assert x[np.argmin(curve)] == pytest.approx(np.sqrt(m + n), rel=0.03)
     assert legend(figure)["LLaMA-3-8B 4096×4096"] == "64 or 128 (tie)"
-    assert len(gids(figure, "valid:")) == 5
+    names = [gid.removeprefix("valid:") for gid in gids(figure, "valid:")]
+    assert len({artist(figure, f"valid:{name}").get_marker() for name in names}) == 5, "told apart in grey"
+    assert all(artist(figure, f"best:{x}").get_marker() == artist(figure, f"valid:{x}").get_marker() for x in names)
 
 
 def test_optimal_blocks_dashed_line_goes_through_the_minima():

@@ -211,11 +211,23 @@ def test_figure3_writes_the_value_beside_each_dot_and_draws_no_bar():
     assert legend_texts(figure) == ["LoRA", "BoRA", "BoRA w.o. Exp", "BoRA w.o. Norm"]
 
 
+def test_figure3_is_told_apart_in_grey():
+    """Lines in shades of one colour have markers of their own, and LoRA's level that of its rank."""
+    figure = figures.draw("figure3", accuracy=paper.tables())
+    ranks = [2, 4, 8, 16, 32, 64]
+    assert len({artist(figure, f"b:{r}").get_marker() for r in ranks}) == len(ranks)
+    for r in ranks:
+        mark = artist(figure, f"b:lora:mark:{r}")
+        assert mark.get_marker() == artist(figure, f"b:{r}").get_marker()
+        assert ydata(figure, f"b:lora:mark:{r}") == ydata(figure, f"b:lora:{r}")[:1]
+    assert len({artist(figure, f"a:{method}").get_marker() for method in ("bora", "bora-no-exp", "bora-no-norm")}) == 3
+
+
 def test_figure3_draws_a_part_of_the_tables():
     """One model, one rank, one target: as after a filter."""
     rows = paper.tables().query("model == 'llama-3-8b' and r == 8 and target == 'QKV'")
     figure = figures.draw("figure3", accuracy=rows, width="icml")
-    assert gids(figure, "b:") == ["b:8", "b:lora:8", "b:end:8", "b:label:8"]
+    assert gids(figure, "b:") == ["b:8", "b:lora:8", "b:lora:mark:8", "b:end:8", "b:label:8"]
     assert cut_texts(figure) == []
 
 
