@@ -33,30 +33,27 @@ def run(*words: Any) -> str:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A page of the Hub with the card of an adapter, made twice."""
+    """A page of the Hub with the card of an adapter, its bytes, and what the command said."""
     folder = tmp_path_factory.mktemp("hub")
     (folder / "README.md").write_bytes(FRONT.encode())
-    first = run(TRAINED, "-o", folder / "README.md")
-    once = (folder / "README.md").read_bytes()
-    second = run(TRAINED, "-o", folder / "README.md")
-    return folder, once, first, second
+    said = run(TRAINED, "-o", folder / "README.md")
+    return folder, (folder / "README.md").read_bytes(), said
 
 
 def test_a_page_of_the_hub_keeps_every_byte(page):
-    folder, once, first, second = page
+    folder, once, said = page
     assert once.startswith(FRONT.encode())
     assert b"\n" not in once.replace(b"\r\n", b"")  # its own line ends
-    assert (folder / "README.md").read_bytes() == once  # the second card replaces the first
-    assert "stands at the end" in first
-    assert "replaces that of an earlier card" in second
+    assert "stands at the end" in said
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "card.png"]
     assert "](card.png)" in once.decode()
 
 
-def test_text_behind_the_section_stays(page, tmp_path):
-    _, once, *_ = page
+def test_a_second_card_replaces_the_first_and_text_behind_the_section_stays(page, tmp_path):
+    once = page[1]
     (tmp_path / "README.md").write_bytes(once + b"\r\n## Licence\r\n")
-    run(TRAINED, "--no-null", "-o", tmp_path / "README.md")
+    said = run(TRAINED, "--no-null", "-o", tmp_path / "README.md")
+    assert "replaces that of an earlier card" in said
     found = (tmp_path / "README.md").read_bytes()
     assert found.startswith(FRONT.encode())
     assert found.endswith(b"\r\n## Licence\r\n")
@@ -101,6 +98,8 @@ def test_the_picture_is_that_of_a_links_preview_and_repeats(page, tmp_path):
     assert b"/FontType3" not in (tmp_path / "a.pdf").read_bytes()
     assert "](again.png)" in (tmp_path / "a.md").read_text(encoding="utf-8")
     assert not (tmp_path / "a.png").exists()  # there is a picture
+    section = page[1].decode().replace("\r\n", "\n")[len(FRONT.replace("\r\n", "\n")) :]
+    assert (tmp_path / "a.md").read_text(encoding="utf-8").strip().replace("again.png", "card.png") == section.strip()
 
 
 CASES = {
