@@ -64,10 +64,11 @@ class Command(click.Command):
 
 def _listed(param: click.Parameter, names: str, help: str) -> tuple[str, str]:
     """The record of an option; a long list of choices stands in its text, where lines break."""
-    if not isinstance(param.type, click.Choice) or len(names) <= 30:
+    choices = getattr(param.type, "choices", ())
+    if not choices or len(names) <= 30:
         return names, help
     names = names.partition("[")[0] + (param.name or "").upper()
-    return names, f"{', '.join(map(str, param.type.choices))}. {help}"
+    return names, f"{', '.join(map(str, choices))}. {help}"
 
 
 def folded(command: str, width: int) -> list[str]:

@@ -29,6 +29,7 @@ class Several(click.ParamType):
 
     def __init__(self, one: Named) -> None:
         self.one = one
+        self.choices = one.choices
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
         return self.one.get_metavar(param, ctx)

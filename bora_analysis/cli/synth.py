@@ -11,6 +11,7 @@ import click
 from ..catalogue import ACTIVATIONS, METHODS, labels, made
 from ..files.errors import counted
 from .common import POSITIVE, SIGMA_HELP, command, usage
+from .names import Named
 
 # The methods that get a base model beside them.
 NEEDS = labels(lambda row: row.made and row.needs_base, ", ")
@@ -23,7 +24,7 @@ NEEDS = labels(lambda row: row.made and row.needs_base, ", ")
 @click.option("--layers", type=POSITIVE, help="Number of layers.  [default: the model's; 1 with --shape]")
 @click.option(
     "--method",
-    type=click.Choice(made()),
+    type=Named(made()),
     default="bora",
     metavar="METHOD",
     help=f"{', '.join(made())}. For LoRA+ take lora: the two differ in learning rates only.",
