@@ -23,7 +23,8 @@ def of_sweep() -> Fleet | None:
 
 def of_chosen(context: Context) -> Fleet | None:
     """The chosen adapters, each step one, of the base models in their configurations; None where all are still."""
-    parts = list(context.layer_metrics.groupby(["adapter", "step"], sort=False, dropna=False))
+    layers: Any = context.layer_metrics
+    parts: list[Any] = list(layers.groupby(["adapter", "step"], sort=False, dropna=False))
     known = {source.label: source for source in context.sources}
     bases = [_base(known[label], None if missing(step) else int(step)) for (label, step), _ in parts]
     found = Fleet.of_metrics([part for _, part in parts], bases) if parts else None
