@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bora_analysis.catalogue.sizes import padded_sizes
 from bora_analysis.linalg import normalised
-from bora_analysis.updates.blocks import BlockProduct, DirectSum
+from bora_analysis.updates.blocks import BlockProduct, Cut, DirectSum
 from bora_analysis.updates.contract import Blocked, Update
 
 Array = NDArray[Any]
@@ -66,6 +67,8 @@ def magnitude(update: Update, cells: int = CELLS) -> Picture:
         heights, widths = [one.out_features for one in each], [one.in_features for one in each]
     elif isinstance(update, BlockProduct):
         heights, widths = [m // b] * b, [n // b] * b
+    elif isinstance(update, Cut):
+        heights, widths = (list(filter(None, padded_sizes(size, b))) for size in (m, n))
     return Picture(_root_means(squares, rows, columns), (m, n), _between(heights), _between(widths))
 
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 import numpy as np
 
 from ..cards import based_on, card
+from ..catalogue import METHODS, may_pad
 from ..catalogue.cost import cost
-from ..catalogue.sizes import common_divisors
+from ..catalogue.sizes import common_divisors, padded_bound
 from ..metrics import energy_rank
 from ..style import projections_in_order
 from .columns import Columns
@@ -252,7 +253,7 @@ def _row(group: list[_Module], method: str, least: int, of_all: bool) -> dict[st
     exhausted = any(each.exhausted for each in group)
     needed = max(each.needed for each in group)
     blocks = [each.blocks if method != "lora" else 1 for each in group]
-    r = [-(-rank // b) for b in blocks]
+    r = [_enough(each, method, rank, b) for each, b in zip(group, blocks, strict=True)]
     row = {
         "projection": group[0].projection,
         "layers": "all" if of_all else _layers(group),
@@ -267,12 +268,22 @@ def _row(group: list[_Module], method: str, least: int, of_all: bool) -> dict[st
         "blocks": max(blocks),
         "parameters": sum(each.parameters for each in group),
         "advised_parameters": sum(
-            cost(method, each.m, each.n, k, blocks=b).parameters for each, k, b in zip(group, r, blocks, strict=True)
+            cost(method, each.m, each.n, k, blocks=b, pad=may_pad(METHODS[method])).parameters
+            for each, k, b in zip(group, r, blocks, strict=True)
         ),
     }
     if method in _BLOCKED:
         row |= _cheapest(group, method, rank)
     return row
+
+
+def _enough(module: _Module, method: str, rank: int, b: int) -> int:
+    """The r that reaches a rank with b blocks; more than ⌈rank/b⌉ where the last blocks of a padded layer are small."""
+    r = -(-rank // b)
+    if may_pad(METHODS[method]):
+        while padded_bound(module.m, module.n, r, b) < min(rank, module.m, module.n):
+            r += 1
+    return r
 
 
 def _cheapest(group: list[_Module], method: str, rank: int) -> dict[str, int]:

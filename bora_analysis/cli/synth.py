@@ -82,6 +82,7 @@ def synth(
     """
     from ..adapters.synthetic import BESIDE, Synthetic, base_bytes, write_synthetic
     from ..catalogue.architectures import Architecture, architecture, chosen
+    from .cells import short
 
     with usage():
         if shape is not None:
@@ -101,5 +102,5 @@ def synth(
         raw = Synthetic(method, known.modules(picked), rank, blocks, **numbers)
         folder = write_synthetic(output, raw, activation=activation, dtype=dtype, large_base=large_base)
     size = base_bytes(raw, dtype)
-    beside = f", and their base model in {folder / BESIDE} ({size / 1e6:,.1f} MB)" if size else ""
+    beside = f", and their base model in {folder / BESIDE} ({short(size, ' ')}B)" if size else ""
     click.echo(f"wrote {folder}: {counted(len(raw), 'module')}{beside}", err=True)

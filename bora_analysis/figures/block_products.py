@@ -255,9 +255,9 @@ def _panel(axes: Axes, grid: Array, blocks: int, norm: Normalize, edge: float) -
     axes.spines[:].set_visible(True)
     if blocks > 1 and edge / blocks > 0.04:
         ink = {"color": "0.45", "lw": 0.5 if edge / blocks > 0.2 else 0.3}
-        for k in range(1, blocks):
-            axes.axhline(p * k / blocks, **ink)
-            axes.axvline(q * k / blocks, **ink)
+        for k in range(1, blocks):  # those of a padded layer have ⌈p/b⌉ rows, as far as there are any
+            axes.axhline(min(p, k * -(-p // blocks)), **ink)
+            axes.axvline(min(q, k * -(-q // blocks)), **ink)
 
 
 def _block_names(axes: Axes, blocks: int, edge: float, *, first: bool) -> None:

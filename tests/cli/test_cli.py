@@ -338,7 +338,7 @@ def test_synth_with_a_base_model_is_analysed_as_it_is(tmp_path):
     arguments = ("--method", "dora", "--shape", "24x16", "-r", 2, "--base-spectrum", "power", "-o", tmp_path / "a")
     written = run("synth", *arguments)
     assert written.exit_code == 0
-    assert written.stderr.endswith(f"1 module, and their base model in {tmp_path / 'a' / 'base'} (0.0 MB)\n")
+    assert written.stderr.endswith(f"1 module, and their base model in {tmp_path / 'a' / 'base'} (1.54 kB)\n")
     records = json.loads(run("analyze", tmp_path / "a", "--format", "json").stdout)
     assert [(record["method"], record["rank_bound"]) for record in records] == [("dora", 16)]
     too_large = run("synth", "--method", "ia3", "--model", "llama-3-8b", "-o", tmp_path / "b")

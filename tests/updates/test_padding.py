@@ -13,13 +13,14 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bora_analysis import Adapter, AdapterError, bora, layer_metrics, null, read_adapter, singular_values
+from bora_analysis import Adapter, AdapterError, bora, layer_metrics, null, read_adapter, recommend, singular_values
 from bora_analysis.adapters import write_adapter
 from bora_analysis.adapters.synthetic import KINDS, Synthetic, synthetic_adapter, write_synthetic
 from bora_analysis.analysis.entries import entries
 from bora_analysis.analysis.vectors import singular_vectors
 from bora_analysis.catalogue import ACTIVATIONS
 from bora_analysis.catalogue.cost import cost
+from bora_analysis.catalogue.sizes import padded_bound
 from bora_analysis.cli import main
 from bora_analysis.updates.blocks import BlockProduct, Cut, activate
 
@@ -126,6 +127,9 @@ def test_a_file_says_that_it_is_padded(tmp_path, kind):
     assert layer_metrics(read)["rank_bound"].tolist() == [8, 7]  # blocks of 4, 4, 4, 4, 0 and 2, 2, 2, 1, 0
     if kind != "init":  # a ΔW of zeros is compared with nothing
         assert null(read).missing[0].endswith("no null: is padded: its blocks differ in size")
+        advised = recommend(read).table  # of a rank that its blocks cannot form, r is raised until they can
+        for rank, r in zip(advised["rank"], advised["r"], strict=True):
+            assert padded_bound(24, 16, r, 5) >= rank or padded_bound(7, 16, r, 5) >= rank
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert config.pop("pad") is True
     with pytest.raises(AdapterError, match=r"bora_sigma: b = 5 does not divide .* pad = true in the configuration"):
