@@ -22,6 +22,7 @@ directions of such a W0, and ReLoRA is a LoRA of rank blocks · r, a pair for ea
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,8 @@ from ..atomic import replacing
 from ..catalogue import METHODS, made, may_pad, names
 from ..catalogue.cost import BYTES
 from ..catalogue.sizes import PADS
-from ..files.errors import counted
+from ..files.configuration import CONFIG_NAME
+from ..files.errors import AdapterError, counted
 from ..files.tensors_out import TensorsOut
 from ..linalg import Array
 from ..linalg.threads import one_blas_thread
@@ -44,10 +46,13 @@ from ..methods.random_factors import Spec
 from ..updates.checks import check_blocks
 from ..updates.contract import FactorError, Update
 from . import Adapter, write_adapter
+from .locate import WEIGHT_NAMES
 
 KINDS = ("init", "gaussian", "decay")
 #: Folder of the base model beside an adapter. Bytes of the largest that is written without being asked for.
 BESIDE, LARGE = "base", 10**9
+#: Folder of the adapter that training would begin with.
+START = "checkpoint-0"
 # Entry of a configuration: how it was made.
 _MADE = "bora_analysis_synthetic"
 
@@ -182,14 +187,25 @@ def write_synthetic(
     activation: str = "exp-norm",
     dtype: str = "float32",
     large_base: bool = False,
+    force: bool = False,
 ) -> Path:
     """Write a synthetic adapter in the format of a trained one; its config says how it was made.
+
+    An earlier synthetic adapter in the folder is replaced, with what lies in folders of its own. AdapterError where the
+    folder holds another adapter, unless ``force``.
 
     A method that begins elsewhere than at zero has its start in ``folder/checkpoint-0``, where it is subtracted.
     A method that needs a base model gets it in ``folder/base``: ``model.safetensors``, the weights of the adapted
     layers alone, and ``config.json``. ValueError where it is larger than ``LARGE``, unless ``large_base``.
     """
     folder = Path(folder)
+    size = base_bytes(raw, dtype)
+    if size > LARGE and not large_base:
+        raise ValueError(
+            f"the base model of {counted(len(raw), 'layer')} would be {size / 1e9:.1f} GB in {dtype}; take fewer or "
+            "smaller layers, or ask for it (large_base=, --large-base)"
+        )
+    _make_room(folder, force)
     told = {key: getattr(raw, key) for key in ("kind", "seed", "scale", "decay")}
     write = partial(
         write_adapter,
@@ -204,15 +220,9 @@ def write_synthetic(
     if begins := METHODS[raw.method].initialises:
         starts = ((module, {"A": parts["A0"], "B": parts["B0"]}) for module, parts in raw.items())
         first = {"init_lora_weights": begins, _MADE: told | {"kind": "init"}}
-        write_adapter(folder / "checkpoint-0", "lora", starts, alpha=raw.lora_alpha, dtype=dtype, extra_config=first)
+        write_adapter(folder / START, "lora", starts, alpha=raw.lora_alpha, dtype=dtype, extra_config=first)
     if not METHODS[raw.method].needs_base:
         return write(raw, extra_config={_MADE: told})
-    size = base_bytes(raw, dtype)
-    if size > LARGE and not large_base:
-        raise ValueError(
-            f"the base model of {counted(len(raw), 'layer')} would be {size / 1e9:.1f} GB in {dtype}; take fewer or "
-            "smaller layers, or ask for it (large_base=, --large-base)"
-        )
     base = {key: getattr(raw, key) for key in ("seed", "base_spectrum", "base_decay")}
     with replacing(folder / BESIDE / "config.json") as config, replacing(folder / BESIDE / "model.safetensors") as file:
         config.write_text(json.dumps({_MADE: base}, indent=2) + "\n", encoding="utf-8")
@@ -226,6 +236,25 @@ def write_synthetic(
             write(modules(), base_model=f"./{BESIDE}", extra_config={_MADE: told | base})
             out.save(file, {"format": "pt"})
     return folder
+
+
+def _make_room(folder: Path, force: bool) -> None:
+    held = [name for name in (CONFIG_NAME, *WEIGHT_NAMES) if (folder / name).exists()]
+    if held and not force and not _is_synthetic(folder / CONFIG_NAME):
+        raise AdapterError(
+            f"{folder}: holds {held[0]}, an adapter that was not made at random; give another folder, or replace it "
+            "(--force, force=True)"
+        )
+    for own, config in ((folder / START, CONFIG_NAME), (folder / BESIDE, "config.json")):
+        if _is_synthetic(own / config):
+            shutil.rmtree(own)
+
+
+def _is_synthetic(config: Path) -> bool:
+    try:
+        return _MADE in json.loads(config.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def base_bytes(raw: Synthetic, dtype: str = "float32") -> int:

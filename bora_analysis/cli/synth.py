@@ -61,6 +61,7 @@ NEEDS = labels(lambda row: row.made and row.needs_base, ", ")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32")
 @click.option("--seed", type=click.IntRange(min=0), default=0)
 @click.option("-o", "--output", required=True, metavar="DIR", help="The adapter's folder.")
+@click.option("--force", is_flag=True, help="Replace an adapter in DIR that was not made by this command.")
 def synth(
     model: str,
     target: str,
@@ -73,6 +74,7 @@ def synth(
     dtype: str,
     output: str,
     large_base: bool,
+    force: bool,
     **numbers: Any,
 ) -> None:
     """Write a random adapter, in the format of a trained one.
@@ -100,7 +102,7 @@ def synth(
             row = METHODS[method]
             blocks = row.blocks.default if row.blocks else 1
         raw = Synthetic(method, known.modules(picked), rank, blocks, **numbers)
-        folder = write_synthetic(output, raw, activation=activation, dtype=dtype, large_base=large_base)
+        folder = write_synthetic(output, raw, activation=activation, dtype=dtype, large_base=large_base, force=force)
     size = base_bytes(raw, dtype)
     beside = f", and their base model in {folder / BESIDE} ({short(size, ' ')}B)" if size else ""
     click.echo(f"wrote {folder}: {counted(len(raw), 'module')}{beside}", err=True)

@@ -171,7 +171,7 @@ def measured(updates: Sequence[BlockProduct]) -> list[tuple[list[Array], float, 
         alike[R[k].shape, L[k].shape].append(k)
     found: dict[int, tuple[list[Array], float, float]] = {}
     for places in alike.values():
-        each = _measured(*([every[k] for k in places] for every in (updates, R, L)))
+        each = _measured([updates[k] for k in places], [R[k] for k in places], [L[k] for k in places])
         found |= zip(places, each, strict=True)
     return [found[k] for k in range(len(updates))]
 

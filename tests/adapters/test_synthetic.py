@@ -160,6 +160,29 @@ def test_file_and_memory_are_the_same(tmp_path, method, kind):
         np.testing.assert_array_equal(read[module].to_dense(), update.to_dense())
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.bin", "pytorch_lora_weights.safetensors"])
+def test_an_adapter_that_was_not_made_at_random_is_not_replaced(tmp_path, name):
+    (tmp_path / name).write_text('{"peft_type": "LORA"}')
+    with pytest.raises(AdapterError, match=rf"holds {name}.*--force"):
+        write_synthetic(tmp_path, Synthetic("lora", SHAPES, 2))
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    write_synthetic(tmp_path, Synthetic("lora", SHAPES, 2), force=True)
+    assert read_adapter(tmp_path / "adapter_model.safetensors").method == "lora"
+
+
+def test_a_synthetic_adapter_is_replaced_with_what_lay_beside_it(tmp_path):
+    """Another one's start or base model would be taken for its own; a run's checkpoint is nobody's to remove."""
+    for method in ("pissa", "hira"):
+        write_synthetic(tmp_path, Synthetic(method, SHAPES, 2))
+    assert {file.name for file in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "base"}
+    trained = tmp_path / "checkpoint-0"
+    trained.mkdir()
+    (trained / "adapter_config.json").write_text("{}")
+    write_synthetic(tmp_path, Synthetic("lora", SHAPES, 2))
+    assert not (tmp_path / "base").exists()
+    assert trained.exists()
+
+
 @pytest.mark.parametrize("method", [*ON_BASE, *STARTED])
 def test_methods_on_a_base_model_start_at_zero_and_move_by_about_the_scale(method):
     shapes = {"q": (96, 64)}
