@@ -130,7 +130,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "pvera", "PVeRA", BLACK, ">", ".vera", ("PVERA",), "VeRA's, of the mean", CORE, "arXiv 2512.07703",
-        scaled=False,
+        scaled=False, made=True,
         cost=Formula(
             f.pvera, "m + 2r", "min(m, n, r)", "(m+2n)r + m + 2r",
             "The frozen random A, 2r rows for mean and variance, and B are shared by the layers. A merged ΔW has the "
@@ -249,7 +249,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "shira", "SHiRA", GREY, "P", ".shira", ("SHIRA",), "few entries ¹", "one per connected component",
-        "arXiv 2406.13175", ranked=False, scaled=False,
+        "arXiv 2406.13175", ranked=False, scaled=False, made=True,
         cost=Formula(
             f.shira, "32(m+n)", "min(m, n)",
             note="PEFT's default of r = 32, as many entries as a LoRA of that r; PEFT refuses layers with fewer.",
@@ -317,13 +317,13 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "supertuning", "Super-Tuning", GREY, "s", ".supertuning", ("SUPERTUNING",), "few entries, at W0's largest ¹",
-        "one per connected component", "arXiv 2607.09287", ranked=False, scaled=False,
+        "one per connected component", "arXiv 2607.09287", ranked=False, scaled=False, made=True,
         cost=Formula(f.supertuning, "mn/100", "min(m, n, mn/100)", note="PEFT's default: a hundredth of the entries."),
         training=_own("SupertuningConfig"),
     ),
     Method(
         "supra", "Supra", GREY, "D", ".supertuning", ("SUPERTUNING",), "Super-Tuning's + s B A", THROUGH,
-        "arXiv 2607.09287",
+        "arXiv 2607.09287", made=True,
         cost=Formula(
             f.supra, "mn/100 + (m+n)r", "min(m, n, mn/100 + r)", note="PEFT's default: a hundredth of the entries."
         ),

@@ -189,6 +189,17 @@ def slots(spec: Spec, count: int) -> Array:
     return np.arange(1, count + 1) ** -(spec.decay if spec.kind == "decay" else 0.0)
 
 
+def few_entries(spec: Spec, rng: np.random.Generator, m: int, n: int, count: int) -> tuple[Array, Array]:
+    """Values of entries of ΔW, and their places row by row in the flat matrix, ascending."""
+    places = np.sort(rng.choice(m * n, count, replace=False))
+    values = rng.standard_normal(count)
+    if spec.kind == "decay":  # few share a row or column with the first
+        values = np.sign(values) * rng.permutation(slots(spec, count))
+    reach = (math.sqrt(m) + math.sqrt(n)) * math.sqrt(count / (m * n)) if spec.kind == "gaussian" else 1.0
+    size = 0.0 if spec.kind == "init" else spec.scale / max(1.0, reach)
+    return (size * values).astype(np.float32), places
+
+
 def pair(spec: Spec, rng: np.random.Generator, m: int, n: int, r: int | None = None) -> tuple[Array, Array]:
     """B (m, r) and A (r, n) of the kind; the product's singular values are about the scale."""
     r, size = r or spec.r, math.sqrt(spec.scale)

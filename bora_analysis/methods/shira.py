@@ -7,12 +7,14 @@ from functools import partial
 
 import numpy as np
 
+from ..catalogue.formulas import ENTRIES
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import need, read_parts
 from ..files.tensors import Array
 from ..updates.contract import Update
 from ..updates.sparse import shira
-from .random_factors import Null, Sizes
+from .file_form import Arrays, Form, stored
+from .random_factors import Null, Parts, Recipe, Sizes, Spec, few_entries
 
 
 def read(source: Source) -> Found | None:
@@ -47,4 +49,26 @@ def null_cores(sizes: Sizes, rng: np.random.Generator) -> list[Array]:
     return shira(values, place // sizes.n, place % sizes.n, (sizes.m, sizes.n)).cores()
 
 
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    """As many entries as a LoRA of r = 32 has numbers, PEFT's default, or all of a small layer, which PEFT refuses."""
+    values, places = few_entries(spec, rng, m, n, min(ENTRIES * (m + n), m * n))
+    return {"spectrum": values, "indices": np.stack(np.divmod(places, n)), "shape": np.array([m, n])}
+
+
+def from_parts(a: Arrays, _: float, __: str) -> Update:
+    m, n = a["shape"].tolist()
+    return build(a["spectrum"], a["indices"], size=(m, n), dtype=stored(a))
+
+
+FORMS = {
+    "shira": Form(
+        {"spectrum": "shira_weight", "indices": "shira_indices"},
+        from_parts,
+        None,
+        lambda _: {"r": ENTRIES},
+        alpha=None,
+        told=("shape",),
+    )
+}
+RECIPES = {"shira": Recipe(random)}
 NULLS = {"shira": Null(null_cores)}

@@ -12,14 +12,19 @@ from functools import partial
 
 import numpy as np
 
+from ..catalogue.formulas import SPARSITY
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
+from ..files.in_memory import InMemory
 from ..files.parts import collect, fitted, others
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from ..updates.sparse import shira
+from .file_form import Arrays, Form, stored
 from .on_base_model import checked
+from .random_factors import NoNullError, Null, Parts, Recipe, Spec, few_entries, pair
+from .shira import null_cores
 
 
 def read(source: Source) -> Found | None:
@@ -67,3 +72,52 @@ def _supra(
         rank_bound=min(*low.shape, facts.rank_bound + few.rank_bound),
     )
     return checked(source, key, facts, lambda: entries.to_dense() + low.to_dense())
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    """A hundredth of the entries, PEFT's default, anywhere, as those of a random W0 stand; and Supra's pair."""
+    values, places = few_entries(spec, rng, m, n, count(m, n))
+    parts = {"values": values, "indices": places}
+    if spec.method == "supertuning":
+        return parts | {"shape": np.array([m, n])}
+    B, A = pair(spec, rng, m, n)
+    return parts | {"A": A, "B": B}
+
+
+def count(m: int, n: int) -> int:
+    """How many entries PEFT trains."""
+    return int(m * n * (1 - SPARSITY))
+
+
+def _few(a: Arrays, _: float, __: str) -> Update:
+    m, n = a["shape"].tolist()
+    return _sparse(a["values"], a["indices"], size=(m, n), dtype=stored(a))
+
+
+def _few_and_pair(a: Arrays, scaling: float, _: str) -> Update:
+    source = Source(InMemory("parts in memory", {}), {})
+    return _supra(**a, source=source, key="values", scaling=scaling, dtype=stored(a))
+
+
+_KEYS = {part: f"supertuning_{part}" for part in ("values", "indices")}
+_SETTINGS = {"sparsity": SPARSITY, "save_precomputed_indices": True}
+FORMS = {
+    "supertuning": Form(_KEYS, _few, None, lambda _: _SETTINGS, alpha=None, told=("shape",)),
+    "supra": Form(
+        _KEYS | {side: f"supertuning_lora_{side}.weight" for side in "AB"},
+        _few_and_pair,
+        lambda a: len(a["A"]),
+        lambda _: _SETTINGS,
+    ),
+}
+RECIPES = {
+    "supertuning": Recipe(random, lambda spec, m, n: min(m, n) if count(m, n) else 0),
+    "supra": Recipe(random, lambda spec, m, n: min(m, n) if count(m, n) else 0),
+}
+
+
+def _no_shares(*_: object) -> list[Array]:
+    raise NoNullError("adds entries to B A, in shares that its sizes do not tell")
+
+
+NULLS = {"supertuning": Null(null_cores), "supra": Null(_no_shares)}

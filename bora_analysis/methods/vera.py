@@ -140,24 +140,41 @@ def build(lambda_b: Array, lambda_d: Array, A: Array, B: Array, *, n: int, kind:
 
 
 def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
-    """Projections as PEFT draws them (Kaiming-uniform with a = 0), of the largest m and n, the same for all modules."""
+    """Projections as PEFT draws them (Kaiming-uniform with a = 0), of the largest m and n, the same for all modules.
+
+    PVeRA's A and λ_d have r rows more, for the variance, which a merged ΔW does not have.
+    """
     rows, columns = (max(shape[side] for shape in spec.shapes.values()) for side in (0, 1))
     draw, r = np.random.default_rng([spec.seed, crc32(b"vera")]), spec.r
-    A = (math.sqrt(6) * kaiming(draw, (r, columns))).astype(np.float32)
+    inner = 2 * r if spec.method == "pvera" else r
+    A = (math.sqrt(6) * kaiming(draw, (inner, columns))).astype(np.float32)
     B = (math.sqrt(6) * kaiming(draw, (rows, r))).astype(np.float32)
     if spec.kind == "init":
-        lambda_b, lambda_d = np.zeros(m), np.full(r, 0.1)
+        lambda_b, lambda_d = np.zeros(m), np.full(inner, 0.1)
     else:
         reach = math.sqrt(2 * n / columns) * math.sqrt(2 * m / r)  # norms of A's rows and B's columns
-        lambda_b, lambda_d = rng.standard_normal(m) * (spec.scale / reach), slots(spec, r)
+        lambda_b, lambda_d = rng.standard_normal(m) * (spec.scale / reach), np.resize(slots(spec, r), inner)
     vectors = {"lambda_b": lambda_b.astype(np.float32), "lambda_d": lambda_d.astype(np.float32)}
     return {**vectors, "A": A, "B": B, "shape": np.array([m, n])}
 
 
-def from_parts(a: Arrays, _: float, __: str) -> Update:
-    _, n = size(a, "lambda_b", 0)
-    dtype = coarsest(a[part].dtype.name for part in ("lambda_b", "lambda_d"))
-    return build(a["lambda_b"], a["lambda_d"], a["A"], a["B"], n=n, kind="vera", dtype=dtype)
+def _form(kind: str, repeats: int) -> Form:
+    """λ_d has ``repeats`` times r numbers."""
+
+    def from_parts(a: Arrays, _: float, __: str) -> Update:
+        _, n = size(a, "lambda_b", 0)
+        dtype = coarsest(a[part].dtype.name for part in ("lambda_b", "lambda_d"))
+        return build(a["lambda_b"], a["lambda_d"], a["A"], a["B"], n=n, kind=kind, dtype=dtype)
+
+    return Form(
+        {part: f"{kind}_{part}" for part in ("lambda_b", "lambda_d")},
+        from_parts,
+        lambda a: len(a["lambda_d"]) // repeats,
+        lambda _: {"save_projection": True},
+        alpha=None,
+        shared={side: f"base_model.{kind}_{side}" for side in "AB"},
+        told=("shape",),
+    )
 
 
 def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
@@ -187,16 +204,6 @@ def nearest(target: Target, wish: Wish) -> tuple[Parts, float]:
     return {"lambda_b": b, "lambda_d": d, **parts}, captured
 
 
-FORMS = {
-    "vera": Form(
-        {part: f"vera_{part}" for part in ("lambda_b", "lambda_d")},
-        from_parts,
-        lambda a: len(a["lambda_d"]),
-        lambda _: {"save_projection": True},
-        alpha=None,
-        shared={"A": "base_model.vera_A", "B": "base_model.vera_B"},
-        told=("shape",),
-    )
-}
-RECIPES = {"vera": Recipe(random)}
+FORMS = {"vera": _form("vera", 1), "pvera": _form("pvera", 2)}
+RECIPES = dict.fromkeys(FORMS, Recipe(random))
 NEAREST = {"vera": Projection(nearest, "lambda_b", "local", useful=lambda m, n, _: m * n, tried=256)}
