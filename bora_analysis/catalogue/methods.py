@@ -266,7 +266,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "qalora", "QALoRA", BLUE, "v", ".qalora", ("LORA",), "s n/g² B (A ⊗ 1ᵀ), groups of g inputs", CORE,
-        "arXiv 2309.14717",
+        "arXiv 2309.14717", made=True,
         cost=Formula(f.qalora, "(m + n/16)r", "min(m, n/16, r)", note="PEFT's default of g = 16 inputs in a group."),
         untrained="PEFT pools the groups on GPTQ layers alone, whose kernels need a GPU",
     ),
@@ -290,7 +290,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "randlora", "RandLoRA", BLACK, "d", ".randlora", ("RANDLORA",), "s Σ_j B_j diag(λ_j) A diag(γ_j) ¹", THROUGH,
-        "arXiv 2502.00987", scaled=False,
+        "arXiv 2502.00987", scaled=False, made=True,
         cost=Formula(
             f.randlora, "N(r + min(m, n))", "min(m, n)", "(m+n)Nr",
             "N = ⌈min(m, n)/r⌉ frozen random products of rank r, which all layers share.",
@@ -299,7 +299,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "poly", "Poly", PURPLE, "s", ".poly", ("POLY",), "B A / r, mixed for every task", CORE, "arXiv 2202.13914",
-        scaled=False,
+        scaled=False, made=True,
         cost=Formula(
             f.poly, "4(m+n)r + 4", "min(m, n, r)", "(m+n)r",
             "PEFT's defaults: 4 skills of rank r, one task, no splits. The skills are mixed once per pass.",
@@ -308,7 +308,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "lily", "Lily", PURPLE, "^", ".lily", ("LILY",), "Σ_k w_k s B_k A ²", CORE, "arXiv 2407.09946",
-        Blocks("expert", 2, divides=False), scaled=False,
+        Blocks("expert", 2, divides=False), scaled=False, made=True,
         cost=Formula(
             f.lily, "nr + K(m+1)r", "min(m, n, r)", "(m+n+K)r",
             "A router r → K is counted. Layers that share A or B count it once each. The B_k are mixed once per pass.",

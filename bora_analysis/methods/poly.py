@@ -11,11 +11,14 @@ from functools import partial
 
 import numpy as np
 
+from ..catalogue.formulas import SKILLS
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import collect, fitted, others
 from ..linalg import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
+from .file_form import Form, stored
+from .random_factors import Parts, Recipe, Spec, pair
 
 
 def read(source: Source) -> Found | None:
@@ -50,3 +53,23 @@ def _build(A: Array, B: Array, route: Array, *, task: int, dtype: str) -> Update
     # Task 0 counts what all tasks share, so that they add up to the layer.
     trained = route.shape[1] + (0 if task else A.size + B.size)
     return update.with_facts(parameters=trained, kind="task" if len(route) > 1 else "linear")
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    """One task and one split; the mean of K independent skills is shorter by √K, and r divides ΔW."""
+    pairs = [pair(spec, rng, m, n) for _ in range(SKILLS)]
+    size = 1.0 if spec.kind == "init" else np.float32(np.sqrt(SKILLS * spec.r))
+    A, B = (np.stack([own.T for own in side])[None] for side in zip(*((A, B) for B, A in pairs), strict=True))
+    return {"A": size * A, "B": size * B, "route": rng.uniform(-1e-3, 1e-3, (1, SKILLS)).astype(np.float32)}
+
+
+FORMS = {
+    "poly": Form(
+        {"A": "poly_lora_A", "B": "poly_lora_B", "route": "poly_router.module_logits"},
+        lambda a, _, __: _build(**a, task=0, dtype=stored(a)),
+        lambda a: a["A"].shape[-1],
+        lambda a: {"n_tasks": 1, "n_skills": a["A"].shape[1], "n_splits": a["A"].shape[0], "poly_type": "poly"},
+        alpha=None,
+    )
+}
+RECIPES = {"poly": Recipe(random)}

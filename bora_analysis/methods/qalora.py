@@ -16,6 +16,8 @@ from ..files.parts import fitted, read_parts
 from ..files.tensors import Array
 from ..updates.blocks import lora
 from ..updates.contract import Update
+from .file_form import Form, stored
+from .random_factors import Parts, Recipe, Spec, pair
 
 
 def read(source: Source) -> Found | None:
@@ -36,3 +38,20 @@ def build(B: Array, A: Array, *, group: int, scaling: float, dtype: str) -> Upda
     update = lora(B, right, scaling=scaling, method="qalora", dtype=dtype, any_rank=True)
     trained = A.size + B.size
     return update.with_facts(parameters=trained, macs_per_token=trained)
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    """A pair for n/g inputs; PEFT's g, which makes A's singular values larger by n/g · g^−½."""
+    B, A = pair(spec, rng, m, n // GROUP)
+    return {"A": A if spec.kind == "init" else A * np.float32(GROUP**1.5 / n), "B": B}
+
+
+FORMS = {
+    "qalora": Form(
+        {side: f"lora_{side}.weight" for side in "AB"},
+        lambda a, scaling, _: build(a["B"], a["A"], group=GROUP, scaling=scaling, dtype=stored(a)),
+        lambda a: len(a["A"]),
+        lambda _: {"use_qalora": True, "qalora_group_size": GROUP},
+    )
+}
+RECIPES = {"qalora": Recipe(random, lambda spec, m, n: 0 if n % GROUP else min(m, n))}

@@ -11,15 +11,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache, partial
+from zlib import crc32
 
 import numpy as np
 
 from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
+from ..files.in_memory import InMemory
 from ..files.parts import collect, fitted, others
 from ..linalg import Array
+from ..updates.checks import coarsest
 from ..updates.contract import FactorError, Facts, Update
+from .file_form import Arrays, Form
 from .on_base_model import checked
+from .random_factors import Parts, Recipe, Spec, slots
 
 _SHARED = re.compile(r"(^|\.)randlora_(?P<side>[AB])(\.[^.]+)?$")
 
@@ -73,3 +78,49 @@ def _build(
         return whole if n == least else whole.T
 
     return checked(source, key, facts, make)
+
+
+def random(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
+    """A and B of independent numbers of variance 1, as in PEFT, for the largest m and n of all modules.
+
+    γ is random too: with the equal ones of PEFT's beginning ΔW would have the rank r. Of the N r pairs, each of
+    the norm |λγ| √(mn), number k is scaled by k^−p in kind ``"decay"``; else they share the spectrum of a matrix.
+    """
+    rows, columns = (max(shape[side] for shape in spec.shapes.values()) for side in (0, 1))
+    longest, shortest, r = max(rows, columns), min(rows, columns), spec.r
+    draw, least = np.random.default_rng([spec.seed, crc32(b"randlora")]), min(m, n)
+    A = draw.standard_normal((r, 1, shortest), dtype=np.float32)
+    B = draw.standard_normal((longest, -(-shortest // r), r), dtype=np.float32)
+    count = -(-least // r)
+    gamma = np.full((count, least), 1 / max(count, least))
+    weights = np.zeros((r, count))
+    if spec.kind != "init":
+        gamma *= rng.standard_normal(gamma.shape)
+        spread = np.sqrt(m * n) if spec.kind == "decay" else np.sqrt(count * r) * (np.sqrt(m) + np.sqrt(n))
+        signs = np.sign(rng.standard_normal(count * r)) * slots(spec, count * r)
+        weights = (spec.scale * max(count, least) / spread * signs).reshape(count, r).T
+    parts = {"lambda_": weights, "gamma": gamma, "A": A, "B": B}
+    return {name: part.astype(np.float32) for name, part in parts.items()} | {"shape": np.array([m, n])}
+
+
+def from_parts(a: Arrays, _: float, __: str) -> Update:
+    m, n = a["shape"].tolist()
+    weights, gamma = a["lambda_"], a["gamma"]
+    return _build(
+        weights, gamma, source=Source(InMemory("parts in memory", {}), {}), key="gamma", size=(m, n), scaling=1.0,
+        bases=lambda: (a["A"], a["B"]), dtype=coarsest([weights.dtype.name, gamma.dtype.name]),
+    )  # fmt: skip
+
+
+FORMS = {
+    "randlora": Form(
+        {"lambda_": "randlora_lambda", "gamma": "randlora_gamma"},
+        from_parts,
+        lambda a: len(a["lambda_"]),
+        lambda a: {"randlora_alpha": len(a["lambda_"]), "save_projection": True},
+        alpha=None,
+        shared={side: f"base_model.randlora_{side}" for side in "AB"},
+        told=("shape",),
+    )
+}
+RECIPES = {"randlora": Recipe(random, lambda spec, m, n: min(m, n))}

@@ -15,6 +15,7 @@ from scipy.linalg import svdvals
 
 from bora_analysis import base_metrics, convert, layer_metrics, singular_values
 from bora_analysis.adapters import AdapterError, read_adapter
+from bora_analysis.adapters.synthetic import Synthetic, write_synthetic
 from bora_analysis.catalogue import METHODS
 from bora_analysis.methods.unreadable import REFUSED
 
@@ -258,6 +259,50 @@ def test_qalora(tmp_path: Path, options: dict[str, Any]) -> None:
     for module, update in adapter.items():
         check(update, expected[module])
         assert update.facts.parameters == sum(t.numel() for key, t in tensors.items() if f".{module}." in key)
+
+
+def test_a_synthetic_qalora_is_what_peft_computes(tmp_path: Path) -> None:
+    """PEFT's forward pass, with the factors of the file."""
+    from peft.tuners.lora.variants import QALoraLinearVariant
+    from safetensors.torch import load_file
+
+    folder = write_synthetic(tmp_path, Synthetic("qalora", {"up": (18, 32)}, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unknown entries of the configuration
+        config = peft.LoraConfig.from_pretrained(folder)
+    plain = peft.LoraConfig(r=config.r, lora_alpha=config.lora_alpha, target_modules=["up"])
+    model = models.adapted(models.module(up=torch.nn.Linear(32, 18)), plain)
+    layer = model.base_model.model.up
+    QALoraLinearVariant.init(layer, "default", config)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for side in "AB":
+        own = getattr(layer, f"lora_{side}")["default"].weight
+        own.data = tensors[f"base_model.model.up.lora_{side}.weight"]
+    with torch.no_grad():
+        expected = QALoraLinearVariant.forward(layer, "default", torch.eye(32), torch.zeros(32, 18)).T
+    check(one(folder)["up"], expected.double().numpy())
+
+
+@pytest.mark.parametrize("method", ["poly", "lily"])
+def test_peft_computes_what_a_synthetic_adapter_without_a_merge_says(tmp_path: Path, method: str) -> None:
+    """Its forward pass; Lily's router sees the inputs."""
+    shapes = {"layers.0.up": (18, 12), "layers.1.up": (18, 12)}
+    folder = write_synthetic(tmp_path, Synthetic(method, shapes, 3, 2 if method == "lily" else 1))
+    layers = [models.module(up=torch.nn.Linear(12, 18)) for _ in shapes]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.PeftModel.from_pretrained(models.module(layers=torch.nn.ModuleList(layers)), folder).eval()
+    x = torch.from_numpy(np.random.default_rng(2).standard_normal((5, 12)).astype(np.float32))
+    options: dict[str, Any] = {"experts": dict.fromkeys(shapes, x.double().numpy())} if method == "lily" else {}
+    told = {"task_ids": torch.tensor([0])} if method == "poly" else {}
+    adapter = one(folder, **options)
+    for module, update in adapter.items():
+        layer = model.base_model.model.get_submodule(module)
+        with torch.no_grad():
+            expected = (layer(x[None], **told) - layer.base_layer(x[None]))[0].double().numpy()
+        assert models.distance(x.double().numpy() @ update.to_dense().T, expected) < CLOSE
+    trained = sum(update.facts.parameters for update in adapter.values())
+    assert trained == sum(p.numel() for name, p in model.named_parameters() if model.base_model.prefix in name)
 
 
 def test_an_expert_of_x_lora_is_a_lora(tmp_path: Path) -> None:
