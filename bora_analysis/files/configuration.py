@@ -49,6 +49,8 @@ def _read(path: Path) -> dict[str, Any]:
         settings = json.loads(text) if path.suffix == ".json" else _yaml(text)
     except ValueError as error:
         raise AdapterError(f"{path}: is no {path.suffix[1:].upper()}: {error}") from None
+    except RecursionError:
+        raise AdapterError(f"{path}: is nested too deeply; expected a dictionary of settings") from None
     if not isinstance(settings, dict):
         raise AdapterError(f"{path}: holds a {type(settings).__name__}; expected a dictionary of settings")
     return settings

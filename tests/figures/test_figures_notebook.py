@@ -92,7 +92,7 @@ def test_optimal_blocks_keep_both_legends_in_given_axes():
     axes = paper.subplots()
     assert figures.draw("optimal_blocks", ax=axes) is paper.figure
     texts = [text.get_text() for text in axes.findobj(lambda each: hasattr(each, "get_text"))]
-    assert "b that divides m and n" in texts
+    assert "open: b that divides m and n" in texts
     assert any(text.startswith("RoBERTa-Base") for text in texts)
 
 
