@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 import peft_models as models
@@ -167,7 +168,8 @@ def test_an_adapter_that_was_not_made_at_random_is_not_replaced(tmp_path, name):
         write_synthetic(tmp_path, Synthetic("lora", SHAPES, 2))
     assert [file.name for file in tmp_path.iterdir()] == [name]
     write_synthetic(tmp_path, Synthetic("lora", SHAPES, 2), force=True)
-    assert read_adapter(tmp_path / "adapter_model.safetensors").method == "lora"
+    adapter: Any = read_adapter(tmp_path / "adapter_model.safetensors")
+    assert adapter.method == "lora"
 
 
 def test_a_synthetic_adapter_is_replaced_with_what_lay_beside_it(tmp_path):
@@ -201,7 +203,7 @@ def test_methods_on_a_base_model_start_at_zero_and_move_by_about_the_scale(metho
 @pytest.mark.parametrize("shape", [(96, 64), (64, 96)])
 def test_the_base_model_has_its_spectrum_and_is_that_of_every_method(spectrum, shape):
     shapes = {"layers.0.q_proj": shape}
-    options = {"base_spectrum": spectrum, "base_decay": 0.7, "seed": 3}
+    options: dict[str, Any] = {"base_spectrum": spectrum, "base_decay": 0.7, "seed": 3}
     found = [Synthetic(name, shapes, 4, **options)["layers.0.q_proj"]["W0"] for name in ("dora", "hira", "ia3")]
     assert all(np.array_equal(found[0], other) for other in found[1:])
     sigma = np.linalg.svd(found[0].astype(float), compute_uv=False)
@@ -212,7 +214,8 @@ def test_the_base_model_has_its_spectrum_and_is_that_of_every_method(spectrum, s
         shape_of = np.arange(1, 65) ** (-0.7 if spectrum == "power" else 0.0)
         np.testing.assert_allclose(sigma, shape_of * sigma[0], rtol=1e-4)
     assert np.sqrt((sigma**2).sum() / found[0].size) == pytest.approx(0.02, rel=1e-5 if spectrum != "mp" else 0.05)
-    other = Synthetic("dora", shapes, 4, **options | {"seed": 4})["layers.0.q_proj"]["W0"]
+    options["seed"] = 4
+    other = Synthetic("dora", shapes, 4, **options)["layers.0.q_proj"]["W0"]
     assert not np.array_equal(found[0], other)
 
 

@@ -499,7 +499,8 @@ class TestBudget:
             for b in (2, 3, 4, 6, 8, 12, 24) if method in BLOCK_METHODS else (1,):
                 possible = range(1, 25) if method not in SPLIT else range(b, 25, b)
                 each = {r: [cost(method, m, n, r, blocks=b).parameters for m, n in self.shapes] for r in possible}
-                once = CATALOGUE[method].cost.shared
+                price: Any = CATALOGUE[method].cost
+                once = price.shared
                 fits = {r: sum(parts) + once for r, parts in each.items() if sum(parts) + once <= budget}
                 for r, total in fits.items():
                     if total >= floor * budget and (r in (1, 2, 3, 4, 6, 8, 12, 16, 24) or r == max(fits)):

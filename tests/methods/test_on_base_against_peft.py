@@ -206,7 +206,7 @@ def test_peft_loads_and_merges_a_synthetic_adapter(tmp_path: Path, method: str) 
         for module, update in adapter.items():
             found, expected = update.to_dense(), changes[module]
             if method == "psoft":  # the signs of singular vectors, which LAPACKs choose apart, turn ΔW
-                found, expected = (svdvals(each)[:, None] for each in (found, expected))
+                found, expected = (np.asarray(svdvals(each))[:, None] for each in (found, expected))
             assert models.distance(found, expected) < CLOSE, module
 
 
