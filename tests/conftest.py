@@ -1,5 +1,6 @@
 import gc
 import os
+import sys
 
 import pandas as pd
 import pytest
@@ -27,6 +28,15 @@ def patient(request: pytest.FixtureRequest) -> None:
         from app import context
 
         request.getfixturevalue("monkeypatch").setattr(context, "PATIENCE", 180.0)
+
+
+@pytest.fixture(autouse=True)
+def unlimited(request: pytest.FixtureRequest) -> None:
+    """A page of the dashboard limits BLAS in its process for good; no test elsewhere is to rely on that."""
+    settings = sys.modules.get("app.server_settings")
+    if settings is not None and "app" not in request.path.parts[-2:]:
+        settings._for_good.close()
+        settings._one_thread.cache_clear()
 
 
 @pytest.fixture(scope="session")

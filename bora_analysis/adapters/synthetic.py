@@ -75,7 +75,7 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
         VeRA and VB-LoRA share depends on all shapes.
     scale : size of ΔW's largest singular values before the scaling. decay : p of kind ``"decay"``.
     base_spectrum : singular values of W0, for a method that needs it: ``"mp"``, independent normal entries;
-        ``"flat"``, all equal; ``"power"``, σ_k ∝ k^−p. base_decay : that p.
+        ``"flat"``, all equal; ``"power"``, σ_k = σ₁ k^−p. base_decay : that p.
     pad : for BoRA, a b that need not divide the layers, see :func:`bora_analysis.updates.blocks.bora`.
 
     Raises
