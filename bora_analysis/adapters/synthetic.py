@@ -24,8 +24,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
 from pathlib import Path
 from zlib import crc32
 
@@ -133,7 +133,15 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
         m, n = self.shapes[module]
         rng = np.random.default_rng([self.seed, crc32(module.encode())])
         with one_blas_thread():
-            return recipe(self.method).make(self, rng, m, n)
+            return recipe(self.method).make(self._of(module), rng, m, n)
+
+    def _of(self, module: str) -> Spec:
+        told = {field.name: getattr(self, field.name) for field in fields(Spec)}
+        return Spec(**told | {"layer": self._places[module]})
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {module: k for k, module in enumerate(self.shapes)}
 
 
 def synthetic_adapter(

@@ -202,7 +202,7 @@ def _write_data(
 def _tensors(form: Form, module: str, arrays: Mapping[str, Array]) -> Iterator[tuple[str, str, Array]]:
     """Part, key and numbers of every tensor of a module."""
     for part, key in form.shared.items():
-        yield part, key, arrays[part]
+        yield part, key.format(layer=arrays.get("layer")), arrays[part]
     for part, suffix in form.keys.items():
         each = enumerate(arrays[part]) if "{k}" in suffix else [(0, arrays[part])]
         yield from ((part, f"base_model.model.{module}.{suffix.format(k=k)}", array) for k, array in each)

@@ -272,7 +272,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "tinylora", "TinyLoRA", BLACK, "p", ".tinylora", ("TINYLORA",), "B (Σ_i v_i P_i) A, only v trained", CORE,
-        "arXiv 2602.04118", scaled=False,
+        "arXiv 2602.04118", scaled=False, made=True,
         cost=Formula(
             f.tinylora, "64", "min(m, n, r)", "(m+n)r + r²", "PEFT's default of 64 numbers, for each layer.",
         ),
@@ -280,7 +280,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "unilora", "Uni-LoRA", BLACK, "h", ".unilora", ("UNILORA",), "B A, every number one of a vector, scaled", CORE,
-        "arXiv 2506.00799", scaled=False,
+        "arXiv 2506.00799", scaled=False, made=True,
         cost=Formula(
             f.unilora, "256 for all matrices together", "min(m, n, r)", "(m+n)r",
             "PEFT's default of 256 numbers, of which every number of A and B is one, scaled.",

@@ -48,9 +48,10 @@ class Form:
     settings : arrays → what else the configuration says of a module.
     config : those of all modules → what the configuration says.
     alpha : its name there; None for a method without α, whose scaling is 1.
-    shared : part → key of a tensor that all modules have in common and that is stored once.
+    shared : part → key of a tensor that all modules have in common and that is stored once; with ``{layer}`` in it,
+        one for each module.
     told : parts that are no tensors: ``shape``, (m, n), goes into the configuration, because no tensor of the method
-        tells it; ``settings`` sees to others.
+        tells it; ``layer`` is the module's place among all, for what PEFT numbers; ``settings`` sees to others.
     """
 
     keys: Mapping[str, str]

@@ -16,7 +16,10 @@ from ..linalg.gaussian import gaussian_triangle, gaussian_values
 
 @dataclass(frozen=True)
 class Spec:
-    """The settings of a recipe, see :class:`bora_analysis.adapters.synthetic.Synthetic`."""
+    """The settings of a recipe, see :class:`bora_analysis.adapters.synthetic.Synthetic`.
+
+    ``layer`` is the place among all of the module that is made.
+    """
 
     method: str
     shapes: Mapping[str, tuple[int, int]]
@@ -30,6 +33,7 @@ class Spec:
     base_spectrum: str = "mp"
     base_decay: float = 0.5
     pad: bool = False
+    layer: int = 0
 
     @property
     def lora_alpha(self) -> float | None:

@@ -31,9 +31,9 @@ def blocks_of(method):
 
 @pytest.mark.parametrize("method", ALONE)
 def test_initialised_adapters_are_zero_updates(method):
-    """But for three, which PEFT starts elsewhere."""
+    """But for four, which PEFT starts elsewhere."""
     for update in synthetic_adapter(method, SHAPES, 2, blocks_of(method), kind="init").values():
-        assert singular_values(update).values.any() == (method in ("c3a", "fourierft", "vblora"))
+        assert singular_values(update).values.any() == (method in ("c3a", "fourierft", "vblora", "unilora"))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_decay_falls_faster_than_gaussian(method):
 def test_sizes_are_those_of_the_cost_model(method):
     shapes = {"q": (48, 32), "k": (48, 32)}
     b = blocks_of(method)
-    for facts in (update.facts for update in synthetic_adapter(method, shapes, 2, b).values()):
+    for k, facts in enumerate(update.facts for update in synthetic_adapter(method, shapes, 2, b).values()):
         name = "lora" if method == "rslora" else method
         known = cost(
             name,
@@ -100,7 +100,8 @@ def test_sizes_are_those_of_the_cost_model(method):
             blocks=b if name in BLOCK_METHODS else 1,
             experts=b if name in EXPERT_METHODS else None,
         )
-        assert facts.parameters == known.parameters * (b if method == "relora" else 1)  # all of its stages
+        shared = CATALOGUE[method].cost.shared if method == "unilora" and k == 0 else 0  # counted once
+        assert facts.parameters == shared + known.parameters * (b if method == "relora" else 1)  # all of its stages
         assert facts.rank_bound <= known.rank_bound or method in ("moelora", "relora")
 
 

@@ -95,7 +95,7 @@ def test_torch_tensors_are_accepted(tmp_path: Path) -> None:
 
 
 PEFT_HAS = ("adalora", "loha", "lokr", "gralora", "krona", "delora", "vera", "vblora", "miss", "c3a", "fourierft")
-REST = ("pvera", "shira", "randlora", "supertuning", "supra")
+REST = ("pvera", "shira", "tinylora", "unilora", "randlora", "supertuning", "supra")
 
 
 @pytest.mark.parametrize("method", [*PEFT_HAS, *REST, "bdlora-a", "bdlora-b"])
