@@ -3,7 +3,7 @@
 Three kinds:
 
 * ``"init"``: as the method starts training: A and σ Kaiming-uniform (a = √5), B = 0, so ΔW = 0. The others as PEFT has
-  them by default; C³A, FourierFT and VB-LoRA then do not start at ΔW = 0.
+  them by default; C³A, FourierFT, VB-LoRA and Uni-LoRA then do not start at ΔW = 0.
 * ``"gaussian"``: independent normal factors: a flat spectrum, the shape that training has not touched.
 * ``"decay"``: orthonormal factors with slot k scaled by k^−p. For LoRA, MELoRA, BD-LoRA, DeLoRA and MiSS (if r divides
   n) the singular values are exactly scaling · scale · k^−p (SBoRA: the roots of scale and k^−p, AdaLoRA: 10⁻⁵/r less;
