@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -136,8 +137,9 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
             return recipe(self.method).make(self._of(module), rng, m, n)
 
     def _of(self, module: str) -> Spec:
-        told = {field.name: getattr(self, field.name) for field in fields(Spec)}
-        return Spec(**told | {"layer": self._places[module]})
+        told: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Spec)}
+        told["layer"] = self._places[module]
+        return Spec(**told)
 
     @cached_property
     def _places(self) -> dict[str, int]:

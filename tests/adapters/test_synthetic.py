@@ -100,7 +100,8 @@ def test_sizes_are_those_of_the_cost_model(method):
             blocks=b if name in BLOCK_METHODS else 1,
             experts=b if name in EXPERT_METHODS else None,
         )
-        shared = CATALOGUE[method].cost.shared if method == "unilora" and k == 0 else 0  # counted once
+        price: Any = CATALOGUE[method].cost
+        shared = price.shared if method == "unilora" and k == 0 else 0  # counted once
         assert facts.parameters == shared + known.parameters * (b if method == "relora" else 1)  # all of its stages
         assert facts.rank_bound <= known.rank_bound or method in ("moelora", "relora")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,8 @@ def test_another_method(method, setting):
         blocks = sizes[1] if method in BLOCK_METHODS else 1
         return cost(method, 64, 48, r, blocks=blocks, experts=sizes[1] if method in EXPERT_METHODS else None).parameters
 
-    shared = CATALOGUE[method].cost.shared if method == "unilora" else 0  # counted for the first layer
+    formula: Any = CATALOGUE[method].cost
+    shared = formula.shared if method == "unilora" else 0  # counted for the first layer
     assert one.facts.parameters == price(sizes[0]) + shared
     if setting.same == "budget":  # nothing larger would do, but for one that is the least there is
         step = sizes[1] if CATALOGUE[method].splits else 1
