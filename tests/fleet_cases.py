@@ -71,6 +71,12 @@ def slow(module: str, update: Any) -> dict[str, Any]:
     return {}
 
 
+def crawl(module: str, update: Any) -> dict[str, Any]:
+    """So slow that even a test on a busy machine comes in the middle."""
+    time.sleep(0.5)
+    return {}
+
+
 def crash(module: str, update: Any) -> dict[str, Any]:
     """Ends the process at a module of rank 7."""
     if update.facts.r == 7:

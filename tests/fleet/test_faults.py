@@ -75,10 +75,10 @@ def test_results_that_cannot_be_written_end_the_sweep_with_the_reason(tmp_path: 
 # --- processes that are killed ---
 
 
-def started(home: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
+def started(home: Path, out: Path, *options: str, sketch: str = "slow") -> subprocess.Popen[bytes]:
     """A sweep in a process of its own, slow enough to be caught in the middle."""
     code = "import sys; from bora_analysis.cli import main; main(sys.argv[1:])"
-    command = ["sweep", str(home), "-o", str(out), "--sketch", "fleet_cases:slow", *options]
+    command = ["sweep", str(home), "-o", str(out), "--sketch", f"fleet_cases:{sketch}", *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", code, *command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -150,12 +150,12 @@ def test_workers_are_killed_and_the_sweep_goes_on(fleet: Path, tmp_path: Path, u
 
 
 def test_ctrl_c_ends_it_at_once_and_leaves_nobody(fleet: Path, tmp_path: Path):
-    driver = started(fleet, tmp_path, "--workers", "2")
+    driver = started(fleet, tmp_path, "--workers", "2", sketch="crawl")
     until(lambda: parts(tmp_path) >= 1)
     children = below(driver, "fleet import child")
     driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=20)
-    assert driver.returncode
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode, (parts(tmp_path), said)
     psutil.wait_procs(children, timeout=30)
     assert children
     assert not any(each.is_running() for each in children)
