@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -202,6 +202,30 @@ def melora(
     return DirectSum(facts, tuple(parts))
 
 
+@overload
+def bora(
+    B: Any,
+    A: Any,
+    sigma: Any,
+    *,
+    scaling: float = 1.0,
+    activation: str = "exp-norm",
+    method: str = "bora",
+    dtype: str | None = None,
+    pad: Literal[False] = False,
+) -> BlockProduct: ...
+@overload
+def bora(
+    B: Any,
+    A: Any,
+    sigma: Any,
+    *,
+    scaling: float = 1.0,
+    activation: str = "exp-norm",
+    method: str = "bora",
+    dtype: str | None = None,
+    pad: bool,
+) -> BlockProduct | Cut: ...
 def bora(
     B: Any,
     A: Any,
