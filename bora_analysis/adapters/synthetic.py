@@ -250,21 +250,26 @@ def write_synthetic(
 
 def _make_room(folder: Path, force: bool) -> None:
     held = [name for name in (CONFIG_NAME, *WEIGHT_NAMES) if (folder / name).exists()]
-    if held and not force and not _is_synthetic(folder / CONFIG_NAME):
+    earlier = _told(folder / CONFIG_NAME)
+    if held and not force and _MADE not in earlier:
         raise AdapterError(
             f"{folder}: holds {held[0]}, an adapter that was not made at random; give another folder, or replace it "
             "(--force, force=True)"
         )
-    for own, config in ((folder / START, CONFIG_NAME), (folder / BESIDE, "config.json")):
-        if _is_synthetic(own / config):
-            shutil.rmtree(own)
+    # What the earlier one names as its own; another folder of random numbers beside it is none of its parts.
+    own = {START: isinstance(earlier.get("init_lora_weights"), str)}
+    own[BESIDE] = earlier.get("base_model_name_or_path") == f"./{BESIDE}"
+    for name, config in ((START, CONFIG_NAME), (BESIDE, "config.json")):
+        if _MADE in earlier and own[name] and _MADE in _told(folder / name / config):
+            shutil.rmtree(folder / name)
 
 
-def _is_synthetic(config: Path) -> bool:
+def _told(config: Path) -> dict[str, Any]:
     try:
-        return _MADE in json.loads(config.read_bytes())
-    except (OSError, ValueError, TypeError):
-        return False
+        told = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def base_bytes(raw: Synthetic, dtype: str = "float32") -> int:

@@ -185,6 +185,9 @@ def test_a_synthetic_adapter_is_replaced_with_what_lay_beside_it(tmp_path):
     write_synthetic(tmp_path, Synthetic("lora", SHAPES, 2))
     assert not (tmp_path / "base").exists()
     assert trained.exists()
+    write_synthetic(trained, Synthetic("lora", SHAPES, 2), force=True)  # a step of a trajectory, not a start
+    write_synthetic(tmp_path, Synthetic("lora", SHAPES, 2))
+    assert trained.exists()
 
 
 @pytest.mark.parametrize("method", [*ON_BASE, *STARTED])

@@ -77,7 +77,9 @@ def test_results_that_cannot_be_written_end_the_sweep_with_the_reason(tmp_path: 
 
 def started(home: Path, out: Path, *options: str, sketch: str = "slow") -> subprocess.Popen[bytes]:
     """A sweep in a process of its own, slow enough to be caught in the middle."""
-    code = "import sys; from bora_analysis.cli import main; main(sys.argv[1:])"
+    # Ctrl+C is heard even where the tests run behind a shell's &, which has it ignored.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code = heard + "import sys; from bora_analysis.cli import main; main(sys.argv[1:])"
     command = ["sweep", str(home), "-o", str(out), "--sketch", f"fleet_cases:{sketch}", *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
