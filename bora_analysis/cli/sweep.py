@@ -66,7 +66,7 @@ def sweep(
         if len(lines) > _SHOWN:
             note(f"and {len(lines) - _SHOWN} more errors; all are in the column error of {options['results']}/adapters")
     if done.models:
-        note(f"{done.models} whole models were passed over; --base reads their differences to it")
+        note(f"{counted(done.models, 'whole model')} passed over; --base reads what differs from it")
     counts = f"{done.analysed:,} analysed, {done.kept:,} as before, {done.failed:,} failed"
     click.echo(f"{options['results']}: {counted(done.analysed + done.kept + done.failed, 'adapter')}, {counts}")
     if done.failed or done.errors:

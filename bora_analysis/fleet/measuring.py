@@ -171,6 +171,9 @@ def _stamp(item: Item, place: Path, content: str, read_at: float) -> str:
     """
     if item.kind in (HUB, URL) or not item.stamp:
         return item.stamp
+    found = {os.path.realpath(path) for path in item.files}
+    if any(path.is_file() and os.path.realpath(path) not in found for path in paths_read(place)):
+        return ""  # a base model or a start in a folder of its own, which the search has not seen: hashed each time
     now = stamp((path, local(os.stat(path))) for path in item.files)  # noqa: PTH116
     if now != item.stamp and _hashed(place)[0] != content:
         raise AdapterError(f"{item.id}: changed while it was read; sweep again")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bora_analysis import sweep
+from bora_analysis.adapters.synthetic import Synthetic, write_synthetic
 from bora_analysis.fleet.stamps import SETTLED, Seen, content_hash, local, stamp, stamp_at_rest
 
 
@@ -66,3 +68,22 @@ def test_the_hash_is_that_of_names_and_contents(tmp_path: Path, change: str):
         first, second = tmp_path / "y/a", tmp_path / "y/b"
     after = content_hash([first, second], first.parent)
     assert (after[0] == before[0]) == (change == "moved")
+
+
+def test_another_base_model_beside_an_adapter_shows(tmp_path: Path):
+    """It lies in a folder of its own, which the search for adapters does not look at."""
+    shapes = {"layers.0.q_proj": (16, 12)}
+    write_synthetic(tmp_path / "fleet" / "one", Synthetic("hira", shapes, 2))
+    for file in (tmp_path / "fleet").rglob("*.*"):
+        os.utime(file, (1e9, 1e9))  # at rest
+
+    def swept() -> tuple[int, int]:
+        done = sweep(tmp_path / "fleet", tmp_path / "results", workers=1)
+        return done.analysed, done.kept
+
+    assert swept() == (1, 0)
+    assert swept() == (0, 1)
+    write_synthetic(tmp_path / "other", Synthetic("hira", shapes, 2, seed=1))
+    base = Path("base", "model.safetensors")
+    (tmp_path / "fleet" / "one" / base).write_bytes((tmp_path / "other" / base).read_bytes())
+    assert swept() == (1, 0)
