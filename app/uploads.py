@@ -46,8 +46,6 @@ ENTRIES = 2000
 MEMBERS = 50
 #: An adapter's configuration has a few kB; beyond this, in bytes, it is something else.
 CONFIG_BYTES = 1 << 20
-#: Uploads that one server process keeps; the oldest goes when another comes.
-KEPT = OWN.kept
 
 # A distributed checkpoint is a folder of files, which an upload is not.
 SUFFIXES = tuple(suffix for suffix in locate.SUFFIXES if suffix != DISTCP)
@@ -60,9 +58,12 @@ _DIRECTORY_BYTES = 1 << 20
 
 @dataclass
 class UploadStore:
-    """The uploads of this process, at most ``kept``, each in a folder of its own below a private temporary one."""
+    """The uploads of this process, each in a folder of its own below a private temporary one.
 
-    kept: int = KEPT
+    The oldest goes where they are more than ``kept``, by default what this server's limits say.
+    """
+
+    kept: int | None = None
     rate: Rate = field(default_factory=Rate)
     ends: dict[str, float] = field(default_factory=dict)  # token → when its time is over
     uploads: OrderedDict[str, list[Source]] = field(default_factory=OrderedDict)
@@ -99,11 +100,12 @@ class UploadStore:
             for word, (inside, name) in zip(words, named.items(), strict=True)
         ]
         minutes = limits().minutes
+        kept = limits().kept if self.kept is None else self.kept
         with self.guard:
             self.uploads[token] = added
             if minutes is not None:
                 self.ends[token] = time.monotonic() + 60 * minutes
-            gone = list(self.uploads)[: max(0, len(self.uploads) - self.kept)]
+            gone = list(self.uploads)[: max(0, len(self.uploads) - kept)]
         self.drop(gone)
         if minutes is not None:
             timer = threading.Timer(60 * minutes + 1, self.expire)
@@ -138,7 +140,7 @@ class UploadStore:
 @cache
 def upload_store() -> UploadStore:
     """The store of this process, gone when it ends."""
-    store = UploadStore(limits().kept)
+    store = UploadStore()
     atexit.register(store.home.cleanup)
     return store
 

@@ -20,13 +20,15 @@ import streamlit as st
 from app.explain import asked_for, take_back
 from app.jobs import Told, aside
 from app.safe_markdown import markdown
-from app.uploads import KEPT, UPLOAD_MB
+from app.uploads import UPLOAD_MB
 from bora_analysis.adapters import AdapterError
 from bora_analysis.analysis.conversion import Conversion
 from bora_analysis.files.configuration import CONFIG_NAME
 
 #: Bytes of the weights of one, at most: what is written could be uploaded again.
 WRITTEN_BYTES = UPLOAD_MB * 1_000_000
+#: Zips that one server process keeps; the oldest goes when another comes.
+KEPT = 8
 #: Types of the factors, and their bytes.
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 

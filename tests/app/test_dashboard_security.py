@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from app import safe_markdown, sources, uploads
+from app import limits, safe_markdown, sources, uploads
 from bora_analysis.adapters import AdapterError, checkpoints, read_adapter
 from bora_analysis.files import base_model as base
 from bora_analysis.files import tensors
@@ -366,7 +366,7 @@ def test_a_zip_of_several_adapters(store, files, written):
     assert [store.find(source.word) for source in found] == found
     assert len({source.word for source in found}) == 3
     assert all(Path(path).is_relative_to(store.home.name) for path in written)
-    for _ in range(uploads.KEPT):
+    for _ in range(limits.OWN.kept):
         store.add([Named("other.zip", zipped(files))])
     for source in found:
         assert not source.path.exists()
@@ -637,8 +637,13 @@ def test_the_oldest_goes_with_its_tables(files):
     store.home.cleanup()
 
 
-def test_eight_are_kept():
-    assert uploads.upload_store().kept == uploads.KEPT == 8
+@pytest.mark.parametrize("own", [limits.OWN, limits.PUBLIC], ids=["own", "public"])
+def test_as_many_are_kept_as_this_server_says(store, files, monkeypatch, own):
+    """Also where the store was made before: it is one of the process, whose arguments a test may change."""
+    monkeypatch.setattr("app.uploads.limits", lambda: own)
+    for number in range(own.kept + 2):
+        store.add([Named(f"{number}.zip", zipped(files))])
+    assert [source.label for (source,) in store.uploads.values()] == [str(each + 2) for each in range(own.kept)]
 
 
 @pytest.mark.parametrize("end", ["pass", "raise SystemExit(1)", "os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"])
