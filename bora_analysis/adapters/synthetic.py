@@ -15,8 +15,10 @@ LoRA+ is LoRA with two learning rates: its update is ``"lora"``.
 Methods whose update depends on the base model's weights (DoRA, HiRA, OFT, IA³ and others) get a random base model of a
 given spectrum, see :mod:`bora_analysis.methods.random_base`. It is the same for all of them; their files have it in the
 folder ``base`` beside them, where :func:`~bora_analysis.read_adapter` finds it. In kind ``"decay"`` the singular values
-of DEFT and OSF are exactly scale · k^−p; OFT and HRA leave W0 its own. PiSSA, LoRA-GA, OLoRA and CorDA begin with
-directions of such a W0, and ReLoRA is a LoRA of rank blocks · r, a pair for each stage.
+of DEFT, OSF and T-LoRA are exactly scaling · scale · k^−p, and those of AdaMSS if r ≥ 5; OFT and HRA leave W0 its own.
+FRoD's V and AdaMSS's clusters are what PEFT finds in W0, so the two need PEFT; T-LoRA's file is LyCORIS's. PiSSA,
+LoRA-GA, OLoRA and CorDA begin with directions of such a W0, and ReLoRA is a LoRA of rank blocks · r, a pair for each
+stage.
 """
 
 from __future__ import annotations
@@ -28,9 +30,6 @@ from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-from zlib import crc32
-
-import numpy as np
 
 from ..atomic import replacing
 from ..catalogue import METHODS, made, may_pad, names
@@ -43,7 +42,7 @@ from ..linalg import Array
 from ..linalg.threads import one_blas_thread
 from ..methods import form, recipe
 from ..methods.random_base import BASE, SPECTRA
-from ..methods.random_factors import Spec
+from ..methods.random_factors import Spec, generator
 from ..updates.checks import check_blocks
 from ..updates.contract import FactorError, Update
 from . import Adapter, write_adapter
@@ -71,7 +70,7 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
         k of GraLoRA, N of BD-LoRA; a circulant block of C³A is of size gcd(m, n)/blocks. 1 for the others.
     alpha : α; default 2r as in the paper (Appendix B). The scaling is α/r, α/√r for rsLoRA, with the r of all experts
         together for MoELoRA, and of one stage for ReLoRA. Methods without α have the scaling 1: KronA, DeLoRA, VeRA,
-        VB-LoRA, MiSS, C³A, FourierFT and those on a base model, but for DoRA.
+        VB-LoRA, MiSS, C³A, FourierFT and those on a base model, but for DoRA and T-LoRA.
     kind : one of ``KINDS``. seed : a module's numbers depend on it and on the module's path alone; what the modules of
         VeRA and VB-LoRA share depends on all shapes.
     scale : size of ΔW's largest singular values before the scaling. decay : p of kind ``"decay"``.
@@ -132,9 +131,8 @@ class Synthetic(Spec, Mapping[str, dict[str, Array]]):
     def __getitem__(self, module: str) -> dict[str, Array]:
         """The module's parts, by the names of :mod:`bora_analysis.methods`; factors are float32."""
         m, n = self.shapes[module]
-        rng = np.random.default_rng([self.seed, crc32(module.encode())])
         with one_blas_thread():
-            return recipe(self.method).make(self._of(module), rng, m, n)
+            return recipe(self.method).make(self._of(module), generator(self, module), m, n)
 
     def _of(self, module: str) -> Spec:
         told: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Spec)}
@@ -240,7 +238,7 @@ def write_synthetic(
 
             def modules() -> Iterator[tuple[str, dict[str, Array]]]:
                 for module, parts in raw.items():
-                    out.add(f"{module}.weight", parts[BASE], dtype)
+                    out.add(f"{module}.weight", parts[BASE], _base_dtype(raw, dtype))
                     yield module, parts
 
             write(modules(), base_model=f"./{BESIDE}", extra_config={_MADE: told | base})
@@ -276,4 +274,8 @@ def base_bytes(raw: Synthetic, dtype: str = "float32") -> int:
     """The size of the base model that a synthetic adapter needs; 0 for a method that needs none."""
     if not METHODS[raw.method].needs_base:
         return 0
-    return sum(m * n for m, n in raw.shapes.values()) * BYTES[dtype]
+    return sum(m * n for m, n in raw.shapes.values()) * BYTES[_base_dtype(raw, dtype)]
+
+
+def _base_dtype(raw: Synthetic, dtype: str) -> str:
+    return "float32" if recipe(raw.method).exact_base else dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,14 @@ def write_adapter(
         # Both are written in full before either gets its name, the weights first.
         with TensorsOut(folder) as out:
             pairs: Any = modules.items() if isinstance(modules, Mapping) else modules
-            written = _write_data(out, folder, form, pairs, activation, dtype)
+            written = _write_data(out, folder, form, pairs, activation, dtype, alpha)
             for key, raw in (others or {}).items():
                 out.copy(key, raw)
             out.save(weights, {"format": "pt"})
         if not written.settings:
             raise AdapterError(f"{folder}: there are no modules to write")
         config = {
-            "peft_type": METHODS[method].peft_types[0],
+            **({"peft_type": types[0]} if (types := METHODS[method].peft_types) else {}),
             "base_model_name_or_path": base_model,
             "task_type": None,
             "inference_mode": True,
@@ -160,6 +160,7 @@ def _write_data(
     modules: Iterable[tuple[str, Mapping[str, Any]]],
     activation: str,
     dtype: str | None,
+    alpha: float | None,
 ) -> _Written:
     """Write the tensors one after another; return what else the modules say."""
     written = _Written()
@@ -175,9 +176,12 @@ def _write_data(
         written.settings[module] = own.settings(arrays)
         if own.rank is not None:
             written.ranks[module] = own.rank(arrays)
+        if own.alpha_key:
+            each = written.ranks[module] if alpha is None else alpha
+            out.add(f"{own.named(module)}.{own.alpha_key}", np.array(each, np.float32), "float32")
         if "shape" in own.told:
             written.shapes[module] = arrays["shape"].tolist()
-        for part, key, array in _tensors(own, module, arrays):
+        for part, key, array in own.tensors(module, arrays):
             if part in own.shared:
                 first = shared.setdefault(key, array)
                 if first is not array and not np.array_equal(first, array):
@@ -197,15 +201,6 @@ def _write_data(
             except OverflowError as error:
                 raise AdapterError(f"{folder}: {module}: {part} {error}") from None
     return written
-
-
-def _tensors(form: Form, module: str, arrays: Mapping[str, Array]) -> Iterator[tuple[str, str, Array]]:
-    """Part, key and numbers of every tensor of a module."""
-    for part, key in form.shared.items():
-        yield part, key.format(layer=arrays.get("layer")), arrays[part]
-    for part, suffix in form.keys.items():
-        each = enumerate(arrays[part]) if "{k}" in suffix else [(0, arrays[part])]
-        yield from ((part, f"base_model.model.{module}.{suffix.format(k=k)}", array) for k, array in each)
 
 
 def _as_array(value: Any) -> Array:

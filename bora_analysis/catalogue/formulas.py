@@ -199,8 +199,17 @@ def psoft(s: Sizes) -> Cost:
 
 
 def frod(s: Sizes) -> Cost:
-    trained = s.n + min(max(1, int(s.n**2 * 0.01)), s.n * (s.n - 1))
+    trained = s.n + beside_diagonal(s.n)
     return Cost(trained, s.n**2 + trained, min(s.m, s.n))
+
+
+def beside_diagonal(n: int) -> int:
+    """The trained entries of FRoD's S, by PEFT's own rounding of its default.
+
+    >>> beside_diagonal(768), beside_diagonal(4), beside_diagonal(1)
+    (5898, 1, 0)
+    """
+    return min(max(1, int(n**2 * 0.01)), n * (n - 1))
 
 
 def osf(s: Sizes) -> Cost:

@@ -351,7 +351,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "frod", "FRoD", GREEN, "D", ".frod", ("FROD",), "U (S + diag(λ)) Vᵀ − W0", THROUGH, "AAAI 2026", ranked=False,
-        scaled=False, needs_base=True,
+        scaled=False, needs_base=True, made=True,
         cost=Formula(
             f.frod, "n + n²/100", "min(m, n)", "n² + n + n²/100",
             "PEFT's default of a hundredth of the entries of S. V x replaces x, and W0 x is not needed.",
@@ -387,7 +387,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "adamss", "AdaMSS", GREEN, "8", ".adamss", ("ADAMSS",), "B_k A_k V in cluster k of the rows", CORE,
-        scaled=False, needs_base=True,
+        scaled=False, needs_base=True, made=True,
         cost=Formula(
             f.adamss, "m + 5r", "min(m, n, r, 5)", "nr + m + 5r",
             "PEFT's defaults: 5 clusters of rows, each of rank 1, in r frozen directions; r up to min(m, n) counts.",
@@ -477,7 +477,7 @@ METHODS: dict[str, Method] = {row.name: row for row in (
     ),
     Method(
         "tlora", "T-LoRA", GREY, "h", ".tlora", (), "s (P diag(λ) Q − W0's first r singular directions)", "2r×2r",
-        "arXiv 2507.05964", needs_base=True,
+        "arXiv 2507.05964", needs_base=True, made=True,
         cost=Formula(
             f.tlora, "(m+n+1)r", MOVED, "2(m+n+1)r", "A frozen copy of the start, r directions of W0, is subtracted."
         ),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ..files.tensors import Array
 from ..updates.checks import coarsest
@@ -49,9 +51,14 @@ class Form:
     config : those of all modules → what the configuration says.
     alpha : its name there; None for a method without α, whose scaling is 1.
     shared : part → key of a tensor that all modules have in common and that is stored once; with ``{layer}`` in it,
-        one for each module.
+        one for each module; with ``{kind}``, one for each kind of module.
     told : parts that are no tensors: ``shape``, (m, n), goes into the configuration, because no tensor of the method
-        tells it; ``layer`` is the module's place among all, for what PEFT numbers; ``settings`` sees to others.
+        tells it; ``layer`` is the module's place among all, for what PEFT numbers; ``kind`` is the name of the modules
+        that share a tensor; ``settings`` sees to others.
+    split : part with ``{k}`` in its key → the told part with the number of rows of each of its tensors, which then lie
+        one below another instead of on an axis of their own.
+    named : module path → what stands before the end of a key.
+    alpha_key : end of the key of the α of each module, for a layout that has it in the weight file.
     """
 
     keys: Mapping[str, str]
@@ -62,6 +69,20 @@ class Form:
     config: Callable[[Settings], dict[str, Any]] = same
     shared: Mapping[str, str] = field(default_factory=dict)
     told: tuple[str, ...] = ()
+    split: Mapping[str, str] = field(default_factory=dict)
+    named: Callable[[str], str] = "base_model.model.{}".format
+    alpha_key: str = ""
+
+    def tensors(self, module: str, arrays: Arrays) -> Iterator[tuple[str, str, Array]]:
+        """Part, key and numbers of every tensor of a module."""
+        for part, key in self.shared.items():
+            yield part, key.format(**arrays), arrays[part]
+        for part, suffix in self.keys.items():
+            array: Any = arrays[part]
+            if part in self.split:
+                array = np.split(array, np.cumsum(arrays[self.split[part]])[:-1])
+            each = enumerate(array) if "{k}" in suffix else [(0, array)]
+            yield from ((part, f"{self.named(module)}.{suffix.format(k=k)}", own) for k, own in each)
 
     def check(self, arrays: Arrays, activation: str) -> None:
         """Build the update once: its constructor raises what does not fit."""

@@ -7,17 +7,18 @@ The root mean square of its entries is 0.02, as transformers begins its models (
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..files.adapter_file import Found, Source
 from ..files.in_memory import BaseInMemory, InMemory
+from ..files.keys import module_path
 from ..linalg import Array
 from ..updates.contract import Update
 from .file_form import Arrays, Form
-from .random_factors import Parts, Recipe, Spec, orthonormal, slots
+from .random_factors import Parts, Recipe, Spec, generator, orthonormal, slots
 
 #: Name → the singular values of W0, up to a factor.
 SPECTRA = {
@@ -43,6 +44,16 @@ def random_base(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Array:
     k = len(sigma)
     left, right = orthonormal(normal[:, :k]), orthonormal(rng.standard_normal((n, k), dtype=np.float32))
     return ((left * sigma) @ right.T).astype(np.float32)
+
+
+def base_of(spec: Spec, module: str) -> Array:
+    """W0 of another module of the specification."""
+    return random_base(spec, _before(generator(spec, module)), *spec.shapes[module])
+
+
+def _before(rng: np.random.Generator) -> np.random.Generator:
+    """The generator of W0, which is that of every method because no factor has been drawn."""
+    return rng.spawn(1)[0]
 
 
 def largest_of(spec: Spec, m: int, n: int) -> float:
@@ -85,15 +96,21 @@ def skew(spec: Spec, rng: np.random.Generator, blocks: int, b: int, m: int, n: i
     return upper - upper.swapaxes(-1, -2)
 
 
-def on_base(make: Maker, most: Callable[[Spec, int, int], int] | None = None) -> Recipe:
-    """The recipe of a method whose factors are made beside W0, which becomes one of the parts."""
+def on_base(make: Maker, most: Callable[[Spec, int, int], int] | None = None, *, exact: bool = False) -> Recipe:
+    """The recipe of a method whose factors are made beside W0, which becomes one of the parts.
+
+    ``exact`` is whether what a file means hangs on every digit of W0.
+    """
 
     def whole(spec: Spec, rng: np.random.Generator, m: int, n: int) -> Parts:
-        W0 = random_base(spec, rng.spawn(1)[0], m, n)  # before the factors, so that it is that of every method
-        parts = make(spec, rng, W0)
-        return {name: part.astype(np.float32) for name, part in parts.items()} | {BASE: W0}
+        W0 = random_base(spec, _before(rng), m, n)
+        return {name: _single(part) for name, part in make(spec, rng, W0).items()} | {BASE: W0}
 
-    return Recipe(whole, most)
+    return Recipe(whole, most, exact)
+
+
+def _single(part: Array) -> Array:
+    return part.astype(np.float32, copy=False) if part.dtype.kind == "f" else part
 
 
 def form_on_base(
@@ -102,16 +119,23 @@ def form_on_base(
     rank: Callable[[Arrays], int] | None = None,
     settings: Callable[[Arrays], dict[str, Any]] = lambda _: {},
     alpha: str | None = None,
+    *,
+    shared: Mapping[str, str] | None = None,
+    told: tuple[str, ...] = (),
+    **layout: Any,
 ) -> Form:
     """The form of a method on W0, which is one of the parts and is not written: the reader makes the update."""
 
     def build(a: Arrays, scaling: float, _: str) -> Update:
-        tensors = {f"{_MODULE}.{key}": a[part] for part, key in keys.items()}
-        base = BaseInMemory({f"{_MODULE}.weight": a[BASE]}, {})
+        module = str(a.get("kind", _MODULE))  # by which a reader finds what modules share
+        tensors = {key: array for _, key, array in form.tensors(module, a)}
+        base = BaseInMemory({f"{module}.weight": a[BASE]}, {})
         config = settings(a) | ({} if rank is None else {"r": rank(a)})
-        scalings = {} if alpha is None else {_MODULE: scaling}
+        own = module_path(form.named(module))
+        scalings = {} if alpha is None else {own: scaling}
         found = read(Source(InMemory("parts in memory", tensors), config, scalings=scalings, base=base))
         assert found is not None, "the reader knows its own keys"
-        return found.loaders[_MODULE]()
+        return found.loaders[own]()
 
-    return Form(keys, build, rank, settings, alpha, told=(BASE,))
+    form = Form(keys, build, rank, settings, alpha, shared=shared or {}, told=(BASE, *told), **layout)
+    return form

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -55,6 +56,11 @@ class Spec:
         return self.r * (self.blocks if self.method == "moelora" or row.staged else 1)
 
 
+def generator(spec: Spec, module: str) -> np.random.Generator:
+    """That of one module, which depends on the seed and on its path."""
+    return np.random.default_rng([spec.seed, crc32(module.encode())])
+
+
 Parts = dict[str, Array]
 #: Length of the vectors in VB-LoRA's bank, at most, and their number (PEFT's defaults).
 LENGTH = 256
@@ -69,11 +75,13 @@ class Recipe(NamedTuple):
     Attributes
     ----------
     make : specification, generator, m, n → the parts.
-    most : specification, m, n → the largest r; None where any will do.
+    most : specification, m, n → the largest r; None where any will do. ValueError where a whole specification has none.
+    exact_base : whether W0 is written in float32 whatever the adapter's dtype.
     """
 
     make: Maker
     most: Callable[[Spec, int, int], int] | None = None
+    exact_base: bool = False
 
 
 class Sizes(NamedTuple):

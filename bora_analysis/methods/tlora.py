@@ -21,6 +21,8 @@ from ..linalg.solvers import svd_with_vectors
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .on_base_model import base_matrix
+from .random_base import form_on_base, on_base, told_apart
+from .random_factors import Parts, Spec, slots
 
 _OTHER_START = re.compile(r'"sig_type": "(last|middle)"|"use_data_init": "?false', re.IGNORECASE)
 
@@ -59,3 +61,35 @@ def _build(Q: Array, P: Array, weights: Array, *, base: BaseMatrix, scaling: flo
     update = lora(scaling * left, right, method="tlora", dtype=dtype, any_rank=True)
     size = Q.size + P.size + r
     return update.with_facts(r=r, scaling=scaling, parameters=size, macs_per_token=2 * size)
+
+
+def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
+    """P, λ and Q moved from W0's first singular directions; in kind ``"decay"`` λ alone, by the singular values of ΔW.
+
+    A direction of P or of Q counts as its λ, so each is moved by as much of the scale.
+    """
+    r, (m, n) = spec.r, W0.shape
+    U, s, Vh = svd_with_vectors(W0.astype(np.float64))
+    P, weights, Q = U[:, :r], s[:r], Vh[:r]
+    moved = np.full(r, spec.scale / 2) / weights
+    if spec.kind == "gaussian":
+        P = P + rng.standard_normal((m, r)) * (moved / np.sqrt(m))
+        Q = Q + rng.standard_normal((r, n)) * (moved / np.sqrt(n))[:, None]
+        weights = weights + spec.scale / 2 * rng.standard_normal(r)
+    if spec.kind == "decay":
+        weights = weights + spec.scale * slots(spec, r)
+    return {"P": P, "weights": weights[None], "Q": Q}
+
+
+# As LyCORIS saves it; PEFT has no such method.
+FORMS = {
+    "tlora": form_on_base(
+        read,
+        {"P": "p_layer.weight", "weights": "lambda_layer", "Q": "q_layer.weight"},
+        lambda a: len(a["Q"]),
+        alpha="lora_alpha",
+        named=lambda module: f"lycoris_{module.replace('.', '_')}",
+        alpha_key="alpha",
+    )
+}
+RECIPES = {"tlora": on_base(random, lambda spec, m, n: min(m, n) if told_apart(spec) else 0)}

@@ -155,12 +155,12 @@ def test_a_module_depends_on_the_seed_and_its_own_path_alone():
 def test_file_and_memory_are_the_same(tmp_path, method, kind):
     raw = Synthetic(method, SHAPES, 2, blocks_of(method), kind=kind, seed=5)
     write_synthetic(tmp_path / "adapter", raw)
-    read = read_adapter(tmp_path / "adapter")
+    read: Any = read_adapter(tmp_path / "adapter")
     memory = synthetic_adapter(method, SHAPES, 2, blocks_of(method), kind=kind, seed=5)
-    assert list(read) == list(memory)
-    for module, update in memory.items():
-        assert read[module].facts == update.facts
-        np.testing.assert_array_equal(read[module].to_dense(), update.to_dense())
+    assert list(read) == [f"lycoris_{name.replace('.', '_')}" if method == "tlora" else name for name in memory]
+    for update, expected in zip(read.values(), memory.values(), strict=True):
+        assert update.facts == expected.facts
+        np.testing.assert_array_equal(update.to_dense(), expected.to_dense())
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.bin", "pytorch_lora_weights.safetensors"])
@@ -253,8 +253,12 @@ def test_relora_is_a_lora_of_all_its_stages(tmp_path):
 
 
 def test_what_is_exact_beside_a_base_model():
-    """DEFT's decay, OSF's moved values, and the singular values that OFT and HRA leave to W0."""
+    """The decay of DEFT, T-LoRA and AdaMSS, OSF's moved values, and the singular values that OFT and HRA leave W0."""
     expected = 0.1 * np.arange(1, 5) ** -1.0
+    tlora = synthetic_adapter("tlora", {"q": (48, 32)}, 4, kind="decay")["q"]
+    np.testing.assert_allclose(singular_values(tlora).values[:4], 2 * expected, rtol=1e-5)
+    adamss = synthetic_adapter("adamss", {"q": (48, 32)}, 6, kind="decay")["q"]  # five clusters
+    np.testing.assert_allclose(singular_values(adamss).values, 0.1 / np.arange(1, 6), rtol=1e-5)
     deft = synthetic_adapter("deft", {"q": (48, 32)}, 4, kind="decay")["q"]
     np.testing.assert_allclose(singular_values(deft).values, expected, rtol=1e-4)
     osf = synthetic_adapter("osf", {"q": (48, 8)}, 1, kind="decay")["q"]
@@ -264,6 +268,32 @@ def test_what_is_exact_beside_a_base_model():
         turned = W0 + synthetic_adapter(method, SHAPES, 4)["layers.0.q_proj"].to_dense()
         np.testing.assert_allclose(np.linalg.svd(turned)[1], np.linalg.svd(W0)[1], rtol=1e-6)
         assert not np.allclose(turned, W0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_t_lora_is_its_formula_in_the_file_of_lycoris(tmp_path, kind):
+    """ΔW = α/r (P diag(λ) Q − U_r S_r V_rᵀ), dense, from the file's own tensors; LyCORIS wants α beside each module."""
+    folder = write_synthetic(tmp_path, Synthetic("tlora", SHAPES, 3, alpha=4.0, kind=kind))
+    tensors = {key: value.astype(float) for key, value in load_file(folder / "adapter_model.safetensors").items()}
+    base, read = load_file(folder / "base" / "model.safetensors"), read_adapter(folder)
+    parts = ("alpha", "lambda_layer", "p_layer.weight", "q_layer.weight")
+    names = {f"lycoris_{module.replace('.', '_')}": module for module in SHAPES}
+    assert set(tensors) == {f"{name}.{part}" for name in names for part in parts}
+    for name, module in names.items():
+        alpha, weights, P, Q = (tensors[f"{name}.{part}"] for part in parts)
+        U, s, Vh = np.linalg.svd(base[f"{module}.weight"].astype(float))
+        expected = alpha / 3 * (P @ np.diag(weights[0]) @ Q - U[:, :3] @ np.diag(s[:3]) @ Vh[:3])
+        np.testing.assert_allclose(read[name].to_dense(), expected, rtol=0, atol=1e-14)
+    assert "peft_type" not in json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+
+
+def test_the_clusters_of_a_half_precision_file_are_those_of_its_base_model(tmp_path):
+    """AdaMSS's file does not have them: rounding the base model would move rows from one to another."""
+    shapes = {"q": (512, 64)}
+    folder = write_synthetic(tmp_path, Synthetic("adamss", shapes, 8), dtype="bfloat16")
+    exact = synthetic_adapter("adamss", shapes, 8)["q"].to_dense()
+    assert np.abs(read_adapter(folder)["q"].to_dense() - exact).max() < 0.02 * np.abs(exact).max()
+    assert (folder / "base" / "model.safetensors").stat().st_size > 4 * 512 * 64
 
 
 def test_the_base_model_beside_an_adapter_is_found_there_alone(tmp_path):
@@ -306,7 +336,9 @@ def test_half_precision_files(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("tlora", SHAPES, 2), ["tlora", "lora, rslora, melora, bora"]),
+        (("full", SHAPES, 2), ["full", "lora, rslora, melora, bora"]),
+        (("frod", {"a.0.q": (8, 6), "a.1.q": (8, 5)}, 1), ["a.0.q and a.1.q have 6 and 5 inputs", "one kind"]),
+        (("tlora", SHAPES, 2, 1, None, "decay", 0, 0.1, 1.0, "flat"), ["tlora", "not flat"]),
         (("hra", SHAPES, 33), ["hra", "up to 32", "r = 33"]),
         (("oft", {"q": (4, 7), "v": (4, 5)}, 2), ["4×7 has no r for oft"]),
         (("road", {"q": (5, 4)}, 1), ["5×4 has no r for road"]),

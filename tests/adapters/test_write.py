@@ -223,7 +223,7 @@ def test_sizes_in_the_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "made", "options", "expected"),
     [
-        ("tlora", {"q": ONES}, {}, "'tlora' cannot be written"),
+        ("full", {"q": ONES}, {}, "'full' cannot be written"),
         ("dora", {"q": ONES}, {}, "q: factors are A, B; expected A, B, magnitude, W0"),
         ("lora", {}, {}, "no modules"),
         ("lora", {"q": {"A": np.ones((2, 6))}}, {}, "q: .*expected A, B"),

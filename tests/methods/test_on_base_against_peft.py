@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from scipy.linalg import svdvals
 from bora_analysis import singular_values, synthetic_adapter
 from bora_analysis.adapters import Adapter, AdapterError, read_adapter
 from bora_analysis.adapters.synthetic import Synthetic, write_synthetic
+from bora_analysis.catalogue import METHODS
 from bora_analysis.files import tensors
 
 torch = pytest.importorskip("torch")
@@ -189,7 +191,7 @@ def test_the_update_is_what_peft_merges(tmp_path: Path, case: str) -> None:
         read_adapter(tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("method", ON_BASE)
+@pytest.mark.parametrize("method", [name for name in ON_BASE if METHODS[name].peft_types])
 def test_peft_loads_and_merges_a_synthetic_adapter(tmp_path: Path, method: str) -> None:
     from safetensors.torch import load_file
 
@@ -208,6 +210,32 @@ def test_peft_loads_and_merges_a_synthetic_adapter(tmp_path: Path, method: str) 
             if method == "psoft":  # the signs of singular vectors, which LAPACKs choose apart, turn ΔW
                 found, expected = (np.asarray(svdvals(each))[:, None] for each in (found, expected))
             assert models.distance(found, expected) < CLOSE, module
+
+
+@pytest.mark.parametrize("spectrum", ["mp", "flat"])
+def test_layers_of_a_kind_share_the_projection_that_peft_finds(tmp_path: Path, spectrum: str) -> None:
+    """PEFT keeps its own U beside the V of a file, so V must be PEFT's to the sign of every column."""
+    from safetensors.torch import load_file
+
+    shapes = {"layers.0.q": (24, 16), "layers.0.v": (8, 16), "layers.1.q": (24, 16), "layers.1.v": (4, 16)}
+    raw = Synthetic("frod", shapes, 1, scale=1.0, base_spectrum=spectrum)
+    folder = write_synthetic(tmp_path, raw)
+    layers = [
+        models.module(**{own: torch.nn.Linear(16, shapes[f"layers.{k}.{own}"][0], bias=False) for own in "qv"})
+        for k in range(2)
+    ]
+    model = models.module(layers=torch.nn.ModuleList(layers))
+    model.load_state_dict(load_file(folder / "base" / "model.safetensors"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fresh = peft.get_peft_model(copy.deepcopy(model), peft.FrodConfig(target_modules=["q", "v"], progressbar=False))
+        adapted = peft.PeftModel.from_pretrained(model, folder)
+    shared = load_file(folder / "adapter_model.safetensors")
+    for kind in "qv":
+        np.testing.assert_array_equal(shared[f"base_model.frod_V.{kind}"], fresh.base_model.frod_V[kind]["default"])
+    changes = merged_change(adapted)
+    for module, update in one(folder).items():
+        assert models.distance(update.to_dense(), changes[module]) < CLOSE, module
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
