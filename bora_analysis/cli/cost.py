@@ -212,7 +212,7 @@ class Trained(NamedTuple):
 
 def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None, trained: Trained, pad: bool) -> Page:
     from ..analysis.cost_tables import notes
-    from .cells import short, span
+    from .cells import cells_of, short, span
     from .grid import Block, Column, Page
 
     methods = list(dict.fromkeys(frame["method"]))
@@ -235,7 +235,8 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
             _overhead(frame["overhead"], _percent(macs / _frozen(frame))),
             _whole(frame, "bound", "rank_bound", 0, span(frame["rank_bound"], ",")),
         ]
-        block = Block(f"{title}: {rows_of[0].label}, {', '.join(settings)}", columns, frame)
+        sums = {name: cells_of(frame[[name]].sum(skipna=False))[0] for name in _SUMMED}
+        block = Block(f"{title}: {rows_of[0].label}, {', '.join(settings)}", columns, frame, totals=sums)
         size = trained.memory(total)
         further.append(
             f"Training memory: weights {_bytes(size.weights)}, gradients {_bytes(size.gradients)}"
@@ -283,6 +284,10 @@ def _costs(frame: pd.DataFrame, title: str, r: int, b: int, experts: int | None,
             "bound: Σ min(p_i, r) over the p_i of the shorter side."
         )
     return Page([block], [*further, *notes(methods), "bound: highest possible rank of one ΔW."])
+
+
+# Further columns whose numbers add up over the projections.
+_SUMMED = ("macs_per_pass", "forward_flops", "backward_flops")
 
 
 def _shared(method: str) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..analysis.columns import Columns, missing
@@ -51,12 +51,14 @@ class Block:
     """A title, a table whose first column has the names of its rows, and lines below it.
 
     ``rows`` has the rows of the table as they are in csv, columns or a frame, for columns that are not shown.
+    ``totals`` has their cells in a last row of sums, by name; a column without a sum has a dot there.
     """
 
     title: str
     columns: Sequence[Column]
     rows: Any = None
     below: Sequence[str] = ()
+    totals: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,15 @@ def _find(block: Block, word: str) -> Column | None:
         for name in rows:
             if name.casefold() == plain:
                 values = rows[name]
-                last = mean_of(values) if _has_means(block) and is_numeric(values) else ""
-                return Column(name, cells_of(values), name, values.tolist(), last=last)
+                return Column(name, cells_of(values), name, values.tolist(), last=_last(block, name, values))
     return None
+
+
+def _last(block: Block, name: str, values: Any) -> str:
+    """The cell of a column in the row below the others."""
+    if _has_means(block):
+        return mean_of(values) if is_numeric(values) else ""
+    return block.totals.get(name, "·") if block.totals else ""
 
 
 def _has_means(block: Block) -> bool:

@@ -31,6 +31,18 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+@pytest.mark.parametrize("method", ["bora", "dora", "frod"])
+def test_the_total_of_a_column_that_is_asked_for_is_its_sum(method):
+    """Or that it is unknown where a part is, and a dot where parts do not add up; never nothing."""
+    asked = ("macs_per_pass", "forward_flops", "backward_flops", "r", "method")
+    given = ["cost", "--model", "roberta-base", "--target", "qvo", "--method", method, "--columns", ",".join(asked)]
+    frame = pd.read_csv(StringIO(run(*given, "--format", "csv").stdout))
+    last = next(line.split() for line in run(*given).stdout.splitlines() if line.startswith("total"))
+    summed = [f"{sum(frame[name]):,.0f}" if frame[name].notna().all() else "–" for name in asked[:3]]
+    assert last == ["total", *summed, "·", "·"]
+    assert frame["forward_flops"].isna().all() == (method == "frod")
+
+
 def test_what_was_dropped_is_said_and_comes_back():
     _, shown, _ = on_screen("compare", LORA, MELORA, BORA, width=60)
     assert "\nadapter = trained-*, of which the * is shown\n" in shown
