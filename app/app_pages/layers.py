@@ -85,38 +85,7 @@ def clicked() -> None:
         renew()
 
 
-heat_place = st.container()
-boxes = st.columns([2, 2, 5], vertical_alignment="bottom")
-projection = choose("Projection", style.projections_in_order(table["projection"]), "projection", boxes[0])
-of_projection = set(table.loc[table["projection"] == projection, "layer"])
-layer = choose("Layer", [layer for layer in in_order if layer in of_projection], "layer", boxes[1])
-candidates = table[(table["layer"] == layer) & (table["projection"] == projection)]
-module = choose("Module", list(candidates["module"]), "module", boxes[2], disabled=len(candidates) == 1)
-row = candidates[candidates["module"] == module].iloc[0]
-
-here = layer, projection
-if not any((cell["layer"], cell["projection"]) == here for cell in picked()):
-    if picked():  # the cell came from a box, another adapter …
-        renew()
-    st.session_state["_framed"] = here
-with heat_place:
-    # As it was when it was drawn: a click is framed by the browser, and nothing is sent.
-    framed = st.session_state["_framed"]
-    draw(
-        remembered(
-            ("heat", shown, str(threshold), metric, framed, palette.dark()),
-            lambda: charts.heatmap(cells, metric, framed),
-        ),
-        key=heat_key(),
-        on_select=clicked,
-        selection_mode="cell",
-        alt=f"{charts.metric_name(metric)} over layers and projections of {adapter}; "
-        f"from {cells[metric].min():.4g} to {cells[metric].max():.4g}. The boxes below name the framed cell.",
-    )
-    st.caption("Click a cell, or choose it below.")
-
-
-def ranks_of(found: Inspection, method: str) -> None:
+def ranks_of(found: Inspection, method: str, row: pd.Series) -> None:
     """Sizes in a line, ranks as numbers, and which factor limits."""
     facts, ranks = found.facts, found.ranks
     st.caption(
@@ -141,16 +110,16 @@ def ranks_of(found: Inspection, method: str) -> None:
     st.markdown(f"By the ranks of its factors, rank ΔW is {between}; {which}.")
 
 
-def of_module() -> tuple[pd.DataFrame, Any, pd.DataFrame, pd.DataFrame]:
+def of_module(module: str) -> tuple[pd.DataFrame, Any, pd.DataFrame, pd.DataFrame]:
     """The module's spectrum, its null, and the curves of both."""
     mine = at_step(context.spectra[(context.spectra["adapter"] == adapter) & (context.spectra["module"] == module)])
     drawn = null(numbered[numbered["module"] == module])
     return mine, drawn, views.curves(mine), views.null_curves(drawn.spectra)
 
 
-def module_spectrum() -> None:
+def module_spectrum(module: str) -> None:
     # Only the threshold's line moves with the threshold.
-    mine, drawn, curves, beside = remembered(("module", shown, module), of_module)
+    mine, drawn, curves, beside = remembered(("module", shown, module), lambda: of_module(module))
     st.markdown("**Singular values of ΔW**" + (", dotted: random factors of the same norm" if len(beside) else ""))
     draw(
         charts.spectrum(curves, looks, threshold, views.limits_of(mine, threshold), beside),
@@ -200,16 +169,17 @@ def middle_image(middle: Picture, tiles: Picture | None) -> None:
     draw(chart, key="sigma_image", alt="Magnitude of Σ'")
 
 
-def one_module() -> None:
+def one_module(row: pd.Series) -> None:
+    module = row["module"]
     source = next(source for source in context.sources if source.label == adapter)
     numbers = st.container()
     left, right = st.columns(2)
     with left:
-        module_spectrum()  # first: the browser draws it while the factors are read
+        module_spectrum(module)  # first: the browser draws it while the factors are read
     found: Inspection = inspect(source, module, step)
     method = style.method_look(found.facts.method).label
     with numbers:
-        ranks_of(found, method)
+        ranks_of(found, method, row)
     if found.slots is not None:
         with right:
             slot_chart(found, found.slots, method)
@@ -221,16 +191,50 @@ def one_module() -> None:
             middle_image(found.middle, found.tiles)
 
 
-offer(table, "layer_metrics", "heatmap", numbered, metric=metric)
-with folded("Table", "table") as opened:
-    if opened:
-        show(table)
+@st.fragment
+def layers_and_module() -> None:
+    """The heat map and the module of its framed cell: what a click on another cell runs again."""
+    heat_place = st.container()
+    boxes = st.columns([2, 2, 5], vertical_alignment="bottom")
+    projection = choose("Projection", style.projections_in_order(table["projection"]), "projection", boxes[0])
+    of_projection = set(table.loc[table["projection"] == projection, "layer"])
+    layer = choose("Layer", [layer for layer in in_order if layer in of_projection], "layer", boxes[1])
+    candidates = table[(table["layer"] == layer) & (table["projection"] == projection)]
+    module = choose("Module", list(candidates["module"]), "module", boxes[2], disabled=len(candidates) == 1)
+    row = candidates[candidates["module"] == module].iloc[0]
 
-st.subheader("One module", anchor=False)
-st.text(module)
-try:
-    one_module()
-except AdapterError as error:
-    st.error(markdown(str(error)), icon=":material/error:")
+    here = layer, projection
+    if not any((cell["layer"], cell["projection"]) == here for cell in picked()):
+        if picked():  # the cell came from a box, another adapter …
+            renew()
+        st.session_state["_framed"] = here
+    with heat_place:
+        # As it was when it was drawn: a click is framed by the browser, and nothing is sent.
+        framed = st.session_state["_framed"]
+        draw(
+            remembered(
+                ("heat", shown, str(threshold), metric, framed, palette.dark()),
+                lambda: charts.heatmap(cells, metric, framed),
+            ),
+            key=heat_key(),
+            on_select=clicked,
+            selection_mode="cell",
+            alt=f"{charts.metric_name(metric)} over layers and projections of {adapter}; "
+            f"from {cells[metric].min():.4g} to {cells[metric].max():.4g}. The boxes below name the framed cell.",
+        )
+        st.caption("Click a cell, or choose it below.")
+    offer(table, "layer_metrics", "heatmap", numbered, metric=metric)
+    with folded("Table", "table") as opened:
+        if opened:
+            show(table)
 
+    st.subheader("One module", anchor=False)
+    st.text(module)
+    try:
+        one_module(row)
+    except AdapterError as error:
+        st.error(markdown(str(error)), icon=":material/error:")
+
+
+layers_and_module()
 explanation("layers")
