@@ -73,11 +73,14 @@ def _middle(sigma: Tensor, A: Tensor) -> Tensor:
 
 def _add(result: Tensor, x: Tensor, B: Tensor, S: Tensor | None, A: Tensor) -> Tensor:
     kind = x.device.type
-    # By hand, because autocast acts on the forward pass of a Function alone.
+    # By hand, because autocast acts on the forward pass of a Function alone, and on what is to stay wide in it, too.
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else A.dtype
     x = x.reshape(-1, x.shape[-1]).to(dtype)
     y = result.reshape(-1, result.shape[-1])
-    out: Any = _BlockProduct.apply(y, x, B.to(dtype), None if S is None else S.to(dtype), A.to(dtype))
+    if S is not None and not _copies(x):  # else Σ' stays as it is, see _mix
+        S = S.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        out: Any = _BlockProduct.apply(y, x, B.to(dtype), S, A.to(dtype))
     return out.view(result.shape)
 
 
@@ -115,7 +118,7 @@ class _BlockProduct(torch.autograd.Function):
             # A x again. back counts nothing, but with it a compiler cannot keep the forward pass's product instead.
             hidden = torch.baddbmm(back, A, columns, beta=0)
             dB = torch.bmm(_mix(S, hidden), rows.transpose(1, 2)).transpose(1, 2)
-            dS = torch.bmm(_swapped(back), _swapped(hidden).transpose(1, 2)) if of_S else None
+            dS = torch.bmm(_slots(S, back), _slots(S, hidden).transpose(1, 2)) if of_S else None
         back = _mix(None if S is None else S.transpose(1, 2), back)
         if of_A:
             dA = torch.bmm(back, columns.transpose(1, 2))
@@ -130,8 +133,20 @@ def _blocks(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _mix(S: Tensor | None, hidden: Tensor) -> Tensor:
-    """Σ' hidden for hidden (b, r, T): for each slot k a product with S_k (b, b)."""
-    return hidden if S is None else _swapped(torch.bmm(S, _swapped(hidden)))
+    """Σ' hidden for hidden (b, r, T): for each slot k a product with S_k (b, b), in the dtype of S.
+
+    That is float32 where the factors are halves on a CPU: its products take views, halves would be put in order
+    before and after, and a processor without products of halves would take fifty times as long.
+    """
+    if S is None:
+        return hidden
+    mixed = torch.bmm(S, _slots(S, hidden)).transpose(0, 1)
+    return mixed if S.dtype == hidden.dtype else mixed.to(hidden.dtype, memory_format=torch.contiguous_format)
+
+
+def _slots(S: Tensor, hidden: Tensor) -> Tensor:
+    """hidden (b, r, T) with its slots first, (r, b, T), in the dtype of S."""
+    return hidden.transpose(0, 1).to(S.dtype)
 
 
 def _rows(hidden: Tensor, factor: Tensor) -> Tensor:

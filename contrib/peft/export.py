@@ -71,7 +71,7 @@ LAYER = {
     "catalogue/sizes.py": ["common_divisors", "check_blocks", "cheapest_blocks", "listed"],
     "peft_methods/contraction.py": [
         "effective_sigma", "add_bora", "look_up", "dense_bora", "wide", "_middle", "_add", "_BlockProduct", "_blocks",
-        "_mix", "_rows", "_swapped", "_copies",
+        "_mix", "_slots", "_rows", "_swapped", "_copies",
     ],
     "peft_methods/adapter_layer.py": [
         "AdapterLayer", "layer_class", "_a", "_backend", "of_pattern", "initialised", "wide_factor",

@@ -294,3 +294,32 @@ def test_blocks_by_pattern() -> None:
         "v_proj": 4,
         "down_proj": 4,
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_sigma_is_multiplied_in_float32_where_halves_would_be_slow(dtype: torch.dtype, autocast: bool) -> None:
+    """Forwards and backwards, on a CPU; under autocast, too, which would make halves of it again."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    b, r, tokens = 4, 2, 6
+    of_sigma: list[torch.dtype] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.bmm.default and args[0].shape[0] == r:
+                of_sigma.extend(value.dtype for value in args)
+            return func(*args, **(kwargs or {}))
+
+    own = torch.float32 if autocast else dtype
+    B, A, sigma = (
+        numbers(*shape, seed=seed).to(own).requires_grad_()
+        for seed, shape in enumerate([(b, 3, r), (b, r, 3), (b, b, r)])
+    )
+    x = numbers(tokens, 3 * b, seed=3).to(own)
+    with Watch():
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            y = contraction.add_bora(torch.zeros(tokens, 3 * b, dtype=dtype), x, B, sigma.float(), A)
+        y.sum().backward()
+    assert y.dtype == dtype
+    assert of_sigma == [torch.float32] * 8  # forwards; backwards Σ' twice, and its own gradient
