@@ -80,7 +80,8 @@ class Recommendation:
     table : one row per projection, and per group of its layers that differs much; see :func:`recommend`. ``columns``
         before they are a frame.
     config : r, lora_alpha, rank_pattern, alpha_pattern for PEFT's ``LoraConfig``; for a BoRA or MELoRA adapter those of
-        its own configuration, with num_blocks or num_minis. α/r (rsLoRA: α/√r) stays what it was in every module.
+        its own configuration, with num_blocks or num_minis, and pad where these need it. α/r (rsLoRA: α/√r) stays what
+        it was in every module.
     ranks : module → advised rank of ΔW.
     parameters, advised_parameters : trained, and with the advice, in the same modules and the same method (LoRA for a
         method without blocks).
@@ -323,6 +324,8 @@ def _config(method: str, whole: str, modules: list[_Module], own: Mapping[str, i
     if whole in _BLOCKED:
         b, by_pattern = patterns({each.module: each.blocks for each in modules})
         config["num_blocks" if whole == "bora" else "num_minis"] = {**by_pattern, ".*": b} if by_pattern else b
+        if may_pad(METHODS[whole]) and any(each.m % each.blocks or each.n % each.blocks for each in modules):
+            config["pad"] = True
     return config
 
 

@@ -19,7 +19,7 @@ def common_divisors(sizes: Iterable[int]) -> tuple[int, ...]:
 
 
 #: What else may be done about a b of BoRA's that does not divide.
-PADS = "; or pad the layer (pad=True, --pad), whose rank bound may be lower"
+PADS = "; or pad the layer (pad=True, --pad, for train --set pad=true), whose rank bound may be lower"
 
 
 def check_blocks(b: int, shapes: Iterable[tuple[int, int]], more: str = "") -> None:

@@ -35,6 +35,7 @@ _RANKS: dict[str, tuple[str, type | tuple[type, ...], str]] = {
     "alpha_pattern": ("alpha_pattern", dict, "patterns"),
     "num_blocks": ("blocks", int, "one number for all modules"),
     "num_minis": ("blocks", int, "one number for all modules"),
+    "pad": ("pad", bool, "true or false"),
 }
 
 
@@ -215,8 +216,9 @@ def train(
     }
     if "method" in chosen:
         settings = without_options(settings, chosen["method"])
-    if changes or configuration:
-        chosen["peft"] = configuration | changes
+    own = {"pad": ranks.pop("pad")} if "pad" in ranks else {}  # no option of its own
+    if own or changes or configuration:
+        chosen["peft"] = own | configuration | changes
     if twice := sorted(ranks.keys() & chosen.keys()):
         raise click.UsageError(f"got --ranks and {', '.join(f'--{name}' for name in twice)}; expected one of them")
     settings |= chosen | ranks

@@ -88,6 +88,10 @@ class BoraConfig(AdapterConfig):
         of rank, near √(m+n) (the smaller of two that tie, see
         :func:`bora_analysis.analysis.optimal_blocks.optimal_blocks`); or a dictionary regular expression → either
         (``"auto"`` for other modules). The paper trains with 8 and 16.
+    pad : accept a b that does not divide m or n (``"auto"`` takes a divisor all the same). The blocks have ⌈m/b⌉ rows
+        and ⌈n/b⌉ columns, and ΔW is the first m rows and n columns of their product, so that the last blocks are
+        smaller, or empty. The factors keep their sizes. The rank of ΔW is then at most Σ_i min(p_i, r) over the rows
+        p_i (or columns) of the blocks of the shorter side, which may lie below br and min(m, n).
     activation : how Σ follows from σ: ``"exp-norm"`` (eq. 5), its ablations ``"no-exp"`` (σ/Mav(σ)) and ``"no-norm"``
         (Exp(σ)) of §4.3, or ``"identity"`` (σ is Σ).
 
@@ -101,7 +105,8 @@ class BoraConfig(AdapterConfig):
     Raises
     ------
     ValueError
-        A setting out of range; b that does not divide m and n, or a target without a module, once the model is known.
+        A setting out of range; b that does not divide m and n without pad, or a target without a module, once the model
+        is known.
 
     Examples
     --------
@@ -111,6 +116,7 @@ class BoraConfig(AdapterConfig):
     """
 
     num_blocks: int | str | dict[str, int | str] = "auto"
+    pad: bool = False
     activation: Literal["exp-norm", "no-exp", "no-norm", "identity"] = "exp-norm"
     init: InitVar[str] = "default"  # not upstream
     target: InitVar[Any] = None  # not upstream
@@ -121,6 +127,7 @@ class BoraConfig(AdapterConfig):
         self.near = _near(init, target, self.init_lora_weights)  # not upstream
         for b in _values(self.num_blocks):
             _expect(_is_count(b) or b == "auto", "num_blocks", b, "a positive integer, 'auto', or a pattern of them")
+        _expect(isinstance(self.pad, bool), "pad", self.pad, "True or False")
         _expect(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}")
 
 

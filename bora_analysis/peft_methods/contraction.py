@@ -30,9 +30,14 @@ def effective_sigma(sigma: Tensor, activation: str, scaling: float) -> Tensor:
 
 
 def add_bora(result: Tensor, x: Tensor, B: Tensor, sigma: Tensor, A: Tensor) -> Tensor:
-    """result + B' Σ' A' x, with the scaling in Σ. ``result`` is (…, m) and x (…, n)."""
+    """result + B' Σ' A' x, with the scaling in Σ. ``result`` is (…, m) and x (…, n), less than padded blocks have."""
+    m = result.shape[-1]
+    rows, columns = B.shape[0] * B.shape[1] - m, A.shape[0] * A.shape[2] - x.shape[-1]
+    result = functional.pad(result, (0, rows)) if rows else result
+    x = functional.pad(x, (0, columns)) if columns else x
     # Contiguous slots: with others torch multiplies one slot at a time, and copies each.
-    return _add(result, x, B, sigma.permute(2, 0, 1).contiguous(), A)
+    added = _add(result, x, B, sigma.permute(2, 0, 1).contiguous(), A)
+    return added[..., :m].contiguous() if rows else added  # a model may view its output otherwise
 
 
 def add_melora(result: Tensor, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
@@ -41,15 +46,18 @@ def add_melora(result: Tensor, x: Tensor, B: Tensor, A: Tensor) -> Tensor:
 
 
 def look_up(ids: Tensor, B: Tensor, sigma: Tensor, table: Tensor, padding: int | None) -> Tensor:
-    """ΔW's columns for token ids of any shape, (…, m); ``table`` is A' with a row for each token, (n, r)."""
+    """ΔW's columns for token ids of any shape, (…, m); ``table`` is A' with a row for each token, (n, r).
+
+    Of padded blocks it has all rows; ``table`` ends with the last token.
+    """
     tokens = ids.flatten()
-    block = tokens // (len(table) // len(B))
+    block = tokens // -(-len(table) // len(B))
     hidden = sigma.transpose(0, 1)[block] * functional.embedding(tokens, table, padding)[:, None]  # (T, b, r)
     return _rows(hidden.permute(1, 2, 0).to(B.dtype), B.transpose(1, 2)).reshape(*ids.shape, -1)
 
 
 def dense_bora(B: Tensor, sigma: Tensor, A: Tensor) -> Tensor:
-    """ΔW (m, n), with the scaling in Σ."""
+    """ΔW (m, n), with the scaling in Σ; of padded blocks with their rows and columns."""
     return torch.bmm(B, _middle(sigma, A)).flatten(0, 1)
 
 

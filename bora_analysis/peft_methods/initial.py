@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..adapters import Adapter
 from ..adapters.given import one_of
 from ..analysis.capture import nearest
+from ..updates.blocks import lora
 from ..updates.contract import Update
 from ..updates.dense import dense
 
@@ -71,17 +73,28 @@ class Target:
             raise ValueError(
                 f"{layer.module_name}: lora_alpha is 0, and with it every ΔW; expected another for a target"
             )
-        update = self.update(layer.module_name, (layer.out_features, layer.in_features))
+        m, n = layer.out_features, layer.in_features
+        update = padded(self.update(layer.module_name, (m, n)), *layer.padding(adapter_name))
         wish = ("bora", layer.r[adapter_name], layer.num_blocks[adapter_name])
         try:
             parts = nearest(update, wish, bora_activation=layer.activation[adapter_name], starts=1)
         except ValueError as error:
             raise ValueError(f"{layer.module_name}: {error}") from None
-        found = {"A": parts["A"].reshape(A.shape), "B": parts["B"] / scaling, "sigma": parts["sigma"]}
+        # What is cut off is no nearer: the target is zero there.
+        B, A0 = parts["B"][:m] / scaling, parts["A"][:, :n].reshape(A.shape)
+        found = {"A": A0, "B": B, "sigma": parts["sigma"]}
         places: dict[str, nn.ParameterDict] = {"A": layer.bora_A, "B": layer.bora_B, "sigma": layer.bora_sigma}
         with torch.no_grad():
             for part, place in places.items():
                 place[adapter_name].copy_(torch.from_numpy(found[part]))
+
+
+def padded(update: Update, rows: int, columns: int) -> Update:
+    """The update with so many rows and columns of zeros below and beside it."""
+    if not (rows or columns):
+        return update
+    left, right = update.factors()
+    return lora(np.pad(left, [(0, rows), (0, 0)]), np.pad(right, [(0, 0), (0, columns)]), any_rank=True)
 
 
 def target_of(init: str, target: Any, trained: bool) -> Target | None:

@@ -7,7 +7,7 @@ from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..catalogue.sizes import cheapest_blocks, check_blocks
+from ..catalogue.sizes import PADS, cheapest_blocks, check_blocks
 from .adapter_layer import AdapterLayer, initialised, of_pattern, wide_factor
 from .config import BoraConfig, HydraloraConfig, MeloraConfig, MoeloraConfig, SboraConfig
 from .contraction import add_bora, add_melora, dense_bora, dense_melora, effective_sigma, wide
@@ -31,7 +31,8 @@ class BoraLinear(AdapterLayer):
             b = of_pattern(b, self.module_name, "auto")
         if isinstance(b, str):  # "auto"
             b = cheapest_blocks(self.out_features, self.in_features)
-        _check_blocks(b, self, self.in_features)
+        if not config.pad:
+            _check_blocks(b, self, self.in_features, PADS)
         self.num_blocks[adapter_name] = b
         self.activation[adapter_name] = config.activation
         self.bora_A[adapter_name] = initialised(r, *self.input_shape)
@@ -45,11 +46,19 @@ class BoraLinear(AdapterLayer):
 
     def dense_delta(self, adapter_name: str) -> Tensor:
         B, A = wide_factor(self.bora_B[adapter_name]), wide_factor(self.bora_A[adapter_name])
-        return dense_bora(*self.blocks(adapter_name, B, A))
+        dense = dense_bora(*self.blocks(adapter_name, B, A))
+        return dense[: self.out_features, : self.in_features].contiguous() if any(self.padding(adapter_name)) else dense
+
+    def padding(self, name: str) -> tuple[int, int]:
+        """The rows and columns that the blocks have beyond m and n."""
+        return -self.out_features % self.num_blocks[name], -self.in_features % self.num_blocks[name]
 
     def blocks(self, name: str, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        b = self.num_blocks[name]
+        """B (b, ⌈m/b⌉, r), scaled Σ (b, b, r) and A (b, r, ⌈n/b⌉), with zeros beyond m and n."""
+        b, (rows, columns) = self.num_blocks[name], self.padding(name)
         sigma = effective_sigma(self.bora_sigma[name], self.activation[name], self.scaling[name])
+        B = functional.pad(B, (0, 0, 0, rows)) if rows else B
+        A = functional.pad(A.flatten(1), (0, columns)) if columns else A
         return B.view(b, -1, B.shape[1]), sigma, A.reshape(len(A), b, -1).transpose(0, 1)
 
 
@@ -220,8 +229,8 @@ class MoeLoraLinear(RoutedLinear):
         return result + self.mixed(gates, hidden.unflatten(-1, A.shape[:2]), self.moelora_B[adapter_name])
 
 
-def _check_blocks(b: int, layer: AdapterLayer, n: int) -> None:
+def _check_blocks(b: int, layer: AdapterLayer, n: int, more: str = "") -> None:
     try:
-        check_blocks(b, [(layer.out_features, n)])
+        check_blocks(b, [(layer.out_features, n)], more)
     except ValueError as error:
         raise ValueError(f"{layer.module_name}: {error}") from None

@@ -30,7 +30,7 @@ class _Embedding(AdapterLayer):
     def apply_delta(self, name: str, result: Tensor, x: Tensor) -> Tensor:
         base: Any = self.get_base_layer()
         scale = self._get_embed_scale()
-        found = look_up(x, *self.table(name), base.padding_idx)
+        found = look_up(x, *self.table(name), base.padding_idx)[..., : self.out_features]
         return result + (found if scale is None else found * scale)
 
     def table(self, name: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,10 +12,10 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..catalogue import METHODS, Training
+from ..catalogue import METHODS, Training, may_pad
 from ..catalogue.architectures import LETTERS
 from ..catalogue.module_names import projection
-from ..catalogue.sizes import check_blocks
+from ..catalogue.sizes import PADS, check_blocks
 from .errors import TrainingError
 from .settings import OPTIONS, Settings, blocks_of
 
@@ -52,9 +52,10 @@ def peft_config(settings: Settings, model: Any, steps: int = 1) -> Any:
     row, training = METHODS[settings.method], method_of(settings)
     values = {**vars(settings), **_following(settings, steps), "targets": targets}
     values["blocks"] = blocks = blocks_of(settings)
-    if blocks is not None and row.cut and "blocks" in training.passed.values():
+    padded = may_pad(row) and (settings.peft or {}).get("pad")
+    if blocks is not None and row.cut and not padded and "blocks" in training.passed.values():
         try:
-            check_blocks(blocks, chosen.values())
+            check_blocks(blocks, chosen.values(), PADS if may_pad(row) else "")
         except ValueError as error:
             raise TrainingError(f"blocks is {blocks}: {error}") from None
     told: dict[str, Any] = {"target_modules": targets}

@@ -18,6 +18,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {"r": 2, "num_blocks": 4, "lora_alpha": 5, "target_modules": ["first", "second"]},
     "auto": {"r": 3, "activation": "no-norm", "use_rslora": True, "target_modules": ["second"], "bias": "bora_only"},
     "others": {"r": 2, "num_blocks": 2, "target_modules": ["words", "image"], "modules_to_save": ["second"]},
+    "padded": {"r": 2, "num_blocks": 5, "pad": True, "target_modules": ["first", "second", "words", "image"]},
     "patterns": {
         "r": 4,
         "num_blocks": {"first": 8},

@@ -52,6 +52,7 @@ WORDS = {
     r"\(bora_analysis\.convert\)": "(peft.convert_to_lora)",
     r", see :func:`bora_analysis[^`]*`": "",
     " for BoRA, N·r for MELoRA": "",
+    r"pad=True, --pad, for train --set pad=true": "pad=True",
     r"As in :func:`bora_analysis[^`]*`, σ = 0": "σ = 0",
     r" \(the smaller\s+of two that tie, see\s+:func:`bora_analysis[^)]*\)": " (the smaller of two that tie)",
     "TRANSFORMERS_MODELS_TO_LORA_TARGET": "TRANSFORMERS_MODELS_TO_BORA_TARGET",
@@ -68,7 +69,7 @@ MODULES = {
 }  # fmt: skip
 #: Parts of layer.py in order, by the file that they are from.
 LAYER = {
-    "catalogue/sizes.py": ["common_divisors", "check_blocks", "cheapest_blocks", "listed"],
+    "catalogue/sizes.py": ["common_divisors", "PADS", "check_blocks", "cheapest_blocks", "listed"],
     "peft_methods/contraction.py": [
         "effective_sigma", "add_bora", "look_up", "dense_bora", "wide", "_middle", "_add", "_BlockProduct", "_blocks",
         "_mix", "_slots", "_rows", "_swapped", "_copies",

@@ -58,7 +58,7 @@ def test_the_cheapest_number_of_blocks_is_that_of_the_analysis() -> None:
         assert cheapest_blocks(m, n) == optimal_blocks(m, n).best[0]
 
 
-@pytest.mark.parametrize("case", ["plain", "auto", "others", "patterns"])
+@pytest.mark.parametrize("case", ["plain", "auto", "others", "padded", "patterns"])
 def test_the_exported_tuner_computes_what_ours_does(
     export: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:

@@ -323,6 +323,18 @@ def test_relora_trains_one_pair_after_the_other(home: Path, tmp_path: Path) -> N
         assert np.linalg.matrix_rank(update.to_dense()) == 6
 
 
+def test_bora_on_layers_that_its_blocks_do_not_divide(home: Path, tmp_path: Path) -> None:
+    words = ["train", "--model", str(home / "encoder"), "--data", str(home / "reviews.csv"), "--label", "label"]
+    words += ["--method", "bora", "-r", "2", "--blocks", "5", "--set", "pad=true", "--steps", "2"]
+    run = CliRunner().invoke(main, [*words, "--learning-rate", "0.01", "--device", "cpu", "-o", str(tmp_path / "run")])
+    assert run.exit_code == 0, run.output
+    adapter: Any = read_adapter(tmp_path / "run")
+    assert {update.facts.rank_bound for update in adapter.values()} == {10}  # rows of 7, 7, 7, 7 and 4
+    assert all(np.abs(update.to_dense()).max() > 1e-5 for update in adapter.values())
+    model = with_updates(home, adapter, tmp_path / "run")
+    torch.testing.assert_close(outcome(loaded(home, tmp_path / "run")), outcome(model), rtol=0, atol=1e-5)
+
+
 def test_adalora_ends_with_the_ranks_of_its_budget(home: Path, tmp_path: Path) -> None:
     told = settings(home, "adalora", r=4, steps=8, peft={"target_r": 2, "tfinal": 2})
     train(told, tmp_path / "run", device="cpu")

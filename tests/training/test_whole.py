@@ -121,6 +121,7 @@ def test_a_run_that_diverges_is_told_so(home, tmp_path):
         ("lora", {}, 1),
         ("lora", {"use_rslora": True}, 1),
         ("bora", {"num_blocks": 4}, 4),
+        ("bora", {"num_blocks": 5, "pad": True}, 5),
         ("melora", {"num_minis": 2}, 2),
     ],
 )

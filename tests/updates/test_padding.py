@@ -127,7 +127,9 @@ def test_a_file_says_that_it_is_padded(tmp_path, kind):
     assert layer_metrics(read)["rank_bound"].tolist() == [8, 7]  # blocks of 4, 4, 4, 4, 0 and 2, 2, 2, 1, 0
     if kind != "init":  # a ΔW of zeros is compared with nothing
         assert null(read).missing[0].endswith("no null: is padded: its blocks differ in size")
-        advised = recommend(read).table  # of a rank that its blocks cannot form, r is raised until they can
+        advice = recommend(read)
+        assert (advice.config["num_blocks"], advice.config["pad"]) == (5, True)
+        advised = advice.table  # of a rank that its blocks cannot form, r is raised until they can
         for rank, r in zip(advised["rank"], advised["r"], strict=True):
             assert padded_bound(24, 16, r, 5) >= rank or padded_bound(7, 16, r, 5) >= rank
     config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
