@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,8 +53,11 @@ def sweep(
     """
     from .. import sweep as run
     from ..files.errors import counted
+    from ..fleet.child import without_pandas
 
-    with usage(), _progress(sys.stderr.isatty() if shown is None else shown) as told:
+    # Clusters and the sketches of others may want pandas.
+    bare = without_pandas() if options["engine"] == "local" and not options["sketch"] else nullcontext()
+    with bare, usage(), _progress(sys.stderr.isatty() if shown is None else shown) as told:
         done = run(paths, memory=int(memory * 2**30), on_progress=told, **options, **reading, **analysis)
     for line in done.errors:
         fail(line)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from operator import itemgetter
 
 from .results import ADAPTERS, LAYER_METRICS, PARTS, RANGES, SKETCHES, SPECTRA, rows_of, schema
 from .storage import Storage
@@ -75,6 +76,7 @@ class Book:
             earlier = table.filter(pa.array([id in same for id in table["id"].to_pylist()], pa.bool_()))
             rows = [row | {"stamp": same[row["id"]]} for row in earlier.to_pylist()] + rows
         if rows:
+            rows.sort(key=itemgetter("id"))  # as rows_of wants them
             self._add(pa.Table.from_pylist(rows, schema(ADAPTERS)))
         self._waiting, self._written = [], time.monotonic()
 

@@ -14,6 +14,8 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 #: What it says first, when all is loaded.
@@ -62,6 +64,17 @@ class _Without:
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "pandas":
             raise ModuleNotFoundError("a sweep's process does without pandas", name=name)
+
+
+@contextmanager
+def without_pandas() -> Iterator[None]:
+    """The same for the process that leads a sweep, as long as the sweep goes on."""
+    finder = _Without()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
 
 
 def send(pipe: BinaryIO, message: bytes) -> None:

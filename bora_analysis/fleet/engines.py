@@ -76,8 +76,16 @@ def _backend(engine: str, address: str | None, workers: int | None) -> Iterator[
 
 @contextmanager
 def _local(address: str | None, workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Threads of this process, for a function that leaves its work to a process of its own, as :mod:`.keeper` does."""
-    yield lambda function, waiting: _unordered(function, waiting, workers or available_cores(), backend="threading")
+    """Threads of this process, for a function that leaves its work to a process of its own, as :mod:`.keeper` does.
+
+    The standard library's, which are joblib's threads, too: its import takes as long as ten adapters.
+    """
+    from multiprocessing.pool import ThreadPool
+
+    with ThreadPool(workers or available_cores()) as pool:
+        yield lambda function, waiting: pool.imap_unordered(
+            lambda batch: function(batch[0], *batch[1]), list(waiting.items())
+        )
 
 
 @contextmanager

@@ -61,11 +61,11 @@ def part_of(id: str, content: str, options: str) -> str:
 def _outcome(item: Item, place: Path, id: str, task: Task, job: Job, start: float) -> Outcome:
     hashed = task.hashed
     try:
-        read_at = time.time()
+        read_at, files = time.time(), _files(place)
         if hashed is None:
-            hashed = _hashed(place)
+            hashed = content_hash(files, _home(place))
             if task.known.get(id) == hashed[0]:
-                return {"same": id, "stamp": _stamp(item, place, hashed[0], read_at)}
+                return {"same": id, "stamp": _stamp(item, place, files, hashed[0], read_at)}
         adapter = _read(item, place, job)
         storage, part = Storage.at(job.results), part_of(id, hashed[0], job.options)
         if task.kind == PLAN:
@@ -84,7 +84,7 @@ def _outcome(item: Item, place: Path, id: str, task: Task, job: Job, start: floa
         row = _row(adapter, tables[LAYER_METRICS], job)
         tables[LAYER_METRICS] = tables[LAYER_METRICS].drop_columns(list(_ORIGIN))
         _write(storage, names, tables)
-        mark = _stamp(item, place, hashed[0], read_at)
+        mark = _stamp(item, place, files, hashed[0], read_at)
         seconds = time.monotonic() - start + task.seconds
         found = {
             "id": id,
@@ -163,7 +163,11 @@ def _home(place: Path) -> Path:
     return place if place.is_dir() else place.parent
 
 
-def _stamp(item: Item, place: Path, content: str, read_at: float) -> str:
+def _files(place: Path) -> list[Path]:
+    return [path for path in paths_read(place) if path.is_file()]
+
+
+def _stamp(item: Item, place: Path, files: Sequence[Path], content: str, read_at: float) -> str:
     """The stamp of the files that were read; AdapterError where their content changed since it was hashed.
 
     Another stamp than that of the search does not say so yet: the files may have been touched, or have changed before
@@ -172,16 +176,12 @@ def _stamp(item: Item, place: Path, content: str, read_at: float) -> str:
     if item.kind in (HUB, URL) or not item.stamp:
         return item.stamp
     found = {os.path.realpath(path) for path in item.files}
-    if any(path.is_file() and os.path.realpath(path) not in found for path in paths_read(place)):
+    if any(os.path.realpath(path) not in found for path in files):
         return ""  # a base model or a start in a folder of its own, which the search has not seen: hashed each time
     now = stamp((path, local(os.stat(path))) for path in item.files)  # noqa: PTH116
-    if now != item.stamp and _hashed(place)[0] != content:
+    if now != item.stamp and content_hash(_files(place), _home(place))[0] != content:
         raise AdapterError(f"{item.id}: changed while it was read; sweep again")
     return stamp_at_rest(item.files, read_at)
-
-
-def _hashed(place: Path) -> tuple[str, int]:
-    return content_hash([path for path in paths_read(place) if path.is_file()], _home(place))
 
 
 @lru_cache(1)

@@ -57,6 +57,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import AdapterError
@@ -280,7 +281,10 @@ def rows_of(storage: Storage) -> pa.Table:
     if not tables:
         return schema(ADAPTERS).empty_table()
     whole = pa.concat_tables(tables)
-    last = {each: place for place, each in enumerate(whole["id"].to_pylist())}
+    ids = whole["id"].to_pylist()
+    if all(one < other for one, other in pairwise(ids)):
+        return whole
+    last = {each: place for place, each in enumerate(ids)}
     return whole.take([last[each] for each in sorted(last)])
 
 

@@ -6,6 +6,8 @@ import doctest
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,22 @@ def test_its_numbers_are_those_of_analyse(tmp_path: Path):
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return adapters(tmp_path_factory.mktemp("fleet"), 6)
+
+
+def test_the_process_that_leads_imports_little_and_its_rows_are_frames_afterwards(fleet: Path, tmp_path: Path):
+    """Half a second of a sweep on this machine was the import of pandas, joblib and pyarrow's datasets."""
+    code = (
+        "import sys; from bora_analysis.cli import main\n"
+        "main(sys.argv[1:], standalone_mode=False)\n"
+        "print(sorted({'pandas', 'joblib', 'pyarrow.dataset', 'pyarrow.compute', 'scipy'} & set(sys.modules)))\n"
+        "from bora_analysis.fleet.results import Results\n"
+        "import pyarrow as pa, pandas as pd\n"
+        "frame = Results(sys.argv[-1]).adapters()\n"
+        "print(type(frame).__name__, len(frame), pa.array(pd.Series([1.0, None])).null_count)"
+    )
+    words = ["sweep", str(fleet), "--workers", "1", "-o", str(tmp_path / "out")]
+    said = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[1:] == ["[]", "DataFrame 6 1"]
 
 
 @pytest.mark.parametrize("results", ["folder", "url"])
