@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence, ValuesView
 from dataclasses import replace
 from pathlib import Path
@@ -63,13 +63,21 @@ def one_of(given: Any, **reading: Unpack[Options]) -> Adapter:
 
 def named_apart(adapters: list[Adapter]) -> list[Adapter]:
     """Adapters of one name get longer ones: by as much of their paths as needed, or else by a number."""
-    out, seen = [], Counter[tuple[str, int | None]]()
+    alike, seen = defaultdict[str, list[Adapter]](list), Counter[tuple[str, int | None]]()
     for adapter in adapters:
-        homes = {_home(other) for other in adapters if other.name == adapter.name}
-        name, home = adapter.name, _home(adapter)
-        if len(homes) > 1 and home is not None:
-            depth = next(k for k in range(1, 99) if len({other.parts[-k:] for other in homes if other}) == len(homes))
-            name = "/".join(home.parts[-depth:])
+        alike[adapter.name].append(adapter)
+    longer: dict[tuple[str, Path | None], str] = {}
+    for name, group in alike.items():
+        homes = {_home(adapter) for adapter in group} if len(group) > 1 else set()
+        places = [home for home in homes if home is not None]  # None: one in memory
+        if len(homes) > 1:
+            depth = next(k for k in range(1, 99) if len({home.parts[-k:] for home in places}) == len(places))
+            longer |= {(name, home): "/".join(home.parts[-depth:]) for home in places}
+    out = []
+    for adapter in adapters:
+        name = adapter.name
+        if len(alike[name]) > 1:
+            name = longer.get((name, _home(adapter)), name)
         seen[name, adapter.step] += 1
         name += f" ({seen[name, adapter.step]})" if seen[name, adapter.step] > 1 else ""
         out.append(replace(adapter, name=name))

@@ -11,8 +11,6 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..analysis.columns import Columns, missing
 from ..analysis.columns import mean as average
 from ..atomic import replacing
@@ -38,7 +36,7 @@ def layer_table(layers: Columns | pd.DataFrame, threshold: float | str | Thresho
         title += f", r = {span(part['r'])}"
         if (part["blocks"] > 1).any():
             title += f", b = {span(part['blocks'])}"
-        title += f", scaling {part['scaling'][0]:.4g}" if len(np.unique(part["scaling"])) == 1 else ""
+        title += f", scaling {part['scaling'][0]:.4g}" if len(set(part["scaling"].tolist())) == 1 else ""
         title += f"; {counted(len(part), 'module')}, {part['parameters'].sum():,} parameters"
         columns = [_column(part, "bound", "rank_bound", meaning="highest rank that the sizes allow")]
         columns += [_column(part, f"σ>{tau.formula}", "effective_rank", meaning="effective rank")]

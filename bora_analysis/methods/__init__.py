@@ -18,7 +18,7 @@ name in :mod:`.unreadable`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ _LAST = METHODS["lora"].module
 
 def implementation(method: str) -> ModuleType:
     """The file of a method that has one."""
-    return import_module(METHODS[method].module, __name__)
+    return _imported(METHODS[method].module)
 
 
 def form(method: str, *, pad: bool = False) -> Form:
@@ -100,9 +100,18 @@ def projection(method: str) -> Projection:
 
 def readers() -> Iterator[ModuleType]:
     """The files with a reader, in the order in which they are tried."""
+    return map(_imported, _in_order())
+
+
+@cache
+def _in_order() -> tuple[str, ...]:
     modules = dict.fromkeys(row.module for row in METHODS.values() if row.module)
-    for module in sorted(modules, key=lambda module: module == _LAST):
-        yield import_module(module, __name__)
+    return tuple(sorted(modules, key=lambda module: module == _LAST))
+
+
+@cache
+def _imported(module: str) -> ModuleType:
+    return import_module(module, __name__)  # without the cache it takes a small adapter a twentieth of its time
 
 
 def readable(row: Method) -> bool:

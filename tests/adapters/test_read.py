@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from bora_analysis.adapters import Adapter, AdapterError, Trajectory, checkpoints, read_adapter, write_adapter
+from bora_analysis.adapters import Adapter, AdapterError, Trajectory, checkpoints, given, read_adapter, write_adapter
+from bora_analysis.adapters.given import adapters_of
 from bora_analysis.adapters.locate import paths_read
 from bora_analysis.files import tensors
 from bora_analysis.files.base_model import open_base
@@ -259,6 +261,33 @@ def test_names_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (file.name, file.step, file["q"].facts.scaling) == ("other", None, 2.0)
     monkeypatch.chdir(folder)
     assert one(Path()).name == "run"
+
+
+def test_adapters_of_one_name_are_named_apart(tmp_path: Path) -> None:
+    """By their paths, and by a number where one of them has none; a name apart stays."""
+    first, second, other = (write(tmp_path / place, pair()) for place in ("a/run", "b/run", "other"))
+    memory = Adapter.from_updates("run", {"layers.0.q_proj": lora(np.ones((4, 1)), np.ones((1, 4)))})
+    assert [each.name for each in adapters_of([first, second, other, other])] == [
+        "a/run",
+        "b/run",
+        "other",
+        "other (2)",
+    ]
+    assert [each.name for each in adapters_of([memory, first, second])] == ["run", "a/run", "b/run"]
+    assert [each.name for each in adapters_of([memory, first])] == ["run", "run (2)"]
+    assert [each.name for each in adapters_of([memory, memory])] == ["run", "run (2)"]
+
+
+def test_many_adapters_of_one_name_are_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each home is looked at twice, and not once for each other adapter."""
+    looked: list[Adapter] = []
+    home = given._home
+    monkeypatch.setattr(given, "_home", lambda adapter: looked.append(adapter) or home(adapter))
+    many = [
+        replace(Adapter.from_updates("run", {}), path=Path(f"/{k}/run/adapter_model.safetensors")) for k in range(500)
+    ]
+    assert [each.name for each in given.named_apart(many)] == [f"{k}/run" for k in range(500)]
+    assert len(looked) == 2 * len(many)
 
 
 def test_a_trajectory_is_ordered_by_step(tmp_path: Path) -> None:
