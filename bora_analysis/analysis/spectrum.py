@@ -171,7 +171,8 @@ def singular_values(update: Any, *, solver: str = "auto", device: str = "auto", 
     solver : ``"svd"`` is within 1e-12·‖B'‖‖Σ'‖‖A'‖ of the exact values. ``"gram"`` takes square roots of the
         eigenvalues of C Cᵀ: faster for large cores, absolute error up to about 1e-8·σ₁ for the small values.
         ``"auto"`` uses gram for cores from 512 on when its error bound stays below the rounding of the stored
-        factors, from 2048 on also where its small values can be found again to within 5e-13·σ₁, and svd otherwise.
+        factors, and from 1024 on also where its small values can be found again to within a hundredth of that
+        rounding, at most 1e-9·σ₁ (of float64 from 2048 on, to within 5e-13·σ₁). Otherwise it uses svd.
     device : ``"auto"`` (a GPU for cores from 1024 on, if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:k"``.
 
     Returns

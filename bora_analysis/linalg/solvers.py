@@ -25,6 +25,9 @@ GPU_FROM = 1024
 #: From this core size on "auto" finds the small values again where a Gram matrix alone is not enough: half the time of
 #: an SVD at 2048, none of it at 1024.
 MEND_FROM = 2048
+#: The same for numbers that were rounded when they were stored, of which fewer have to be found: half the time of an
+#: SVD from 512 on, but SciPy has to be imported.
+MEND_ROUNDED_FROM = 1024
 #: From this size on the eigenvalues of a Gram matrix come from torch's LAPACK, which is MKL on x86 and 1.6× as fast as
 #: NumPy's at 4096; at 2048 it is not.
 TORCH_FROM = 3072
@@ -106,7 +109,8 @@ def gram_suffices(values: Array, dtype: str, solver: str) -> bool:
 def solve_cpu(stack: Array, dtype: str, solver: str) -> Solved:
     wide = stack if stack.shape[1] <= stack.shape[2] else stack.transpose(0, 2, 1)
     size = wide.shape[1]
-    mends = solver == "auto" and size >= MEND_FROM
+    rounded = EPSILON.get(dtype, 0.0) > EPSILON["float64"]
+    mends = solver == "auto" and size >= (MEND_ROUNDED_FROM if rounded else MEND_FROM)
     by_torch = size >= TORCH_FROM and "torch" in sys.modules  # 3.1 s at 4096, where the reduction that mends takes 5
     if wants_gram(stack, dtype, solver) and (by_torch or not mends):
         with suppress(np.linalg.LinAlgError, RuntimeError):  # NumPy's and torch's, where they do not converge
@@ -121,9 +125,10 @@ def solve_cpu(stack: Array, dtype: str, solver: str) -> Solved:
 
 def _mended(core: Array, dtype: str) -> tuple[Array, str]:
     """The values of one large core (p, q), p ≤ q, and how they were found."""
-    from .tail import from_gram  # here: it imports scipy
+    from .tail import allowed, from_gram  # here: it imports scipy
 
-    found = from_gram(core, lambda values: gram_suffices(values, dtype, "auto"))
+    stored = EPSILON.get(dtype, EPSILON["float64"])
+    found = from_gram(core, lambda values: gram_suffices(values, dtype, "auto"), allowed(stored))
     if found is not None:
         values, again = found
         return values, "gram (mended)" if again else "gram"

@@ -30,8 +30,12 @@ _CUT = 1 / 8
 #: Share of the values that are found again at most, where a lower cut still leaves their errors small: of a random BoRA
 #: two thirds lie below σ₁/8.
 _TAIL = 1 / 4
-#: The largest error that is let pass, relative to ‖C‖₂: half of what is documented.
+#: The largest error that is let pass, relative to ‖C‖₂: half of what is documented of numbers stored in float64.
 _ERROR = 5e-13
+#: The same at most for numbers that were rounded when they were stored, and what share of that rounding it may be.
+_STORED, _SHARE = 1e-9, 0.01
+#: With that, how far above the least σ whose error is small enough the cut lies.
+_SLACK = 4.0
 #: Random vectors by which the rounding in a Gram matrix is measured.
 _PROBES = 16
 #: Tails up to this size are solved by an SVD.
@@ -39,16 +43,29 @@ _SMALL = 512
 _UNIT = 2.0**-53
 
 
-def from_gram(C: Array, suffices: Callable[[Array], bool]) -> tuple[Array, bool] | None:
+def allowed(stored: float) -> float:
+    """The error that is let pass, relative to σ₁, for numbers stored with this unit of rounding (2⁻²³ for float32).
+
+    A hundredth of that rounding, at most 1e-9: what it changes in σ cannot be told from another rounding of the
+    factors, and where the least σ is to be found again it leaves a few of them and not a third.
+
+    >>> allowed(2.0**-23), allowed(2.0**-52)
+    (1e-09, 5e-13)
+    """
+    return max(_ERROR, min(_STORED, _SHARE * stored))
+
+
+def from_gram(C: Array, suffices: Callable[[Array], bool], error: float = _ERROR) -> tuple[Array, bool] | None:
     """The singular values of C (p, q), p ≤ q, descending, and whether small ones were found again.
 
-    None where they might be off by more than 5e-13·σ₁; where a σ is so small that it could be 0 (below four times the
-    bound), because the rank is that of what is stored; and where more than half of the values need to be found again,
-    which an SVD does as fast.
+    None where they might be off by more than ``error``·σ₁; where a σ is so small that it could be 0 (below four times
+    the bound), because the rank is that of what is stored; and where more than half of the values need to be found
+    again, which an SVD does as fast.
 
     Parameters
     ----------
     suffices : whether the square roots of the eigenvalues, descending, are good enough as they are.
+    error : relative to σ₁; by default that of numbers stored in float64, see :func:`allowed`.
 
     Examples
     --------
@@ -56,17 +73,17 @@ def from_gram(C: Array, suffices: Callable[[Array], bool]) -> tuple[Array, bool]
     >>> values.round(12).tolist(), again
     ([1.0, 0.5, 1e-06], True)
     """
-    found = _mended(C, suffices)
+    found = _mended(C, suffices, error)
     if found is None:
         return None
     values, bound = found
     values = np.sort(values)[::-1]
     if bound is None:
         return values, False
-    return (values, True) if bound <= _ERROR * values[0] and values[-1] >= 4 * bound else None
+    return (values, True) if bound <= error * values[0] and values[-1] >= 4 * bound else None
 
 
-def _mended(C: Array, suffices: Callable[[Array], bool]) -> tuple[Array, float | None] | None:
+def _mended(C: Array, suffices: Callable[[Array], bool], error: float = _ERROR) -> tuple[Array, float | None] | None:
     """The values in any order, and the bound of their errors; no bound for those that suffice."""
     p = len(C)
     gram = C @ C.T
@@ -81,8 +98,10 @@ def _mended(C: Array, suffices: Callable[[Array], bool]) -> tuple[Array, float |
         return plain, None
     eta = rounding + p**0.5 * _UNIT * squares[-1]
     k = int(np.searchsorted(squares, _CUT**2 * squares[-1]))
-    if k > _TAIL * p:  # down to the cut where what rounding does to the others takes half of the error
-        lowest = eta / (_ERROR * float(plain[0]))
+    lowest = eta / (error * float(plain[0]))  # there what rounding does to the others takes half of the error
+    if error > _ERROR:
+        k = min(k, int(np.searchsorted(squares, (_SLACK * lowest) ** 2)))
+    if k > _TAIL * p:
         k = max(int(_TAIL * p), int(np.searchsorted(squares, lowest**2)))
     least = float(squares[k]) - eta
     if 2 * k > p or not least > 0:

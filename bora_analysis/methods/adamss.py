@@ -19,6 +19,7 @@ from ..files.base_model import BaseMatrix
 from ..files.errors import AdapterError
 from ..files.parts import need, read_parts
 from ..files.tensors import Array
+from ..linalg.solvers import svd_with_vectors
 from ..updates.blocks import lora
 from ..updates.contract import FactorError, Update
 from .on_base_model import base_matrix
@@ -108,7 +109,7 @@ def random(spec: Spec, rng: np.random.Generator, W0: Array) -> Parts:
     """
     V, left, rows = _clustered(W0, spec.r, SEED, CLUSTERS)
     if spec.kind == "init":
-        A, B = np.stack([np.linalg.svd(left[own])[2][0] for own in rows]), [np.zeros(len(own)) for own in rows]
+        A, B = np.stack([svd_with_vectors(left[own])[2][0] for own in rows]), [np.zeros(len(own)) for own in rows]
     else:
         A = orthonormal(rng.standard_normal((len(rows), spec.r)))
         A = A / np.linalg.norm(A, axis=1, keepdims=True)

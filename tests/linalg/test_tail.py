@@ -62,6 +62,38 @@ def test_within_its_bound_of_the_svd(name, columns, recursive, monkeypatch):
         assert (np.diff(values) <= 0).all()
 
 
+@pytest.mark.parametrize("name", SPECTRA)
+def test_what_was_rounded_when_it_was_stored_needs_fewer_values_found_again(name, monkeypatch):
+    """A hundredth of float32's rounding is let pass, by the bound; what is not 0 is told as such."""
+    error = tail.allowed(2.0**-23)
+    assert error == 1e-9
+    found_again: list[int] = []
+    vectors = tail._Tridiagonal.vectors
+    monkeypatch.setattr(tail._Tridiagonal, "vectors", lambda own, k: found_again.append(k) or vectors(own, k))
+    for seed in range(2):
+        C = matrix(name, seed)
+        exact = scipy.linalg.svdvals(C, check_finite=False)
+        found = tail.from_gram(C, NEVER, error)
+        assert found is not None
+        _, bound = tail._mended(C, NEVER, error) or (None, None)
+        assert bound is not None
+        assert bound <= error * exact[0]
+        assert 4 * bound <= found[0][-1]
+        assert np.abs(found[0] - exact).max() <= bound + 4e-15 * exact[0]
+        # Those that lie below four times η / (1e-9 σ₁), η some 5e-15 σ₁² at this size; all of a cluster.
+        assert max(found_again, default=0) <= np.sum(exact < 1e-4 * exact[0])
+
+
+def test_what_could_be_zero_is_left_to_the_svd_in_float32_too():
+    C = matrix("none small")
+    C[-1] = C[0] + C[1]
+    assert tail.from_gram(C, NEVER, tail.allowed(2.0**-23)) is None
+    U, V = (np.linalg.qr(np.random.default_rng(seed).standard_normal((N, N)))[0] for seed in (0, 1))
+    tiny = np.concatenate([np.ones(N - 1), [1e-12]])  # could be found, but not told from 0 with this error
+    found = tail.from_gram((U * tiny) @ V, NEVER, tail.allowed(2.0**-23))
+    assert found is None or abs(found[0][-1] - 1e-12) < 2.5e-13
+
+
 def test_a_plain_gram_matrix_is_far_off_where_the_mended_one_is_right():
     """Against 40 digits: what is mended is what was wrong."""
     rng = np.random.default_rng(1)
@@ -108,9 +140,21 @@ def test_vectors_that_do_not_converge(monkeypatch):
     assert tail.from_gram(C, NEVER) is None
 
 
+def test_auto_mends_large_cores_of_float32(monkeypatch):
+    monkeypatch.setattr(solvers, "MEND_ROUNDED_FROM", N)
+    rng = np.random.default_rng(0)
+    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((300, N), (N, 250)))
+    B *= np.geomspace(1, 1e-7, N, dtype=np.float32)  # too small for a Gram matrix alone
+    update = lora(B, A)
+    spectrum, exact = (singular_values(update, solver=solver, device="cpu") for solver in ("auto", "svd"))
+    assert (spectrum.solver, exact.solver) == ("gram (mended)", "svd")
+    np.testing.assert_allclose(spectrum.values, exact.values, rtol=0, atol=1e-12 * exact.values[0])
+
+
 def test_auto_mends_large_cores(monkeypatch):
     """Of any dtype; the values are the SVD's, whose they are where a small σ could be 0."""
-    monkeypatch.setattr(solvers, "MEND_FROM", N)
+    for limit in ("MEND_FROM", "MEND_ROUNDED_FROM"):
+        monkeypatch.setattr(solvers, limit, N)
     for name in ("gaussian", "a few small", "three clusters"):
         C = matrix(name)
         for shaped in (C, C.T):
