@@ -76,6 +76,9 @@ OF_ANOTHER_BASE = ("kasa",)
 #: Their start is computed from data, which PEFT does not have when it loads them: they are converted first.
 FROM_DATA = ("lora-ga", "corda")
 
+#: Their files are those of another method.
+READ_AS = {"lora+": "lora", "relora": "lora", "krona": "lokr", "bdlora-a": "bdlora", "bdlora-b": "bdlora"}
+
 
 def copier(run: Path, step: int) -> Any:
     """Copies the folder of a run before a step: what a kill would leave there."""
@@ -178,6 +181,7 @@ def test_a_method_is_trained_resumed_followed_and_read(home: Path, tmp_path: Pat
     end: Any = read_adapter(tmp_path / "run", base=home / "encoder")
     assert len(end) == 4
     assert list(start) == list(end)
+    assert end.method == READ_AS.get(method, method)
     for module, update in end.items():
         assert np.abs(update.to_dense() - start[module].to_dense()).max() > 1e-6, module
     if method != "full":
