@@ -1,6 +1,6 @@
 """The cost of training relative to PEFT's LoRA, in one run: `python benchmarks/training.py [--rounds N] [--only PART]`.
 
-Our version of the BoRA paper's table 4. Four parts:
+Our version of the BoRA paper's table 4. Five parts:
 
 * ``step``: forward, backward and AdamW on all-MiniLM-L6-v2 and on a tiny Llama (random weights), query and value of the
   6 layers, 32 × 64 tokens, two CPU threads, or a CUDA device in bfloat16 where there is one. r = 8; BoRA b = 16,
@@ -8,6 +8,7 @@ Our version of the BoRA paper's table 4. Four parts:
 * ``modes``: the same step of LoRA, BoRA and MELoRA under autocast to bfloat16 and float16, and with torch.compile.
 * ``layer``: one frozen linear layer and its adapter, 2,048 tokens, forward alone and with backward.
 * ``ranks``: what RankCallback takes of a training run at its default.
+* ``estimate``: a step's time over what ``cost --step --measure`` says of it, the two in turn.
 
 The methods take turns, and a ratio is the median over rounds of (method / LoRA in the same round), so that what else
 runs on the machine falls on all of them; for a step also that of the processor's time, with its quartiles. Memory is
@@ -37,9 +38,9 @@ from bora_analysis.paper import tables as paper
 from bora_analysis.peft_methods import BoraConfig, HydraloraConfig, MeloraConfig, RankCallback, SboraConfig
 from bora_analysis.training import benchmark
 from bora_analysis.training.benchmark import in_turn
-from bora_analysis.training.steps import most_held, seconds_of
+from bora_analysis.training.steps import Step, Work, adapted, estimated_seconds, foreseen, most_held, seconds_of
 
-STEP_ROUNDS, BATCH, LENGTH, TOKENS = 20, 32, 64, 2048
+STEP_ROUNDS, ESTIMATE_ROUNDS, BATCH, LENGTH, TOKENS = 20, 5, 32, 64, 2048
 #: all-MiniLM-L6-v2; the other settings are BERT's own.
 MINILM: dict[str, Any] = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
 #: A Llama of 21 million parameters, with grouped keys and values.
@@ -271,13 +272,44 @@ def ranks(_: float) -> bool:
     return not met
 
 
-PARTS = {"step": steps, "modes": modes, "layer": layers, "ranks": ranks}
+# --- the estimate ----------------------------------------------------------------------------------------------------
+
+
+def estimate(rounds: float) -> bool:
+    """The time of a step over its estimate from two layers."""
+    print("A step over the estimate of `cost --step --measure`\n\n| model | tokens | method | s | ratio | quartiles |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaConfig(**LLAMA).save_pretrained(folder)
+        for name, model in (("all-MiniLM-L6-v2", "all-minilm-l6-v2"), ("a tiny Llama", folder)):
+            for batch, length in ((8, 64), (4, 256)):
+                work = Work(model, batch=batch, length=length, dtype=str(DTYPE).removeprefix("torch."))
+                for method in ("lora", "bora", "dora"):
+                    planned = foreseen(work, [method])[0]
+                    with torch.device(DEVICE):
+                        whole = Step(work, adapted(work, method), DEVICE)
+                    whole.step()
+                    found = []
+                    for _ in range(count(ESTIMATE_ROUNDS, rounds)):
+                        own = statistics.median(seconds(whole.step) for _ in range(3))
+                        found.append((own, own / estimated_seconds(work, planned, device=DEVICE)))
+                    low, middle, high = statistics.quantiles([ratio for _, ratio in found], n=4, method="inclusive")
+                    print(
+                        f"| {name} | {batch} × {length} | {method} | {statistics.median(own for own, _ in found):.3g} "
+                        f"| {middle:.2f} | {low:.2f}–{high:.2f} |",
+                        flush=True,
+                    )
+    print()
+    return False
+
+
+PARTS = {"step": steps, "modes": modes, "layer": layers, "ranks": ranks, "estimate": estimate}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=float, default=1.0, help="multiplies the number of rounds")
-    parser.add_argument("--only", choices=PARTS, help="one part of the four")
+    parser.add_argument("--only", choices=PARTS, help="one part of the five")
     parser.add_argument("--threads", type=int, default=2, help="of the processor")
     options = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import NamedTuple
 
-from ..catalogue import METHODS, Method, costed
+from ..catalogue import METHODS, Method, check_may_pad, costed, may_pad
 from ..catalogue.cost import cost
 from ..catalogue.sizes import common_divisors
 from .optimal_blocks import check_shapes
@@ -41,6 +41,7 @@ def within_budget(
     methods: Sequence[str] | None = None,
     at_least: float = 0.9,
     experts: int | None = None,
+    pad: bool = False,
 ) -> list[Choice]:
     """Every (method, r, b) whose parameters lie between ``at_least`` · budget and the budget.
 
@@ -55,6 +56,7 @@ def within_budget(
     at_least : share of the budget that has to be used; 0 for everything below it.
     methods : default all of :func:`bora_analysis.catalogue.costed`.
     experts : K of the methods with a router, see :func:`bora_analysis.catalogue.cost.cost`.
+    pad : BoRA with every b ≥ 2, also where the layers must be padded.
 
     Returns
     -------
@@ -63,7 +65,7 @@ def within_budget(
     Raises
     ------
     ValueError
-        Nothing fits; the message names the nearest below and above.
+        Nothing fits; the message names the nearest below and above. No method may be padded.
 
     Examples
     --------
@@ -76,7 +78,10 @@ def within_budget(
         raise ValueError(f"budget is {budget}; expected at least 1 parameter")
     if not 0 <= at_least <= 1:
         raise ValueError(f"at_least is {at_least}; expected a share of the budget between 0 and 1")
-    every = _choices(shapes, budget, costed() if methods is None else methods, experts)
+    methods = costed() if methods is None else methods
+    if pad:
+        check_may_pad(methods)
+    every = _choices(shapes, budget, methods, experts, pad)
     found = [choice for choice in every if at_least * budget <= choice.parameters <= budget]
     if not found:
         below = max((c for c in every if c.parameters <= budget), key=lambda c: c.parameters, default=None)
@@ -89,7 +94,7 @@ def within_budget(
 
 
 def _choices(
-    shapes: Sequence[tuple[int, int]], budget: int, methods: Sequence[str], experts: int | None
+    shapes: Sequence[tuple[int, int]], budget: int, methods: Sequence[str], experts: int | None, pad: bool
 ) -> list[Choice]:
     counts = Counter(shapes)
     top = min(min(shape) for shape in shapes)
@@ -98,11 +103,12 @@ def _choices(
     out: dict[tuple[object, ...], Choice] = {}
     for method in methods:
         row = METHODS[method]
-        for b in shared if row.cut else (1,):
+        padded = pad and may_pad(row)
+        for b in range(2, top + 1) if padded else shared if row.cut else (1,):
 
-            def choice(r: int, row: Method = row, b: int = b) -> Choice:
+            def choice(r: int, row: Method = row, b: int = b, padded: bool = padded) -> Choice:
                 method, count = row.name, experts if row.experts else None
-                each = [(k, cost(method, m, n, r, blocks=b, experts=count)) for (m, n), k in counts.items()]
+                each = [(k, cost(method, m, n, r, blocks=b, experts=count, pad=padded)) for (m, n), k in counts.items()]
                 once = row.cost.shared if row.cost else 0
                 parameters = sum(k * c.parameters for k, c in each) + once
                 bounds = sum(k * c.rank_bound for k, c in each)
@@ -116,4 +122,6 @@ def _choices(
                 found = choice(r)
                 # LoKr stops growing at some r, others have none: the first one stands for the rest.
                 out.setdefault((method, b, *found[3:]), found)
+            if padded and choice(1).parameters > budget:
+                break  # more blocks cost more
     return list(out.values())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from ..catalogue import METHODS, costed, in_words, may_pad, names
+from ..catalogue import METHODS, check_may_pad, costed, in_words, may_pad
 from ..catalogue.architectures import Matrices
 from ..catalogue.cost import cost, step_products
 from ..catalogue.methods import THROUGH
@@ -53,8 +53,8 @@ def cost_table(
     [147456, 172032]
     """
     rows_of = [METHODS[method] for method in methods]
-    if pad and not any(map(may_pad, rows_of)):
-        raise ValueError(f"{', '.join(methods)} cannot be padded; methods that can: {', '.join(names(may_pad))}")
+    if pad:
+        check_may_pad(methods)
     if cut := [row for row in rows_of if row.cut and not (pad and may_pad(row))]:
         sizes = [(part.out_features, part.in_features) for part in parts]
         check_blocks(blocks, sizes, PADS if all(map(may_pad, cut)) else "")
@@ -89,13 +89,14 @@ def budget_table(
     methods: Sequence[str] | None = None,
     at_least: float = 0.9,
     experts: int | None = None,
+    pad: bool = False,
 ) -> pd.DataFrame:
     """One row per method, r and b that the budget buys, by rank bound; see :func:`within_budget`.
 
     Columns: model, target, those of :class:`Choice`, and ``share`` of the budget.
     """
     methods = costed() if methods is None else methods
-    found = within_budget(shapes_of(parts), budget, methods=methods, at_least=at_least, experts=experts)
+    found = within_budget(shapes_of(parts), budget, methods=methods, at_least=at_least, experts=experts, pad=pad)
     frame = pd.DataFrame.from_records(found, columns=list(Choice._fields))
     frame.insert(0, "model", model)
     frame.insert(1, "target", " ".join(dict.fromkeys(part.projection for part in parts)))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from .layouts import WRITTEN
 from .methods import METHODS
 from .row import Blocks, Formula, Method, Training
 
 __all__ = [
-    "ACTIVATIONS", "EXPERTS", "LAYOUTS", "METHODS", "Blocks", "Formula", "Method", "Training", "costed", "labels",
-    "made", "may_pad", "method", "names", "register", "trained",
+    "ACTIVATIONS", "EXPERTS", "LAYOUTS", "METHODS", "Blocks", "Formula", "Method", "Training", "check_may_pad",
+    "costed", "labels", "made", "may_pad", "method", "names", "register", "trained",
 ]  # fmt: skip
 
 #: How Σ follows from BoRA's stored σ, see :func:`bora_analysis.updates.blocks.activate`.
@@ -59,6 +59,13 @@ def made() -> tuple[str, ...]:
 def may_pad(row: Method) -> bool:
     """Whether a layer may be padded where the method's blocks do not divide it."""
     return row.blocks is not None and row.blocks.pads
+
+
+def check_may_pad(methods: Iterable[str]) -> None:
+    """Raise ``ValueError`` unless one of the methods may be padded."""
+    methods = tuple(methods)
+    if not any(may_pad(METHODS[name]) for name in methods):
+        raise ValueError(f"{', '.join(methods)} cannot be padded; methods that can: {', '.join(names(may_pad))}")
 
 
 def trained() -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from ..catalogue import METHODS, trained
+from ..catalogue import METHODS, check_may_pad, trained
 from .common import POSITIVE, command, stop, usage
 from .cost import Batch
 from .names import Named, Several, flat
@@ -30,6 +30,7 @@ from .output import Output, output
 @click.option("--target", default="qv", help="Projections, as letters of QKVOGUD, or names with commas between them.")
 @click.option("-r", "--rank", type=POSITIVE, default=8, help="r; HydraLoRA has half of it, as in the paper.")
 @click.option("--blocks", type=POSITIVE, help="b of every method with blocks.  [default: the method's own in training]")
+@click.option("--pad", is_flag=True, help="BoRA with a --blocks that need not divide the layers.")
 @click.option("--step", "batch", type=Batch(), default="32x64", metavar="BxL", help="B examples of L tokens.")
 @click.option("--rounds", type=POSITIVE, default=10, help="Of which each has a step of every method.")
 @click.option(
@@ -43,6 +44,7 @@ def bench_training(
     target: str,
     rank: int,
     blocks: int | None,
+    pad: bool,
     batch: tuple[int, int],
     rounds: int,
     dtype: str | None,
@@ -65,10 +67,12 @@ def bench_training(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     work = Work(
         model, target, *batch, rank, blocks, dtype=dtype or ("bfloat16" if device == "cuda" else "float32"),
-        checkpointing=checkpointing,
+        checkpointing=checkpointing, pad=pad,
     )  # fmt: skip
     works = {name: replace(work, r=max(1, rank // 2)) if METHODS[name].experts else work for name in (PEER, *methods)}
     with usage():
+        if pad:
+            check_may_pad(methods)
         try:
             frame = bench(works, methods, rounds=rounds, device=device)
         except TrainingError as error:
@@ -79,7 +83,7 @@ def bench_training(
     columns = [
         Column("method", [METHODS[name].label for name in frame["method"]], "method"),
         Column("trained", [f"{x:,}" for x in frame["parameters"]], "parameters", [*frame["parameters"]], 2),
-        Column("a step", [f"{1000 * x:.3g} ms" for x in frame["seconds"]], "seconds", [*frame["seconds"]]),
+        Column("a step", [*map(_duration, frame["seconds"])], "seconds", [*frame["seconds"]]),
         Column("time", [f"{x:.3f}" for x in frame["time"]], "time", [*frame["time"]]),
         Column(
             "quartiles",
@@ -97,3 +101,8 @@ def bench_training(
         "processor that of the processor's time, which says more on a busy machine. peak: the most that tensors hold."
     )
     out.deliver(frame, lambda: Page([Block(title, columns, frame)], [told]))
+
+
+def _duration(seconds: float) -> str:
+    """Three digits, in milliseconds below a second."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

@@ -108,7 +108,7 @@ class _Count(click.ParamType):
     help="With --step: in which the frozen layers are kept.  [default: --dtype]",
 )
 @click.option("--checkpointing", is_flag=True, help="With --step: gradient checkpointing.")
-@click.option("--measure", is_flag=True, help="With --step: the least time, at this machine's speed, measured now.")
+@click.option("--measure", is_flag=True, help="With --step: an estimate of its time, from steps of two layers.")
 @output("Write the records there; its end names the format: .csv, .json, .parquet, .md, .tex.")
 def cost(
     model: str,
@@ -147,8 +147,8 @@ def cost(
         raise click.UsageError("--optimal-blocks is for BoRA at any r; leave out --method, -r and --blocks")
     if batch is not None and "all" in methods:
         methods = catalogue.trained()
-    if pad and (budget is not None or optimal_blocks or batch is not None):
-        raise click.UsageError("--pad is for the cost of a given b; leave out --budget, --optimal-blocks and --step")
+    if pad and optimal_blocks:
+        raise click.UsageError("--optimal-blocks is for b that divide the layers; leave out --pad")
     named = methods or (("all",) if budget is not None else ("bora",))
     wished = catalogue.costed() if "all" in named else named
     if "all" in named and budget is None and (rank or 8) % (blocks or 8):
@@ -172,17 +172,20 @@ def cost(
         name = model.lower() if model.lower() in ARCHITECTURES else model
         title = f"{name}, {' '.join(order)}"
         if budget is not None:
-            frame = budget_table(name, parts, budget, methods=wished, at_least=at_least, experts=experts)
+            frame = budget_table(name, parts, budget, methods=wished, at_least=at_least, experts=experts, pad=pad)
             if out.top is None and out.form not in RECORDS and not out.sort:
                 out = replace(out, top=20)
-            shown = _within(frame, title, budget, at_least, out.top)
+            shown = _within(frame, title, budget, at_least, out.top, pad)
         elif batch is not None:
             from .cost_step import foresee, step_page
 
-            frame, speed = foresee(
-                model, order, wished, batch, rank or 8, blocks, experts, dtype, base, optimizer, checkpointing, measure
-            )
-            shown = step_page(frame, f"{title}: r = {rank or 8}", batch, dtype, base, optimizer, checkpointing, speed)
+            if pad:
+                catalogue.check_may_pad(wished)
+            frame, where = foresee(
+                model, order, wished, batch, rank or 8, blocks, experts, dtype, base, optimizer, checkpointing, pad,
+                measure,
+            )  # fmt: skip
+            shown = step_page(frame, f"{title}: r = {rank or 8}", batch, dtype, base, optimizer, checkpointing, where)
         elif optimal_blocks:
             frame = block_table(name, parts)
             shown = _best_blocks(frame, title)
@@ -318,7 +321,7 @@ def _whole(frame: pd.DataFrame, head: str, name: str, spare: int = 0, last: str 
     return Column(head, [f"{value:,}" for value in frame[name]], name, [*frame[name]], spare, last)
 
 
-def _within(frame: pd.DataFrame, title: str, budget: int, at_least: float, top: int | None) -> Page:
+def _within(frame: pd.DataFrame, title: str, budget: int, at_least: float, top: int | None, pad: bool) -> Page:
     from ..analysis.cost_tables import notes
     from .grid import Block, Column, Page
 
@@ -349,6 +352,8 @@ def _within(frame: pd.DataFrame, title: str, budget: int, at_least: float, top: 
         "matrices; per 1k params: the sum of the bounds per 1,000 parameters. "
         "MACs: multiply-adds per token beyond the frozen layers, which the paper calls FLOPs."
     )
+    if pad:
+        told += " Padded: b of BoRA is any number, and its last blocks are smaller or empty where it does not divide."
     shown = list(dict.fromkeys(frame["method"].head(top) if top else frame["method"]))
     return Page([Block(head, columns, frame)], [told, *notes(shown)])
 

@@ -29,9 +29,10 @@ def foresee(
     base: str | None,
     optimizer: str,
     checkpointing: bool,
+    pad: bool,
     measure: bool,
-) -> tuple[pd.DataFrame, tuple[float, str] | None]:
-    """One record per method; with ``measure`` also the machine's FLOPs per second, and on what."""
+) -> tuple[pd.DataFrame, str]:
+    """One record per method; with ``measure`` also the seconds, and on what they were measured."""
     wrong = [name for name in methods if name not in trained()]
     if wrong:
         raise click.UsageError(f"--step is for what train accepts, not for {', '.join(wrong)}: {', '.join(trained())}")
@@ -40,24 +41,24 @@ def foresee(
         import torch
 
         from ..training import TrainingError
-        from ..training.steps import Work, foreseen, named_targets, network, throughput
+        from ..training.steps import Work, estimated_seconds, foreseen, named_targets, network
     except ImportError as error:
         stop(error)
-    work = Work(model, "QV", *batch, r, blocks, experts, computed(dtype, base), checkpointing)
+    work = Work(model, "QV", *batch, r, blocks, experts, computed(dtype, base), checkpointing, pad)
     try:
         with torch.device("meta"):
             work = replace(work, target=named_targets(network(work)[0], projections))
-        frame = pd.DataFrame(foreseen(work, methods, base=base, optimizer=optimizer))
+        found = foreseen(work, methods, base=base, optimizer=optimizer)
+        frame = pd.DataFrame(found)
         frame.insert(0, "model", model)
         if not measure:
-            return frame, None
+            return frame, ""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        speed = throughput(work, device=device)
+        frame["seconds"] = [estimated_seconds(work, each, device=device) for each in found]
     except TrainingError as error:
         stop(error)
-    frame["seconds"] = (frame["forward"] + frame["backward"]) / speed
     where = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads of this CPU"
-    return frame, (speed, f"{work.dtype} on {where}")
+    return frame, f"{work.dtype} on {where}"
 
 
 def computed(dtype: str, base: str | None) -> str:
@@ -73,7 +74,7 @@ def step_page(
     base: str | None,
     optimizer: str,
     checkpointing: bool,
-    speed: tuple[float, str] | None,
+    measured: str,
 ) -> Page:
     from .cells import short
     from .grid import Block, Column, Page
@@ -103,12 +104,12 @@ def step_page(
     largest = int(frame["largest"].max())
     if largest:
         notes.append(f"On top comes a quantised layer while it is written out, at most {short(largest, ' ')}B.")
-    if speed is not None:
+    if measured:
         seconds = [f"{value:.3g} s" for value in frame["seconds"]]
-        columns.append(Column("at least", seconds, "seconds", [*frame["seconds"]]))
+        columns.append(Column("time", seconds, "seconds", [*frame["seconds"]]))
         notes.append(
-            f"at least: at {short(speed[0], ' ')}FLOPs a second, measured now with products of the model's shapes, "
-            f"{speed[1]}; norms, softmax and all else that is no product come on top."
+            f"time: an estimate, at the FLOPs a second of steps of the model's first two layers, measured now, "
+            f"{measured}{'; writing out quantised layers comes on top' if largest else ''}."
         )
     how = f"{batch[0]} × {batch[1]} tokens, {computed(dtype, base)}, {optimizer}"
     return Page([Block(f"{title}, {how}", columns, frame)], notes)

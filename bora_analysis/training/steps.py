@@ -14,14 +14,17 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..catalogue import METHODS, may_pad
 from ..catalogue.architectures import LETTERS, configuration
 from ..catalogue.cost import BYTES, frozen_bytes, memory
 from ..catalogue.module_names import layer, projection
@@ -41,6 +44,7 @@ class Work:
     target : projections, letters of QKVOGUD or names with commas between them.
     batch, length : examples and tokens of each.
     r, blocks, experts : of the methods that have them; None for blocks and experts: the method's own.
+    pad : BoRA on layers that its blocks need not divide. layers : only so many of the model's, the first ones.
     dtype : of the base model; with a 16-bit one the products are under autocast, and the adapter is float32, as PEFT
         and ``train`` have it.
     checkpointing : recompute each layer in the backward pass instead of keeping what it needs.
@@ -55,6 +59,8 @@ class Work:
     experts: int | None = None
     dtype: str = "float32"
     checkpointing: bool = False
+    pad: bool = False
+    layers: int | None = None
 
     def settings(self, method: str, task: str) -> Settings:
         """Those of a run of this method."""
@@ -63,6 +69,8 @@ class Work:
             name: value for name, value in wished.items() if value is not None and name in options_of(method)
         }
         target = self.target.upper() if "," not in self.target else self.target
+        if self.pad and may_pad(METHODS[method]):
+            own["peft"] = {"pad": True}
         return Settings(self.model, "none", task=task, method=method, target=target, **own)
 
 
@@ -72,6 +80,8 @@ def network(work: Work) -> tuple[Any, str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     config = configuration(work.model)
+    if work.layers is not None:
+        config = _shortened(config, work.layers)
     encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     kind: Any = transformers.AutoModelForSequenceClassification if encoder else transformers.AutoModelForCausalLM
     try:
@@ -82,6 +92,18 @@ def network(work: Work) -> tuple[Any, str]:
     if most is not None and work.length > most:
         raise TrainingError(f"{work.model}: {work.length} tokens; expected at most {most}, the model's positions")
     return model, "classification" if encoder else "causal-lm"
+
+
+def _shortened(config: Any, layers: int) -> Any:
+    """The configuration with its first layers only; as it is where it does not count them by the usual name."""
+    count = getattr(config, "num_hidden_layers", None)
+    if count is None or count <= layers:
+        return config
+    config = deepcopy(config)
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    return config
 
 
 def adapted(work: Work, method: str) -> Any:
@@ -334,34 +356,46 @@ class Held(TorchDispatchMode):
         self.now -= size
 
 
-def throughput(work: Work, *, device: str = "cpu", seconds: float = 0.5) -> float:
-    """FLOPs per second of products of the model's own shapes with the step's tokens, measured now.
+def estimated_seconds(work: Work, planned: Foreseen, *, device: str = "cpu", seconds: float = 0.5) -> float:
+    """The time of a step, from steps of the same model with its first two layers, carried out now.
 
-    Each shape of the targets' model takes its turn for a share of ``seconds``, after one product to warm up; the sum of
-    the FLOPs is divided by the sum of the times of the median product, each as often as the model has it.
+    After one to warm up they fill ``seconds``, at least three, but none follows once 20 · ``seconds`` are over. Their
+    median, by their FLOPs, is the machine's speed, and the whole step's FLOPs are divided by it.
+
+    Parameters
+    ----------
+    work, planned : the step, and what is foreseen of it. device : ``"cpu"`` or ``"cuda"``.
+
+    Raises
+    ------
+    TrainingError
+        The short model's step does not fit into the device's free memory.
     """
-    from collections import Counter
-    from statistics import median
+    short = replace(work, layers=2)
+    known = foreseen(short, [planned.method])[0]
+    free = _free(device)
+    if free is not None and known.peak > free:
+        raise TrainingError(
+            f"{work.model}: a step of its first two layers takes {known.peak / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
+            "are free; expected fewer tokens, a smaller model, or no measurement"
+        )
+    with torch.device(device):
+        step = Step(short, adapted(short, planned.method), device)
+    times = [seconds_of(step.step, device)]  # to warm up; it is no worse than others where it is long
+    while sum(times) < 20 * seconds and (len(times) < 4 or sum(times[1:]) < seconds):
+        times.append(seconds_of(step.step, device))
+    return median(times[1:] or times) * (planned.forward + planned.backward) / (known.forward + known.backward)
 
-    with torch.device("meta"):
-        model, _ = network(work)
-    counts = Counter(
-        tuple(module.weight.shape)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and layer(name) is not None
-    )
-    dtype, tokens = getattr(torch, work.dtype), work.batch * work.length
-    flops = spent = 0.0
-    for (m, n), count in counts.items():
-        x = torch.randn(tokens, n, dtype=dtype, device=device)
-        weight = torch.randn(m, n, dtype=dtype, device=device)
-        times: list[float] = []
-        end = time.perf_counter() + seconds / len(counts)
-        while len(times) < 3 or time.perf_counter() < end:
-            times.append(seconds_of(lambda x=x, weight=weight: x @ weight.T, device))
-        flops += 2.0 * tokens * m * n * count
-        spent += median(times[1:]) * count
-    return flops / spent
+
+def _free(device: str) -> int | None:
+    """Bytes of memory that can be had, or None where the system does not say."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def seconds_of(work: Callable[[], object], device: str = "cpu") -> float:

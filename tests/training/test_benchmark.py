@@ -63,6 +63,18 @@ def test_its_table_fits_a_narrow_terminal(tmp_path: Path) -> None:
         assert too_wide(out, width) == too_wide(err, width) == []
 
 
+def test_a_step_of_a_slow_machine_is_in_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And BoRA is padded on request."""
+    monkeypatch.setattr("bora_analysis.training.benchmark.seconds_of", lambda work, device: work() or 2.841)
+    words = ["bench-training", "--model", str(save_decoder(tmp_path / "llama")), "--methods", "bora", "--step", "2x8"]
+    run = CliRunner().invoke(main, [*words, "--rounds", "1", "--blocks", "5", "--pad"])
+    assert run.exit_code == 0, run.output
+    assert run.stdout.count("2.84 s ") == 2
+    refused = CliRunner().invoke(main, [*words[:-4], "--methods", "dora", "--pad"])
+    assert refused.exit_code == 2
+    assert "dora cannot be padded" in " ".join(refused.stderr.split())
+
+
 def test_wrong_usage() -> None:
     run = CliRunner().invoke(main, ["bench-training", "--methods", "foo"])
     assert run.exit_code == 2

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 from training_models import save_decoder, save_encoder
 
 from bora_analysis.catalogue.cost import cost, frozen_bytes, memory, step_products
 from bora_analysis.cli import main
-from bora_analysis.training import TrainingError
-from bora_analysis.training.steps import Held, Step, Work, adapted, foreseen, lasting
+from bora_analysis.training import TrainingError, steps
+from bora_analysis.training.steps import Held, Step, Work, adapted, estimated_seconds, foreseen, lasting
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -53,6 +56,64 @@ def test_what_is_foreseen_happens(models: dict[str, str], model: str, method: st
     assert (found.forward, found.backward) == (forward, backward)
     assert found.peak == pytest.approx(peak, rel=0.1)
     assert found.activations < found.peak
+
+
+def test_a_padded_step_is_foreseen(models: dict[str, str]) -> None:
+    work = Work(models["bert"], batch=2, length=8, r=4, blocks=5, pad=True)
+    for method in ("bora", "lora"):
+        found = foreseen(work, [method])[0]
+        forward, backward, peak = carried_out(work, method)
+        assert (found.forward, found.backward) == (forward, backward)
+        assert found.peak == pytest.approx(peak, rel=0.1)
+    with pytest.raises(TrainingError, match="blocks is 5: b = 5 does not divide"):
+        foreseen(replace(work, pad=False), ["bora"])
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The configuration of a model with five layers, of two kinds."""
+    config = transformers.Qwen3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=5, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, use_sliding_window=True, sliding_window=4, max_window_layers=3,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("deep")
+    config.save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_first_layers_of_a_model(deep: str) -> None:
+    """Each layer more adds the same, so a step is what the first layers say of it."""
+    flops = [
+        found.forward + found.backward
+        for layers in (2, 3, None)
+        for found in foreseen(Work(deep, batch=2, length=8, layers=layers), ["bora"])
+    ]
+    assert flops[2] - flops[1] == 2 * (flops[1] - flops[0]) > 0
+
+
+def test_the_time_is_estimated_at_the_speed_of_two_layers(deep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine whose clock says 3 s for the first step and 2 s for each other one."""
+    steps_of_the_clock: list[None] = []
+
+    def clock(work: Callable[[], object], device: str = "cpu") -> float:
+        work()
+        steps_of_the_clock.append(None)
+        return 3.0 if len(steps_of_the_clock) == 1 else 2.0
+
+    monkeypatch.setattr(steps, "seconds_of", clock)
+    work = Work(deep, batch=2, length=8, r=4, blocks=4)
+    two, whole = (foreseen(replace(work, layers=layers), ["bora"])[0] for layers in (2, None))
+    ratio = (whole.forward + whole.backward) / (two.forward + two.backward)
+    assert 1.5 < ratio < 2.5
+    assert estimated_seconds(work, whole) == pytest.approx(2 * ratio, rel=1e-12)
+    assert len(steps_of_the_clock) == 4
+    steps_of_the_clock.clear()
+    assert estimated_seconds(work, whole, seconds=0.1) == pytest.approx(3 * ratio, rel=1e-12)  # 3 s are enough
+    monkeypatch.setattr(steps, "_free", lambda device: 1000)
+    with pytest.raises(
+        TrainingError, match=r"its first two layers takes 0\.\d GB, and 0\.0 GB are free; expected fewer"
+    ):
+        estimated_seconds(work, whole)
 
 
 @pytest.mark.parametrize("method", ["lora", "melora", "bora"])
@@ -117,8 +178,11 @@ def test_through_the_command_line(models: dict[str, str]) -> None:
     expected = foreseen(Work(models["llama"], "QKVG", 4, 16, 4, 4, dtype="bfloat16"), ["lora", "bora"], base="nf4")
     assert [lora["peak"], bora["peak"]] == [each.peak for each in expected]
     shown = run("--model", models["bert"], "--target", "qv", "--method", "lora", "--step", "2x8", "--measure")
-    assert "at least: at " in shown.stdout
-    assert "measured now" in " ".join(shown.stdout.split())
+    assert "time: an estimate, at the FLOPs a second of steps" in " ".join(shown.stdout.split())
+    padded = run(
+        "--model", models["bert"], "--target", "q", "--step", "2x8", "--blocks", 5, "--pad", "--format", "json"
+    )
+    assert json.loads(padded.stdout)[0]["parameters"] == 2 * (32 + 32 + 25) * 8 + 66  # and the head
 
 
 @pytest.mark.parametrize(
@@ -127,6 +191,7 @@ def test_through_the_command_line(models: dict[str, str]) -> None:
         (["--step", "4"], "expected EXAMPLESxTOKENS, e.g. 32x64"),
         (["--base", "nf4"], "add --step BxL"),
         (["--step", "4x4", "--optimal-blocks"], "leave out --budget, --optimal-blocks"),
+        (["--step", "4x4", "--pad", "--method", "lora"], "lora cannot be padded; methods that can: bora"),
         (["--step", "4x4", "--method", "qalora"], "for what train accepts, not for qalora"),
     ],
 )

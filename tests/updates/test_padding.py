@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from bora_analysis import Adapter, AdapterError, bora, layer_metrics, null, read_adapter, recommend, singular_values
 from bora_analysis.adapters import write_adapter
 from bora_analysis.adapters.synthetic import KINDS, Synthetic, synthetic_adapter, write_synthetic
+from bora_analysis.analysis.budget import within_budget
 from bora_analysis.analysis.entries import entries
 from bora_analysis.analysis.vectors import singular_vectors
 from bora_analysis.catalogue import ACTIVATIONS
@@ -174,6 +175,25 @@ def test_the_commands():
         refused = runner.invoke(main, [*words, *more])
         assert refused.exit_code == 2
         assert part in refused.stderr
-    both = runner.invoke(main, ["cost", "--pad", "--budget", "500k"])
+    both = runner.invoke(main, ["cost", "--pad", "--optimal-blocks"])
     assert both.exit_code == 2
-    assert "leave out --budget" in both.stderr
+    assert "leave out --pad" in both.stderr
+    bought = runner.invoke(main, [*words[:5], "--pad", "--budget", "30k", "--method", "bora", "--format", "json"])
+    assert {5, 7} < {record["blocks"] for record in json.loads(bought.stdout)}
+
+
+def test_a_budget_with_padding_buys_every_b():
+    shapes, budget = [(12, 10), (7, 12)], 200
+    expected = {
+        (r, b): (sum(one.parameters for one in each), sum(one.rank_bound for one in each) / 2)
+        for r in range(1, 8)
+        for b in range(2, 8)
+        for each in [[cost("bora", m, n, r, blocks=b, pad=True) for m, n in shapes]]
+        if sum(one.parameters for one in each) <= budget
+    }
+    found = within_budget(shapes, budget, methods=["bora", "lora"], at_least=0, pad=True)
+    own = {(one.r, one.blocks): (one.parameters, one.rank_bound) for one in found if one.method == "bora"}
+    assert own == expected
+    assert any(one.method == "lora" for one in found)
+    with pytest.raises(ValueError, match="lora cannot be padded; methods that can: bora"):
+        within_budget(shapes, budget, methods=["lora"], pad=True)
