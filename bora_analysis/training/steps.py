@@ -9,6 +9,7 @@ an 8B model takes no memory. The measured side (:class:`Step`, :func:`most_alloc
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 import warnings
@@ -188,6 +189,7 @@ def lasting(model: nn.Module) -> list[Tensor]:
 
 def most_allocated(work: Callable[[], object]) -> int:
     """The most bytes that torch has allocated on the CPU at a time, above those at the start, by its profiler."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it tells on stderr when it starts and stops
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     with tempfile.TemporaryDirectory() as folder:

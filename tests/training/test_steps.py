@@ -18,7 +18,7 @@ from training_models import save_decoder, save_encoder
 from bora_analysis.catalogue.cost import cost, frozen_bytes, memory, step_products
 from bora_analysis.cli import main
 from bora_analysis.training import TrainingError, steps
-from bora_analysis.training.steps import Held, Step, Work, adapted, estimated_seconds, foreseen, lasting
+from bora_analysis.training.steps import Held, Step, Work, adapted, estimated_seconds, foreseen, lasting, most_allocated
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -164,6 +164,15 @@ def test_held_counts_what_is_alive() -> None:
     del made
     assert held.now == 0
     assert sum(value.nbytes for value in lasting(torch.nn.Linear(3, 2))) == 32
+
+
+def test_the_profiler_counts_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        for _ in range(3):
+            torch.ones(1000)
+
+    assert most_allocated(work) == 4000
+    assert capfd.readouterr() == ("", "")
 
 
 def run(*arguments: Any) -> Any:
