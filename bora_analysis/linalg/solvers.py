@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -111,8 +110,7 @@ def solve_cpu(stack: Array, dtype: str, solver: str) -> Solved:
     size = wide.shape[1]
     rounded = EPSILON.get(dtype, 0.0) > EPSILON["float64"]
     mends = solver == "auto" and size >= (MEND_ROUNDED_FROM if rounded else MEND_FROM)
-    by_torch = size >= TORCH_FROM and "torch" in sys.modules  # 3.1 s at 4096, where the reduction that mends takes 5
-    if wants_gram(stack, dtype, solver) and (by_torch or not mends):
+    if wants_gram(stack, dtype, solver) and not mends:
         with suppress(np.linalg.LinAlgError, RuntimeError):  # NumPy's and torch's, where they do not converge
             values = np.sqrt(np.maximum(eigenvalues(wide @ wide.transpose(0, 2, 1)), 0.0))
             if gram_suffices(values, dtype, solver):
