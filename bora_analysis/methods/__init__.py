@@ -99,18 +99,18 @@ def projection(method: str) -> Projection:
 
 
 def readers() -> Iterator[ModuleType]:
-    """The files with a reader, in the order in which they are tried."""
-    return map(_imported, _in_order())
-
-
-@cache
-def _in_order() -> tuple[str, ...]:
+    """The files with a reader, in the order in which they are tried, those of methods registered meanwhile as well."""
     modules = dict.fromkeys(row.module for row in METHODS.values() if row.module)
-    return tuple(sorted(modules, key=lambda module: module == _LAST))
+    return map(_imported, sorted(modules, key=lambda module: module == _LAST))
+
+
+def _imported(module: str) -> ModuleType:
+    """The file; of another package whatever its name stands for now."""
+    return _own(module) if module.startswith(".") else import_module(module)
 
 
 @cache
-def _imported(module: str) -> ModuleType:
+def _own(module: str) -> ModuleType:
     return import_module(module, __name__)  # without the cache it takes a small adapter a twentieth of its time
 
 
