@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -106,6 +107,17 @@ def test_each_row_has_the_code_that_it_promises():
     for module in readers():
         for name in {*getattr(module, "FORMS", ()), *getattr(module, "RECIPES", ())}:
             assert METHODS[name].made
+
+
+def test_a_method_registered_after_a_first_read_has_its_reader(monkeypatch):
+    """As in a notebook. A name of another package stands for what it stands for now; LoRA's reader stays the last."""
+    before = list(readers())
+    for _ in range(2):
+        late = ModuleType("late_method")
+        monkeypatch.setitem(sys.modules, "late_method", late)
+        monkeypatch.setitem(METHODS, "late", Method("late", "Late", "#123456", "8", "late_method"))
+        assert [module for module in readers() if module not in before] == [late]
+        assert list(readers())[-1] is before[-1] is implementation("lora")
 
 
 def sources():
