@@ -42,7 +42,7 @@ class _Views:
         """What a card says of it, of the last step: nothing that takes long."""
         last: Any = checkpoints(self)[-1]  # pyright: ignore[reportArgumentType]
         lines = [based_on(last.base_model), *last.warnings]
-        if len(last) > 500 or any(name in METHODS and METHODS[name].needs_base for name in last.method.split("+")):
+        if len(last) > 500 or is_dense(last):
             return lines, None
         layers = last.metrics(on_module=lambda: None)
         sizes = {"r": layers["r"], "b": layers["blocks"]}
@@ -188,6 +188,11 @@ class Trajectory(_Views, Sequence[Adapter]):
 def checkpoints(adapter: Adapter | Trajectory) -> tuple[Adapter, ...]:
     """The adapters in it: one, or one per checkpoint."""
     return adapter.checkpoints if isinstance(adapter, Trajectory) else (adapter,)
+
+
+def is_dense(adapter: Adapter) -> bool:
+    """Whether each module takes a decomposition of all of its weight."""
+    return any(name == "full" or (name in METHODS and METHODS[name].needs_base) for name in adapter.method.split("+"))
 
 
 def _in_order(asked: Sequence[str], parts: Sequence[str]) -> bool:

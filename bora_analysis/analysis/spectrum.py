@@ -220,7 +220,7 @@ def each_spectrum(
 
     Parameters
     ----------
-    updates : module → update; ``updates[module]`` is called in a worker thread, once.
+    updates : module → update; ``updates[module]`` is called in a worker thread, once; with one worker, in the caller's.
     solver, device : as for :func:`singular_values`.
     workers : threads; default one per core that this process may use.
     quick : a threshold: of updates without structure, from 256² on, and of those with one core from 1024² on, only how
@@ -274,6 +274,11 @@ def each_spectrum(
             reduced = [each for each, known in zip(reduced, told, strict=True) if not known]
         return [*found, *_solved(reduced, solver, place)]
 
+    if workers == 1:  # in this thread: to start another one takes as long as a small adapter
+        with one_blas_thread():
+            while batch := some():
+                yield from batch
+        return
     with one_blas_thread(), ThreadPoolExecutor(workers, thread_name_prefix="spectrum") as pool:
         try:
             running, left = {pool.submit(some)}, True

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters import Adapter
+from ..adapters.adapter import is_dense
 from ..adapters.given import adapters_of
 from ..adapters.reading import Options
 from ..cards import card
@@ -27,7 +28,8 @@ from ..catalogue.dtypes import SMALLEST
 from ..catalogue.module_names import layer, projection
 from ..files.errors import AdapterError, counted
 from ..linalg import NotFiniteError
-from ..linalg.threads import one_blas_thread
+from ..linalg.solvers import GPU_FROM
+from ..linalg.threads import available_cores, one_blas_thread
 from ..metrics import (
     METRICS,
     STATISTICS,
@@ -38,6 +40,7 @@ from ..metrics import (
     spectral_norm,
     utilisation,
 )  # fmt: skip
+from ..pipes import MOST_PARTS, CopyEnded, can_copy, shared
 from ..threshold import Threshold
 from ..updates.contract import Facts, Update
 from .columns import Columns
@@ -49,6 +52,9 @@ if TYPE_CHECKING:
 
 #: Singular values whose metrics are computed at once.
 _STACK = 1 << 18
+#: Modules from which on copies of this process share them, and how many of them a copy takes at a time.
+_SHARED_FROM = 96
+_PART = 64
 IDENTITY = ("adapter", "method", "step", "module", "layer", "projection")
 SPECTRA_COLUMNS = (*IDENTITY, "index", "singular_value")
 LAYER_COLUMNS = (
@@ -246,9 +252,15 @@ def measure(
     """For each module its row of ``layer_metrics``, the values of ``LAYER_COLUMNS``, and its spectrum.
 
     :func:`analyse` of one adapter without frames, which take longer than a small adapter. Parameters as there, and
-    ``workers`` as for :func:`bora_analysis.each_spectrum`.
+    ``workers`` as for :func:`bora_analysis.each_spectrum`. By default copies of this process share the modules of a
+    file where they may (:func:`bora_analysis.pipes.can_copy`) and where each takes more Python than arithmetic, which
+    threads would do in turn.
     """
     tau = Threshold.of(threshold)
+    copies = available_cores() if workers is None and not statistics else 1
+    if copies > 1 and device in ("auto", "cpu") and _is_shared(adapter):
+        options = {"threshold": tau, "solver": solver, "device": device, "quick": quick}
+        return _measured_by_copies(adapter, options, copies, on_module)
     results: dict[str, tuple[Facts, Spectrum]] = {}
     options: dict[str, Any] = {"solver": solver, "device": device, "workers": workers, "quick": tau if quick else None}
     watched = Watched(adapter) if statistics else None
@@ -272,6 +284,36 @@ def measure(
         )  # fmt: skip
         rows.append((row, spectrum))
     return rows
+
+
+def _is_shared(adapter: Adapter) -> bool:
+    """Whether copies of this process measure an adapter: many modules in a file, with cores that no GPU would take."""
+    if len(adapter) < _SHARED_FROM or adapter.path is None or is_dense(adapter) or not can_copy():
+        return False
+    return adapter[next(iter(adapter))].facts.rank_bound < GPU_FROM
+
+
+def _measured_by_copies(
+    adapter: Adapter, options: dict[str, Any], copies: int, on_module: Callable[[], object]
+) -> list[tuple[tuple[Any, ...], Spectrum]]:
+    names = list(adapter)
+    size = max(1, min(_PART, len(names) // (8 * copies)), -(-len(names) // MOST_PARTS))
+    starts = range(0, len(names), size)
+
+    def work(part: int) -> list[tuple[tuple[Any, ...], Spectrum]]:
+        some = {name: adapter.loaders[name] for name in names[starts[part] : starts[part] + size]}
+        return measure(replace(adapter, loaders=some), workers=1, **options)
+
+    found: dict[int, list[tuple[tuple[Any, ...], Spectrum]]] = {}
+    with one_blas_thread():  # once, and not in each copy
+        try:
+            for part, rows in shared(work, len(starts), copies):
+                found[part] = rows
+                for _ in rows:
+                    on_module()
+        except CopyEnded as error:
+            raise AdapterError(f"{adapter.path}: {error}") from None
+    return [row for part in range(len(starts)) for row in found[part]]
 
 
 class Watched(Mapping[str, Update]):

@@ -7,6 +7,7 @@ still reported), 2 wrong usage. This module imports click alone, and each comman
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ class _Main(click.Group):
     """The commands; what is no command's name and may be a PATH is shown at a glance."""
 
     def main(self, *arguments: Any, **settings: Any) -> Any:
+        # A worker has one BLAS thread anyway. A process without a pool of them has one thread, and may be copied.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         spell_missing_characters()
         return super().main(*arguments, **settings)
 

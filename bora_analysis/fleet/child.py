@@ -16,7 +16,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
+
+from ..pipes import receive, send
 
 #: What it says first, when all is loaded.
 READY = b"ready"
@@ -75,21 +77,6 @@ def without_pandas() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
-
-
-def send(pipe: BinaryIO, message: bytes) -> None:
-    """A message with its length before it."""
-    pipe.write(len(message).to_bytes(8, "big") + message)
-    pipe.flush()
-
-
-def receive(pipe: BinaryIO) -> bytes:
-    """The next message; empty where the pipe ended."""
-    length = pipe.read(8)
-    if len(length) < 8:
-        return b""
-    message = pipe.read(int.from_bytes(length, "big"))
-    return message if len(message) == int.from_bytes(length, "big") else b""
 
 
 def _listen(pipe: Any, waiting: queue.SimpleQueue[bytes]) -> None:

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from .child import READY, receive, send
+from ..pipes import receive, send
+from .child import READY
 from .devices import claimed
 from .tasks import CRASH, MEMORY, PASSING, TIMEOUT, Job, Outcome, Task
 
