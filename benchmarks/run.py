@@ -31,6 +31,7 @@ from bora_analysis.adapters import checkpoints
 from bora_analysis.analysis.tables import measure
 from bora_analysis.linalg.solvers import solve
 from bora_analysis.linalg.threads import available_cores, one_blas_thread
+from bora_analysis.pipes import can_copy
 from bora_analysis.updates.blocks import BlockProduct
 
 RUNS = 7
@@ -146,9 +147,11 @@ def many_modules(home: Path, rows: list[Row]) -> None:
     big = write_adapter(home / "big", "lora", modules, alpha=16)
     (adapter,) = checkpoints(read_adapter(big))
     measure(adapter)  # from now on the file is in the system's memory
-    pairs = [[seconds(lambda n=n: measure(adapter, workers=n)) for n in (1, 2)] for _ in range(3)]
-    gain = statistics.median(one / two for one, two in pairs)
-    rows.append(Row("14,000 modules of 1024², two workers against one", f"{gain:.2f}×", "≥ 1.6×", gain >= 1.6))
+    assert can_copy()
+    pairs = [(seconds(lambda: measure(adapter, workers=1)), seconds(lambda: measure(adapter))) for _ in range(3)]
+    gain = statistics.median(one / all for one, all in pairs)
+    text = f"14,000 modules of 1024², {available_cores()} workers against one"
+    rows.append(Row(text, f"{gain:.2f}×", "≥ 1.6×", gain >= 1.6))
     runs = [process(sys.executable, "-m", "bora_analysis", "analyze", str(big), "--top", "3") for _ in range(3)]
     wall, peak = statistics.median(wall for wall, _ in runs), max(peak for _, peak in runs)
     met = wall <= 5 and peak <= 200
@@ -181,7 +184,9 @@ def main() -> int:
     parser.add_argument("--gradience", help="its executable, to compare with")
     parser.add_argument("--adaptersentry", help="its executable, to compare with")
     options = parser.parse_args()
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    if not one_thread.items() <= os.environ.items():  # BLAS has started its threads
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **one_thread})
     load = os.getloadavg()[0]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as place:
