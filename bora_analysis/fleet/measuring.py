@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from ..adapters import Adapter, AdapterError, read_adapter
 from ..adapters.locate import download, homes, paths_read
+from ..analysis.columns import missing
 from ..analysis.tables import IDENTITY, LAYER_COLUMNS, SPECTRA_COLUMNS, Origin, measure, told_of
 from ..analysis.verdict import JUDGED, judged
 from ..catalogue import METHODS
@@ -36,8 +37,10 @@ from .tasks import HUB, INTERNAL, JOIN, MEMORY, PATH, PLAN, RANGE, UNREADABLE, U
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Beside the columns of layer_metrics, until the row is made: what the lines on an adapter are made from.
+#: Beside the columns of layer_metrics, of a range until the row is made: what the lines on an adapter are made from.
 _ORIGIN = tuple(name for name in Origin._fields if name not in LAYER_COLUMNS)
+#: The columns from which the row is made.
+_ROW = tuple(dict.fromkeys((*JUDGED, "scaling", "parameters", *Origin._fields)))
 
 
 def outcomes(task: Task, job: Job) -> list[Outcome]:
@@ -74,15 +77,19 @@ def _outcome(item: Item, place: Path, id: str, task: Task, job: Job, start: floa
         if task.kind == RANGE:
             names = _pieces(part, job, task.first, task.last)
             if names[LAYER_METRICS] not in storage.names(RANGES):
-                _write(storage, names, _tables(_only(adapter, task.first, task.last), id, job), RANGES)
+                tables, columns = _tables(_only(adapter, task.first, task.last), id, job)
+                origins = {name: columns[name] for name in _ORIGIN}
+                tables[LAYER_METRICS] = _with(tables[LAYER_METRICS], origins)
+                _write(storage, names, tables, RANGES)
             return {"range": id, "seconds": time.monotonic() - start}
         names: dict[str, str] = dict.fromkeys((LAYER_METRICS, SPECTRA, SKETCHES), part)
         if task.kind == JOIN:
             tables = _joined(storage, [_pieces(part, job, *ends) for ends in task.ranges])
+            columns = _columns_of(tables[LAYER_METRICS])
+            tables[LAYER_METRICS] = tables[LAYER_METRICS].drop_columns(list(_ORIGIN))
         else:
-            tables = _tables(adapter, id, job)
-        row = _row(adapter, tables[LAYER_METRICS], job)
-        tables[LAYER_METRICS] = tables[LAYER_METRICS].drop_columns(list(_ORIGIN))
+            tables, columns = _tables(adapter, id, job)
+        row = _row(adapter, columns, job)
         _write(storage, names, tables)
         mark = _stamp(item, place, files, hashed[0], read_at)
         seconds = time.monotonic() - start + task.seconds
@@ -214,10 +221,8 @@ def _only(adapter: Adapter, first: int, last: int) -> Adapter:
 # --- from an adapter to tables ---------------------------------------------------------------------------------------
 
 
-def _tables(adapter: Adapter, id: str, job: Job) -> dict[str, pa.Table]:
-    """The tables to be stored, layer_metrics with the columns ``_ORIGIN`` besides."""
-    import pyarrow as pa
-
+def _tables(adapter: Adapter, id: str, job: Job) -> tuple[dict[str, pa.Table], dict[str, list[Any]]]:
+    """The tables to be stored, and the columns ``_ROW``."""
     sketches: dict[str, Mapping[str, Any]] = {}
     if job.sketch:
         function = sketch_function(job.sketch)
@@ -226,28 +231,45 @@ def _tables(adapter: Adapter, id: str, job: Job) -> dict[str, pa.Table]:
         }
         adapter = replace(adapter, loaders=loaders)
     found = measure(adapter, workers=1, **job.measuring)
-    columns = zip(*(row for row, _ in found), strict=True) if found else [()] * len(LAYER_COLUMNS)
-    values = {"id": [id] * len(found), **dict(zip(LAYER_COLUMNS, columns, strict=True))}
-    kinds = schema(LAYER_METRICS)
-    layers = pa.Table.from_arrays([_array(values[name], kinds.field(name).type) for name in kinds.names], schema=kinds)
+    rows = [(id, *row) for row, _ in found]
+    columns = dict(zip(schema(LAYER_METRICS).names, map(list, zip(*rows, strict=True)), strict=True))
+    for name in _texts():
+        columns[name] = [None if text is None else readable(str(text)) for text in columns[name]]
+    layers = _layers(columns)
     tables = {LAYER_METRICS: layers}
     if job.spectra:
         tables[SPECTRA] = _spectra(layers, [spectrum.values for _, spectrum in found])
     if job.sketch:
+        own = [sketches[module] for module in adapter]
         named = layers.select(schema(SKETCHES).names)
-        tables[SKETCHES] = _with(named, [sketches[module] for module in adapter])
+        tables[SKETCHES] = _with(named, {name: [row[name] for row in own] for name in own[0]})
     tau = Threshold.of(job.measuring["threshold"])
-    origins = [Origin.of(spectrum, tau)._asdict() for _, spectrum in found]
-    tables[LAYER_METRICS] = _with(layers, [{name: each[name] for name in _ORIGIN} for each in origins])
-    return tables
+    origins = zip(*(Origin.of(spectrum, tau) for _, spectrum in found), strict=True)
+    columns |= dict(zip(Origin._fields, map(list, origins), strict=True))
+    return tables, columns
 
 
-def _array(values: Sequence[Any], kind: Any) -> pa.Array:
+def _layers(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """layer_metrics; NaN is missing."""
     import pyarrow as pa
 
-    if kind == pa.string():
-        values = [None if value is None else readable(str(value)) for value in values]
-    return pa.array(values, kind, from_pandas=True)  # NaN is missing
+    # One call for all columns, which takes less than one for each.
+    rows = pa.array(list(zip(*columns.values(), strict=True)), _cells(), from_pandas=True)
+    return pa.Table.from_arrays(rows.flatten(), schema=schema(LAYER_METRICS))
+
+
+@cache
+def _cells() -> pa.StructType:
+    import pyarrow as pa
+
+    return pa.struct(list(schema(LAYER_METRICS)))
+
+
+@cache
+def _texts() -> tuple[str, ...]:
+    import pyarrow as pa
+
+    return tuple(field.name for field in schema(LAYER_METRICS) if field.type == pa.string())
 
 
 def _spectra(layers: pa.Table, values: list[np.ndarray]) -> pa.Table:
@@ -280,12 +302,11 @@ def _sketched(
     return update
 
 
-def _with(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The table and further columns, one mapping a row."""
+def _with(table: pa.Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """The table and further columns."""
     import pyarrow as pa
 
-    for name in rows[0] if rows else ():
-        column = [row[name] for row in rows]
+    for name, column in columns.items():
         if isinstance(column[0], np.ndarray):
             ends = np.cumsum([0, *map(len, column)], dtype=np.int32)
             flat = pa.array(np.concatenate(column).astype(np.float64))
@@ -321,28 +342,34 @@ def _joined(storage: Storage, pieces: Sequence[Mapping[str, str]]) -> dict[str, 
     }
 
 
-def _row(adapter: Adapter, layers: pa.Table, job: Job) -> dict[str, Any]:
+def _columns_of(layers: pa.Table) -> dict[str, list[Any]]:
+    """The columns ``_ROW`` of stored ranges, as :func:`_tables` has them."""
+    columns = {name: layers[name].to_pylist() for name in _ROW}
+    columns["noise_floor"] = [float("nan") if floor is None else floor for floor in columns["noise_floor"]]
+    return columns
+
+
+def _row(adapter: Adapter, columns: Mapping[str, Sequence[Any]], job: Job) -> dict[str, Any]:
     """The columns of ``adapters`` that come from the adapter itself."""
-    column = {name: layers[name].to_pylist() for name in {"module", "projection", "r", "parameters", *Origin._fields}}
-    column["noise_floor"] = [float("nan") if floor is None else floor for floor in column["noise_floor"]]
-    origins = [Origin(*each) for each in zip(*(column[name] for name in Origin._fields), strict=True)]
+    origins = [Origin(*each) for each in zip(*(columns[name] for name in Origin._fields), strict=True)]
     _, *told = told_of(adapter, origins, Threshold.of(job.measuring["threshold"]))
     notes = [*adapter.warnings, *(line.removeprefix(f"{adapter.name}: ") for line in told)]
-    scalings = [each for each in layers["scaling"].to_pylist() if each is not None]
+    scalings = [float(each) for each in columns["scaling"] if not missing(each)]
+    ranks = [int(r) for r in columns["r"]]
     return {
         "name": adapter.name,
         "step": adapter.step,
         "method": adapter.method,
         "layout": adapter.layout,
         "base_model": adapter.base_model,
-        "r": max(column["r"], default=None),
-        "r_min": min(column["r"], default=None),
+        "r": max(ranks, default=None),
+        "r_min": min(ranks, default=None),
         "scaling": max(scalings, default=None),
         "scaling_min": min(scalings, default=None),
-        "modules": len(layers),
-        "parameters": sum(column["parameters"]),
-        "targets": ",".join(projections_in_order(column["projection"])),
-        "dtypes": ",".join(sorted(set(column["dtype"]))),
-        "verdict": str(judged(adapter.name, layers.select(list(JUDGED)).to_pydict())),
+        "modules": len(ranks),
+        "parameters": int(sum(columns["parameters"])),
+        "targets": ",".join(projections_in_order(columns["projection"])),
+        "dtypes": ",".join(sorted(set(columns["dtype"]))),
+        "verdict": str(judged(adapter.name, columns)),
         "notes": "\n".join(notes),
     }
