@@ -24,6 +24,9 @@ _UNFINISHED = ".tmp"
 _MEND = "`sweep --verify` makes it again"
 #: The first and the last bytes of a Parquet file.
 _MARK = b"PAR1"
+#: Up to so many rows a file has no dictionaries, and statistics of its ids alone. They are for readers that pass over
+#: parts of a file; in one of a few kB they took a third of its bytes and a quarter of the time to write it.
+_FEW = 256
 T = TypeVar("T")
 
 
@@ -197,6 +200,7 @@ class Storage:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        few = table.num_rows <= _FEW
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        pq.write_table(table, sink, use_dictionary=not few, write_statistics=["id"] if few else True)
         self.write(name, sink.getvalue().to_pybytes())
