@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..files.base_model import entries, is_below, is_model, model_paths
+from ..files.base_model import entries, is_below, is_model, model_paths, names_a_model
 from ..files.configuration import CONFIG_NAME, configuration_files, read_configuration
 from ..files.errors import AdapterError, counted
 from ..files.keys import natural
@@ -58,11 +59,12 @@ def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:
             yield found.weights.parent
         yield from shards(found.weights)
         yield from configuration_files(found.config.parent)
-        if base := base_beside(found.config.parent, read_configuration(found.config.parent)):
+        config = read_configuration(found.config.parent)
+        if base := base_beside(found.config.parent, config):
             yield base
             yield from model_paths(base)
         first = first_step(found)
-        if first is not None and changes_base(read_configuration(found.config.parent) or {}):
+        if first is not None and changes_base(config or {}):
             yield first.folder or first.weights.parent
             yield from shards(first.weights)
             yield from configuration_files(first.weights.parent)
@@ -101,16 +103,22 @@ def homes(place: Path, steps: bool, *, below: bool = True) -> list[Path]:
 
     ``below`` is whether the error may look into the folders below for the runs that were meant.
     """
+    return homes_and_runs(place, steps, below=below)[0]
+
+
+def homes_and_runs(place: Path, steps: bool, *, below: bool = True) -> tuple[list[Path], list[Path]]:
+    """The :func:`homes`, and all :func:`checkpoints_in` the place; one look at a folder for both."""
     if place.is_file():
-        return [place]
-    runs = checkpoints_in(place)
-    if is_model(place) or (not (steps and runs) and _weights_in(place)):
-        return [place]
+        return [place], []
+    listed = entries(place)
+    runs = list(_checkpoints_among(place, listed))
+    if names_a_model({entry.name for entry in listed}) or (not (steps and runs) and _weights_in(place)):
+        return [place], runs
     if not runs and _named_adapter(place):
-        return [place]
+        return [place], runs
     if not runs:
         raise AdapterError(_nothing_in(place, below))
-    return list(runs)
+    return runs, runs
 
 
 def located(home: Path) -> Located:
@@ -209,8 +217,13 @@ def _named_adapter(home: Path) -> Path | None:
 
 def checkpoints_in(place: Path) -> dict[Path, int]:
     """The checkpoints of a run and their steps, in the order of these: folders ``checkpoint-N``, or mlx-lm's files."""
-    folders = {entry: step for entry in _folders(place) if (step := step_of(entry)) is not None}
-    files = {entry: step for entry in entries(place) if entry.is_file() and (step := step_of(entry)) is not None}
+    return _checkpoints_among(place, entries(place))
+
+
+def _checkpoints_among(place: Path, listed: Iterable[Path]) -> dict[Path, int]:
+    steps = {entry: step for entry in listed if (step := step_of(entry)) is not None}  # few others are looked at
+    folders = {entry: steps[entry] for entry in sorted(steps, key=lambda entry: natural(entry.name)) if entry.is_dir()}
+    files = {entry: step for entry, step in steps.items() if entry.is_file()}
     if folders and files:
         raise AdapterError(
             f"{place}: holds the checkpoints of two runs, {some(_names(folders), 2)} and {some(_names(files), 2)}; "
@@ -232,10 +245,11 @@ def _folders(place: Path) -> list[Path]:
 def _weights_in(folder: Path) -> Path | None:
     """The weight file of a folder: PEFT's, or the only one that could be."""
     for name in WEIGHT_NAMES:
-        if (folder / name).exists():
-            if (folder / name).is_file():
-                return folder / name
-            raise AdapterError(f"{folder / name}: is a folder; expected the weight file")
+        place = folder / name
+        if place.is_file():
+            return place
+        if place.exists():
+            raise AdapterError(f"{place}: is a folder; expected the weight file")
     others = sorted(
         entry.name
         for entry in entries(folder)
@@ -251,7 +265,9 @@ def _weights_in(folder: Path) -> Path | None:
 
 def twins(weights: Path) -> list[str]:
     """Names of the files beside a weight file that differ by their suffix alone: the same weights in other formats."""
-    return [file.name for suffix in SUFFIXES if (file := weights.with_suffix(suffix)) != weights and file.is_file()]
+    stem = str(weights.with_suffix(""))  # texts, which cost a tenth of paths
+    there = [Path(stem + suffix) for suffix in SUFFIXES if os.path.isfile(stem + suffix)]  # noqa: PTH113
+    return [file.name for file in there if file != weights]
 
 
 def whole_name(name: str) -> str:

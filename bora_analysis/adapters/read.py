@@ -32,10 +32,9 @@ from .locate import (
     HUB_ID,
     Located,
     base_beside,
-    checkpoints_in,
     download,
     first_step,
-    homes,
+    homes_and_runs,
     located,
     named,
     near,
@@ -178,14 +177,14 @@ def _read_path(text: str, wish: Reading, *, alone: bool = False) -> Adapter | Tr
         if not HUB_ID.fullmatch(text):
             raise AdapterError(f"{text}: no such file or folder{near(text)}")
         place, wish = download(text), replace(wish, name=wish.name or text.partition("/")[2])
-    places = homes(place, wish.steps)
+    places, runs = homes_and_runs(place, wish.steps)
     if places != [place]:
         title = readable(wish.name or named(place).name)
         found = tuple(_read_one(located(home), [], replace(wish, name=title), alone=alone) for home in places)
         _check_run(place, places, found)
         return Trajectory(title, found)
     beside = []
-    if place.is_dir() and (runs := list(checkpoints_in(place))):
+    if runs:
         told = f"{counted(len(runs), 'checkpoint')} beside this adapter"
         beside = [f"{told}; steps (--steps) reads them, or name one: {runs[0]}"]
     return _read_one(located(place), beside, wish, alone=alone)

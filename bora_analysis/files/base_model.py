@@ -25,6 +25,7 @@ from .tensors import Array, Raw, StoredTensors, open_file
 CONFIG_NAME = "config.json"
 _STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 _SUFFIXES = (".safetensors", ".bin")
+_WEIGHT_NAMES = {f"{stem}{suffix}{end}" for stem in _STEMS for suffix in _SUFFIXES for end in ("", ".index.json")}
 # kohya's and LyCORIS's names: the model's part, and the path with underscores for dots.
 _UNDERSCORED = re.compile(r"(lora_(unet|te\d?|transformer)|lycoris)_(?P<path>[^.]+)")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -218,9 +219,9 @@ def is_model(folder: Path) -> bool:
 
 def names_a_model(names: Collection[str]) -> bool:
     """The same, by the names of the files in the folder."""
-    weights = {f"{stem}{suffix}{end}" for stem in _STEMS for suffix in _SUFFIXES for end in ("", ".index.json")}
-    adapters = any(name.startswith("adapter_") for name in names)
-    return not weights.isdisjoint(names) and CONFIG_NAME in names and not adapters
+    if CONFIG_NAME not in names or _WEIGHT_NAMES.isdisjoint(names):
+        return False
+    return not any(name.startswith("adapter_") for name in names)
 
 
 def model_paths(place: Path) -> Iterator[Path]:

@@ -21,7 +21,7 @@ def collect(source: Source, parts: str) -> tuple[dict[str, dict[str, str]], list
     found: dict[str, dict[str, str]] = defaultdict(dict)
     rest = []
     keys = source.tensors.keys()
-    if not re.search(rf"\.({parts})([.\n]|\Z)", "\n".join(keys)):  # most readers find nothing, and this is fast
+    if not re.search(rf"\.({parts})([.\n]|\Z)", source.text):
         return {}, keys
     pattern = re.compile(rf"(?P<module>.+)\.(?P<part>{parts})(\.(?!bias$)[^.]+?)??(\.weight)?")
     for key in keys:

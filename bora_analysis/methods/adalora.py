@@ -6,7 +6,6 @@ PEFT: ``<module>.lora_A`` (r, n), ``.lora_B`` (m, r), ``.lora_E`` (r, 1), withou
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import partial
 
@@ -25,7 +24,7 @@ from .random_factors import Parts, Recipe, Spec, diagonal_null, pair
 
 def read(source: Source) -> Found | None:
     """AdaLoRA as PEFT saves it, before pruning and after."""
-    if not any(re.search(r"\.lora_E(\.|$)", key) for key in source.tensors.keys()):  # noqa: SIM118  no mapping
+    if not source.has(r"\.lora_E(\.|$)"):
         return None
     found, rest = collect(source, "lora_[ABE]")
     loaders = {module: _loader(source, module, parts) for module, parts in found.items()}

@@ -6,7 +6,6 @@ Ours: ``<module>.hydralora_A`` (r, n), ``.hydralora_B`` (K, m, r), ``.hydralora_
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,7 +23,7 @@ from .routed import loaders_of, note
 def read(source: Source) -> Found | None:
     """HydraLoRA, in our layout and its authors'."""
     found, rest = collect(source, "hydralora_(A|B|route)")
-    if not found and any(re.search(r"\.lora_B\d+(\.|$)", key) for key in rest):
+    if not found and source.has(r"\.lora_B\d+(\.|$)"):
         found, rest = collect(source, r"lora_(A|B\d+|route)")
     if not found:
         return None

@@ -34,7 +34,8 @@ def lora_loaders(source: Source, pairs: Mapping[str, Pair], method: str) -> tupl
     # would add up to the file.
     read = lru_cache(maxsize=4)(source.tensors.read)
     for module in pairs:
-        stacks[re.sub(r"(\.base_layer)+$", "", module)].append(module)
+        wrapped = module.endswith(".base_layer")
+        stacks[re.sub(r"(\.base_layer)+$", "", module) if wrapped else module].append(module)
     for module, levels in stacks.items():
         names = _parameters(source, module)
         if len(levels) == 1 and levels[0] == module and _is_plain(source, module, pairs[module], names):

@@ -39,12 +39,11 @@ def read(source: Source) -> Found | None:
     if ours:
         loaders = {name: load for module, parts in ours.items() for name, load in _ours(source, module, parts).items()}
         return Found("moelora", loaders, rest, [note(source, "MoELoRA")])
-    keys = source.tensors.keys()
-    if not any(re.search(r"\.lora[AB]\.\d+\.", key) for key in keys):
+    if not source.has(r"\.lora[AB]\.\d+\."):
         return None
     found: dict[str, dict[str, str]] = defaultdict(dict)
     rest = []
-    for key in keys:
+    for key in source.tensors.keys():  # noqa: SIM118  no mapping
         hit = _MOE.fullmatch(module_path(key))
         if not hit:
             rest.append(key)

@@ -106,6 +106,9 @@ def check_pair(source: Source, module: str, pair: Pair, told: bool = True) -> tu
         source.check_factor(key)
     A, B = source.tensors.shape(pair.A), source.tensors.shape(pair.B)
     r, groups = A[0], 1
+    usual = len(A) == len(B) == 2 and B[1] == r and (not told or module not in source.ranks)
+    if usual and r == source.rank(module):  # the texts of errors take longer than the checks
+        return r, groups
     source.expect(len(A) >= 2, pair.A, "(r, n), or (r, channels, kernel…) for a convolution")
     if len(A) == len(B) == 3 and B[2] != 1 and (B[0], B[2]) in ((A[0], A[1]), (B[0], A[0])):
         raise AdapterError(

@@ -34,7 +34,10 @@ _FACTOR = re.compile(r"(?P<module>.+)\.(sbora_(?P<ours>index|size|A|B)|lora_(?P<
 
 def read(source: Source) -> Found | None:
     """SBoRA in either layout."""
-    found, rest = sort_sbora_keys(source, source.tensors.keys())
+    keys = source.tensors.keys()
+    if ".sbora_" not in source.text and not any(_is_index(source, key) for key in keys):
+        return None  # without a look at each key
+    found, rest = sort_sbora_keys(source, keys)
     if not found:
         return None
     method, loaders, notes = sbora_loaders(source, found)

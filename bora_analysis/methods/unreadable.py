@@ -56,15 +56,15 @@ _EVIDENCE: list[tuple[str, str | tuple[str, str]]] = [
 
 def refuse_unreadable(path: Path, config: Mapping[str, Any] | None, keys: Iterable[str]) -> None:
     """Raise :class:`AdapterError` with the method's name if no reader takes the file."""
-    types = sorted({kind for row in METHODS.values() if row.module for kind in row.peft_types})
     kind = peft_type(config)
     if kind in REFUSED:
         name, reason = REFUSED[kind]
         raise AdapterError(f"{path}: peft_type {kind} ({name}) is not readable: {reason}")
     found = _evidence(list(keys))
+    types = {each for row in METHODS.values() if row.module for each in row.peft_types}
     if kind not in types:
         called = f" ({found[0]})" if found else ""
-        raise AdapterError(f"{path}: peft_type {kind}{called} is not readable; readable: {', '.join(types)}")
+        raise AdapterError(f"{path}: peft_type {kind}{called} is not readable; readable: {', '.join(sorted(types))}")
     if (config or {}).get("arrow_config"):
         raise AdapterError(
             f"{path}: adapter_config.json sets arrow_config: Arrow routes each token to other adapters, so there is no "
