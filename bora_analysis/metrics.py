@@ -17,7 +17,8 @@ The word "effective rank" means at least seven things in the literature. Here ``
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,6 +30,22 @@ from .threshold import Threshold
 
 #: The threshold of effective_rank in BoRA §4.5, which takes it from HiRA §6.1.
 THRESHOLD = 0.005
+T = TypeVar("T")
+
+
+def _once(function: Callable[[ArrayLike], T]) -> Callable[[ArrayLike], T]:
+    """Of a :class:`bora_analysis.analysis.spectrum.Stack` computed once: several metrics begin with the same."""
+
+    @wraps(function)
+    def call(s: ArrayLike) -> T:
+        kept = getattr(s, "kept", None)
+        if kept is None:
+            return function(s)
+        if function not in kept:
+            kept[function] = function(s)
+        return kept[function]
+
+    return call
 
 
 def effective_rank(s: ArrayLike, threshold: float | str | Threshold | Array = THRESHOLD) -> Any:
@@ -87,12 +104,14 @@ def frobenius_norm(s: ArrayLike) -> Any:
     return _plain(np.ldexp(np.sqrt(total), power))
 
 
+@_once
 def _squares(s: ArrayLike) -> tuple[Array, Array]:
     """t and e with Σσ² = t · 4^e, in range whatever the σ are."""
     scaled, power = normalised(np.asarray(s), -1)
     return np.sum(scaled * scaled, axis=-1), power[..., 0]
 
 
+@_once
 def spectral_norm(s: ArrayLike) -> Any:
     """‖ΔW‖₂ = σ₁."""
     return _plain(np.max(s, axis=-1, initial=0.0))
@@ -103,6 +122,7 @@ def nuclear_norm(s: ArrayLike) -> Any:
     return _plain(np.sum(s, axis=-1))
 
 
+@_once
 def _shares(s: ArrayLike) -> Array:
     """σ²/σ₁², zeros for a zero update: scaled first, because σ⁴ would underflow for tiny updates."""
     values = np.asarray(s)
@@ -201,11 +221,17 @@ def energy_rank(s: ArrayLike, share: float) -> Any:
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; expected 0 < share ≤ 1")
-    held = np.cumsum(np.sort(_shares(s), axis=-1)[..., ::-1], axis=-1)
+    held = _held(s)
     total = held[..., -1:]
     # The sum of a fully held spectrum may round below its own total.
     short = np.count_nonzero(held < share * total * (1 - 4 * EPSILON["float64"]), axis=-1)
     return _plain(np.where(np.any(total, axis=-1), short + 1, 0))
+
+
+@_once
+def _held(s: ArrayLike) -> Array:
+    """The shares of the largest, of the two largest … together."""
+    return np.cumsum(np.sort(_shares(s), axis=-1)[..., ::-1], axis=-1)
 
 
 def condition(s: ArrayLike, tolerance: Any) -> Any:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Unpack, overload
 
 import numpy as np
@@ -103,12 +103,19 @@ class Spectrum:
         return [told], pd.DataFrame({"index": range(1, len(self) + 1), "singular_value": self.values})
 
 
-class Stack(NamedTuple):
-    """What metrics look at, of spectra with as many values each, a row a spectrum."""
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """What metrics look at, of spectra with as many values each, a row a spectrum.
+
+    Attributes
+    ----------
+    kept : what several metrics begin with, by the function that computes it; nobody changes these arrays.
+    """
 
     values: NDArray[np.float64]
     noise_floor: NDArray[np.float64]
     reach: NDArray[np.float64]
+    kept: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spectra: Sequence[Spectrum]) -> Stack:

@@ -491,7 +491,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, spectrum: Spectrum, tau: Threshold) -> Origin:
-        top = spectral_norm(spectrum) if spectrum.counted is None else spectrum.counted.top
+        top = spectral_norm(spectrum.values) if spectrum.counted is None else spectrum.counted.top
         own = spectrum.dtype, spectrum.solver, spectrum.device, spectrum.noise_floor, spectrum.underflows
         return cls(*own, top, _limit(spectrum, tau))
 

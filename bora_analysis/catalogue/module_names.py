@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from itertools import pairwise
 
 # Projection → last names of modules. `projection` decides by the path for names that occur in both attention and the
@@ -27,6 +28,7 @@ _DIFFUSERS_FF = re.compile(r"(^|[._])ff(_context)?[._]net\.(?P<part>0\.proj|2)")
 _UNDERSCORED = re.compile(r"(lora|lycoris)_[^.]+")
 
 
+@lru_cache(4096)
 def projection(module: str) -> str:
     """Canonical projection of a module path: q, k, v, o, gate, up, down, qkv when fused; otherwise its last name.
 
@@ -60,6 +62,7 @@ def projection(module: str) -> str:
     return _BY_NAME.get(name, parts[-1])
 
 
+@lru_cache(4096)
 def layer(module: str) -> int | None:
     """Number of the layer: the first integer part of a module path, or None.
 

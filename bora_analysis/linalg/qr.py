@@ -54,7 +54,7 @@ def triangles_of(stacks: Sequence[Array]) -> list[Array]:
 
 
 def _householder_of(stacks: Sequence[Array]) -> list[Array]:
-    R = _householder(_behind(stacks))
+    R = _householder(np.concatenate(stacks, dtype=np.float64))
     return list(R.reshape(len(stacks), -1, *R.shape[1:]))
 
 
@@ -163,7 +163,7 @@ def _householder(stack: Array) -> Array:
 
 
 def _numpys(stack: Array) -> Array:
-    R: Any = np.linalg.qr(stack.astype(np.float64), mode="r")
+    R: Any = np.linalg.qr(stack.astype(np.float64, copy=False), mode="r")  # which makes a copy itself
     return R
 
 
