@@ -30,7 +30,7 @@ from ..style import projections_in_order
 from ..threshold import Threshold
 from ..updates.contract import Update
 from .results import LAYER_METRICS, RANGES, SKETCHES, SPECTRA, schema
-from .stamps import content_hash, local, stamp, stamp_at_rest
+from .stamps import at_rest, content_hash, local, stamp, stamp_at_rest
 from .storage import Storage, StorageError, opened, reason
 from .tasks import HUB, INTERNAL, JOIN, MEMORY, PATH, PLAN, RANGE, UNREADABLE, URL, Item, Job, Outcome, Task
 
@@ -182,11 +182,14 @@ def _stamp(item: Item, place: Path, files: Sequence[Path], content: str, read_at
     """
     if item.kind in (HUB, URL) or not item.stamp:
         return item.stamp
-    found = {os.path.realpath(path) for path in item.files}
-    if any(os.path.realpath(path) not in found for path in files):
-        return ""  # a base model or a start in a folder of its own, which the search has not seen: hashed each time
-    now = stamp((path, local(os.stat(path))) for path in item.files)  # noqa: PTH116
-    if now != item.stamp and content_hash(_files(place), _home(place))[0] != content:
+    if not set(item.files).issuperset(map(str, files)):  # by their names, or by what these lead to
+        found = {os.path.realpath(path) for path in item.files}
+        if any(os.path.realpath(path) not in found for path in files):
+            return ""  # a base model or a start in a folder of its own, which the search has not seen: hashed each time
+    now = [(path, local(os.stat(path))) for path in item.files]  # noqa: PTH116
+    if stamp(now) == item.stamp:
+        return item.stamp if at_rest(now, read_at) else ""
+    if content_hash(_files(place), _home(place))[0] != content:
         raise AdapterError(f"{item.id}: changed while it was read; sweep again")
     return stamp_at_rest(item.files, read_at)
 

@@ -64,9 +64,12 @@ def stamp_at_rest(files: Iterable[str], read_at: float) -> str:
     read_at : time at which reading began, in seconds since 1970.
     """
     found = [(path, local(os.stat(path))) for path in files]  # noqa: PTH116  a text is all that is at hand
-    if any(seen.changed > read_at - SETTLED for _, seen in found):
-        return ""
-    return stamp(found)
+    return stamp(found) if at_rest(found, read_at) else ""
+
+
+def at_rest(files: Iterable[tuple[str, Seen]], read_at: float) -> bool:
+    """Whether the files were last changed long enough before reading began that their stamp shows a later change."""
+    return all(seen.changed <= read_at - SETTLED for _, seen in files)
 
 
 def content_hash(files: Iterable[Path], home: Path) -> tuple[str, int]:
@@ -78,6 +81,7 @@ def content_hash(files: Iterable[Path], home: Path) -> tuple[str, int]:
             while chunk := handle.read(_CHUNK):
                 content.update(chunk)
                 size += len(chunk)
-        name = os.path.relpath(path, home).replace(os.sep, "/")
+        inside = os.path.dirname(path) == str(home)  # noqa: PTH120  as texts: relpath takes ten times as long
+        name = path.name if inside else os.path.relpath(path, home).replace(os.sep, "/")
         whole.update(f"{name}\0{content.hexdigest()}\n".encode("utf-8", "surrogateescape"))
     return whole.hexdigest(), size
