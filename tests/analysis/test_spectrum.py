@@ -129,6 +129,9 @@ def test_small_modules_are_left_to_one_worker_and_large_ones_are_not():
     both = Told(small | {f"large.{i}": large for i in range(12)})
     assert sorted(name for name, *_ in each_spectrum(both, workers=3)) == sorted(both)
     assert len(threads["large"]) > 1
+    threads["small"].clear()
+    assert len(list(each_spectrum(small, workers=1))) == 400
+    assert threads["small"] == {threading.get_ident()}
 
 
 def test_nothing_to_do():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bora_analysis import AdapterError
@@ -77,6 +78,20 @@ def test_unfinished_files_are_not_seen(storage: Storage, monkeypatch: pytest.Mon
     storage.remove(["spectra/a.parquet", "spectra/none.parquet"])
     assert storage.names("spectra") == []
     assert storage.read("spectra/a.parquet") is None
+
+
+@pytest.mark.parametrize("count", [3, 300])
+def test_a_file_tells_its_range_of_ids(storage: Storage, count: int):
+    """What readers of many files pass over by."""
+    table = layers("one", *(f"layers.{k}.q_proj" for k in range(count)))
+    storage.write_table(f"{LAYER_METRICS}/one.parquet", table)
+    assert storage.read_table(f"{LAYER_METRICS}/one.parquet").equals(table)
+    content = storage.read(f"{LAYER_METRICS}/one.parquet")
+    assert content is not None
+    group = pq.ParquetFile(pa.BufferReader(content)).metadata.row_group(0)
+    told = {group.column(k).path_in_schema: group.column(k).statistics for k in range(group.num_columns)}
+    assert (told["id"].min, told["id"].max) == ("one", "one")
+    assert (told["module"] is None) == (count == 3)
 
 
 def test_an_unknown_kind_of_url_is_named():

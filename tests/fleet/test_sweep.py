@@ -19,7 +19,7 @@ import pytest
 from fleet_cases import adapter, adapters, same, tables
 
 import bora_analysis
-from bora_analysis import AdapterError, Sweep, analyse, sweep, verdict
+from bora_analysis import AdapterError, Sweep, analyse, sweep, verdict, write_adapter
 from bora_analysis.analysis.tables import LAYER_COLUMNS, SPECTRA_COLUMNS
 from bora_analysis.fleet import sweep as module
 from bora_analysis.fleet.measuring import outcomes
@@ -180,6 +180,26 @@ def test_ranges_of_modules_give_the_same_to_the_bit(tmp_path: Path):
     for name in names:  # the files, too
         assert (tmp_path / "whole" / SPECTRA / name).read_bytes() == (tmp_path / "parts" / SPECTRA / name).read_bytes()
     assert parts.results.storage.names("ranges") == []
+
+
+def test_the_row_of_ranges_says_what_the_row_of_the_whole_says(tmp_path: Path):
+    """It is made from stored ranges there, and from what was measured here: ΔW = 0, or so small that it is lost."""
+    for name, size in (("zero", 0.0), ("tiny", 1e-38), ("mixed", None)):
+        factors = {
+            f"layers.{k}.q_proj": {
+                "B": np.full((24, 2), k % 2 if size is None else size, np.float32),
+                "A": np.ones((2, 32), np.float32),
+            }
+            for k in range(6)
+        }
+        write_adapter(tmp_path / "in" / name, "lora", factors, alpha=1e-300 if name == "tiny" else 4)
+    whole = run(tmp_path / "in", tmp_path / "whole", threshold=1e-9)
+    parts = run(tmp_path / "in", tmp_path / "parts", threshold=1e-9, split_from=1)
+    same(tables(whole.results.storage.place), tables(parts.results.storage.place))
+    notes = whole.results.adapters().set_index("name")["notes"]
+    assert "nothing was trained" in notes["zero"]
+    assert "below what float32 can hold" in notes["tiny"]
+    assert "noise floor of 3 of 6 modules" in notes["mixed"]
 
 
 def test_a_whole_model_is_split(tmp_path: Path):
