@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..adapters import Adapter, AdapterError, read_adapter
+from ..adapters.adapter import is_dense
 from ..adapters.locate import download, homes, paths_read
 from ..analysis.columns import missing
 from ..analysis.tables import IDENTITY, LAYER_COLUMNS, SPECTRA_COLUMNS, Origin, measure, told_of
 from ..analysis.verdict import JUDGED, judged
-from ..catalogue import METHODS
 from ..files.base_model import open_base
 from ..files.errors import readable
 from ..style import projections_in_order
@@ -72,7 +72,7 @@ def _outcome(item: Item, place: Path, id: str, task: Task, job: Job, start: floa
         adapter = _read(item, place, job)
         storage, part = Storage.at(job.results), part_of(id, hashed[0], job.options)
         if task.kind == PLAN:
-            modules = len(adapter) if item.size >= job.split_from or _is_dense(adapter) else 0
+            modules = len(adapter) if item.size >= job.split_from or is_dense(adapter) else 0
             return {"plan": modules, "hashed": hashed}
         if task.kind == RANGE:
             names = _pieces(part, job, task.first, task.last)
@@ -210,11 +210,6 @@ def _read(item: Item, place: Path, job: Job) -> Adapter:
     if not isinstance(found, Adapter):
         raise AdapterError(f"{item.id}: holds {len(found)} checkpoints; expected one adapter")
     return found
-
-
-def _is_dense(adapter: Adapter) -> bool:
-    """Whether each module takes a decomposition of all of its weight."""
-    return any(name == "full" or (name in METHODS and METHODS[name].needs_base) for name in adapter.method.split("+"))
 
 
 def _only(adapter: Adapter, first: int, last: int) -> Adapter:

@@ -202,5 +202,6 @@ class Storage:
 
         few = table.num_rows <= _FEW
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, use_dictionary=not few, write_statistics=["id"] if few else True)
+        told: Any = ["id"] if few else True
+        pq.write_table(table, sink, use_dictionary=not few, write_statistics=told)
         self.write(name, sink.getvalue().to_pybytes())
