@@ -204,7 +204,11 @@ def _roundings(updates: Sequence[BlockProduct], sizes: Sequence[Array], by_dtype
         columns = np.array([update.A.shape[2] for update in updates])[:, None, None]
         left, right = np.hypot(left, least * rows**0.5), np.hypot(right, least * columns**0.5)
     terms = left[:, :, None] * sigma * right[:, None]
-    steep = np.stack([np.broadcast_to(update.steepness, update.sigma.shape) for update in updates])
+    given = [update.steepness for update in updates]
+    if all(isinstance(each, float) for each in given):  # of all but some BoRAs
+        steep = np.array(given)[:, None, None, None]
+    else:
+        steep = np.stack([np.broadcast_to(update.steepness, update.sigma.shape) for update in updates])
     return np.sqrt(np.einsum("nijk,nijk->n", (2 + np.square(steep)) * terms, terms))
 
 
