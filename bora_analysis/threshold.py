@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-_AT_NORM = re.compile(r"(?P<value>.+?)\s+at\s+norm\s+(?P<norm>.+)")
+from .patterns import late
+
+_AT_NORM = late(r"(?P<value>.+?)\s+at\s+norm\s+(?P<norm>.+)")
 
 
 @dataclass(frozen=True)

@@ -178,3 +178,11 @@ def test_a_plain_installation_asks_for_none_of_these_packages():
 def test_the_package_imports_next_to_nothing():
     heavy = {"numpy", "pandas", "scipy", "ml_dtypes"}
     assert plainly(f"import bora_analysis\nprint({heavy} & set(sys.modules))") == "set()\n"
+
+
+def test_patterns_are_compiled_when_they_are_used():
+    """A hundred of them took as long at the start of a command as a small adapter takes in all."""
+    code = "from bora_analysis.cli import main, analyze; import bora_analysis.analysis.tables, sys, re\n"
+    code += "own = [m for name, m in list(sys.modules.items()) if name.startswith('bora_analysis')]\n"
+    code += "print(sum(isinstance(value, re.Pattern) for m in own for value in vars(m).values()))"
+    assert plainly(code) == "0\n"

@@ -13,6 +13,7 @@ from ..files.configuration import CONFIG_NAME, configuration_files, read_configu
 from ..files.errors import AdapterError, counted
 from ..files.keys import natural
 from ..files.tensors import DISTCP, DISTCP_INDEX, OPENERS, SHARD, shards
+from ..patterns import late
 from .initialisation import changes_base
 
 SUFFIXES = tuple(OPENERS)
@@ -29,12 +30,12 @@ _OTHER_KINDS = {
     ".tar": "is an archive; unpack it, and name the folder",
 }
 # What a trainer leaves beside the weights.
-NOT_WEIGHTS = re.compile(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+NOT_WEIGHTS = late(r"(optimizer|scheduler|scaler|rng_state\w*|training_args)\.\w+")
+CHECKPOINT = late(r"checkpoint-(\d+)")
 # mlx-lm's checkpoints, files beside the last one.
-STEP_FILE = re.compile(r"(\d+)_adapters\.(safetensors|npz)")
+STEP_FILE = late(r"(\d+)_adapters\.(safetensors|npz)")
 #: ``org/name``, or ``org/name@revision``: a branch, a tag, a commit.
-HUB_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
+HUB_ID = late(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 
 
 def paths_read(place: Path, *, steps: bool = False) -> Iterator[Path]:

@@ -20,12 +20,13 @@ from ..files.base_model import BaseMatrix, BaseWeights
 from ..files.errors import AdapterError
 from ..files.keys import module_path, natural
 from ..files.tensors import Array
+from ..patterns import late
 from ..updates.checks import is_finite
 from ..updates.contract import Facts
 from ..updates.dense import Dense
 from .adapter import Adapter
 
-_EMBEDDING = re.compile(
+_EMBEDDING = late(
     r"(^|[._])(wte|wpe|shared|lm_head|embed_out|tok_embeddings|relative_attention_bias|"
     r"embed(ding|dings)?_?(tokens|positions|in)?|(word|position|token_type)_embeddings)$"
 )

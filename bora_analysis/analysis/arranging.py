@@ -18,15 +18,16 @@ from ..files.layouts.names import Name, names_of
 from ..files.layouts.out import Layer, together
 from ..files.layouts.peft import REGISTERED
 from ..files.tensors import open_tensors
+from ..patterns import late
 from ..updates.blocks import lora
 from ..updates.contract import Update
 
 # A mixture's experts: in one parameter of transformers, each a module, or in MLX's SwitchLinear.
-_EXPERT = re.compile(
+_EXPERT = late(
     r"(?P<stem>.+)\.(experts\.(?P<fused>[A-Za-z_]\w*)\.(?P<e>\d+)|experts\.(?P<f>\d+)\.(?P<single>\w+)"
     r"|switch_mlp\.(?P<stacked>\w+)\.(?P<g>\d+))"
 )
-_STACK = re.compile(r".+\.(switch_mlp\.\w+|\w+_exps)\.\d+")  # the names of MLX's and llama.cpp's stacks
+_STACK = late(r".+\.(switch_mlp\.\w+|\w+_exps)\.\d+")  # the names of MLX's and llama.cpp's stacks
 _HALVES = ("gate_proj", "up_proj")  # the rows of gate_up_proj, one after the other
 _MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}  # before transformers 5
 _NAMED = ("kohya", "comfyui", "diffusers")  # layouts whose names have the part of the pipeline before the path

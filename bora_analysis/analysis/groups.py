@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from ..patterns import late
+
 #: How the adapters are grouped: ``"seed"``, by their names, or adapter → group.
 Group = str | Mapping[str, str]
 
-_SEED = re.compile(r"(^|[-_./ ])seed[-_ ]?\d+(?=$|[-_./ ])", re.IGNORECASE)
+_SEED = late(r"(^|[-_./ ])seed[-_ ]?\d+(?=$|[-_./ ])", re.IGNORECASE)
 
 
 def without_seed(name: str) -> str:

@@ -6,7 +6,6 @@ A direction is a singular value with its two vectors. They come from the factors
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +16,14 @@ from ..adapters import Adapter
 from ..files.errors import AdapterError
 from ..linalg import Array, NotFiniteError
 from ..metrics import energy_rank, numerical_rank
+from ..patterns import late
 from ..updates.contract import Update
 from .vectors import SingularVectors, singular_vectors
 
 #: In which order directions are kept. Shares of Σσ² go from the largest on, and are called "energy" in tables.
 ORDERS = ("largest", "smallest", "random")
 ALL = "all"
-_SHARE = re.compile(r"(\d+(\.\d*)?|\.\d+)\s*%")
+_SHARE = late(r"(\d+(\.\d*)?|\.\d+)\s*%")
 # Vectors of an adapter that stay in memory; those beyond are computed for every cut anew.
 _MEMORY = 2 << 30
 

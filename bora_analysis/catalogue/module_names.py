@@ -6,6 +6,8 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
+from ..patterns import late
+
 # Projection → last names of modules. `projection` decides by the path for names that occur in both attention and the
 # feed-forward part.
 _PROJECTIONS = {
@@ -20,12 +22,12 @@ _PROJECTIONS = {
     "router": "gate router",  # `mlp.gate` of a mixture of experts is the router, not the gate projection
 }
 _BY_NAME = {name: projection for projection, names in _PROJECTIONS.items() for name in names.split()}
-_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-_FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|densereludense|(^|_)ff($|_)", re.IGNORECASE)
+_ATTENTION = late(r"attn|attention", re.IGNORECASE)
+_FEED_FORWARD = late(r"mlp|ffn|feed_?forward|densereludense|(^|_)ff($|_)", re.IGNORECASE)
 _EITHER = ("c_proj", "proj", "wo", "dense")  # GPT-2, timm, T5 and BERT use one name in both parts of a layer
-_DIFFUSERS_FF = re.compile(r"(^|[._])ff(_context)?[._]net\.(?P<part>0\.proj|2)")
+_DIFFUSERS_FF = late(r"(^|[._])ff(_context)?[._]net\.(?P<part>0\.proj|2)")
 # kohya and LyCORIS write underscores for the dots of a path.
-_UNDERSCORED = re.compile(r"(lora|lycoris)_[^.]+")
+_UNDERSCORED = late(r"(lora|lycoris)_[^.]+")
 
 
 @lru_cache(4096)

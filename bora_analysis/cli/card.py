@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..patterns import late
 from .common import command, each_analysed, note, null_of, opened, reading, usage
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _PICTURES = (".png", ".svg", ".pdf")
 _BEGIN, _END = "<!-- bora_analysis", "<!-- /bora_analysis -->"
 _CAUTION = "Energy is not accuracy: small directions may matter, and large ones may not."
-_SECTION = re.compile(rf"{_BEGIN} .*?{re.escape(_END)}\n?", re.DOTALL)
+_SECTION = late(rf"{_BEGIN} .*?{re.escape(_END)}\n?", re.DOTALL)
 
 
 @command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ..patterns import late
 from .grid import Page, View, answer_lines, legend
 from .plain_text import spelled
 
@@ -20,7 +21,7 @@ _MATHS = {
 }  # fmt: skip
 _TEXTS = {"–": "--", "—": "---", "…": r"\dots{}", "’": "'", "“": "``", "”": "''", "\N{NO-BREAK SPACE}": "~"}
 # A letter or sign of mathematics with what belongs to it: ‖ΔW‖_F, σ_{k+1}, Σσ², σ>0.005.
-_FORMULA = re.compile(rf"(?:(?:ΔW|[{''.join(_MATHS)}])(?:_\{{[^}}]*\}}|_\w)?)+(?: ?[<>=] ?[\d.]+)?")
+_FORMULA = late(rf"(?:(?:ΔW|[{''.join(_MATHS)}])(?:_\{{[^}}]*\}}|_\w)?)+(?: ?[<>=] ?[\d.]+)?")
 
 
 def as_latex(page: Page, view: View) -> str:

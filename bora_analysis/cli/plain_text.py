@@ -16,6 +16,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from ..patterns import late
+
 _ERRORS = "bora_analysis.spelled"
 # click replaces a stream that says ASCII by a UTF-8 one; under this name it leaves the stream alone.
 _ASCII = "bora_analysis_ascii"
@@ -25,7 +27,7 @@ _SIGNS = {
     "⌊": "floor(", "⌋": ")", "⌈": "ceil(", "⌉": ")", "⟨": "<", "⟩": ">", "✔": "yes", "’": "'", "“": '"', "”": '"',
     "•": "*", "λ": "lambda", "Λ": "Lambda", **dict(zip("▁▂▃▄▅▆▇█", "12345678", strict=True)),
 }  # fmt: skip
-_GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER (?:FINAL )?([A-Z]+)")
+_GREEK = late(r"GREEK (SMALL|CAPITAL) LETTER (?:FINAL )?([A-Z]+)")
 
 
 def spell_missing_characters() -> None:

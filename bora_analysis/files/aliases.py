@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from math import prod
 
 import numpy as np
 
+from ..patterns import late
 from .keys import ancestors, module_path
 from .tensors import Tensors
 
-_NUMBER = re.compile(r"\d+")
+_NUMBER = late(r"\d+")
 
 
 def aliases(tensors: Tensors, modules: Iterable[str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..catalogue.dtypes import EPSILON
+from ..patterns import late
 from .errors import AdapterError
 from .keys import module_path
 from .tensors import Array, Raw, StoredTensors, open_file
@@ -27,8 +28,8 @@ _STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 _SUFFIXES = (".safetensors", ".bin")
 _WEIGHT_NAMES = {f"{stem}{suffix}{end}" for stem in _STEMS for suffix in _SUFFIXES for end in ("", ".index.json")}
 # kohya's and LyCORIS's names: the model's part, and the path with underscores for dots.
-_UNDERSCORED = re.compile(r"(lora_(unet|te\d?|transformer)|lycoris)_(?P<path>[^.]+)")
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_UNDERSCORED = late(r"(lora_(unet|te\d?|transformer)|lycoris)_(?P<path>[^.]+)")
+_HUB_ID = late(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 # transformers' Conv1D stores (in, out). These models use it, and in them the modules of these names.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_encoder", "clvp_decoder")
 _CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-_DIGITS = re.compile(r"([0-9]+)")
+from ..patterns import late
+
+_DIGITS = late(r"([0-9]+)")
 # What torch.compile, FSDP, Lightning's Fabric, activation checkpointing and PEFT put into a path, and DDP in front of
 # it. A name "module" inside a path may be the model's own, but beside one of the others it is DDP's. A list's
 # "module.0" is not. Before PEFT's prefix stands the name that a LightningModule gave to PEFT's model.
@@ -17,10 +19,10 @@ _WRAPPER = (
     rf"|(model|net)(?=\.{_PEFT}\.)|{_PEFT})\."
 )
 _DDP = r"module\.(?!\d)"
-_WRAPPERS = re.compile(rf"^({_DDP}|{_WRAPPER})+|(?<=\.)({_DDP})*({_WRAPPER}({_DDP})*)+")
+_WRAPPERS = late(rf"^({_DDP}|{_WRAPPER})+|(?<=\.)({_DDP})*({_WRAPPER}({_DDP})*)+")
 
 _IN_PATTERN = _WRAPPER.replace(r"\.", r"\\?\.")  # the dot may be escaped
-_IN_PATTERNS = re.compile(rf"(?<![\w.])(module\\?\.(?!\\?d|\d)|{_IN_PATTERN})+|(?<!\w)({_IN_PATTERN})+")
+_IN_PATTERNS = late(rf"(?<![\w.])(module\\?\.(?!\\?d|\d)|{_IN_PATTERN})+|(?<!\w)({_IN_PATTERN})+")
 
 
 def natural(name: str) -> list[Any]:

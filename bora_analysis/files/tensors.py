@@ -7,7 +7,6 @@ safe to call from several threads.
 from __future__ import annotations
 
 import json
-import re
 import threading
 import warnings
 import zipfile
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..extras import require
 from ..linalg import Array
+from ..patterns import late
 from .errors import AdapterError
 
 # safetensors' name → PyTorch's name and the NumPy type that has the same bytes.
@@ -48,12 +48,12 @@ Q8_0, BLOCK = "q8_0", 32
 # Types that are read as float32.
 _NARROW = ("bfloat16", "float8_e4m3fn", "float8_e5m2")
 #: One of several files that hold the weights together.
-SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+SHARD = late(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 #: A folder that torch.distributed.checkpoint wrote (FSDP): any of its files stands for all.
 DISTCP, DISTCP_INDEX = ".distcp", ".metadata"
 _WEIGHTS = ("state_dict", "model")  # of several dictionaries in a checkpoint the one that is read
 # What it holds beside the weights, in lower case.
-_BESIDE = re.compile(r"(optim|sched|lr_|ema|callbacks|loops|rng|scaler|args|hyper_parameters)")
+_BESIDE = late(r"(optim|sched|lr_|ema|callbacks|loops|rng|scaler|args|hyper_parameters)")
 # A mapped file is mapped anew after this many bytes, or its pages would add up to the whole file in memory.
 _REMAP_BYTES = 64 * 2**20
 

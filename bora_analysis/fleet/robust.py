@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +9,12 @@ from numpy.typing import ArrayLike
 
 from ..catalogue.module_names import projection
 from ..linalg import Array
+from ..patterns import late
 
 #: Φ⁻¹(3/4): the MAD of normal values is this many standard deviations.
 NORMAL_MAD = 0.6744897501960817
 # A number that stands alone between dots or underscores.
-_NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")
+_NUMBER = late(r"(?<![^._])\d+(?![^._])")
 
 
 class Standing(NamedTuple):

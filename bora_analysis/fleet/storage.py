@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..adapters import AdapterError
+from ..patterns import late
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters at least: C:\ is a drive
+_URL = late(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # two letters at least: C:\ is a drive
 #: Stores whose writes are whole or nothing, so that no second name is needed.
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "az", "hf"}
 _UNFINISHED = ".tmp"

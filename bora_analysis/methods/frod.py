@@ -7,7 +7,6 @@ length 1 (``frod/layer.py``); the kind is the end of the module's path (``frod/m
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,12 +19,13 @@ from ..files.base_model import BaseMatrix
 from ..files.errors import AdapterError
 from ..files.parts import collect, need, others
 from ..files.tensors import Array
+from ..patterns import late
 from ..updates.contract import FactorError, Facts, Update
 from .on_base_model import base_matrix, checked
 from .random_base import base_of, form_on_base, on_base
 from .random_factors import Parts, Spec, generator, slots
 
-_SHARED = re.compile(r"(^|\.)frod_(?P<part>V|s_indices|s_size)\.(?P<kind>[^.]+)(\.[^.]+)?$")
+_SHARED = late(r"(^|\.)frod_(?P<part>V|s_indices|s_size)\.(?P<kind>[^.]+)(\.[^.]+)?$")
 
 
 def read(source: Source) -> Found | None:

@@ -9,7 +9,6 @@ together.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.keys import module_path
 from ..files.parts import collect, fitted
 from ..linalg import Array
+from ..patterns import late
 from ..projections import Projection, Target, Wish
 from ..updates.contract import Update
 from ..updates.mixture import mixed
@@ -27,7 +27,7 @@ from .file_form import Arrays, Form
 from .random_factors import NoNullError, Null, Parts, Recipe, Sizes, Spec, kaiming, pair, pair_core
 from .routed import loaders_of, note
 
-_MOE = re.compile(
+_MOE = late(
     r"(?P<module>.+)\.lora_([AB])(\.(?P<name>[^.]+?))??\.(?P<part>lora[AB]\.\d+)(\.mlp)?\.weight"
     r"|(?P<router>.*?)\.?lora_(?P<gate>task_embedding|gate)(\.[^.]+?)??(\.GateL)?\.weight"
 )

@@ -6,7 +6,6 @@ PEFT: ``base_model.model.<module>.lora_A.weight`` (r, n) and ``.lora_B.weight`` 
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,13 +17,14 @@ from ..files.adapter_file import Source
 from ..files.errors import AdapterError
 from ..files.keys import ancestors, module_path, natural
 from ..files.parts import incomplete
+from ..patterns import late
 
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?P<name>[^.]+?))??(\.weight)?")
+_FACTOR = late(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.(?P<name>[^.]+?))??(\.weight)?")
 # lora_* entries that do not enter ΔW: VeLoRA's gradient projection, MonteCLoRA's sampler, lora_bias.
-_HARMLESS = re.compile(r"\.lora_(velora_|monteclora_)|\.lora_(embedding_)?B(\.[^.]+)?\.bias$")
+_HARMLESS = late(r"\.lora_(velora_|monteclora_)|\.lora_(embedding_)?B(\.[^.]+)?\.bias$")
 
 # A converter's slip: an underscore for the dot.
-_SLIP = re.compile(r"_(lora_(down|up|mid)\.weight)$")
+_SLIP = late(r"_(lora_(down|up|mid)\.weight)$")
 
 
 class Pair(NamedTuple):

@@ -8,7 +8,6 @@ and so do we (``randlora/layer.py``). The files do not store a layer's larger si
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cache, partial
 from zlib import crc32
@@ -20,13 +19,14 @@ from ..files.errors import AdapterError
 from ..files.in_memory import InMemory
 from ..files.parts import collect, fitted, others
 from ..linalg import Array
+from ..patterns import late
 from ..updates.checks import coarsest
 from ..updates.contract import FactorError, Facts, Update
 from .file_form import Arrays, Form
 from .on_base_model import checked
 from .random_factors import Parts, Recipe, Spec, slots
 
-_SHARED = re.compile(r"(^|\.)randlora_(?P<side>[AB])(\.[^.]+)?$")
+_SHARED = late(r"(^|\.)randlora_(?P<side>[AB])(\.[^.]+)?$")
 
 
 def read(source: Source) -> Found | None:

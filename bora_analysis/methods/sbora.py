@@ -7,7 +7,6 @@ whole numbers and ``.lora_B.weight`` (m, r), or ``.lora_A.weight`` (r, n) and ``
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -23,13 +22,14 @@ from ..files.keys import module_path
 from ..linalg import Array
 from ..linalg.gaussian import gaussian_triangle
 from ..linalg.qr import triangle
+from ..patterns import late
 from ..projections import Find, Projection, Target, Wish
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .file_form import Arrays, Form
 from .random_factors import Maker, Null, Parts, Recipe, Sizes, Spec, pair
 
-_FACTOR = re.compile(r"(?P<module>.+)\.(sbora_(?P<ours>index|size|A|B)|lora_(?P<side>[AB]))(\.[^.]+?)??(\.weight)?")
+_FACTOR = late(r"(?P<module>.+)\.(sbora_(?P<ours>index|size|A|B)|lora_(?P<side>[AB]))(\.[^.]+?)??(\.weight)?")
 
 
 def read(source: Source) -> Found | None:

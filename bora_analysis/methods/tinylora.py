@@ -7,7 +7,6 @@ layer k from ``projection_seed`` + k (``tinylora/layer.py``), and that tells.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import lru_cache, partial
 
@@ -19,6 +18,7 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
 from ..files.parts import collect, fitted, others
 from ..linalg import Array
+from ..patterns import late
 from ..updates.blocks import lora
 from ..updates.checks import coarsest
 from ..updates.contract import FactorError, Update
@@ -28,7 +28,7 @@ from .random_factors import Parts, Recipe, Spec, orthonormal, slots
 
 #: PEFT's default.
 SEED = 42
-_VECTOR = re.compile(r"(^|\.)tinylora_v\.([^.]+\.)?(?P<group>\d+)$")
+_VECTOR = late(r"(^|\.)tinylora_v\.([^.]+\.)?(?P<group>\d+)$")
 
 
 def read(source: Source) -> Found | None:

@@ -18,13 +18,14 @@ from ..files.errors import AdapterError
 from ..files.parts import fitted, read_parts
 from ..linalg import Array
 from ..linalg.solvers import svd_with_vectors
+from ..patterns import late
 from ..updates.blocks import lora
 from ..updates.contract import Update
 from .on_base_model import base_matrix
 from .random_base import form_on_base, on_base, told_apart
 from .random_factors import Parts, Spec, slots
 
-_OTHER_START = re.compile(r'"sig_type": "(last|middle)"|"use_data_init": "?false', re.IGNORECASE)
+_OTHER_START = late(r'"sig_type": "(last|middle)"|"use_data_init": "?false', re.IGNORECASE)
 
 
 def read(source: Source) -> Found | None:

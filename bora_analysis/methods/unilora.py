@@ -7,7 +7,6 @@ PEFT: once ``base_model.unilora_theta_d`` (d,), and with ``save_indices`` ``<mod
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cache, partial
 from zlib import crc32
@@ -19,13 +18,14 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
 from ..files.parts import collect, fitted, need, others
 from ..linalg import Array
+from ..patterns import late
 from ..updates.blocks import lora
 from ..updates.checks import coarsest
 from ..updates.contract import FactorError, Update
 from .file_form import Arrays, Form
 from .random_factors import Parts, Recipe, Spec, pair_null, slots
 
-_VECTOR = re.compile(r"(^|\.)unilora_theta_d(\.[^.]+)?$")
+_VECTOR = late(r"(^|\.)unilora_theta_d(\.[^.]+)?$")
 
 
 def read(source: Source) -> Found | None:

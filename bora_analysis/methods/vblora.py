@@ -8,7 +8,6 @@ PEFT: ``<module>.vblora_logits_A`` (r, n/v, h), ``.vblora_logits_B`` (m/v, r, h)
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from ..files.adapter_file import Found, Loader, Source
 from ..files.parts import collect, fitted, incomplete, need, others
 from ..linalg import Array
+from ..patterns import late
 from ..updates.blocks import lora
 from ..updates.checks import coarsest, is_finite
 from ..updates.contract import FactorError, Update
@@ -27,7 +27,7 @@ from .random_factors import LENGTH, Parts, Recipe, Spec, slots
 
 #: Vectors that are mixed, PEFT's default.
 TOPK = 2
-_BANK = re.compile(r"(^|\.)vblora_vector_bank(\.[^.]+)?$")
+_BANK = late(r"(^|\.)vblora_vector_bank(\.[^.]+)?$")
 
 
 def read(source: Source) -> Found | None:

@@ -13,7 +13,6 @@ The files do not store a layer's n.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from zlib import crc32
@@ -25,6 +24,7 @@ from ..files.adapter_file import Found, Loader, Source
 from ..files.errors import AdapterError
 from ..files.parts import collect, fitted, others
 from ..linalg import Array
+from ..patterns import late
 from ..projections import Projection, Target, Wish
 from ..updates.blocks import diagonal
 from ..updates.checks import coarsest
@@ -32,7 +32,7 @@ from ..updates.contract import FactorError, Update
 from .file_form import Arrays, Form, size
 from .random_factors import Parts, Recipe, Spec, kaiming, slots
 
-_SHARED = re.compile(r"(^|\.)p?vera_(?P<side>[AB])(\.[^.]+)?$")
+_SHARED = late(r"(^|\.)p?vera_(?P<side>[AB])(\.[^.]+)?$")
 
 
 def read(source: Source) -> Found | None:

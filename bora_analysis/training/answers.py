@@ -20,7 +20,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_NUMBER = re.compile(r"-?\d+\.?\d*")
+from ..patterns import late
+
+_NUMBER = late(r"-?\d+\.?\d*")
 _CHOICES = {"solution": 2, "answer": 5, "ending": 4, "option": 2}
 _RESPONSE = "### Response:"
 #: How near a number must come.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +11,12 @@ from ..files.errors import AdapterError
 from ..files.keys import module_path
 from ..files.tensors import open_tensors
 from ..linalg import Array
+from ..patterns import late
 
 # What PEFT puts into the path of a module that it trains whole, or whose bias it trains.
-_WRAPPED = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
+_WRAPPED = late(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
 # The bias of LoRA's factor B, which is scaled like ΔW.
-_BIAS_OF_B = re.compile(r"\.lora_B(\.default)?\.bias$")
+_BIAS_OF_B = late(r"\.lora_B(\.default)?\.bias$")
 #: How a cut is applied. A weight of half the precision would round most of ΔW away, so there the pair is used.
 WAYS = ("auto", "merged", "pair")
 

@@ -7,12 +7,13 @@ checkpoint needs the state, to continue after a kill.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+from ..patterns import late
+
+_CHECKPOINT = late(r"checkpoint-(\d+)")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 #: All that is trained, exactly; PEFT's file of an adapter may leave some out.
 TRAINED = "trained.pt"

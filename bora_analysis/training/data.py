@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..patterns import late
 from .errors import TrainingError
 from .settings import Settings
 
@@ -24,9 +25,9 @@ _TEXTS = (
 )  # fmt: skip
 _LABELS = ("label", "labels", "target", "rating", "score", "class")
 _INSTRUCTION: tuple[str, ...] = ("instruction", "output")
-_TRAINING = re.compile(r"train", re.IGNORECASE)
-_HELD_OUT = re.compile(r"(validation|valid|dev|eval)", re.IGNORECASE)
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?", re.ASCII)
+_TRAINING = late(r"train", re.IGNORECASE)
+_HELD_OUT = late(r"(validation|valid|dev|eval)", re.IGNORECASE)
+_HUB_ID = late(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)

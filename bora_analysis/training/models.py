@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..patterns import late
 from .data import Example
 from .errors import TrainingError
 from .quantized import quantization
@@ -21,7 +22,7 @@ _PEFTS = (
     "Sparse invariant checks are implicitly disabled",
     "Full backward hook is firing",
 )
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
+_HUB_ID = late(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 def tokenizer_of(settings: Settings) -> Any:

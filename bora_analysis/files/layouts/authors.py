@@ -27,21 +27,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...patterns import late
 from ..errors import AdapterError
 from ..keys import module_path
 from ..tensors import Tensors
 from .view import Derived, Translation, View, add
 
-_MAGNITUDE = re.compile(r"(?P<module>.+)\.magnitude(\.[^.]+)?\.weight")
-_PAIR = re.compile(r"(?P<module>.+)\.lora_A(\.[^.]+)??(\.weight)?")
-_TORCHTUNE = re.compile(r"(?P<module>.+)\.(lora_(?P<side>[ab])\.weight|magnitude)")
-_ADAPTERHUB = re.compile(r"(?P<module>.+)\.loras\.(?P<name>[^.]+)\.lora_(?P<side>[AB])")
-_OPENDELTA = re.compile(r"(?P<module>.+)\.lora\.lora_(?P<side>[AB])")
-_MEGATRON = re.compile(r"(?P<module>.+\.adapter(_layer)?(\.\w+)?)\.(linear_(?P<side>in|out)\.weight|weight_magnitude)")
-_RANK = re.compile(r"(mp|tp)_rank_\d+.*")
-_ADAPTER = re.compile(r"\.adapter(?=\.|$)")
+_MAGNITUDE = late(r"(?P<module>.+)\.magnitude(\.[^.]+)?\.weight")
+_PAIR = late(r"(?P<module>.+)\.lora_A(\.[^.]+)??(\.weight)?")
+_TORCHTUNE = late(r"(?P<module>.+)\.(lora_(?P<side>[ab])\.weight|magnitude)")
+_ADAPTERHUB = late(r"(?P<module>.+)\.loras\.(?P<name>[^.]+)\.lora_(?P<side>[AB])")
+_OPENDELTA = late(r"(?P<module>.+)\.lora\.lora_(?P<side>[AB])")
+_MEGATRON = late(r"(?P<module>.+\.adapter(_layer)?(\.\w+)?)\.(linear_(?P<side>in|out)\.weight|weight_magnitude)")
+_RANK = late(r"(mp|tp)_rank_\d+.*")
+_ADAPTER = late(r"\.adapter(?=\.|$)")
 _SIDES = {"in": "A", "out": "B"}
-_CLIP = re.compile(r"(?P<module>layer_\d+\.\w+)\.w_lora_(?P<side>[AB])")
+_CLIP = late(r"(?P<module>layer_\d+\.\w+)\.w_lora_(?P<side>[AB])")
 
 
 def qsbora(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation | None:

@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ...patterns import late
 from ..errors import AdapterError
 from ..keys import module_path
 from ..tensors import Array, Tensors
 from .view import Derived, Translation, View, add
 
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.weight)?")
-_EXPERTS = re.compile(r"(.*\.)?experts(\..+)?|.+_exps")
+_FACTOR = late(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.weight)?")
+_EXPERTS = late(r"(.*\.)?experts(\..+)?|.+_exps")
 _VLLM = {"experts": "down_proj", "base_layer": "gate_up_proj"}
 Value = TypeVar("Value")
 

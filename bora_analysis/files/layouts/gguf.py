@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ...atomic import replacing
+from ...patterns import late
 from ..errors import AdapterError
 from ..tensors import Tensors
 from ..tensors_out import DTYPES
@@ -40,13 +41,13 @@ _NAMES = {
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate_up_proj": "ffn_up",
 }  # fmt: skip
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output": "lm_head"}
-_FACTOR = re.compile(r"(?P<module>.+)\.weight\.lora_(?P<side>[ab])")
-_LAYER = re.compile(r"(.*\.)?layers\.(?P<number>\d+)\.(?P<name>.+)")
+_FACTOR = late(r"(?P<module>.+)\.weight\.lora_(?P<side>[ab])")
+_LAYER = late(r"(.*\.)?layers\.(?P<number>\d+)\.(?P<name>.+)")
 _TYPES = {"float32": (0, "<f4"), "float16": (1, "<f2"), "bfloat16": (30, "bfloat16"), "float64": (28, "<f8")}
 _TEXT, _FLOAT = 8, 6
 _STEP = 32
 # Texts of a header that stay in the same layout.
-_ABOUT = re.compile(r"general\.(name|basename|finetune|author|organization|description|license|url|repo_url|version)")
+_ABOUT = late(r"general\.(name|basename|finetune|author|organization|description|license|url|repo_url|version)")
 #: The setting that makes an adapter an aLoRA.
 ALORA = "adapter.alora.invocation_tokens"
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from ...patterns import late
 from ..errors import AdapterError, counted
 from ..keys import module_path
 from ..tensors import Array, Tensors
@@ -34,14 +35,14 @@ from .names import underscored
 from .out import Job, Layer, Out
 from .view import Derived, Translation, View, add
 
-_FACTOR = re.compile(
+_FACTOR = late(
     r"(?P<module>.+?)(\.lora_linear_layer\.|\.lora\.|_lora\.|(?<=_lora\d)\.|\.lora_)(?P<part>down|up|mid)\.weight"
 )
-_SEPARATOR = re.compile(r"(\.lora_linear_layer|\.lora|_lora)$")
+_SEPARATOR = late(r"(\.lora_linear_layer|\.lora|_lora)$")
 # Changes of biases and norms, and learned tokens.
-_NOT_LOW_RANK = re.compile(r".+\.(diff_b|w_norm|b_norm)|bundle_emb\..+")
+_NOT_LOW_RANK = late(r".+\.(diff_b|w_norm|b_norm)|bundle_emb\..+")
 _WHOLE = ("lokr_w1", "lokr_w2", "diff")  # ΔW or its Kronecker factors, which no α scales
-_ALGORITHM = re.compile(r"\.(hada|lokr|diff$)")
+_ALGORITHM = late(r"\.(hada|lokr|diff$)")
 
 
 def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation | None:

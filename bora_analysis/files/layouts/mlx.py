@@ -26,15 +26,16 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
+from ...patterns import late
 from ..errors import AdapterError
 from ..keys import module_path
 from ..tensors import Array, Tensors
 from .out import Job, Layer, Out
 from .view import Derived, Translation, View, add, transposed
 
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[ab])")
-_VLM = re.compile(r"(?P<module>.+)\.(?P<side>[AB])")
-_EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe)")
+_FACTOR = late(r"(?P<module>.+)\.lora_(?P<side>[ab])")
+_VLM = late(r"(?P<module>.+)\.(?P<side>[AB])")
+_EMBEDDING = late(r"(.*\.)?(\w*embed\w*|wte|wpe)")
 
 
 def translate(tensors: Tensors, config: Mapping[str, Any] | None) -> Translation | None:

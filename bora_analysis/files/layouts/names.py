@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ...patterns import late
 from ..base_model import BaseWeights
 from ..errors import AdapterError
 from ..keys import module_path
 
-_PARTS = re.compile(
+_PARTS = late(
     r"(?P<kohya>lora_(unet|te\d?|transformer)_|lycoris_)(?P<under>[^.]+)"
     r"|(?P<dotted>model\.diffusion_model|diffusion_model|unet|transformer|text_encoder(_\d)?)\.(?P<path>.+)"
 )
@@ -39,7 +40,7 @@ SelfAttention EncDecAttention DenseReluDense model emb conv3 key query value hea
 gate up down first last wq wk wv tmlp tproj txtmlp txtfusion projector
 """
 _NAMES = sorted([*_COMPOUND.split(), *_SINGLE.split()], key=len, reverse=True)
-_DOTTED = re.compile(rf"(?:(?P<name>{'|'.join(_NAMES)}|\d+)(?:_|$))")
+_DOTTED = late(rf"(?:(?P<name>{'|'.join(_NAMES)}|\d+)(?:_|$))")
 
 
 class Name(NamedTuple):

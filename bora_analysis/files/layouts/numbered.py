@@ -10,17 +10,17 @@ numbers are the query's and odd ones the value's rows of a block's ``qkv``, bloc
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from ...patterns import late
 from ..errors import AdapterError
 from ..tensors import Tensors
 from .view import Derived, Translation, View, add
 
-_CLONEOFSIMO = re.compile(r"(?P<model>[\w.]+):(?P<number>\d+):(?P<side>up|down)")
-_ITEM = re.compile(r"\[(\d+)\]")  # entry of a list
-_SAM = re.compile(r"w_(?P<side>[ab])_(?P<number>\d+)")
+_CLONEOFSIMO = late(r"(?P<model>[\w.]+):(?P<number>\d+):(?P<side>up|down)")
+_ITEM = late(r"\[(\d+)\]")  # entry of a list
+_SAM = late(r"w_(?P<side>[ab])_(?P<number>\d+)")
 
 
 def cloneofsimo(tensors: Tensors, _config: Mapping[str, Any] | None) -> Translation | None:

@@ -15,14 +15,15 @@ from functools import partial
 from math import prod
 from typing import Any
 
+from ...patterns import late
 from ..errors import AdapterError
 from ..keys import module_path
 from ..tensors import Array, Tensors
 from .view import Derived, Translation, View, add
 
-_KERAS = re.compile(r"lora/(?P<module>\d+)/(vars/)?lora_kernel_(?P<side>[ab])")
-_KERAS_RANK = re.compile(r"lora/(vars/)?rank")
-_QWIX = re.compile(r"(?P<module>.+?)([./](w|kernel|weight))?_lora_(?P<side>[ab])([./]value)?")
+_KERAS = late(r"lora/(?P<module>\d+)/(vars/)?lora_kernel_(?P<side>[ab])")
+_KERAS_RANK = late(r"lora/(vars/)?rank")
+_QWIX = late(r"(?P<module>.+?)([./](w|kernel|weight))?_lora_(?P<side>[ab])([./]value)?")
 
 
 _THREE_AXES = (

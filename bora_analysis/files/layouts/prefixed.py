@@ -14,11 +14,11 @@ They are read under PEFT's names as they are, ``.alpha`` by :mod:`.kohya`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 
 import numpy as np
 
+from ...patterns import late
 from ..errors import AdapterError
 from ..tensors import Array
 from .names import underscored
@@ -26,7 +26,7 @@ from .out import Job, Layer, Out, lora_settings
 
 _UNET = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out", "time_embedding.", "add_embedding.")
 _ORIGINAL = ("input_blocks.", "middle_block.", "output_blocks.", "double_blocks.", "single_blocks.", "joint_blocks.")
-_DIFFUSERS = re.compile(r"(unet|text_encoder(_\d)?|transformer(?!\.(h|encoder|word_embeddings)))\..*lora")  # no GPT
+_DIFFUSERS = late(r"(unet|text_encoder(_\d)?|transformer(?!\.(h|encoder|word_embeddings)))\..*lora")  # no GPT
 
 
 def _tensors(layer: Layer) -> dict[str, Array]:

@@ -15,12 +15,13 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from ... import __version__
+from ...patterns import late
 from .findings import SEVERITIES, Finding, Report
 from .rules import RULES
 
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 # What XML 1.0 cannot hold, in any spelling.
-_NO_XML = re.compile(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
+_NO_XML = late(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]")
 
 
 def sarif(report: Report, fail_on: str = "error") -> str:
