@@ -144,3 +144,18 @@ def test_a_copy_that_is_killed_is_said_in_a_line(tmp_path: Path):
     assert done.returncode == 1
     assert "was ended; was there too little memory?" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+@linux
+def test_freed_memory_stays_with_a_process_that_asks_for_it():
+    """Or the system clears each page of it again, which took as long as the analysis."""
+    code = (
+        "import resource, sys; import numpy as np; from bora_analysis.pipes import keep_freed_memory\n"
+        "if sys.argv[1:]: keep_freed_memory()\n"
+        "def taken(): [np.ones(1 << 19) for _ in range(3)]; return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "before = taken(); [taken() for _ in range(20)]; print(taken() - before)"
+    )
+    usual, kept = (int(run("-c", code, *asked).stdout) for asked in ([], ["keep"]))
+    if usual < 10_000:
+        pytest.skip("this library of C keeps it by itself")
+    assert kept < usual / 5

@@ -227,7 +227,8 @@ def each_spectrum(
 
     Parameters
     ----------
-    updates : module → update; ``updates[module]`` is called in a worker thread, once; with one worker, in the caller's.
+    updates : module → update; ``updates[module]`` is called in a worker thread, once. One worker takes few of them in
+        the caller's.
     solver, device : as for :func:`singular_values`.
     workers : threads; default one per core that this process may use.
     quick : a threshold: of updates without structure, from 256² on, and of those with one core from 1024² on, only how
@@ -281,7 +282,9 @@ def each_spectrum(
             reduced = [each for each, known in zip(reduced, told, strict=True) if not known]
         return [*found, *_solved(reduced, solver, place)]
 
-    if workers == 1:  # in this thread: to start another one takes as long as a small adapter
+    # To start a thread takes as long as a small adapter. A large one is better off with its heap, which keeps what is
+    # freed (bora_analysis.pipes.keep_freed_memory).
+    if workers == 1 and len(updates) <= BATCH_MODULES:
         with one_blas_thread():
             while batch := some():
                 yield from batch

@@ -337,7 +337,9 @@ def each_analysed(
     """The function's results for all adapters that it can read, with a progress bar; it is called per adapter."""
     from ..adapters import AdapterError
     from ..linalg.threads import one_blas_thread
+    from ..pipes import keep_freed_memory
 
+    keep_freed_memory()
     found = []
     with usage(), one_blas_thread(), progress(sum(map(len, adapters))) as step:
         for adapter in adapters:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..pipes import receive, send
+from ..pipes import keep_freed_memory, receive, send
 
 #: What it says first, when all is loaded.
 READY = b"ready"
@@ -36,6 +36,7 @@ def main(memory: int, bare: bool = False) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _bound(memory)
+    keep_freed_memory()
     if bare:
         sys.meta_path.insert(0, _Without())
     from ..linalg.threads import one_blas_thread

@@ -130,7 +130,8 @@ def test_small_modules_are_left_to_one_worker_and_large_ones_are_not():
     assert sorted(name for name, *_ in each_spectrum(both, workers=3)) == sorted(both)
     assert len(threads["large"]) > 1
     threads["small"].clear()
-    assert len(list(each_spectrum(small, workers=1))) == 400
+    few = Told(list(small.items())[:12])
+    assert len(list(each_spectrum(few, workers=1))) == 12
     assert threads["small"] == {threading.get_ident()}
 
 
