@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import IO, Any, NoReturn
 
+if sys.platform != "win32":
+    import fcntl
+
 #: Parts that fit, by their numbers, into a pipe that nobody empties (64 KB).
 MOST_PARTS = 1 << 13
 _NUMBER = 4
@@ -57,7 +60,7 @@ def can_copy() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let freed memory stay with a process of our own (glibc, which takes arrays up to 32 MB from its heap then).
+    """Let freed memory stay with this process (glibc, which takes arrays up to 32 MB from its heap from then on).
 
     It gives the end of its heap back after each batch of modules. The next one takes it again, every page cleared by
     the system: 52,000 pages for 168 MB, which took as long as the decompositions.
@@ -73,10 +76,14 @@ def keep_freed_memory() -> None:
 
 
 def shared(work: Callable[[int], Any], parts: int, copies: int) -> Iterator[tuple[int, Any]]:
-    """``(part, work(part))`` of the parts 0 … parts − 1, in no particular order, by copies of this process.
+    """``(part, work(part))`` of the parts 0 … parts − 1, in no particular order, by this process and copies of it.
 
-    A copy takes the next part when it has finished one. Nothing that it changes is seen here but what ``work`` returns,
-    which is pickled. Threads, where each part is more Python than arithmetic, would take turns.
+    Each takes the next part when it has finished one. Nothing that a copy changes is seen here but what ``work``
+    returns, which is pickled. Threads, where each part is more Python than arithmetic, would take turns.
+
+    Parameters
+    ----------
+    copies : how many processes work, this one among them.
 
     Raises
     ------
@@ -92,6 +99,7 @@ def shared(work: Callable[[int], Any], parts: int, copies: int) -> Iterator[tupl
     [(0, 0), (1, 1), (2, 4), (3, 9)]
     """
     assert parts <= MOST_PARTS
+    keep_freed_memory()
     turns, given = os.pipe()
     os.write(given, b"".join(part.to_bytes(_NUMBER, "big") for part in range(parts)))
     os.close(given)
@@ -99,28 +107,19 @@ def shared(work: Callable[[int], Any], parts: int, copies: int) -> Iterator[tupl
     failed: dict[int, BaseException] = {}
     done = 0
     try:
-        for _ in range(copies):
-            answers, own = os.pipe()
-            try:
-                pid = os.fork()
-            except OSError:  # no more processes: those that there are do the work
-                os.close(answers)
-                os.close(own)
-                if not running:
-                    raise
-                break
-            if not pid:
-                _copy(work, turns, own)
-            os.close(own)
-            running[open(answers, "rb", buffering=0)] = pid  # noqa: PTH123, SIM115  a pipe; closed below
-        waiting = list(running)
-        while waiting:
-            for pipe in select.select(waiting, [], [])[0]:
-                message = receive(pipe)
-                if not message:
+        for _ in range(copies - 1):
+            with suppress(OSError):  # no more processes: those that there are do the work
+                _begin(work, turns, running)
+        waiting, left = list(running), True
+        while left or waiting:
+            messages = [_worked(work, int.from_bytes(number, "big"))] if (number := os.read(turns, _NUMBER)) else []
+            left = bool(number)
+            for pipe in select.select(waiting, [], [], 0 if left else None)[0] if waiting else ():
+                if message := receive(pipe):
+                    messages.append(pickle.loads(message))
+                else:
                     waiting.remove(pipe)
-                    continue
-                part, error, found = pickle.loads(message)
+            for part, error, found in messages:
                 done += 1
                 if error is None:
                     yield part, found
@@ -141,20 +140,40 @@ def shared(work: Callable[[int], Any], parts: int, copies: int) -> Iterator[tupl
         raise CopyEnded("a process that shared the work was ended; was there too little memory?")
 
 
+def _begin(work: Callable[[int], Any], turns: int, running: dict[IO[bytes], int]) -> None:
+    """One more copy."""
+    answers, own = os.pipe()
+    try:
+        # So that it need not wait until what this process works at is finished.
+        with suppress(OSError, AttributeError):
+            fcntl.fcntl(own, fcntl.F_SETPIPE_SZ, 1 << 20)
+        pid = os.fork()
+    except OSError:
+        os.close(answers)
+        os.close(own)
+        raise
+    if not pid:
+        _copy(work, turns, own)
+    os.close(own)
+    running[open(answers, "rb", buffering=0)] = pid  # noqa: PTH123, SIM115  a pipe; closed by who reads it
+
+
+def _worked(work: Callable[[int], Any], part: int) -> tuple[int, Exception | None, Any]:
+    try:
+        return part, None, work(part)
+    except Exception as error:
+        return part, error, None
+
+
 def _copy(work: Callable[[int], Any], turns: int, own: int) -> NoReturn:
     """What a copy does. It leaves nothing behind: no buffers that it inherited are written, no exit handlers run."""
     code = 1
-    keep_freed_memory()
     gc.freeze()  # what it inherited stays shared, in memory: a collection would write to all of it
     try:
         with open(own, "wb") as answers:
             while number := os.read(turns, _NUMBER):
-                part = int.from_bytes(number, "big")
-                try:
-                    message = pickle.dumps((part, None, work(part)))
-                except Exception as error:
-                    message = pickle.dumps((part, _as_sent(error), None))
-                send(answers, message)
+                part, error, found = _worked(work, int.from_bytes(number, "big"))
+                send(answers, pickle.dumps((part, error and _as_sent(error), found)))
         code = 0
     finally:
         os._exit(code)
