@@ -153,6 +153,9 @@ def _begin(work: Callable[[int], Any], turns: int, running: dict[IO[bytes], int]
         os.close(own)
         raise
     if not pid:
+        os.close(answers)  # or it would not notice that nobody reads them any more
+        for pipe in running:
+            pipe.close()
         _copy(work, turns, own)
     os.close(own)
     running[open(answers, "rb", buffering=0)] = pid  # noqa: PTH123, SIM115  a pipe; closed by who reads it

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -152,6 +153,22 @@ def test_a_copy_that_is_killed_is_said_in_a_line(tmp_path: Path):
     assert done.returncode == 1
     assert "was ended; was there too little memory?" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+@linux
+def test_no_copy_outlives_a_process_that_is_killed():
+    code = (
+        "import os, time; from bora_analysis.pipes import shared\n"
+        "def work(part): print(os.getpid(), flush=True); time.sleep(0.05); return b'x' * 100_000\n"
+        "for _ in shared(work, 2000, 3): pass"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        found = {int(process.stdout.readline()) for _ in range(30)}
+        process.kill()
+        copies = [psutil.Process(pid) for pid in found - {process.pid}]
+        assert len(copies) == 2
+        assert not psutil.wait_procs(copies, timeout=20)[1]
 
 
 @linux
