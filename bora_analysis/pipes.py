@@ -146,7 +146,7 @@ def _begin(work: Callable[[int], Any], turns: int, running: dict[IO[bytes], int]
     try:
         # So that it need not wait until what this process works at is finished.
         with suppress(OSError, AttributeError):
-            fcntl.fcntl(own, fcntl.F_SETPIPE_SZ, 1 << 20)
+            fcntl.fcntl(own, fcntl.F_SETPIPE_SZ, 1 << 18)
         pid = os.fork()
     except OSError:
         os.close(answers)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -65,6 +64,7 @@ told = {
 }
 print(json.dumps(told))
 """
+psutil = pytest.importorskip("psutil")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux only")
 
 

@@ -52,8 +52,10 @@ if TYPE_CHECKING:
 
 #: Singular values whose metrics are computed at once.
 _STACK = 1 << 18
-#: Modules from which on copies of this process share them, and how many of them a copy takes at a time.
+#: Modules from which on copies of this process share them, how many there are for each copy at least, because to make
+#: one takes as long as ten, and how many a copy takes at a time.
 _SHARED_FROM = 96
+_FOR_A_COPY = 32
 _PART = 64
 IDENTITY = ("adapter", "method", "step", "module", "layer", "projection")
 SPECTRA_COLUMNS = (*IDENTITY, "index", "singular_value")
@@ -297,6 +299,7 @@ def _measured_by_copies(
     adapter: Adapter, options: dict[str, Any], copies: int, on_module: Callable[[], object]
 ) -> list[tuple[tuple[Any, ...], Spectrum]]:
     names = list(adapter)
+    copies = min(copies, len(names) // _FOR_A_COPY)
     size = max(1, min(_PART, len(names) // (8 * copies)), -(-len(names) // MOST_PARTS))
     starts = range(0, len(names), size)
 
