@@ -159,7 +159,7 @@ def test_a_copy_that_is_killed_is_said_in_a_line(tmp_path: Path):
 def test_no_copy_outlives_a_process_that_is_killed():
     code = (
         "import os, time; from bora_analysis.pipes import shared\n"
-        "def work(part): print(os.getpid(), flush=True); time.sleep(0.05); return b'x' * 100_000\n"
+        "def work(part): os.write(1, b'%d\\n' % os.getpid()); time.sleep(0.05); return b'x' * 100_000\n"
         "for _ in shared(work, 2000, 3): pass"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
