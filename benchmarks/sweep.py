@@ -112,9 +112,6 @@ def forgotten(home: Path) -> None:
 
 def pieces(home: Path) -> Iterator[tuple[str, float]]:
     """Where the time of an adapter goes: milliseconds of a processor, the least of some runs, in this process."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     from bora_analysis.analysis.tables import measure
     from bora_analysis.analysis.verdict import JUDGED, judged
     from bora_analysis.fleet.measuring import outcomes
@@ -139,7 +136,7 @@ def pieces(home: Path) -> Iterator[tuple[str, float]]:
             "read": lambda: read_adapter(place),
             "singular values and metrics": lambda: measure(adapter, workers=1, threshold=0.005),
             "verdict": lambda: judged("x", columns),
-            "Parquet": lambda: pq.write_table(table, pa.BufferOutputStream()),
+            "Parquet": lambda: Storage.at(out).write_table("x.parquet", table),
             "analyze, for comparison": lambda: analyse(read_adapter(place)),
         }
         for name, work in works.items():

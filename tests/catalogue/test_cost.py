@@ -345,7 +345,7 @@ def test_the_catalogue_imports_the_standard_library_only():
             if isinstance(node, ast.Import):
                 assert {alias.name.partition(".")[0] for alias in node.names} <= sys.stdlib_module_names, path
             elif isinstance(node, ast.ImportFrom) and node.level != 1:
-                assert (node.module or "").partition(".")[0] in {*sys.stdlib_module_names, "extras"}, path
+                assert (node.module or "").partition(".")[0] in {*sys.stdlib_module_names, "extras", "patterns"}, path
 
 
 @pytest.mark.parametrize(
