@@ -175,7 +175,9 @@ class Storage:
             file = pq.ParquetFile(pa.BufferReader(content))
             if missing := set(columns or ()) - set(file.schema_arrow.names):
                 raise pa.ArrowInvalid(f"it has no column {min(missing)}")
-            return file.read(columns=None if columns is None else list(columns))
+            # Nor by Arrow's threads: one that lets go of the content a moment late, when this process is ending, needs
+            # Python for that and aborts it.
+            return file.read(columns=None if columns is None else list(columns), use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             why = (str(error).splitlines() or [""])[0]
             raise AdapterError(f"{self}/{name}: is no Parquet file of a sweep ({why}); {mend}") from None

@@ -71,8 +71,8 @@ def test_dask_gives_the_same_to_the_bit_and_its_parts_can_be_killed(fleet: Path,
         driver = started(fleet, tmp_path / "worker", "--engine", "dask", "--address", address)
         until(lambda: parts(tmp_path / "worker") >= 1)
         processes[3].send_signal(signal.SIGKILL)
-        driver.communicate(timeout=200)
-        assert driver.returncode == 0
+        _, said = driver.communicate(timeout=200)
+        assert (driver.returncode, said) == (0, b"")
         same(tables(tmp_path / "worker"), alone)
 
         driver = started(fleet, tmp_path / "scheduler", "--engine", "dask", "--address", address)

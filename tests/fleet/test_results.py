@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,19 @@ def test_unfinished_files_are_not_seen(storage: Storage, monkeypatch: pytest.Mon
     storage.remove(["spectra/a.parquet", "spectra/none.parquet"])
     assert storage.names("spectra") == []
     assert storage.read("spectra/a.parquet") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_no_thread_of_arrow_holds_what_python_read(tmp_path: Path):
+    """One that let go of a file's bytes while Python ended aborted a sweep that had done its work (1 of 50, busy)."""
+    Storage.at(tmp_path).write_table("t/some.parquet", pa.table({f"column {k}": range(9) for k in range(40)}))
+    code = (
+        "import os, sys, pyarrow.parquet; from bora_analysis.fleet.storage import Storage; "
+        "threads = lambda: len(os.listdir('/proc/self/task')); before = threads(); "
+        "Storage.at(sys.argv[1]).read_table('t/some.parquet'); print(threads() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"
 
 
 @pytest.mark.parametrize("count", [3, 300])
