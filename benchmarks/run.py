@@ -102,7 +102,7 @@ def dense_seconds(folder: Path, modules: list[str]) -> dict[str, float]:
 
 
 def ten_lines(path: Path) -> list[object]:
-    """σ of each pair from the Cholesky factor of one Gram matrix and the other one, float64, one thread a core."""
+    """σ of each pair from the Cholesky factor of one Gram matrix and the other one, float64."""
     import torch
     from safetensors import safe_open
 
@@ -113,6 +113,32 @@ def ten_lines(path: Path) -> list[object]:
             L = torch.linalg.cholesky(B.mT @ B)
             found.append(torch.linalg.eigvalsh(L.mT @ (A @ A.mT) @ L).sqrt())
     return found
+
+
+def against_torch(lora: Path, rows: list[Row]) -> None:
+    """The analysis of a file and ten lines of torch, in turn.
+
+    torch works in a process of its own, with one thread and with one a core: the faster counts. Here its threads would
+    keep the analysis from working as it does on the command line.
+    """
+    code = (
+        "import sys, torch, run; from pathlib import Path; torch.set_num_threads(int(sys.argv[2])); "
+        "print(run.median(lambda: run.ten_lines(Path(sys.argv[1]))))"
+    )
+    (weights,) = lora.glob("*.safetensors")
+    taken: dict[str, list[float]] = {"idle": [], "1": [], str(available_cores()): []}
+    for _ in range(3):
+        taken["idle"].append(median(lambda: analyse(read_adapter(lora))))
+        for threads in list(taken)[1:]:
+            command = [sys.executable, "-c", code, str(weights), threads]
+            done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+            taken[threads].append(float(done.stdout))
+    idle, *torchs = (statistics.median(each) for each in taken.values())
+    size = weights.stat().st_size / 1e6
+    rows.append(Row(f"analysis, LoRA r=16, 224 modules, {size:.0f} MB", f"{idle:.3f} s", "≤ 0.12 s", idle <= 0.12))
+    shown = ", ".join(f"{each:.3f} s" for each in torchs)
+    text = f"{min(torchs) / idle:.2f}× (torch with {' and '.join(list(taken)[1:])} threads: {shown})"
+    rows.append(Row("… against ten lines of torch", text, "≥ 1×", idle <= min(torchs)))
 
 
 def against_peers(lora: Path, peers: dict[str, str], rows: list[Row]) -> None:
@@ -194,12 +220,10 @@ def main() -> int:
         lora = synth(home / "lora", "--method", "lora", "-r", "16", "--target", "all", "--kind", "gaussian")
         wide = synth(home / "wide", "--method", "lora", "-r", "128", "--target", "all", "--kind", "gaussian")
         bora = synth(home / "bora", "--method", "bora", "-r", "8", "--blocks", "16", "--target", "qkv")
-        size = (lora / "adapter_model.safetensors").stat().st_size / 1e6
 
         against_peers(lora, {name: value for name, value in vars(options).items() if value}, rows)
-        idle, torchs = median(lambda: analyse(read_adapter(lora))), median(lambda: ten_lines(next(lora.glob("*.saf*"))))
-        rows.append(Row(f"analysis, LoRA r=16, 224 modules, {size:.0f} MB", f"{idle:.2f} s", "≤ 0.12 s", idle <= 0.12))
-        rows.append(Row("… against ten lines of torch", f"{torchs / idle:.2f}×", "≥ 1×", idle <= torchs))
+        against_torch(lora, rows)
+        idle = median(lambda: analyse(read_adapter(lora)))
         large = median(lambda: analyse(read_adapter(wide)), 3)
         rows.append(Row("analysis, LoRA r=128, 224 modules", f"{large:.2f} s", "≤ 1.7 s", large <= 1.7))
         blocks = median(lambda: analyse(read_adapter(bora)))

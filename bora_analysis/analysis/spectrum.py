@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, Unpack, overload
 
 import numpy as np
@@ -31,7 +32,7 @@ from ..metrics import energy_rank, numerical_rank, rounding_tolerance, spectral_
 from ..threshold import Threshold
 from ..updates.contract import Blocked, Facts, Update
 from ..updates.dense import Dense
-from ..updates.sums import BlockProduct, measured
+from ..updates.sums import BlockProduct, Light, measured
 
 #: Updates without structure are made and solved one by one, as many at a time as fit here (but one at least).
 ROOM_BYTES = 2 << 30
@@ -39,10 +40,11 @@ ROOM_BYTES = 2 << 30
 COUNT_FROM = 256
 #: The same of a core: a third of the time of solving at 1024, none of it at 512.
 COUNT_CORE_FROM = 1024
-#: A worker takes modules until it has so many, their cores are so large, or so much time has gone, and then solves
-#: their cores together: a call for each small module, and a thread that waits for it, took longer than the work.
-#: Modules so small that a batch is full by their number are left to one worker: they take more Python than arithmetic,
-#: and two threads that took turns in it needed 1.3 times as long (1024², r = 8). So are those that one batch holds all.
+#: A worker takes modules until it has so many, what it keeps of them is so large, or so much time has gone, and then
+#: solves their cores together: a call for each small module, and a thread that waits for it, took longer than the work.
+#: Modules so small that a full batch of them has not these bytes are left to one worker: they take more Python than
+#: arithmetic, and two threads that took turns in it needed 1.3 times as long (1024², r = 8). So are those that one
+#: batch holds all.
 BATCH_BYTES = 4 << 20
 BATCH_MODULES = 64
 BATCH_SECONDS = 0.02
@@ -227,8 +229,8 @@ def each_spectrum(
 
     Parameters
     ----------
-    updates : module → update; ``updates[module]`` is called in a worker thread, once. One worker takes few of them in
-        the caller's.
+    updates : module → update; ``updates[module]`` is called in a worker thread, once, and again where more is needed of
+        large factors than their Gram matrices. One worker takes few of them in the caller's.
     solver, device : as for :func:`singular_values`.
     workers : threads; default one per core that this process may use.
     quick : a threshold: of updates without structure, from 256² on, and of those with one core from 1024² on, only how
@@ -253,7 +255,7 @@ def each_spectrum(
     def some() -> list[tuple[str, Facts, Spectrum]]:
         """The next modules, as many as make a batch worth its call; none when all are taken."""
         nonlocal alone
-        found, reduced, waiting, held, name = [], [], [], 0, None
+        found, reduced, waiting, held, read, name = [], [], [], 0, 0, None
         until = time.perf_counter() + (BATCH_SECONDS if place in ("auto", "cpu") else float("inf"))
         for _ in range(BATCH_MODULES):
             with turn:
@@ -264,14 +266,16 @@ def each_spectrum(
             if isinstance(update, Dense):
                 found.append((name, update.facts, _dense_spectrum(update, solver, place, quick, name)))
             elif isinstance(update, BlockProduct):
-                waiting.append((name, update))
-                held += update.B.nbytes + update.A.nbytes
+                read += sum(side.nbytes for side in update.sides)
+                waiting.append((name, Light.of(update, partial(updates.__getitem__, name))))
+                held += sum(side.nbytes for side in waiting[-1][1].sides)
             else:
                 reduced.append((name, update.facts, _reduced(update, name)))
                 held += sum(core.nbytes for core in reduced[-1][2].cores)
+            del update  # before the next one is read
             if held >= BATCH_BYTES or time.perf_counter() > until:
                 break
-        alone = len(waiting) == BATCH_MODULES or name is None
+        alone = (len(waiting) == BATCH_MODULES and read < BATCH_BYTES) or name is None
         loaded.set()
         together = measured([update for _, update in waiting])
         for (name, update), sizes in zip(waiting, together, strict=True):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import groupby
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import Array
 from .threads import BlasLimit
@@ -23,7 +25,29 @@ _SMALL = 1 << 16
 #: p r² from which Householder's QR is worth scipy's import.
 _LARGE = 1 << 24
 #: Numbers that are brought to float64 at a time: they stay in the cache.
-_CACHED = 1 << 16
+CACHED = 1 << 16
+#: Columns up to which OpenBLAS multiplies small matrices faster than it adds up a product with itself, where it has
+#: kernels for them (AVX-512): 30 against 69 µs for 4096 × 16, 131 against 240 for 4096 × 32, the other way round at 64.
+_NARROW = 32
+
+
+class Summed(NamedTuple):
+    """A stack X (b, p, r) of which only XᵀX (b, r, r) is kept. ``again`` makes X again, where that is not enough."""
+
+    gram: Array
+    shape: tuple[int, ...]
+    again: Callable[[], Array]
+
+    @property
+    def nbytes(self) -> int:
+        return self.gram.nbytes
+
+    @classmethod
+    def of(cls, X: Array, again: Callable[[], Array]) -> Summed | None:
+        """None where X is needed in any case."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            gram = _gram([X])
+        return cls(gram, X.shape, again) if _usable(gram).all() else None
 
 
 def triangle(X: Array) -> Array:
@@ -36,7 +60,7 @@ def triangles(stack: Array) -> Array:
     return triangles_of([stack])[0]
 
 
-def triangles_of(stacks: Sequence[Array]) -> list[Array]:
+def triangles_of(stacks: Sequence[Array | Summed]) -> list[Array]:
     """R of each matrix of stacks (b, p, r), which may differ in each of their sizes, up to signs of its rows.
 
     From the Gram matrices, in a third to a fifth of the time of Householder's QR, where :func:`from_gram` can. Those of
@@ -44,8 +68,7 @@ def triangles_of(stacks: Sequence[Array]) -> list[Array]:
     """
     shares: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for k, stack in enumerate(stacks):
-        _, p, r = stack.shape
-        shares[stack.shape if p < 2 * r or p * r * r < _SMALL else (r,)].append(k)
+        shares[stack.shape[2:] if by_gram(stack.shape) else stack.shape].append(k)
     found: dict[int, Array] = {}
     for shape, places in shares.items():
         work = _householder_of if len(shape) > 1 else _by_grams
@@ -53,24 +76,36 @@ def triangles_of(stacks: Sequence[Array]) -> list[Array]:
     return [found[k] for k in range(len(stacks))]
 
 
-def _householder_of(stacks: Sequence[Array]) -> list[Array]:
+def by_gram(shape: tuple[int, ...]) -> bool:
+    """Whether the triangle of X (…, p, r) is looked for in XᵀX."""
+    *_, p, r = shape
+    return p >= 2 * r and p * r * r >= _SMALL
+
+
+def _householder_of(stacks: Sequence[Any]) -> list[Array]:
     R = _householder(np.concatenate(stacks, dtype=np.float64))
     return list(R.reshape(len(stacks), -1, *R.shape[1:]))
 
 
-def _by_grams(stacks: Sequence[Array]) -> list[Array]:
+def _by_grams(stacks: Sequence[Array | Summed]) -> list[Array]:
     grams: list[Array] = []
-    for shape, same in groupby(stacks, lambda stack: stack.shape):
-        alike, together = list(same), max(1, _CACHED // prod(shape))
+    for (summed, shape), same in groupby(stacks, lambda stack: (isinstance(stack, Summed), stack.shape)):
+        if summed:
+            grams += [each.gram for each in same]  # pyright: ignore[reportAttributeAccessIssue]
+            continue
+        alike: list[Any] = list(same)
+        together = max(1, CACHED // prod(shape))
         with np.errstate(over="ignore", invalid="ignore"):
             grams += [_gram(alike[k : k + together]) for k in range(0, len(alike), together)]
-    counts = [len(stack) for stack in stacks]
+    counts = [stack.shape[0] for stack in stacks]
     heights = np.repeat([min(stack.shape[1], _ROWS) for stack in stacks], counts)
     R, safe = from_gram(np.concatenate(grams), heights)
     found = np.split(R, np.cumsum(counts)[:-1])
     for each, stack, fine in zip(found, stacks, np.split(safe, np.cumsum(counts)[:-1]), strict=True):
-        for k in np.flatnonzero(~fine):
-            each[k] = _householder(stack[k : k + 1].astype(np.float64))[0]
+        if not fine.all():
+            X = stack.again() if isinstance(stack, Summed) else stack
+            for k in np.flatnonzero(~fine):
+                each[k] = _householder(X[k : k + 1].astype(np.float64))[0]
     return found
 
 
@@ -84,11 +119,26 @@ def _gram(stacks: Sequence[Array]) -> Array:
     b, p, r = X.shape
     whole = p - p % _ROWS
     parts = X[:, :whole].reshape(b, -1, _ROWS, r)
-    grams = (np.swapaxes(parts, 2, 3) @ parts).sum(axis=1)
-    if whole == p:
-        return grams
-    rest = X[:, whole:]
-    return grams + rest.transpose(0, 2, 1) @ rest
+    grams = _with_itself(parts).sum(axis=1)
+    return grams if whole == p else grams + _with_itself(X[:, whole:])
+
+
+def _with_itself(X: Array) -> Array:
+    """XᵀX of each matrix of a stack (…, p, r): by ``syrk``, or where that is faster in two products with a half."""
+    XT, r = np.swapaxes(X, -1, -2), X.shape[-1]
+    if r > _NARROW or not _multiplies_small():
+        return XT @ X
+    product, half = np.empty((*X.shape[:-2], r, r)), (r + 1) // 2
+    for part in slice(half), slice(half, r):
+        np.matmul(XT[..., part, :], X, out=product[..., part, :])
+    return product
+
+
+@cache
+def _multiplies_small() -> bool:
+    """Whether this processor has AVX-512 (by NumPy's names of it, old and new)."""
+    found: Any = np.show_config(mode="dicts")
+    return bool({"AVX512_SKX", "X86_V4"} & set(found.get("SIMD Extensions", {}).get("found", ())))
 
 
 def from_gram(gram: Array, height: int | Array) -> tuple[Array, Array]:
@@ -117,8 +167,7 @@ def from_gram(gram: Array, height: int | Array) -> tuple[Array, Array]:
     ([[5.0, 1.6], [0.0, 1.2]], [True])
     """
     r = gram.shape[1]
-    squares = np.diagonal(gram, axis1=1, axis2=2)
-    usable = (squares.min(axis=1) > 1e-280) & (squares.max(axis=1) < 1e280)  # not zero, and not out of the range
+    usable, squares = _usable(gram), np.diagonal(gram, axis1=1, axis2=2)
     if not usable.all():  # what the others get does not depend on these
         gram, squares = np.where(usable[:, None, None], gram, np.eye(r)), np.where(usable[:, None], squares, 1.0)
     lengths = np.sqrt(squares)
@@ -126,6 +175,12 @@ def from_gram(gram: Array, height: int | Array) -> tuple[Array, Array]:
     grown = np.linalg.norm(np.linalg.inv(T), axis=(1, 2))
     safe = usable & definite & ((np.sqrt(height) + r**0.5) * _UNIT * grown <= _ERROR)
     return T * lengths[:, None, :], safe
+
+
+def _usable(gram: Array) -> NDArray[np.bool_]:
+    """Where no column is zero or out of the range."""
+    squares = np.diagonal(gram, axis1=1, axis2=2)
+    return (squares.min(axis=1) > 1e-280) & (squares.max(axis=1) < 1e280)
 
 
 def _cholesky(grams: Array) -> tuple[Array, Array]:

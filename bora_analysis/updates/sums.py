@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, cast
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..catalogue.dtypes import LEAST
 from ..linalg import Array, norm, normalised
-from ..linalg.qr import triangles, triangles_of
+from ..linalg.qr import CACHED, Summed, by_gram, triangles, triangles_of
 from .checks import coarsest, factor
 from .contract import Expanded, FactorError, Facts, Update, label
 
@@ -131,6 +131,11 @@ class BlockProduct(Arithmetic):
     def measured(self) -> tuple[list[Array], float, float]:
         return measured([self])[0]
 
+    @property
+    def sides(self) -> tuple[Array, Array]:
+        """Stacks (b, m/b, r) and (b, n/b, r), whose columns are as long as those of B_i and A_jᵀ."""
+        return self.B, self.A.transpose(0, 2, 1)
+
     def expanded(self) -> Expanded:
         b, _, r = self.sigma.shape
         middle = np.zeros((b, r, b, r))
@@ -142,7 +147,8 @@ class BlockProduct(Arithmetic):
         return list(self.sigma.transpose(2, 0, 1))
 
     def factor_cores(self) -> tuple[list[Array], list[Array]]:
-        return [triangles(self.B)], [triangles(self.A.transpose(0, 2, 1))]
+        left, right = self.sides
+        return [triangles(left)], [triangles(right)]
 
     def factors(self) -> tuple[Array, Array]:
         b, _, r = self.sigma.shape
@@ -157,15 +163,43 @@ class BlockProduct(Arithmetic):
         return product(self.B, self.sigma, self.A)[0]
 
 
+@dataclass(frozen=True, eq=False)
+class Light:
+    """What :func:`measured` needs of a block product without its factors; ``again`` makes the product once more."""
+
+    facts: Facts
+    sigma: Array
+    steepness: Array | float
+    sides: tuple[Array | Summed, Array | Summed]
+    again: Callable[[], Any]
+
+    @classmethod
+    def of(cls, update: BlockProduct, again: Callable[[], Any]) -> BlockProduct | Light:
+        """The update itself where its factors are small, or are needed in any case (B = 0).
+
+        Large ones are summed up while the processor has them at hand, and many modules then share their calls.
+        """
+        left, right = update.sides
+        if left.size + right.size < CACHED or not (by_gram(left.shape) and by_gram(right.shape)):
+            return update
+        if (first := Summed.of(left, lambda: again().sides[0])) is None:
+            return update
+        if (second := Summed.of(right, lambda: again().sides[1])) is None:
+            return update
+        return cls(update.facts, update.sigma, update.steepness, (first, second), again)
+
+    def underflows(self) -> bool:
+        return self.again().underflows()
+
+
 @np.errstate(over="ignore", invalid="ignore")  # who asks looks at what came out
-def measured(updates: Sequence[BlockProduct]) -> list[tuple[list[Array], float, float]]:
+def measured(updates: Sequence[BlockProduct | Light]) -> list[tuple[list[Array], float, float]]:
     """What :meth:`BlockProduct.measured` tells of each, to the bit.
 
     Those whose triangles have the same shapes share their calls, which would take longer than the arithmetic.
     """
-    # Their columns are as long as those of B_i and A_jᵀ.
-    R = triangles_of([update.B for update in updates])
-    L = triangles_of([update.A.transpose(0, 2, 1) for update in updates])
+    R = triangles_of([update.sides[0] for update in updates])
+    L = triangles_of([update.sides[1] for update in updates])
     alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for k in range(len(updates)):
         alike[R[k].shape, L[k].shape].append(k)
@@ -177,7 +211,7 @@ def measured(updates: Sequence[BlockProduct]) -> list[tuple[list[Array], float, 
 
 
 def _measured(
-    updates: Sequence[BlockProduct], left: Sequence[Array], right: Sequence[Array]
+    updates: Sequence[BlockProduct | Light], left: Sequence[Array], right: Sequence[Array]
 ) -> list[tuple[list[Array], float, float]]:
     count = len(updates)
     R, L = np.stack(left), np.swapaxes(np.stack(right), -1, -2)
@@ -195,13 +229,12 @@ def _measured(
     return found
 
 
-def _roundings(updates: Sequence[BlockProduct], sizes: Sequence[Array], by_dtype: bool) -> Array:
+def _roundings(updates: Sequence[BlockProduct | Light], sizes: Sequence[Array], by_dtype: bool) -> Array:
     """:meth:`BlockProduct.rounding` of some, from sizes with an axis for them in front."""
     left, sigma, right = sizes
     least = np.array([LEAST.get(update.facts.dtype, 0.0) if by_dtype else 0.0 for update in updates])[:, None, None]
     if least.any():  # a smaller number is off by as much as this one
-        rows = np.array([update.B.shape[1] for update in updates])[:, None, None]
-        columns = np.array([update.A.shape[2] for update in updates])[:, None, None]
+        rows, columns = (np.array([update.sides[k].shape[1] for update in updates])[:, None, None] for k in (0, 1))
         left, right = np.hypot(left, least * rows**0.5), np.hypot(right, least * columns**0.5)
     terms = left[:, :, None] * sigma * right[:, None]
     given = [update.steepness for update in updates]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,6 +19,7 @@ from bora_analysis.linalg import solvers
 from bora_analysis.linalg.solvers import solve, solve_cpu, solve_torch
 from bora_analysis.linalg.threads import one_blas_thread
 from bora_analysis.metrics import METRICS
+from bora_analysis.updates import sums
 
 
 def norms(update) -> float:
@@ -84,8 +86,10 @@ def test_many_equal_one_by_one_whatever_the_batches(monkeypatch):
             np.testing.assert_array_equal(spectrum.values, one[name])
 
 
-def test_small_updates_reduced_together_are_as_alone_to_the_bit():
+@pytest.mark.parametrize("cached", [sums.CACHED, 1], ids=["as they are", "without their factors"])
+def test_updates_reduced_together_are_as_alone_to_the_bit(monkeypatch: pytest.MonkeyPatch, cached: int):
     """One that is zero, nearly dependent, or out of range leaves the others as they are."""
+    monkeypatch.setattr(sums, "CACHED", cached)
     rng = np.random.default_rng(1)
     many = {}
     for i in range(30):
@@ -101,13 +105,15 @@ def test_small_updates_reduced_together_are_as_alone_to_the_bit():
     for i, B in enumerate((tall, 0 * tall, dependent, 1e-200 * tall, 1e200 * tall, tall[:, ::-1])):
         many[f"tall.{i}"] = lora(B, rng.standard_normal((8, 40)), scaling=1e-200 if i == 4 else 1.0)
         many[f"flat.{i}"] = lora(rng.standard_normal((40, 8)), B.T, scaling=1e-200 if i == 4 else 1.0)
+        many[f"both.{i}"] = lora(B, tall[:1100].T, scaling=1e-200 if i == 4 else 1.0)
+    many["lost"] = lora(1e-200 * tall, 1e-200 * tall.T)
     for order in (list(many), list(many)[::-1]):
         found = {name: spectrum for name, _, spectrum in each_spectrum({name: many[name] for name in order}, workers=1)}
         for name, spectrum in found.items():
             alone = singular_values(many[name])
             np.testing.assert_array_equal(spectrum.values, alone.values, err_msg=name)
-            assert (spectrum.noise_floor, spectrum.reach, spectrum.solver) == (
-                alone.noise_floor, alone.reach, alone.solver
+            assert (spectrum.noise_floor, spectrum.reach, spectrum.solver, spectrum.underflows) == (
+                alone.noise_floor, alone.reach, alone.solver, alone.underflows
             ), name  # fmt: skip
             dense = np.linalg.svd(many[name].to_dense(), compute_uv=False)[: len(alone)]
             np.testing.assert_allclose(spectrum.values, dense, rtol=0, atol=1e-11 * dense[0])
@@ -164,6 +170,37 @@ def test_modules_are_loaded_once_and_not_far_ahead():
         seen += 1
     assert seen == 200
     assert sorted(lazy.loads, key=int) == list(lazy)
+
+
+class Large(Lazy):
+    """Updates of which some keep few of their digits in a Gram matrix; how many are alive at once."""
+
+    def __init__(self, count):
+        super().__init__(count)
+        self.given, self.most = [], 0
+
+    def __getitem__(self, name):
+        with self.lock:
+            self.loads.append(name)
+            self.most = max(self.most, 1 + sum(each() is not None for each in self.given))
+        B, A = (np.random.default_rng([int(name), k]).standard_normal((4096, 16)) for k in (0, 1))
+        if int(name) % 10 == 7:
+            B[:, 3] = B[:, 5] * (1 + 1e-15)
+        if int(name) % 10 == 5:
+            B *= 0.0
+        update = lora(B, A.T)
+        self.given.append(weakref.ref(update))
+        return update
+
+
+def test_large_factors_are_let_go_and_asked_for_again_where_they_are_needed():
+    large = Large(40)
+    spectra = {name: spectrum for name, _, spectrum in each_spectrum(large, workers=1)}
+    assert sorted(large.loads, key=int) == sorted([*large, "7", "17", "27", "37"], key=int)
+    assert large.most <= 2 + 4  # the one before ends when the next is there; those with B = 0 stay
+    assert not spectra["5"].values.any()
+    np.testing.assert_array_equal(spectra["7"].values, singular_values(large["7"]).values)
+    assert spectra["7"].values[15] < 1e-9 < spectra["3"].values[15]
 
 
 def test_an_error_in_one_module_ends_the_run_and_no_thread_stays():

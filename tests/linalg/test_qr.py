@@ -107,6 +107,23 @@ def test_what_a_gram_matrix_cannot_tell_is_left_to_householder(X):
         np.testing.assert_allclose(svdvals(found[0]), svdvals(expected) * np.sqrt(3), rtol=0, atol=1e-13 * norm(X))
 
 
+@pytest.mark.parametrize("small", [False, True], ids=["syrk", "halves"])
+@pytest.mark.parametrize("r", [1, 2, 7, 16, 32, 33])
+def test_both_ways_to_a_gram_matrix(monkeypatch: pytest.MonkeyPatch, small: bool, r: int):
+    """Each processor takes one of them."""
+    monkeypatch.setattr(qr, "_multiplies_small", lambda: small)
+    rng = np.random.default_rng(r)
+    X = rng.standard_normal((3, 1300, r)).astype(np.float32)
+    for stack in (X, np.ascontiguousarray(X.transpose(0, 2, 1)).transpose(0, 2, 1)):
+        found, wide = qr._gram([stack]), stack.astype(np.longdouble)
+        np.testing.assert_allclose(found, wide.transpose(0, 2, 1) @ wide, rtol=0, atol=1e-13 * 1300)
+        if qr.by_gram(stack.shape):
+            summed = qr.Summed.of(stack, lambda: X)
+            assert summed is not None
+            (kept,), (whole,) = qr.triangles_of([summed]), qr.triangles_of([stack])
+            np.testing.assert_array_equal(kept, whole)
+
+
 def test_ranks_stay_what_they_are():
     """A core of rank-deficient factors counts no σ that is not there."""
     rng = np.random.default_rng(0)
