@@ -42,9 +42,9 @@ class Network:
 
 
 KINDS = (
-    Kind("384², 12 modules, r = 8", 0.3, 0.010),
-    Kind("8B, q and v, r = 8", 13.7, 0.049),
-    Kind("8B, all projections, r = 16", 168, 0.40),
+    Kind("384², 12 modules, r = 8", 0.3, 0.006),
+    Kind("8B, q and v, r = 8", 13.7, 0.033),
+    Kind("8B, all projections, r = 16", 168, 0.30),
 )
 NETWORKS = (
     Network("Hub, 1 Gbit/s", 0.5, 40, 120, requests=5, allowed=40),

@@ -1,7 +1,8 @@
 """Singular values of one update or of many, through cores, never through ΔW.
 
-The factors are reduced to cores on the CPU (QR, float64). Cores of equal shape are batched and solved on the CPU or,
-where they are large and there is one, on a GPU. Modules run in parallel with one BLAS thread each.
+The factors are reduced to cores in float64 (:mod:`bora_analysis.linalg.qr`). Cores of equal shape are batched and
+solved. Both happens on the CPU or, where they are large and there is one, on a GPU. Modules run in parallel with one
+BLAS thread each.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..cards import card
 from ..catalogue.dtypes import EPSILON
 from ..files.errors import counted
 from ..linalg import Array, check_finite, norm, normalised
+from ..linalg.gpu_triangles import triangles_at
 from ..linalg.inertia import Counted, count
 from ..linalg.solvers import ONE_AT_A_TIME, Solved, place_of, resolve, solve, svd_values
 from ..linalg.threads import available_cores, one_blas_thread
@@ -182,7 +184,8 @@ def singular_values(update: Any, *, solver: str = "auto", device: str = "auto", 
         ``"auto"`` uses gram for cores from 512 on when its error bound stays below the rounding of the stored
         factors, and from 1024 on also where its small values can be found again to within a hundredth of that
         rounding, at most 1e-9·σ₁ (of float64 from 2048 on, to within 5e-13·σ₁). Otherwise it uses svd.
-    device : ``"auto"`` (a GPU for cores from 1024 on, if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:k"``.
+    device : ``"auto"`` (a GPU for cores and factors of 1024 columns on, if there is one), ``"cpu"``, ``"cuda"`` or
+        ``"cuda:k"`` (for all cores, and factors of 128 columns on).
 
     Returns
     -------
@@ -211,7 +214,8 @@ def singular_values(update: Any, *, solver: str = "auto", device: str = "auto", 
     with one_blas_thread():
         if isinstance(update, Dense):
             return _dense_spectrum(update, solver, place)
-        known = _reduced(update)
+        with triangles_at(place):
+            known = _reduced(update)
         return _union([solve(core, facts.dtype, solver, place) for core in known.cores], facts, known)
 
 
@@ -252,6 +256,7 @@ def each_spectrum(
     names, turn = iter(updates), threading.Lock()
     alone, loaded = False, threading.Event()
 
+    @triangles_at(place)
     def some() -> list[tuple[str, Facts, Spectrum]]:
         """The next modules, as many as make a batch worth its call; none when all are taken."""
         nonlocal alone

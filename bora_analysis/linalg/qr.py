@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import Array
+from .gpu_triangles import cholesky_of, device_for
 from .threads import BlasLimit
 
 #: Rows that one Gram matrix sums up, so that its rounding does not grow with the height of X.
@@ -47,7 +48,7 @@ class Summed(NamedTuple):
         """None where X is needed in any case."""
         with np.errstate(over="ignore", invalid="ignore"):
             gram = _gram([X])
-        return cls(gram, X.shape, again) if _usable(gram).all() else None
+        return cls(gram, X.shape, again) if _usable(np.diagonal(gram, axis1=1, axis2=2)).all() else None
 
 
 def triangle(X: Array) -> Array:
@@ -71,7 +72,7 @@ def triangles_of(stacks: Sequence[Array | Summed]) -> list[Array]:
         shares[stack.shape[2:] if by_gram(stack.shape) else stack.shape].append(k)
     found: dict[int, Array] = {}
     for shape, places in shares.items():
-        work = _householder_of if len(shape) > 1 else _by_grams
+        work = _householder_of if len(shape) > 1 else _by_grams if device_for(shape) == "cpu" else _on_a_gpu
         found |= zip(places, work([stacks[k] for k in places]), strict=True)
     return [found[k] for k in range(len(stacks))]
 
@@ -101,12 +102,29 @@ def _by_grams(stacks: Sequence[Array | Summed]) -> list[Array]:
     heights = np.repeat([min(stack.shape[1], _ROWS) for stack in stacks], counts)
     R, safe = from_gram(np.concatenate(grams), heights)
     found = np.split(R, np.cumsum(counts)[:-1])
-    for each, stack, fine in zip(found, stacks, np.split(safe, np.cumsum(counts)[:-1]), strict=True):
-        if not fine.all():
-            X = stack.again() if isinstance(stack, Summed) else stack
-            for k in np.flatnonzero(~fine):
-                each[k] = _householder(X[k : k + 1].astype(np.float64))[0]
+    return list(map(_mended, found, np.split(safe, np.cumsum(counts)[:-1]), stacks))
+
+
+def _on_a_gpu(stacks: Sequence[Any]) -> list[Array]:
+    found = []
+    for stack in stacks:
+        known = cholesky_of(stack, _ROWS, device_for(stack.shape))
+        if known is None:  # too little memory there
+            found += _by_grams([stack])
+            continue
+        R, squares, definite, grown = known
+        safe = _usable(squares) & definite & _is_close(min(stack.shape[1], _ROWS), stack.shape[2], grown)
+        found.append(_mended(R, safe, stack))
     return found
+
+
+def _mended(R: Array, safe: NDArray[np.bool_], stack: Array | Summed) -> Array:
+    """With Householder's triangles where those of the Gram matrices are not safe."""
+    if not safe.all():
+        X = stack.again() if isinstance(stack, Summed) else stack
+        for k in np.flatnonzero(~safe):
+            R[k] = _householder(X[k : k + 1].astype(np.float64))[0]
+    return R
 
 
 def _behind(stacks: Sequence[Array]) -> Array:
@@ -167,19 +185,23 @@ def from_gram(gram: Array, height: int | Array) -> tuple[Array, Array]:
     ([[5.0, 1.6], [0.0, 1.2]], [True])
     """
     r = gram.shape[1]
-    usable, squares = _usable(gram), np.diagonal(gram, axis1=1, axis2=2)
+    squares = np.diagonal(gram, axis1=1, axis2=2)
+    usable = _usable(squares)
     if not usable.all():  # what the others get does not depend on these
         gram, squares = np.where(usable[:, None, None], gram, np.eye(r)), np.where(usable[:, None], squares, 1.0)
     lengths = np.sqrt(squares)
     T, definite = _cholesky(gram / (lengths[:, :, None] * lengths[:, None, :]))
     grown = np.linalg.norm(np.linalg.inv(T), axis=(1, 2))
-    safe = usable & definite & ((np.sqrt(height) + r**0.5) * _UNIT * grown <= _ERROR)
-    return T * lengths[:, None, :], safe
+    return T * lengths[:, None, :], usable & definite & _is_close(height, r, grown)
 
 
-def _usable(gram: Array) -> NDArray[np.bool_]:
-    """Where no column is zero or out of the range."""
-    squares = np.diagonal(gram, axis1=1, axis2=2)
+def _is_close(height: int | Array, r: int, grown: Array) -> NDArray[np.bool_]:
+    """Where the error of R by the first bound of :func:`from_gram` is small enough, from ‖T⁻¹‖_F."""
+    return (np.sqrt(height) + r**0.5) * _UNIT * grown <= _ERROR
+
+
+def _usable(squares: Array) -> NDArray[np.bool_]:
+    """Where no column is zero or out of the range, from the squares of their lengths (b, r)."""
     return (squares.min(axis=1) > 1e-280) & (squares.max(axis=1) < 1e280)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..catalogue.dtypes import LEAST
 from ..linalg import Array, norm, normalised
+from ..linalg.gpu_triangles import device_for
 from ..linalg.qr import CACHED, Summed, by_gram, triangles, triangles_of
 from .checks import coarsest, factor
 from .contract import Expanded, FactorError, Facts, Update, label
@@ -180,7 +181,9 @@ class Light:
         Large ones are summed up while the processor has them at hand, and many modules then share their calls.
         """
         left, right = update.sides
-        if left.size + right.size < CACHED or not (by_gram(left.shape) and by_gram(right.shape)):
+        if left.size + right.size < CACHED or not all(by_gram(side.shape) for side in (left, right)):
+            return update
+        if device_for(left.shape) != "cpu":  # which is sent them as they are
             return update
         if (first := Summed.of(left, lambda: again().sides[0])) is None:
             return update

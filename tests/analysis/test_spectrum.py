@@ -462,3 +462,12 @@ class TestCuda:
         many = {str(i): lora(rng.standard_normal((64, 4)), rng.standard_normal((4, 64))) for i in range(50)}
         for name, _, spectrum in each_spectrum(many, device="cuda"):
             np.testing.assert_allclose(spectrum.values, singular_values(many[name]).values, rtol=1e-10)
+
+    @pytest.mark.parametrize("r", [128, 1024])
+    def test_large_factors_are_reduced_there(self, r):
+        rng = np.random.default_rng(0)
+        B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((4096, r), (r, 2048)))
+        B[:, 3] = B[:, 5]  # left to the CPU
+        for update in (lora(B, A), lora(A.T, B.T[:, :4000])):
+            found, exact = singular_values(update, device="cuda"), singular_values(update, device="cpu")
+            np.testing.assert_allclose(found.values, exact.values, rtol=0, atol=1e-11 * exact.values[0])

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import svdvals
 
-from bora_analysis import read_adapter, singular_values
-from bora_analysis.linalg import norm, qr
+from bora_analysis import each_spectrum, read_adapter, singular_values
+from bora_analysis.linalg import gpu_triangles, norm, qr
 from bora_analysis.updates.blocks import lora
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +122,92 @@ def test_both_ways_to_a_gram_matrix(monkeypatch: pytest.MonkeyPatch, small: bool
             assert summed is not None
             (kept,), (whole,) = qr.triangles_of([summed]), qr.triangles_of([stack])
             np.testing.assert_array_equal(kept, whole)
+
+
+class TestOnADevice:
+    """The GPU's code on torch's CPU device."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self, monkeypatch: pytest.MonkeyPatch):
+        torch = pytest.importorskip("torch")
+        self.sent: list[tuple[int, ...]] = []
+
+        def sent(array: np.ndarray) -> Any:
+            self.sent.append(array.shape)
+            return from_numpy(array)
+
+        from_numpy = torch.from_numpy
+        monkeypatch.setattr(torch, "from_numpy", sent)
+        monkeypatch.setattr(qr, "device_for", lambda shape: "cpu:0" if shape[-1] >= 8 else "cpu")
+        monkeypatch.setattr(gpu_triangles, "place_of", lambda shape, place: "cpu:0")
+
+    @pytest.mark.parametrize("decades", [0, 9])
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_the_same_triangles_and_the_factors_are_sent_once(self, dtype: type, decades: float):
+        rng = np.random.default_rng(0)
+        stacks = [
+            np.stack([graded(rng, p, r, 10, decades) for _ in range(b)]) for b, p, r in ((3, 1300, 16), (1, 900, 9))
+        ]
+        stacks = [stack.astype(dtype) for stack in stacks]
+        found = qr.triangles_of([*stacks, stacks[0].transpose(0, 2, 1), stacks[0][:, :, :4]])
+        for R, stack in zip(found[:2], stacks, strict=True):
+            for own, X in zip(R, stack.astype(np.float64), strict=True):
+                assert not np.tril(own, -1).any()
+                np.testing.assert_allclose(svdvals(own), svdvals(X), rtol=0, atol=2.5e-13 * norm(X))
+        assert self.sent == [stack.shape for stack in stacks]
+
+    @pytest.mark.parametrize("scale", [1.0, 0.0, 1e-160, 1e160, 1e200])
+    def test_what_a_gram_matrix_cannot_tell_is_left_to_householder(self, scale: float):
+        X = scale * nearly_dependent() + 0.0
+        fine = np.random.default_rng(1).standard_normal(X.shape)
+        with np.errstate(over="ignore"):
+            dependent, whole = qr.triangles(np.tile(np.stack([X, fine]), (1, 3, 1)))
+        np.testing.assert_allclose(svdvals(dependent), svdvals(X) * np.sqrt(3), rtol=0, atol=1e-13 * norm(X))
+        np.testing.assert_allclose(svdvals(whole), svdvals(fine) * np.sqrt(3), rtol=1e-13)
+
+    def test_too_little_memory(self, monkeypatch: pytest.MonkeyPatch):
+        import torch
+
+        def full(*_: Any) -> Any:
+            raise torch.OutOfMemoryError
+
+        monkeypatch.setattr(torch.linalg, "cholesky_ex", full)
+        X = np.random.default_rng(0).standard_normal((2, 1300, 16))
+        np.testing.assert_allclose(qr.triangles(X), qr._by_grams([X])[0])
+
+
+@pytest.mark.parametrize(
+    ("place", "r", "device"),
+    [
+        ("cpu", 2048, "cpu"),
+        ("cuda:1", 64, "cpu"),
+        ("cuda:1", 128, "cuda:1"),
+        ("auto", 512, "cpu"),
+        ("auto", 1024, "cuda:0"),
+    ],
+)
+def test_which_triangles_go_to_a_device(monkeypatch: pytest.MonkeyPatch, place: str, r: int, device: str):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with gpu_triangles.triangles_at(place):
+        assert gpu_triangles.device_for((1, 4096, r)) == device
+    assert gpu_triangles.device_for((1, 4096, r)) == "cpu"
+
+
+def test_workers_reduce_on_the_device_that_was_asked_for(monkeypatch: pytest.MonkeyPatch):
+    """Threads do not inherit it."""
+    pytest.importorskip("torch")
+    seen = set()
+    monkeypatch.setattr("bora_analysis.analysis.spectrum.resolve", lambda solver, device: "cpu:0")
+    monkeypatch.setattr(gpu_triangles, "place_of", lambda shape, place: seen.add(place) or "cpu:0")
+    rng = np.random.default_rng(0)
+    many = {str(k): lora(rng.standard_normal((400, 128)), rng.standard_normal((128, 300))) for k in range(3)}
+    found = {name: spectrum for name, _, spectrum in each_spectrum(many, workers=2, device="cuda")}
+    assert seen == {"cpu:0"}
+    monkeypatch.undo()
+    for name, update in many.items():
+        expected = singular_values(update).values
+        np.testing.assert_allclose(found[name].values, expected, rtol=0, atol=1e-12 * expected[0] * 4)
 
 
 def test_ranks_stay_what_they_are():
