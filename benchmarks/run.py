@@ -115,24 +115,33 @@ def ten_lines(path: Path) -> list[object]:
     return found
 
 
-def against_torch(lora: Path, rows: list[Row]) -> None:
-    """The analysis of a file and ten lines of torch, in turn.
+def alone(code: str, *arguments: object) -> float:
+    """What ``run.median`` or another of these functions gives in a process of its own, as on the command line."""
+    whole = f"import sys, run; from pathlib import Path; print({code})"
+    command = [sys.executable, "-c", whole, *map(str, arguments)]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
-    torch works in a process of its own, with one thread and with one a core: the faster counts. Here its threads would
-    keep the analysis from working as it does on the command line.
-    """
-    code = (
-        "import sys, torch, run; from pathlib import Path; torch.set_num_threads(int(sys.argv[2])); "
-        "print(run.median(lambda: run.ten_lines(Path(sys.argv[1]))))"
-    )
+
+def analysis_of(folder: str) -> float:
+    return median(lambda: analyse(read_adapter(folder)))
+
+
+def torch_of(weights: str, threads: str) -> float:
+    import torch
+
+    torch.set_num_threads(int(threads))
+    return median(lambda: ten_lines(Path(weights)))
+
+
+def against_torch(lora: Path, rows: list[Row]) -> None:
+    """The analysis of a file and ten lines of torch in turn, with one thread and one a core: the faster counts."""
     (weights,) = lora.glob("*.safetensors")
     taken: dict[str, list[float]] = {"idle": [], "1": [], str(available_cores()): []}
-    for _ in range(3):
-        taken["idle"].append(median(lambda: analyse(read_adapter(lora))))
+    for _ in range(5):
+        taken["idle"].append(alone("run.analysis_of(*sys.argv[1:])", lora))
         for threads in list(taken)[1:]:
-            command = [sys.executable, "-c", code, str(weights), threads]
-            done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-            taken[threads].append(float(done.stdout))
+            taken[threads].append(alone("run.torch_of(*sys.argv[1:])", weights, threads))
     idle, *torchs = (statistics.median(each) for each in taken.values())
     size = weights.stat().st_size / 1e6
     rows.append(Row(f"analysis, LoRA r=16, 224 modules, {size:.0f} MB", f"{idle:.3f} s", "≤ 0.12 s", idle <= 0.12))
@@ -165,17 +174,23 @@ def against_peers(lora: Path, peers: dict[str, str], rows: list[Row]) -> None:
             rows.append(Row(f"… `{name}` of the same file", text, f"≥ {least}×", ratio >= least))
 
 
+def gain_of(folder: str) -> float:
+    """One worker's time over that of all, medians of five."""
+    (adapter,) = checkpoints(read_adapter(folder))
+    measure(adapter)  # from now on the file is in the system's memory
+    assert can_copy()
+    with one_blas_thread():
+        pairs = [(seconds(lambda: measure(adapter, workers=1)), seconds(lambda: measure(adapter))) for _ in range(5)]
+    return statistics.median(one / all for one, all in pairs)
+
+
 def many_modules(home: Path, rows: list[Row]) -> None:
     """14,000 modules of 1024², 0.9 GB, and 300 adapters of 12 modules."""
     rng = np.random.default_rng(0)
     B, A = rng.standard_normal((1024, 8)).astype(np.float32) / 100, rng.standard_normal((8, 1024)).astype(np.float32)
     modules = {f"layers.{k // 140}.m{k % 140}_proj": {"B": B, "A": A} for k in range(14_000)}
     big = write_adapter(home / "big", "lora", modules, alpha=16)
-    (adapter,) = checkpoints(read_adapter(big))
-    measure(adapter)  # from now on the file is in the system's memory
-    assert can_copy()
-    pairs = [(seconds(lambda: measure(adapter, workers=1)), seconds(lambda: measure(adapter))) for _ in range(3)]
-    gain = statistics.median(one / all for one, all in pairs)
+    gain = alone("run.gain_of(*sys.argv[1:])", big)
     text = f"14,000 modules of 1024², {available_cores()} workers against one"
     rows.append(Row(text, f"{gain:.2f}×", "≥ 1.6×", gain >= 1.6))
     runs = [process(sys.executable, "-m", "bora_analysis", "analyze", str(big), "--top", "3") for _ in range(3)]

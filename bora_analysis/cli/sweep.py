@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Errors of adapters that are printed; all are in the results.
 _SHOWN = 20
+#: Processes that are started before it is known how many adapters there are.
+_AHEAD = 4
 
 
 @command(
@@ -51,6 +55,9 @@ def sweep(
     (s3://, gs://, hf:// …). What was analysed with the same options and has not changed is passed over. An adapter
     that cannot be read, crashes or hangs is a row with its error.
     """
+    taken = int(memory * 2**30)
+    if options["engine"] == "local":
+        _begin(options, taken, analysis["device"])
     from .. import sweep as run
     from ..files.errors import counted
     from ..fleet.child import without_pandas
@@ -58,7 +65,7 @@ def sweep(
     # Clusters and the sketches of others may want pandas.
     bare = without_pandas() if options["engine"] == "local" and not options["sketch"] else nullcontext()
     with bare, usage(), _progress(sys.stderr.isatty() if shown is None else shown) as told:
-        done = run(paths, memory=int(memory * 2**30), on_progress=told, **options, **reading, **analysis)
+        done = run(paths, memory=taken, on_progress=told, **options, **reading, **analysis)
     for line in done.errors:
         fail(line)
     if done.failed:
@@ -74,6 +81,17 @@ def sweep(
     click.echo(f"{options['results']}: {counted(done.analysed + done.kept + done.failed, 'adapter')}, {counts}")
     if done.failed or done.errors:
         raise click.exceptions.Exit(1)
+
+
+def _begin(options: dict[str, Any], memory: int, device: str) -> None:
+    """Let the first processes start while this one imports what it needs, which takes it as long as them."""
+    results = options["results"]
+    if "://" in results or Path(results, "adapters").exists():  # there may be nothing to do
+        return
+    from ..fleet.keeper import Wanted, begin
+
+    wanted = Wanted.of(memory, device, tuple(sys.path), options["sketch"])
+    begin(wanted, min(options["workers"] or os.cpu_count() or 1, _AHEAD))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from ..pipes import receive, send
 from .child import READY
@@ -44,11 +45,31 @@ class Ended(Exception):
         self.kind = kind
 
 
+class Wanted(NamedTuple):
+    """What a process is made for.
+
+    Attributes
+    ----------
+    memory : bytes, 0 for no bound. gpu : whether one may be used. path : where modules are found.
+    bare : without pandas.
+    """
+
+    memory: int
+    gpu: bool
+    path: tuple[str, ...] = ()
+    bare: bool = True
+
+    @classmethod
+    def of(cls, memory: int, device: str | None, path: tuple[str, ...], sketch: str | None) -> Wanted:
+        return cls(memory, device in ("auto", "cuda"), path, not sketch)
+
+
 class Child:
     """A process, its pipes, and a thread that waits for its answers."""
 
-    def __init__(self, memory: int, gpu: bool, path: tuple[str, ...] = (), bare: bool = True):
-        self.made_for = memory, gpu, path, bare
+    def __init__(self, wanted: Wanted):
+        self.made_for = wanted
+        memory, gpu, path, bare = wanted
         self.device = claimed() if gpu else None
         self.started = False
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -163,21 +184,21 @@ def end_all() -> None:
             child.end()
 
 
-def begin(job: Job, count: int) -> None:
-    """Have that many processes start for the job's tasks, while this one goes on."""
+def begin(wanted: Wanted, count: int) -> None:
+    """Let that many processes start or wait for work, while this one goes on."""
     with suppress(OSError):  # told with the first task
-        for _ in range(count):
-            child = Child(*_wanted(job))
+        for _ in range(count - sum(child.made_for == wanted for child in _idle)):
+            child = Child(wanted)
             with _lock:
                 _idle.append(child)
 
 
-def _wanted(job: Job) -> tuple[int, bool, tuple[str, ...], bool]:
-    return job.memory, job.measuring.get("device") in ("auto", "cuda"), job.path, not job.sketch
+def wanted_by(job: Job) -> Wanted:
+    return Wanted.of(job.memory, job.measuring.get("device"), job.path, job.sketch)
 
 
 def _taken(job: Job) -> Child:
-    wanted = _wanted(job)
+    wanted = wanted_by(job)
     while True:
         with _lock:
             fitting = [child for child in _idle if child.made_for == wanted]
@@ -189,7 +210,7 @@ def _taken(job: Job) -> Child:
                 fitting[-1].start()
             return fitting[-1]
         fitting[-1].end()
-    child = Child(*wanted)
+    child = Child(wanted)
     child.start()
     return child
 

@@ -25,7 +25,7 @@ from ..metrics import THRESHOLD
 from ..threshold import Threshold
 from .book import Book
 from .engines import ENGINES, run
-from .keeper import begin, work
+from .keeper import begin, wanted_by, work
 from .results import ADAPTERS, FORMAT, PARTS, SETTINGS, Results, rows_of, settled
 from .sources import find
 from .stamps import local, stamp
@@ -191,7 +191,7 @@ def sweep(
     with _alone(storage):
         _settle(storage, settings)
         if engine == "local" and not storage.names(ADAPTERS):  # there will be work
-            begin(job, min(workers or available_cores(), len(found.items)))
+            begin(wanted_by(job), min(workers or available_cores(), len(found.items)))
         _mend(storage, verify)
         book = Book(storage, job, found.items, keep_errors=keep_errors, verify=verify)
         progress = on_progress or (lambda _: None)

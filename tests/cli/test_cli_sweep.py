@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from fleet_cases import adapter, adapters
 
 from bora_analysis.cli import main
 from bora_analysis.cli.sweep import describe, sweep
+from bora_analysis.fleet import keeper
 from bora_analysis.fleet.engines import ENGINES
 from bora_analysis.fleet.results import Results
 from bora_analysis.fleet.sweep import Progress
@@ -26,6 +28,35 @@ def test_a_sweep_says_one_line_and_a_second_one_goes_on(tmp_path: Path):
     assert result.stdout == f"{out}: 2 adapters, 2 analysed, 0 as before, 0 failed\n"
     assert run(home, "-o", out).stdout == f"{out}: 2 adapters, 0 analysed, 2 as before, 0 failed\n"
     assert len(Results(out).adapters()) == 2
+
+
+def test_processes_start_ahead_where_there_is_work_and_no_more_than_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    keeper.end_all()
+    started: list[object] = []
+    start = keeper.Child.__init__
+
+    def counted(self: keeper.Child, wanted: keeper.Wanted) -> None:
+        started.append("in time" if "bora_analysis.fleet.sweep" in called_from() else "ahead")
+        start(self, wanted)
+
+    monkeypatch.setattr(keeper.Child, "__init__", counted)
+    home, out = adapters(tmp_path / "in", 3), tmp_path / "out"
+    assert run(home, "-o", out, "--workers", "2").exit_code == 0
+    assert started == ["ahead", "ahead"]
+    assert run(home, "-o", out, "--workers", "2").exit_code == 0
+    assert run(home, "-o", f"memory://{tmp_path}/ahead", "--workers", "2").exit_code == 0  # those that wait do it
+    assert started == ["ahead", "ahead"]
+    keeper.end_all()
+
+
+def called_from() -> set[str]:
+    """The modules above."""
+    frame, found = sys._getframe(), set()
+    while frame := frame.f_back:
+        found.add(frame.f_globals.get("__name__", ""))
+    return found
 
 
 def test_errors_are_named_and_the_rest_is_done(tmp_path: Path):

@@ -168,8 +168,8 @@ def test_ctrl_c_ends_it_at_once_and_leaves_nobody(fleet: Path, tmp_path: Path):
 
 def test_a_child_ends_when_its_keeper_does():
     code = (
-        "import os, sys; from bora_analysis.fleet.keeper import Child\n"
-        "child = Child(0, False); child.start(); print(child.process.pid, flush=True); os.kill(os.getpid(), 9)"
+        "import os, sys; from bora_analysis.fleet.keeper import Child, Wanted\n"
+        "child = Child(Wanted(0, False)); child.start(); print(child.process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     pid = int(done.stdout)
