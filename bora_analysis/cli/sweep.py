@@ -86,7 +86,10 @@ def sweep(
 def _begin(options: dict[str, Any], memory: int, device: str) -> None:
     """Let the first processes start while this one imports what it needs, which takes it as long as them."""
     results = options["results"]
-    if "://" in results or Path(results, "adapters").exists():  # there may be nothing to do
+    try:
+        if "://" in results or Path(results, "adapters").exists():  # there may be nothing to do
+            return
+    except OSError:  # which the sweep says
         return
     from ..fleet.keeper import Wanted, begin
 

@@ -186,8 +186,10 @@ def end_all() -> None:
 
 def begin(wanted: Wanted, count: int) -> None:
     """Let that many processes start or wait for work, while this one goes on."""
+    with _lock:
+        there = sum(child.made_for == wanted for child in _idle)
     with suppress(OSError):  # told with the first task
-        for _ in range(count - sum(child.made_for == wanted for child in _idle)):
+        for _ in range(count - there):
             child = Child(wanted)
             with _lock:
                 _idle.append(child)

@@ -81,6 +81,9 @@ def test_nothing_found_and_wrong_usage(tmp_path: Path):
         assert run(home, "-o", tmp_path / "out", *wrong).exit_code == 2
     assert run(home).exit_code == 2  # without -o
     assert run(home, "-o", tmp_path / "out", "--address", "tcp://here:1").exit_code == 1
+    long = run(home, "-o", tmp_path / ("x" * 300))
+    assert (long.exit_code, long.stderr.count("\n")) == (1, 1)
+    assert long.stderr.endswith("cannot be written: File name too long\n")
 
 
 def test_progress_is_shown_where_it_is_asked_for(tmp_path: Path):
