@@ -44,12 +44,13 @@ COUNT_FROM = 256
 COUNT_CORE_FROM = 1024
 #: A worker takes modules until it has so many, what it keeps of them is so large, or so much time has gone, and then
 #: solves their cores together: a call for each small module, and a thread that waits for it, took longer than the work.
-#: Modules of a millisecond or less are left to one worker: two threads that took turns in their Python needed 1.3 times
-#: as long for 1024², r = 8, and 1.1 times for 4096², r = 16; for r = 32 0.8. So are those that one batch holds all.
+#: Modules with factors below a megabyte are left to one worker, a millisecond each: two threads that took turns in the
+#: Python needed 1.3 times as long for 1024², r = 8, and 1.1 times for 4096², r = 16; for r = 32 0.8. So are those that
+#: one batch holds all.
 BATCH_BYTES = 4 << 20
 BATCH_MODULES = 64
 BATCH_SECONDS = 0.02
-_ALONE_FROM = 20
+_SMALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -260,7 +261,7 @@ def each_spectrum(
     def some() -> list[tuple[str, Facts, Spectrum]]:
         """The next modules, as many as make a batch worth its call; none when all are taken."""
         nonlocal alone
-        found, reduced, waiting, held, name = [], [], [], 0, None
+        found, reduced, waiting, held, read, name = [], [], [], 0, 0, None
         until = time.perf_counter() + (BATCH_SECONDS if place in ("auto", "cpu") else float("inf"))
         for _ in range(BATCH_MODULES):
             with turn:
@@ -271,6 +272,7 @@ def each_spectrum(
             if isinstance(update, Dense):
                 found.append((name, update.facts, _dense_spectrum(update, solver, place, quick, name)))
             elif isinstance(update, BlockProduct):
+                read += sum(side.nbytes for side in update.sides)
                 waiting.append((name, Light.of(update, partial(updates.__getitem__, name))))
                 held += sum(side.nbytes for side in waiting[-1][1].sides)
             else:
@@ -279,7 +281,7 @@ def each_spectrum(
             del update  # before the next one is read
             if held >= BATCH_BYTES or time.perf_counter() > until:
                 break
-        alone = len(waiting) >= _ALONE_FROM or name is None
+        alone = read < len(waiting) * _SMALL_BYTES or name is None
         loaded.set()
         together = measured([update for _, update in waiting])
         for (name, update), sizes in zip(waiting, together, strict=True):
